@@ -1,0 +1,61 @@
+"""How a stage is started: `python launch/STAGE.py CONFIG.yaml [key=value ...]`.
+
+Exit 0: done. Exit 2: the user's mistake, said in a few lines without a traceback. Exit 1: ours, with the traceback.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from pretrain import config
+from pretrain.errors import PretrainError, UserError
+
+# stage → module with `run(config)`, and the class of its configuration. Imported when asked for: the data stages
+# start in a fraction of a second because nothing makes them import torch.
+STAGES = {
+    "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
+    "shards": ("pretrain.shards", "ShardsConfig"),
+    "pretrain": ("pretrain.run", "RunConfig"),
+    "export": ("pretrain.export", "ExportConfig"),
+    "finetune": ("pretrain.finetune", "FinetuneConfig"),
+    "generate": ("pretrain.finetune", "GenerateConfig"),
+    "demo": ("pretrain.demo", "DemoConfig"),
+}
+RANK0_HEAD_START_S = 3.0
+
+
+def main(stage: str, argv: list[str] | None = None) -> int:
+    """Run one stage on the command line's configuration; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog=f"launch/{stage}.py", description=f"Run the stage {stage!r}.", epilog="README.md lists every key."
+    )
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over the file")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher inserts it
+    arguments = parser.parse_intermixed_args(argv)
+    return guarded(lambda: _run(stage, arguments.config, arguments.overrides))
+
+
+def guarded(work) -> int:
+    """Call `work()`; a PretrainError becomes a message and its exit status. Under a launcher rank 0 speaks once."""
+    try:
+        work()
+    except PretrainError as error:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+            time.sleep(RANK0_HEAD_START_S)  # if rank 0 met the same, the launcher has ended this one by now
+        prefix = "error" if isinstance(error, UserError) else "failed"
+        print(f"{prefix}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+def _run(stage: str, path: str, overrides: list[str]) -> None:
+    module_name, config_name = STAGES[stage]
+    module = importlib.import_module(module_name)
+    function = module.generate if stage == "generate" else module.run
+    function(config.load(getattr(module, config_name), Path(path), overrides))

@@ -1,0 +1,258 @@
+"""Configuration: one YAML file per run, dotted overrides after it, unknown keys refused.
+
+A scalar is decoded by the type its key declares, never by how it looks: YAML's own rules read `3e-4` as a string
+and `no` as False. Every stage declares its config as a subclass of `Config` beside the code that reads it.
+"""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pretrain.errors import ConfigError
+
+NULL = {"", "null", "~", "none", "None"}
+Resume = Literal["free", "append-only", "frozen"]
+
+
+class Config(BaseModel):
+    """Base of every section: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decode(cls, values: Any) -> Any:
+        """Decode what pydantic cannot know of a string: null, the numbers of a Literal, a free-form mapping."""
+        if not isinstance(values, dict):
+            return values
+        decoded = {}
+        for key, value in values.items():
+            field = cls.model_fields.get(key)
+            if field is not None and isinstance(value, str) and value in NULL and _admits_none(field.annotation):
+                value = None
+            if field is not None and typing.get_origin(field.annotation) is dict:
+                value = {} if value is None else _plain_scalars(value)
+            if field is not None and typing.get_origin(field.annotation) is Literal:
+                value = next((known for known in typing.get_args(field.annotation) if str(known) == value), value)
+            decoded[key] = value
+        return decoded
+
+
+def free(default: Any = ..., **kwargs: Any) -> Any:
+    """A key that may change when a run resumes: it touches speed, places or reports, never the result."""
+    return Field(default, json_schema_extra={"resume": "free"}, **kwargs)
+
+
+def append_only(default: Any = ..., **kwargs: Any) -> Any:
+    """A list whose begun entries are frozen; later ones may be edited or added when a run resumes."""
+    return Field(default, json_schema_extra={"resume": "append-only"}, **kwargs)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load(kind: type[C], path: Path | str, overrides: list[str] = ()) -> C:
+    """Read `path` (YAML) as a `kind`, with `overrides` such as `objective.mask_ratio=0.3` laid over it.
+
+    Raises ConfigError naming the file or the override, the key, what was found, and the nearest known key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ConfigError("no such configuration file", f"looked for: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("a configuration file must be UTF-8", f"{path}, byte {error.start}") from None
+    values = parse(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError("a configuration is a mapping of keys to values", f"{path} holds {values!r}")
+    said = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"an override is written key=value, not {override!r}")
+        _set(values, key.split("."), parse(value, f"override {override!r}"), override)
+        said[key] = f"override {override!r}"
+    return build(kind, values, str(path), said)
+
+
+def build(kind: type[C], values: dict, source: str, said: dict[str, str] | None = None) -> C:
+    """Validate `values` as a `kind`; `source` and `said` (key → override) tell where each value was written."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _explain(kind, error, source, said or {}) from None
+
+
+def parse(text: str, source: str) -> Any:
+    """YAML with every scalar left as a string; a key given twice is an error."""
+    try:
+        return yaml.load(text, _Strings)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f"{source}, line {place.line + 1}" if place else source
+        raise ConfigError("not valid YAML", where, str(getattr(error, "problem", error))) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML that loads back equal."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resume_conflicts(old: Config, new: Config, begun: dict[str, int] | None = None) -> list[str]:
+    """Lines `key: old → new` for each frozen key that differs.
+
+    `begun` says, per append-only key, how many of its leading entries are frozen.
+    """
+    return list(_conflicts(old, new, "", begun or {}))
+
+
+def _conflicts(old: Config, new: Config, prefix: str, begun: dict[str, int]) -> typing.Iterator[str]:
+    for name, field in type(old).model_fields.items():
+        a, b, key = getattr(old, name), getattr(new, name), prefix + name
+        rule: Resume = (field.json_schema_extra or {}).get("resume", "frozen")
+        if rule == "free" or a == b:
+            continue
+        if rule == "append-only":
+            frozen = begun.get(key, len(a))
+            a, b = a[:frozen], b[:frozen]
+            if a == b:
+                continue
+        if isinstance(a, Config) and isinstance(b, Config):
+            yield from _conflicts(a, b, key + ".", begun)
+        else:
+            yield f"{key}: {_short(a)} → {_short(b)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Config):
+        value = value.model_dump(mode="json")
+    elif isinstance(value, (list, tuple)):
+        value = [v.model_dump(mode="json") if isinstance(v, Config) else v for v in value]
+    return str(value)
+
+
+class _Strings(yaml.BaseLoader):
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _plain_scalars(value: Any) -> Any:
+    """Type the scalars of a free-form mapping the way JSON would."""
+    if isinstance(value, dict):
+        return {key: _plain_scalars(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_scalars(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in NULL:
+        return None
+    if value in ("true", "false"):
+        return value == "true"
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _set(values: dict, keys: list[str], value: Any, override: str) -> None:
+    """Lay one override over the parsed file; a number addresses a list entry (`phases.0.steps`)."""
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(values, list):
+            if not key.isdigit() or int(key) >= len(values):
+                where = ".".join(keys[:depth])
+                raise ConfigError(f"{where} is a list of {len(values)}", f"in override {override!r}: no entry {key!r}")
+            key = int(key)
+        elif not isinstance(values, dict):
+            raise ConfigError(f"{'.'.join(keys[:depth])} is a single value", f"in override {override!r}")
+        if last:
+            values[key] = value
+        elif isinstance(values, dict) and not isinstance(values.get(key), (dict, list)):
+            values[key] = {}
+        values = values[key]
+
+
+def _explain(kind: type[Config], error: ValidationError, source: str, said: dict[str, str]) -> ConfigError:
+    """Every problem of a validation at once: key, where it was written, what was found, what to do."""
+    lines = []
+    for problem in error.errors():
+        section, loc = _resolve(kind, problem["loc"])
+        key = ".".join(map(str, loc)) or "(whole file)"
+        where = next((text for name, text in said.items() if key == name or key.startswith(name + ".")), source)
+        match problem["type"]:
+            case "extra_forbidden":
+                lines.append(f"{where}: unknown key {key}{_did_you_mean(kind, section, loc)}")
+            case "missing":
+                lines.append(f"{where}: {key} is missing")
+            case "value_error" | "assertion_error":
+                lines.append(f"{where}: {problem['msg'].split(', ', 1)[-1]}")
+            case _:
+                message = problem["msg"][0].lower() + problem["msg"][1:]
+                lines.append(f"{where}: {key} = {problem['input']!r}: {message}")
+    what = "this configuration cannot be used" if len(lines) > 1 else lines.pop()
+    return ConfigError(what, *lines)
+
+
+def _resolve(kind: type[Config], loc: tuple) -> tuple[type[Config] | None, list]:
+    """The section that holds the last key of a pydantic location, and the location without union tags."""
+    section, choices, path = kind, [], []
+    for part in loc:
+        tagged = [choice for choice in choices if part in _tags(choice)]
+        if tagged:
+            section, choices = tagged[0], []
+            continue
+        path.append(part)
+        if isinstance(part, int) or section is None or len(path) == len(loc):
+            continue
+        field = section.model_fields.get(part)
+        if field is None:
+            break
+        choices = _sections(field.annotation)
+        section = choices[0] if choices else section
+    return section, path
+
+
+def _did_you_mean(kind: type[Config], section: type[Config], loc: list) -> str:
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+    if near:
+        return f": did you mean {'.'.join([*map(str, loc[:-1]), near[0]])}?"
+    for name, field in kind.model_fields.items():  # the right name in the wrong section is as common as a typo
+        if any(loc[-1] in inner.model_fields for inner in _sections(field.annotation)):
+            return f": did you mean {name}.{loc[-1]}?"
+    return f" (known here: {', '.join(known)})"
+
+
+def _sections(annotation: Any) -> list[type[Config]]:
+    """The Config classes inside an annotation such as `list[Phase]` or `Masked | Causal`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [section for inner in typing.get_args(annotation) for section in _sections(inner)]
+
+
+def _tags(section: type[Config]) -> tuple:
+    """The values of `kind` that select this member of a union."""
+    field = section.model_fields.get("kind")
+    return typing.get_args(field.annotation) if field else ()
+
+
+def _admits_none(annotation: Any) -> bool:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return type(None) in typing.get_args(annotation)
+    return annotation is Any

@@ -1,0 +1,316 @@
+"""The two things that can execute a step, behind one interface: DeepSpeed over ranks, and plain torch in one process.
+
+    loss = engine(batch)          summed loss of a micro-batch
+    engine.backward(loss, scale)  accumulate gradients of scale · loss, summed over ranks
+    engine.step(lr)               clip, update, clear; the norm before clipping, or None: not finite, step skipped
+    engine.state()                yields the portable state, engine.restore(…) takes it back
+
+Nothing else in the package knows about ranks. The DeepSpeed configuration is derived from ours by
+`deepspeed_config`, a pure function. Facts about DeepSpeed 0.19.8 quoted in comments were measured.
+"""
+
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from pretrain.config import Config, free
+from pretrain.errors import ConfigError
+from pretrain.objectives import Batch
+
+STATES = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
+Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+class EngineConfig(Config):
+    precision: Literal["fp32", "bf16", "autocast"] = free("fp32")  # bf16: bf16 weights, fp32 masters and sums
+    zero_stage: Literal[0, 1, 2, 3] = free(1)
+    micro_batch: int = free(gt=0)  # windows a rank takes at once
+    timeout_s: int = free(600, gt=0)  # how long a rank waits for the others
+    deterministic: bool = free(False)  # CUDA: only kernels that repeat bit by bit
+    deepspeed: dict[str, Any] = free({})  # further keys of DeepSpeed's own configuration
+
+    @model_validator(mode="after")
+    def _sound(self) -> "EngineConfig":
+        if self.precision == "bf16" and self.zero_stage == 0:
+            # Stage 0 decays every weight once at construction and counts one Adam step too many.
+            raise ValueError("engine.precision = bf16 needs engine.zero_stage = 1, 2 or 3, found 0")
+        taken = sorted(set(self.deepspeed) & set(deepspeed_config(self.model_copy(update={"deepspeed": {}}), 1.0)))
+        if taken:
+            raise ValueError(f"engine.deepspeed may not set {', '.join(taken)}: derived from other keys")
+        return self
+
+
+def deepspeed_config(engine: EngineConfig, clip: float) -> dict:
+    """DeepSpeed's JSON for these settings.
+
+    We own the accumulation boundary (`managed_gradient_accumulation`): with DeepSpeed's, a step off its own count
+    silently trains nothing. `gradient_clipping` is always written: absent it means 1.0.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": engine.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": clip,
+        "zero_optimization": {"stage": engine.zero_stage},
+        "steps_per_print": 2**31,
+    }
+    match engine.precision:
+        case "bf16":  # without grad_accum_dtype micro-batches would accumulate in bf16
+            config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        case "autocast":
+            config |= {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    return config | engine.deepspeed
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    launched: bool = False  # by deepspeed, torchrun or srun; else a single plain process
+
+    @property
+    def speaks(self) -> bool:
+        return self.rank == 0
+
+
+def find_world() -> World:
+    """Who this process is, from the variables of deepspeed, torchrun or SLURM.
+
+    Fills RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for libraries that read only those.
+    """
+    env = os.environ
+    if "RANK" not in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
+        env["LOCAL_RANK"] = env["SLURM_LOCALID"]
+        if "MASTER_ADDR" not in env:
+            raise ConfigError(
+                "srun started these ranks without MASTER_ADDR",
+                "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500",
+            )
+        env.setdefault("MASTER_PORT", "29500")
+    if "RANK" not in env:
+        return World()
+    return World(int(env["RANK"]), int(env.get("WORLD_SIZE", "1")), int(env.get("LOCAL_RANK", "0")), launched=True)
+
+
+def join(world: World, timeout_s: int) -> None:
+    """Connect the ranks: NCCL on CUDA, gloo on CPU. `barrier` and `total` work from here on."""
+    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*")
+    import deepspeed
+    import deepspeed.ops
+
+    # On CPU each rank would leave 69 MB in /dev/shm for ever; training collectives go through gloo anyway.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("LOCAL_SIZE", str(world.size))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
+
+
+def device_of(world: World) -> torch.device:
+    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+class LocalEngine:
+    """One process, plain torch: for laptops, quick tests, and as the reference DeepSpeed is compared with."""
+
+    name = "local"
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, config: EngineConfig, clip: float, world: World):
+        if config.precision == "bf16":
+            raise ConfigError(
+                "engine.precision = bf16 needs DeepSpeed, which keeps the fp32 masters",
+                "this is one plain process",
+                "start it with: deepspeed --num_accelerators 1 launch/pretrain.py …, or take engine.precision=autocast",
+            )
+        self.device = device_of(world)
+        self.module = module.to(self.device)
+        self.optimizer = optimizer(module)
+        self.clip, self.precision = clip, config.precision
+
+    def train(self, training: bool) -> None:
+        self.module.train(training)
+
+    def __call__(self, batch: Batch, each: bool = False) -> Any:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "autocast"):
+            return self.module(batch.to(self.device), each)
+
+    def backward(self, loss: Tensor, scale: float) -> None:
+        (loss * scale).backward()
+
+    def step(self, lr: float) -> float | None:
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        finite = bool(norm.isfinite())
+        if finite:
+            _set_lr(self.optimizer, lr)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm) if finite else None
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks of a small tensor; here the tensor itself."""
+        return values
+
+    def state(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
+        """("weights" | "exp_avg" | "exp_avg_sq", iterator of (name, whole fp32 tensor on CPU)), one kind after another."""
+        yield "weights", ((name, p.detach().float().cpu()) for name, p in _named(self.module))
+        for kind in STATES:
+            yield kind, ((name, self.optimizer.state[p][kind].float().cpu()) for name, p in _named(self.module))
+
+    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int, batch: Batch) -> None:
+        """Take over a saved state: `load(kind, name)` gives each whole fp32 tensor. `batch` is any valid one."""
+        with torch.no_grad():
+            for name, p in _named(self.module):
+                p.copy_(load("weights", name))
+                self.optimizer.state[p] = {
+                    "step": torch.tensor(float(steps_applied), device=p.device),
+                    **{kind: load(kind, name).to(p.device) for kind in STATES},
+                }
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO 0–3 over any number of ranks. `join` must have been called."""
+
+    name = "deepspeed"
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, config: EngineConfig, clip: float, world: World):
+        import deepspeed
+
+        self.device = device_of(world)
+        self.world = world
+        self.module = module.to(self.device)
+        self.engine, *_ = deepspeed.initialize(
+            model=self.module, optimizer=optimizer(module), config=deepspeed_config(config, clip)
+        )
+        self.stage = config.zero_stage
+        if self.stage == 0:  # we reduce, to know the norm and to skip what is not finite: ZeRO 1-3 do both themselves
+            self.engine.enable_backward_allreduce = False
+        elif self.stage < 3:
+            # Stages 1 and 2 link states to weights after the first *group's* first step and would miss the second's.
+            _begin_adamw(self.engine.optimizer.optimizer)
+        self._control = torch.distributed.new_group(backend="gloo") if self.device.type == "cuda" else None
+
+    def train(self, training: bool) -> None:
+        self.engine.train(training)
+
+    def __call__(self, batch: Batch, each: bool = False) -> Any:
+        return self.engine(batch.to(self.device), each)
+
+    def backward(self, loss: Tensor, scale: float) -> None:
+        self.engine.backward(loss * (scale * self.world.size))  # DeepSpeed averages over ranks, we sum
+
+    def step(self, lr: float) -> float | None:
+        _set_lr(self.engine.optimizer, lr)
+        if self.stage == 0:
+            self.engine.buffered_allreduce_fallback()
+            norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+            if not norm.isfinite():
+                self.engine.zero_grad()
+                return None
+            self.engine.step()
+            return float(norm)
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks of a small CPU tensor, off the accelerator's stream."""
+        if self.world.size > 1:
+            torch.distributed.all_reduce(values, group=self._control)
+        return values
+
+    def state(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
+        """As LocalEngine.state; a collective: every rank must consume it to the end."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        def whole(p: nn.Parameter, kind: str) -> Tensor:
+            if self.stage == 0:
+                return p.detach() if kind == "weights" else self.engine.optimizer.state[p][kind]
+            return safe_get_full_fp32_param(p) if kind == "weights" else safe_get_full_optimizer_state(p, kind)
+
+        for kind in ("weights", *STATES):
+            yield kind, ((name, whole(p, kind).float().cpu()) for name, p in _named(self.module))
+
+    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int, batch: Batch) -> None:
+        """As LocalEngine.restore; the module must have held these weights when the engine was built.
+
+        DeepSpeed makes its optimizer state at the first step, and its bf16 weights from the module's: so one step of
+        zero gradient and zero rate comes first, then masters and moments are overwritten.
+        """
+        self.backward(self(batch), 0.0)
+        self.step(0.0)
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        inner = self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
+        with torch.no_grad():
+            for name, p in _named(self.module):
+                for kind in ("weights", *STATES):
+                    value = load(kind, name).to(self.device)
+                    if self.stage == 3:
+                        self._set_part(p, value, kind)
+                    elif self.stage == 0:
+                        (p if kind == "weights" else inner.state[p][kind]).copy_(value)
+                    elif kind == "weights":
+                        safe_set_full_fp32_param(p, value)
+                    else:
+                        safe_set_full_optimizer_state(p, value, kind)
+        for state in inner.state.values():
+            state["step"].fill_(steps_applied)
+
+    def _set_part(self, p: nn.Parameter, value: Tensor, kind: str) -> None:
+        """Stage 3: this rank's part of a whole value, the last part padded (the full-value setter cannot pad)."""
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        size = p.ds_tensor.numel()
+        flat = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+        part = flat[self.world.rank * size :][:size]
+        if kind == "weights":
+            safe_set_local_fp32_param(p, part)
+        else:
+            safe_set_local_optimizer_state(p, part, kind)
+
+
+Engine = LocalEngine | DeepSpeedEngine
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that dropout draws from, on every device of this process."""
+    torch.manual_seed(seed)
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's weights by name, each once, without the Learner's prefix."""
+    return ((name.removeprefix("model."), p) for name, p in module.named_parameters())
+
+
+def _begin_adamw(optimizer: torch.optim.AdamW) -> None:
+    """Create AdamW's state before its first step, as that step would."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            step = torch.zeros((), device=p.device if group["fused"] else "cpu")
+            optimizer.state[p] = {"step": step, **{kind: torch.zeros_like(p) for kind in STATES}}
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

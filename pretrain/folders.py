@@ -1,0 +1,135 @@
+"""How every stage publishes its folder: written aside, hashed while writing, named last by one rename.
+
+A folder is complete when its index file (JSON) is there. The index lists every file with its size and SHA-256, what
+the folder was made from, and a fingerprint: the hash of the index without places, times and versions. Nothing large
+is hashed again to prove what a folder is.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.errors import UserError
+
+CHUNK = 1 << 20
+RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
+
+
+@contextmanager
+def publish(folder: Path, index_name: str, what: type[UserError] = UserError) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on success it takes `folder`'s name, on failure nothing is left behind.
+
+    Refuses (`what`) to replace a folder that holds anything but an earlier result of the same stage.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / index_name).exists() and any(folder.iterdir()):
+        raise what(
+            "the output folder holds something else", f"{folder} has files but no {index_name}", "choose another out="
+        )
+    aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        assert (aside / index_name).exists(), f"{aside} was published without {index_name}"
+        _sync(aside)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            aside.rename(folder)
+            shutil.rmtree(old)
+        else:
+            aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def digest(path: Path) -> dict:
+    """`{"bytes": size, "sha256": hex}` of a file, read once."""
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def digests(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, dict]:
+    """`digest` of every file below `folder`, by relative name, sorted."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    return {name: digest(folder / name) for name in names if name not in leave_out}
+
+
+def fingerprint(index: dict) -> str:
+    """The identity of an index: SHA-256 of its canonical JSON without `recorded` and `fingerprint`."""
+    identity = {key: value for key, value in index.items() if key not in (RECORDED, "fingerprint")}
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_index(folder: Path, name: str, index: dict) -> dict:
+    """Add the digests of `folder`'s files and the fingerprint to `index`, write it last, return it."""
+    index = {**index, "files": digests(folder, leave_out=(name,))}
+    index["fingerprint"] = fingerprint(index)
+    write_json(folder / name, index)
+    return index
+
+
+def read_index(folder: Path, name: str, what: type[UserError], made_by: str) -> dict:
+    """The index of a complete folder. Raises `what` when the folder or its index is missing or damaged."""
+    path = Path(folder) / name
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        state = "the folder is incomplete" if Path(folder).exists() else "there is no such folder"
+        raise what(f"{folder}: {state}", f"looked for: {path}", f"make it with: {made_by}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise what(f"{path} is damaged: not JSON", f"make it again with: {made_by}") from None
+    if not isinstance(index, dict) or index.get("fingerprint") != fingerprint(index):
+        raise what(f"{path} was altered: its fingerprint does not match", f"make it again with: {made_by}")
+    return index
+
+
+def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
+    """Every listed file is there with its listed size: what every opening checks, at the cost of a stat each."""
+    for name, entry in index["files"].items():
+        path = Path(folder) / name
+        found = path.stat().st_size if path.exists() else None
+        if found != entry["bytes"]:
+            state = "is missing" if found is None else f"has {found:,} bytes, not {entry['bytes']:,}: truncated?"
+            raise what(f"{path} {state}", "copy it again from where it was made, or rebuild the folder")
+
+
+def faults(folder: Path, index: dict, index_name: str) -> list[str]:
+    """Names of files that differ from the index, each with what is wrong: what `verify` prints."""
+    found = []
+    for name, entry in index["files"].items():
+        path = Path(folder) / name
+        if not path.exists():
+            found.append(f"{name}: missing")
+        elif path.stat().st_size != entry["bytes"]:
+            found.append(f"{name}: {path.stat().st_size:,} bytes, not {entry['bytes']:,}")
+        elif digest(path)["sha256"] != entry["sha256"]:
+            found.append(f"{name}: contents changed (SHA-256 differs)")
+    present = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
+    return found + [f"{name}: not in the index" for name in sorted(present - set(index["files"]) - {index_name})]
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write aside, sync, rename: a reader sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

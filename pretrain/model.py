@@ -1,0 +1,250 @@
+"""One Transformer for encoders and decoders; a closed set of knobs, names and layouts as in Hugging Face.
+
+Shapes: B batch, T tokens, D width, H heads, E head width, F feed-forward width, K targets, V vocabulary.
+
+Documents packed into one window never see each other: `segments` (B, T) says which document a token is of, and
+attention is allowed inside a segment only. The vocabulary projection runs on the K predicted rows of a window, not
+on all T. Dialects under `pretrain/export` rename these weights, so RoPE and projections follow Hugging Face.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pretrain.config import Config
+
+
+class ModelConfig(Config):
+    """Shape of the model. The vocabulary's size comes with the tokenizer and is never typed."""
+
+    causal: bool
+    layers: int = Field(gt=0)
+    width: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int | None = Field(None, gt=0)  # default: heads (no grouping)
+    head_width: int | None = Field(None, gt=0)  # default: width / heads
+    mlp_width: int = Field(gt=0)
+    max_positions: int = Field(gt=0)
+    norm: Literal["layernorm", "rmsnorm"]
+    norm_position: Literal["pre", "post"]
+    norm_eps: float = Field(gt=0)
+    positions: Literal["learned", "rope"]
+    rope_theta: float = Field(10_000.0, gt=0)
+    mlp: Literal["gelu", "swiglu", "geglu"]
+    bias: bool
+    qk_norm: bool = False
+    tie_embeddings: bool = True
+    transform_head: bool = False  # BERT's dense + GELU + norm before the vocabulary, and a bias after it
+    dropout: float = Field(0.0, ge=0, lt=1)
+    init_std: float = Field(0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ModelConfig":
+        if self.head_width is None and self.width % self.heads:
+            raise ValueError(f"model.width = {self.width} does not divide by model.heads = {self.heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"model.heads = {self.heads} does not divide by model.kv_heads = {self.kv_heads}")
+        if self.positions == "rope" and self.E % 2:
+            raise ValueError(f"model.positions = rope needs an even head width, found {self.E}")
+        return self
+
+    @property
+    def E(self) -> int:
+        return self.head_width or self.width // self.heads
+
+    @property
+    def KV(self) -> int:
+        return self.kv_heads or self.heads
+
+
+class Transformer(nn.Module):
+    """`forward` gives hidden states (B, T, D); `logits` maps chosen rows to the vocabulary."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.embed = nn.Embedding(vocab_size, config.width)
+        if config.positions == "learned":
+            self.embed_position = nn.Embedding(config.max_positions, config.width)
+        if config.norm_position == "post":
+            self.embed_norm = _norm(config, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        if config.norm_position == "pre":
+            self.final_norm = _norm(config, config.width)
+        self.head = Head(config, vocab_size)
+        if config.tie_embeddings:
+            self.head.decoder.weight = self.embed.weight
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, inputs: Tensor, segments: Tensor, position_ids: Tensor) -> Tensor:
+        """(B, T) ids, document numbers and positions inside the document → hidden states (B, T, D)."""
+        config = self.config
+        x = self.embed(inputs)
+        if config.positions == "learned":
+            x = x + self.embed_position(position_ids)
+            rotation = None
+        else:
+            rotation = rope(position_ids, config.E, config.rope_theta, x.dtype)
+        if config.norm_position == "post":
+            x = self.embed_norm(x)
+        x = self.dropout(x)
+        mask = attention_mask(segments, config.causal)
+        for block in self.blocks:
+            x = block(x, rotation, mask)
+        return self.final_norm(x) if config.norm_position == "pre" else x
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Hidden rows (…, D) → logits (…, V)."""
+        return self.head(rows)
+
+    def flops_per_token(self, seq_len: int, targets: int) -> float:
+        """Training FLOPs per input token: 6 per weight used in a product, 12·L·H·E·T for attention scores and values.
+
+        The head counts for `targets` of `seq_len` tokens. Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1;
+        attention counted in full, causal or not, as PaLM (arXiv:2204.02311, appendix B) does.
+        """
+        config = self.config
+        matrices = sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim == 2)
+        head = config.width * self.vocab_size + (config.width**2 if config.transform_head else 0)
+        attention = 12 * config.layers * config.heads * config.E * seq_len
+        return 6 * (matrices + head * targets / seq_len) + attention
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.pre = config.norm_position == "pre"
+        self.attention = Attention(config)
+        self.attention_norm = _norm(config, config.width)
+        self.mlp = MLP(config)
+        self.mlp_norm = _norm(config, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+        if self.pre:
+            x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask))
+            return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, rotation, mask)))
+        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.E, self.p_drop = config.E, config.dropout
+        self.q = nn.Linear(config.width, config.heads * config.E, config.bias)
+        self.k = nn.Linear(config.width, config.KV * config.E, config.bias)
+        self.v = nn.Linear(config.width, config.KV * config.E, config.bias)
+        self.out = nn.Linear(config.heads * config.E, config.width, config.bias)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm, self.k_norm = _norm(config, config.E), _norm(config, config.E)
+        self.grouped = config.heads != config.KV
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (project(x).view(B, T, -1, self.E) for project in (self.q, self.k, self.v))  # (B, T, H, E)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, E)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        x = attend(q, k, v, mask, self.p_drop if self.training else 0.0, self.grouped)
+        return self.out(x.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gated = config.mlp != "gelu"
+        self.act = F.silu if config.mlp == "swiglu" else F.gelu
+        self.up = nn.Linear(config.width, config.mlp_width, config.bias)
+        if self.gated:
+            self.gate = nn.Linear(config.width, config.mlp_width, config.bias)
+        self.down = nn.Linear(config.mlp_width, config.width, config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.gate(x)) * self.up(x) if self.gated else self.act(self.up(x)))
+
+
+class Head(nn.Module):
+    """Hidden rows → logits; with `transform_head` as in BERT (Devlin et al. 2018, the masked-LM head)."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.transform = config.transform_head
+        if config.transform_head:
+            self.dense = nn.Linear(config.width, config.width, config.bias)
+            self.norm = _norm(config, config.width)
+        self.decoder = nn.Linear(config.width, vocab_size, bias=config.transform_head)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.transform:
+            rows = self.norm(F.gelu(self.dense(rows)))
+        return self.decoder(rows)
+
+
+def attention_mask(segments: Tensor, causal: bool) -> Tensor:
+    """(B, T) document numbers → (B, 1, T, T) bool, True where a query (row) may look at a key (column)."""
+    mask = segments[:, :, None] == segments[:, None, :]
+    return (mask.tril() if causal else mask)[:, None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, grouped: bool) -> Tensor:
+    """Attention of (B, H, T, E) heads under `mask`: the one place where a backend is chosen."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
+
+
+def rope(position_ids: Tensor, E: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(B, T) positions → cosine and sine (B, 1, T, E), halves repeated as Hugging Face does.
+
+    Source: Su et al. 2021, arXiv:2104.09864. Angles in fp32 whatever the model's precision.
+    """
+    frequency = theta ** -(torch.arange(0, E, 2, device=position_ids.device, dtype=torch.float32) / E)
+    angle = position_ids[:, None, :, None].float() * frequency
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + E/2) of (B, H, T, E)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int, unigram: Tensor | None = None) -> None:
+    """Fill every weight from `seed`, in place; `unigram` (V,) counts set the output bias where there is one.
+
+        weight                                   drawn from
+        embeddings, projections, head            N(0, init_std²)
+        last projection of a branch, pre-norm    N(0, (init_std / √(2·layers))²)     Radford et al. 2019, section 2.3
+        norms                                    1, biases 0
+        output bias                              log p(token), 1 added to each count
+
+    Without the last row the small encoder of configs/sample stays at the unigram loss for its whole run: it spends
+    its steps learning token frequencies through the tied embedding.
+    """
+    config = model.config
+    generator = torch.Generator().manual_seed(seed)
+    branch_std = config.init_std / (2 * config.layers) ** 0.5 if config.norm_position == "pre" else config.init_std
+    for name, weight in model.named_parameters():
+        if name.endswith(".bias"):
+            weight.zero_()
+        elif weight.ndim == 1:
+            weight.fill_(1.0)
+        else:
+            std = branch_std if name.endswith((".out.weight", ".down.weight")) else config.init_std
+            weight.copy_(torch.normal(0.0, std, weight.shape, generator=generator))
+    if unigram is not None and config.transform_head:
+        counts = unigram.double() + 1
+        model.head.decoder.bias.copy_((counts / counts.sum()).log())
+
+
+def _norm(config: ModelConfig, width: int) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)

@@ -1,0 +1,235 @@
+"""A pre-training run: its configuration, every check that can be made before a step is paid for, and resume."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from pretrain import checkpoint, config, export, folders, loader
+from pretrain.checkpoint import Checkpoint, TrainState
+from pretrain.config import Config, append_only, free
+from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine, World, device_of, find_world, join
+from pretrain.errors import ResumeError, ShardError
+from pretrain.evaluate import HeldOut, unigram_entropy
+from pretrain.metrics import reports
+from pretrain.model import ModelConfig, Transformer, initialise
+from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
+from pretrain.optim import OptimConfig, Phase, adamw
+from pretrain.shards import Shards, check_tokenizer
+from pretrain.tokenizer import open_tokenizer
+from pretrain.trainer import Intervals, Job, tokens_after, train
+from pretrain.windows import INIT, Windows, hash64
+
+SUMMARY = "summary.json"
+LAST_STEPS = 20  # over which the last training loss of a summary is averaged
+
+
+class DataConfig(Config):
+    shards: str = free()  # a folder of the shards stage; another place is fine, other contents are not
+    tokenizer: str = free()  # the folder they were built with
+    block_tokens: int | None = Field(None, gt=0)  # unit of shuffling, a multiple of every seq_len; None: the first's
+    workers: int = free(0, ge=0)  # processes that compute batches ahead
+
+
+class EvaluateConfig(Config):
+    every_steps: int = free(0, ge=0)  # 0: at the end
+    max_tokens: int = free(1 << 20, gt=0)  # of the held-out stream
+
+
+class CheckpointConfig(Config):
+    every_steps: int = free(0, ge=0)  # 0: at the end
+    keep: int = free(2, gt=0)
+
+
+class ExportTarget(Config):
+    dialect: str = free()  # checked before training: a run that cannot be handed over does not start
+
+
+class RunConfig(Config):
+    """What `launch/pretrain.py` reads."""
+
+    out: str = free()
+    seed: int = Field(ge=0)
+    data: DataConfig
+    model: ModelConfig
+    objective: MaskedLMConfig | CausalLMConfig = Field(discriminator="kind")
+    optim: OptimConfig
+    phases: list[Phase] = append_only(min_length=1)
+    engine: EngineConfig = free()
+    evaluate: EvaluateConfig = free(EvaluateConfig())
+    checkpoint: CheckpointConfig = free(CheckpointConfig())
+    log_every: int = free(10, gt=0)  # steps
+    export: ExportTarget | None = free(None)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "RunConfig":
+        """Checks that span sections; each names both settings."""
+        wants_causal = OBJECTIVES[self.objective.kind].causal
+        if self.model.causal != wants_causal:
+            raise ValueError(f"objective.kind = {self.objective.kind} needs model.causal = {str(wants_causal).lower()}")
+        for phase in self.phases:
+            if phase.seq_len > self.model.max_positions:
+                raise ValueError(
+                    f"phases: seq_len = {phase.seq_len} is longer than model.max_positions = {self.model.max_positions}"
+                )
+            if self.block_tokens % phase.seq_len:
+                raise ValueError(
+                    f"data.block_tokens = {self.block_tokens} is not a multiple of phases: seq_len = {phase.seq_len}"
+                )
+        return self
+
+    @property
+    def block_tokens(self) -> int:
+        return self.data.block_tokens or self.phases[0].seq_len
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+def run(cfg: RunConfig) -> dict:
+    """Train `cfg`, or continue it from its newest checkpoint. Returns the summary; empty if stopped before the end.
+
+    Under a launcher (deepspeed, torchrun, srun) DeepSpeed executes the steps; a plain process trains with plain
+    torch. Raises ConfigError, ShardError, TokenizerError, ResumeError or ExportError before the first step.
+    """
+    started = time.monotonic()
+    world = find_world()
+    folder = Path(cfg.out)
+    if cfg.export:
+        export.check(cfg.model, cfg.export.dialect)
+    tokenizer = open_tokenizer(cfg.data.tokenizer)
+    shards, unseen = Shards(cfg.data.shards, "train"), Shards(cfg.data.shards, "heldout")
+    check_tokenizer(shards.index, cfg.data.shards, tokenizer)
+    _check_sizes(cfg, shards, unseen)
+    windows = Windows(shards, cfg.block_tokens, cfg.seed)
+    batches = loader.Batches(
+        windows, cfg.objective, cfg.phases, cfg.seed, cfg.engine.micro_batch, world.rank, world.size
+    )
+    token_bytes = tokenizer.token_bytes() if tokenizer.kind == "byte" else None
+    heldout = HeldOut(unseen, cfg.objective, cfg.phases[-1].seq_len, cfg.evaluate.max_tokens, token_bytes)
+    identity = {"shards": shards.fingerprint, "tokenizer": tokenizer.fingerprint, "vocab_size": shards.vocab_size}
+    found = _checkpoint_of(cfg, folder, identity)
+    state = found.state if found else TrainState()
+    if state.step == cfg.steps and (folder / SUMMARY).is_file():
+        if world.speaks:
+            print(f"{folder}: all {cfg.steps} steps are done; append a phase to go on")
+        return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+
+    text = config.dump(cfg)
+    model = Transformer(cfg.model, shards.vocab_size)
+    parameters = sum(p.numel() for p in model.parameters())
+    flops = {n: model.flops_per_token(n, objective.targets) for n, objective in batches.objectives.items()}
+    if world.speaks:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+    engine = _engine(cfg, world, model, shards, batches, found)
+    job = Job(
+        folder=folder,
+        seed=cfg.seed,
+        phases=cfg.phases,
+        optim=cfg.optim,
+        intervals=Intervals(cfg.log_every, cfg.evaluate.every_steps, cfg.checkpoint.every_steps, cfg.checkpoint.keep),
+        engine=engine,
+        world=world,
+        batches=batches,
+        workers=cfg.data.workers,
+        heldout=heldout,
+        micro_batch=cfg.engine.micro_batch,
+        tokenizer=tokenizer,
+        flops_per_token=flops,
+        identity=identity,
+        config_yaml=text,
+    )
+    if world.speaks:
+        what = f"{cfg.objective.kind}, {parameters:,} parameters, {cfg.steps} steps"
+        where = f"{engine.name}, {world.size} x {engine.device.type}, {cfg.engine.precision}"
+        begin = f"continuing after step {state.step}" if found else "from scratch"
+        print(f"{folder}: {what}; {where}; {begin}", flush=True)
+    state, scores = train(job, state)
+    if state.step < cfg.steps:
+        return {}
+    losses = [report.loss for report in reports(folder)] if world.speaks else []
+    marks = [] if batches.objectives[cfg.phases[-1].seq_len].causal else list(unseen.specials.values())
+    summary = {
+        "steps": state.step,
+        "steps_skipped": state.step - state.steps_applied,
+        "tokens": tokens_after(state.step, cfg.phases),
+        "parameters": parameters,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": float(np.mean(losses[-LAST_STEPS:])) if losses else None,  # mean over the last 20 steps
+        "heldout_loss": scores.loss,
+        "heldout_accuracy": scores.accuracy,
+        "heldout_bits_per_byte": scores.bits_per_byte,
+        "heldout_targets": scores.targets,
+        "unigram_entropy": unigram_entropy(unseen.unigram(), marks),  # nats, of the held-out tokens
+        "seconds": round(time.monotonic() - started, 1),  # of the last attempt
+        "checkpoint": str(checkpoint.newest(folder)),
+    }
+    if world.speaks:
+        folders.write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _engine(
+    cfg: RunConfig, world: World, model: Transformer, shards: Shards, batches: loader.Batches, found: Checkpoint | None
+) -> Engine:
+    """The engine with fresh weights, or with those and the optimizer state of a checkpoint."""
+    if cfg.engine.deterministic and device_of(world).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    load = found.tensors() if found else None
+    if load:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(load("weights", name))
+    else:
+        initialise(model, int(hash64(INIT, cfg.seed) >> np.uint64(1)), torch.from_numpy(shards.unigram()))
+    on_cuda = device_of(world).type == "cuda"
+    if world.launched:
+        join(world, cfg.engine.timeout_s)
+    kind = DeepSpeedEngine if world.launched else LocalEngine
+    engine = kind(Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip, world)
+    if load and found.state.steps_applied:
+        engine.restore(load, found.state.steps_applied, batches[0].batch)
+    return engine
+
+
+def _check_sizes(cfg: RunConfig, shards: Shards, unseen: Shards) -> None:
+    """Raise ShardError unless either side fills at least one window (a block, for the training side)."""
+    for side, need, key in (
+        (shards, cfg.block_tokens, "data.block_tokens"),
+        (unseen, cfg.phases[-1].seq_len, "phases: seq_len"),
+    ):
+        if side.tokens < need:
+            raise ShardError(
+                f"the {side.side} side is shorter than one window",
+                f"{cfg.data.shards} has {side.tokens:,} {side.side} tokens, {key} = {need:,}",
+                "add text, hold out a larger fraction, or train with shorter windows",
+            )
+
+
+def _checkpoint_of(cfg: RunConfig, folder: Path, identity: dict) -> Checkpoint | None:
+    """The newest checkpoint of this run, if there is one and it may be continued with `cfg`."""
+    newest = checkpoint.newest(folder)
+    if newest is None:
+        return None
+    found = Checkpoint(newest)
+    old = config.build(RunConfig, config.parse(found.config_text, str(newest)), f"{newest}/{checkpoint.CONFIG}")
+    begins = np.cumsum([0] + [phase.steps for phase in old.phases[:-1]])
+    begun = int((begins < found.state.step).sum())  # phases that are history; later ones may be edited or added
+    lines = config.resume_conflicts(old, cfg, {"phases": begun})
+    for what, where in (("shards", cfg.data.shards), ("tokenizer", cfg.data.tokenizer)):
+        if found.index[what] != identity[what]:
+            lines.append(f"{what}: this run began with {found.index[what][:12]}…, {where} is {identity[what][:12]}…")
+    if lines:
+        raise ResumeError(
+            f"{folder} was begun with other settings and cannot be continued with these",
+            *lines,
+            "set them back, or choose another out= for a new run",
+        )
+    return found
