@@ -82,7 +82,8 @@ class Corpus:
         sources = []
         for source in self.recipe.sources:
             hashes = [self._hash(self.root / name) for name in source.files]
-            sources.append({"name": source.name, "field": source.field, "sha256": hashes})
+            formats = [source.format or _format_of(self.root / name) for name in source.files]
+            sources.append({"name": source.name, "formats": formats, "field": source.field, "sha256": hashes})
         return {"heldout_fraction": self.recipe.heldout_fraction, "sources": sources}
 
     def check(self) -> None:
@@ -139,7 +140,8 @@ def _format_of(path: Path) -> str:
             return "txt"
         case ".jsonl" | ".json":
             return "jsonl"
-    raise CorpusError("cannot tell the format from the file's name", str(path), "set format: txt or jsonl in the recipe")
+    remedy = "set format: txt or jsonl in the recipe"
+    raise CorpusError("cannot tell the format from the file's name", str(path), remedy)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -210,11 +212,12 @@ def _records(lines: Iterator[tuple[int, str]], field: str, path: Path) -> Iterat
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise CorpusError(f"a record has no text under {field!r}", where, f"found: {keys}", "set field: in the recipe")
+            remedy = "set field: in the recipe"
+            raise CorpusError(f"a record has no text under {field!r}", where, f"found: {keys}", remedy)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            found = f"a lone surrogate at character {error.start + 1}"
-            raise CorpusError("the text is not valid Unicode", f"{where}: {found}", "repair or remove the line") from None
+            found = f"{where}: a lone surrogate at character {error.start + 1}"
+            raise CorpusError("the text is not valid Unicode", found, "repair or remove the line") from None
         if text.strip():
             yield text

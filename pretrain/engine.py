@@ -12,7 +12,7 @@ Nothing else in the package knows about ranks. The DeepSpeed configuration is de
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -141,6 +141,7 @@ class LocalEngine:
         self.device = device_of(world)
         self.module = module.to(self.device)
         self.optimizer = optimizer(module)
+        _begin_adamw(self.optimizer, self.module.parameters())
         self.clip, self.precision = clip, config.precision
 
     def train(self, training: bool) -> None:
@@ -167,20 +168,19 @@ class LocalEngine:
         return values
 
     def state(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
-        """("weights" | "exp_avg" | "exp_avg_sq", iterator of (name, whole fp32 tensor on CPU)), one kind after another."""
+        """Pairs (kind, iterator of (name, whole fp32 tensor on CPU)): first "weights", then each of STATES."""
         yield "weights", ((name, p.detach().float().cpu()) for name, p in _named(self.module))
         for kind in STATES:
             yield kind, ((name, self.optimizer.state[p][kind].float().cpu()) for name, p in _named(self.module))
 
-    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int, batch: Batch) -> None:
-        """Take over a saved state: `load(kind, name)` gives each whole fp32 tensor. `batch` is any valid one."""
+    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int) -> None:
+        """Take over a saved state: `load(kind, name)` gives each whole fp32 tensor."""
         with torch.no_grad():
             for name, p in _named(self.module):
                 p.copy_(load("weights", name))
-                self.optimizer.state[p] = {
-                    "step": torch.tensor(float(steps_applied), device=p.device),
-                    **{kind: load(kind, name).to(p.device) for kind in STATES},
-                }
+                for kind in STATES:
+                    self.optimizer.state[p][kind].copy_(load(kind, name))
+                self.optimizer.state[p]["step"].fill_(steps_applied)
 
 
 class DeepSpeedEngine:
@@ -200,9 +200,7 @@ class DeepSpeedEngine:
         self.stage = config.zero_stage
         if self.stage == 0:  # we reduce, to know the norm and to skip what is not finite: ZeRO 1-3 do both themselves
             self.engine.enable_backward_allreduce = False
-        elif self.stage < 3:
-            # Stages 1 and 2 link states to weights after the first *group's* first step and would miss the second's.
-            _begin_adamw(self.engine.optimizer.optimizer)
+        self._begin()
         self._control = torch.distributed.new_group(backend="gloo") if self.device.type == "cuda" else None
 
     def train(self, training: bool) -> None:
@@ -245,17 +243,14 @@ class DeepSpeedEngine:
         for kind in ("weights", *STATES):
             yield kind, ((name, whole(p, kind).float().cpu()) for name, p in _named(self.module))
 
-    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int, batch: Batch) -> None:
+    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int) -> None:
         """As LocalEngine.restore; the module must have held these weights when the engine was built.
 
-        DeepSpeed makes its optimizer state at the first step, and its bf16 weights from the module's: so one step of
-        zero gradient and zero rate comes first, then masters and moments are overwritten.
+        DeepSpeed has made its bf16 weights from the module's; what is set here are the fp32 masters and the moments.
         """
-        self.backward(self(batch), 0.0)
-        self.step(0.0)
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        inner = self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
+        inner = self._inner
         with torch.no_grad():
             for name, p in _named(self.module):
                 for kind in ("weights", *STATES):
@@ -270,6 +265,23 @@ class DeepSpeedEngine:
                         safe_set_full_optimizer_state(p, value, kind)
         for state in inner.state.values():
             state["step"].fill_(steps_applied)
+
+    @property
+    def _inner(self) -> torch.optim.AdamW:
+        return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
+
+    def _begin(self) -> None:
+        """Give AdamW its state now; at stages 1 and 2 also link it to the weights it belongs to.
+
+        DeepSpeed 0.19.8 does that itself after the first step of the first parameter *group*, when the second group
+        has no state yet: its moments could then never be read.
+        """
+        if self.stage == 3:
+            _begin_adamw(self._inner, self.engine.optimizer.fp32_partitioned_groups_flat)
+            return
+        _begin_adamw(self._inner, (p for group in self._inner.param_groups for p in group["params"]))
+        if self.stage:
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _set_part(self, p: nn.Parameter, value: Tensor, kind: str) -> None:
         """Stage 3: this rank's part of a whole value, the last part padded (the full-value setter cannot pad)."""
@@ -297,12 +309,12 @@ def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name.removeprefix("model."), p) for name, p in module.named_parameters())
 
 
-def _begin_adamw(optimizer: torch.optim.AdamW) -> None:
-    """Create AdamW's state before its first step, as that step would."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            step = torch.zeros((), device=p.device if group["fused"] else "cpu")
-            optimizer.state[p] = {"step": step, **{kind: torch.zeros_like(p) for kind in STATES}}
+def _begin_adamw(optimizer: torch.optim.AdamW, weights: Iterable[Tensor]) -> None:
+    """Create AdamW's state as its first step would, so that a run can be saved, or given a state, before it."""
+    fused = optimizer.defaults["fused"]
+    for p in weights:
+        step = torch.zeros((), device=p.device if fused else "cpu")
+        optimizer.state[p] = {"step": step, **{kind: torch.zeros_like(p) for kind in STATES}}
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -52,7 +52,7 @@ class HeldOut:
         self.count = -(-self.tokens // seq_len)
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """Windows `numbers` (B,) of the held-out stream; the last one, where it is short, counts only its new tokens."""
+        """Windows `numbers` (B,) of the held-out stream; the last, where it is short, counts only its new tokens."""
         starts = np.minimum(numbers * self.seq_len, max(0, self.windows.shards.tokens - self.seq_len))
         batch = self.objective.batch(self.windows.rows(starts, self.seq_len, self.objective.lead), numbers)
         seen = torch.from_numpy(numbers * self.seq_len - starts)  # targets an earlier window has scored

@@ -26,6 +26,9 @@ def publish(folder: Path, index_name: str, what: type[UserError] = UserError) ->
     Refuses (`what`) to replace a folder that holds anything but an earlier result of the same stage.
     """
     folder = Path(folder)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise what("the output folder cannot be made", f"{path} is a file", "choose another out=")
     if folder.exists() and not (folder / index_name).exists() and any(folder.iterdir()):
         raise what(
             "the output folder holds something else", f"{folder} has files but no {index_name}", "choose another out="

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from pretrain.config import ConfigError
+from pretrain.errors import ConfigError, PretrainError
 from pretrain.objectives import OBJECTIVES, Batch, Objective, ObjectiveConfig
 from pretrain.optim import Phase
 from pretrain.windows import Windows
@@ -138,4 +138,10 @@ def steps(batches: Batches, first_step: int, workers: int) -> Iterator[list[Micr
         skipped = min(first_step, phase.steps)
         first_step -= skipped
         for _ in range(phase.steps - skipped):
-            yield [next(items) for _ in range(rounds)]
+            try:
+                taken = [next(items) for _ in range(rounds)]
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise PretrainError(f"a process of data.workers died: {error}; was it out of memory?") from None
+            yield taken

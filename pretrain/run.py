@@ -127,7 +127,7 @@ def run(cfg: RunConfig) -> dict:
     if world.speaks:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
-    engine = _engine(cfg, world, model, shards, batches, found)
+    engine = _engine(cfg, world, model, shards, found)
     job = Job(
         folder=folder,
         seed=cfg.seed,
@@ -175,9 +175,7 @@ def run(cfg: RunConfig) -> dict:
     return summary
 
 
-def _engine(
-    cfg: RunConfig, world: World, model: Transformer, shards: Shards, batches: loader.Batches, found: Checkpoint | None
-) -> Engine:
+def _engine(cfg: RunConfig, world: World, model: Transformer, shards: Shards, found: Checkpoint | None) -> Engine:
     """The engine with fresh weights, or with those and the optimizer state of a checkpoint."""
     if cfg.engine.deterministic and device_of(world).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -194,8 +192,8 @@ def _engine(
         join(world, cfg.engine.timeout_s)
     kind = DeepSpeedEngine if world.launched else LocalEngine
     engine = kind(Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip, world)
-    if load and found.state.steps_applied:
-        engine.restore(load, found.state.steps_applied, batches[0].batch)
+    if load:
+        engine.restore(load, found.state.steps_applied)
     return engine
 
 

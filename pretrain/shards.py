@@ -77,7 +77,10 @@ def run(config: ShardsConfig) -> dict:
             "sides": counted,
             "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer},
         }
-        return folders.write_index(folder, INDEX, index)
+        index = folders.write_index(folder, INDEX, index)
+    for side, found in counted.items():
+        print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
+    return index
 
 
 class PieceWriter:

@@ -1,0 +1,147 @@
+"""The two engines do the same arithmetic, and what a user writes is what DeepSpeed is told."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain import config
+from pretrain.engine import EngineConfig, LocalEngine, World, deepspeed_config
+from pretrain.errors import ConfigError
+from pretrain.loader import Batches
+from pretrain.model import ModelConfig, Transformer, initialise
+from pretrain.objectives import Learner, MaskedLMConfig
+from pretrain.optim import OptimConfig, Phase, adamw
+from pretrain.shards import Shards
+from pretrain.windows import Windows
+from tests import cases
+from tests.conftest import ENCODER, run_values
+from tests.ranks import on_ranks
+
+TWENTY = [{"steps": 20, "seq_len": 32, "batch_tokens": 256, "decay_steps": 5}]
+
+
+@pytest.mark.parametrize("objective", ["masked_lm", "causal_lm"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_on_one_rank_equals_plain_torch(objective, stage, prepared, tmp_path):
+    local = run_values(prepared, tmp_path / "local", objective, phases=TWENTY)
+    launched = run_values(prepared, tmp_path / "zero", objective, phases=TWENTY, engine={"zero_stage": stage})
+    on_ranks(1, cases.train, local, log=tmp_path / "local.log", launched=False)
+    on_ranks(1, cases.train, launched, log=tmp_path / "zero.log")
+    same_training(tmp_path / "local", tmp_path / "zero")
+
+
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 8), (1, 1), (2, 4), (2, 1)])
+def test_micro_batches_and_ranks_do_not_change_the_mean(world, micro_batch, prepared, tmp_path):
+    whole = run_values(prepared, tmp_path / "whole", phases=TWENTY, engine={"micro_batch": 8})
+    parts = run_values(prepared, tmp_path / "parts", phases=TWENTY, engine={"micro_batch": micro_batch})
+    on_ranks(1, cases.train, whole, log=tmp_path / "whole.log", launched=False)
+    on_ranks(world, cases.train, parts, log=tmp_path / "parts.log", launched=world > 1)
+    same_training(tmp_path / "whole", tmp_path / "parts")
+
+
+def same_training(one: Path, other: Path) -> None:
+    """Equal batches; losses and weights within 1e-5 relative."""
+    a, b = cases.history(one), cases.history(other)
+    assert len(a) == len(b) == 20
+    assert [digest for *_, digest in a] == [digest for *_, digest in b]
+    np.testing.assert_allclose([loss for _, loss, *_ in a], [loss for _, loss, *_ in b], rtol=1e-5)
+    np.testing.assert_allclose([norm for _, _, norm, _ in a], [norm for _, _, norm, _ in b], rtol=1e-4)
+    expected, found = cases.state(one), cases.state(other)
+    for name in (name for name in expected if name.startswith("weights/")):
+        if name.endswith("attention.k.bias"):  # softmax ignores it: its gradient is rounding, which Adam magnifies
+            continue
+        assert (found[name] - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+
+
+def test_slots_count_alike_whatever_micro_batch_they_are_in(prepared):
+    """Rows with empty slots: the gradient of two unequal micro-batches is that of the whole batch."""
+    gradients = []
+    for micro_batch in (8, 2):
+        engine, batches = local_engine(prepared, micro_batch)
+        micros = [batches[item] for item in range(8 // micro_batch)]
+        emptied = []
+        for micro in micros:
+            weights = micro.batch.weights.clone()
+            even = torch.arange(micro.first_sample, micro.first_sample + micro_batch) % 2 == 0
+            weights[even, 3:] = 0  # every other sample keeps three targets
+            emptied.append(type(micro.batch)(**{**vars(micro.batch), "weights": weights}))
+        filled = sum(batch.filled() for batch in emptied)
+        for batch in emptied:
+            engine.backward(engine(batch), 1 / filled)
+        gradients.append([p.grad.clone() for p in engine.module.parameters()])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped(prepared):
+    engine, batches = local_engine(prepared, 2)
+    before = [p.detach().clone() for p in engine.module.parameters()]
+    engine.backward(engine(batches[0].batch) * float("nan"), 1.0)
+    assert engine.step(1e-3) is None
+    assert all(torch.equal(p, old) for p, old in zip(engine.module.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(("stage", "world"), [(0, 2), (1, 2), (2, 2), (3, 2)])
+def test_deepspeed_skips_a_gradient_that_is_not_finite_on_one_rank(stage, world, prepared, tmp_path):
+    results = on_ranks(world, poison_one_rank, prepared, stage, log=tmp_path / "nan.log")
+    for norms, unchanged, moved in results:
+        assert norms[0] is None and norms[1] > 0
+        assert unchanged and moved
+
+
+def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
+    """One step with a NaN loss on rank 1 only, then a good one: norms, weights unchanged after the first, moved after
+    the second."""
+    from pretrain.engine import DeepSpeedEngine, find_world, join
+
+    world = find_world()
+    join(world, 60)
+    model, batches = model_and_batches(prepared, 2)
+    engine_config = EngineConfig(micro_batch=2, zero_stage=stage)
+    engine = DeepSpeedEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1), False), engine_config, 1.0, world)
+    states, norms = [], []
+    for factor in (float("nan") if world.rank == 1 else 1.0, 1.0):
+        engine.backward(engine(batches[0].batch) * factor, 1.0)
+        norms.append(engine.step(1e-3))
+        states.append({name: t.clone() for kind, ts in engine.state() for name, t in ts if kind == "weights"})
+    fresh, _ = model_and_batches(prepared, 2)
+    first = dict(fresh.named_parameters())
+    unchanged = all(torch.equal(t, first[name]) for name, t in states[0].items())
+    return norms, unchanged, any(not torch.equal(t, states[0][name]) for name, t in states[1].items())
+
+
+def model_and_batches(prepared, micro_batch: int) -> tuple[Transformer, Batches]:
+    shards = Shards(prepared.shards["bert"])
+    phase = Phase(steps=4, seq_len=32, batch_tokens=256)
+    batches = Batches(Windows(shards, 32, 7), MaskedLMConfig(kind="masked_lm"), [phase], 7, micro_batch, 0, 1)
+    model = Transformer(ModelConfig(**ENCODER), shards.vocab_size)
+    initialise(model, 7)
+    return model, batches
+
+
+def local_engine(prepared, micro_batch: int) -> tuple[LocalEngine, Batches]:
+    model, batches = model_and_batches(prepared, micro_batch)
+    engine_config = EngineConfig(micro_batch=micro_batch)
+    engine = LocalEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1), False), engine_config, 1.0, World())
+    return engine, batches
+
+
+def test_the_derived_configuration_says_everything_that_deepspeed_would_otherwise_guess():
+    derived = deepspeed_config(EngineConfig(micro_batch=4, precision="bf16", zero_stage=2), clip=0.5)
+    assert derived["gradient_clipping"] == 0.5 and derived["managed_gradient_accumulation"] is False
+    assert derived["data_types"] == {"grad_accum_dtype": "fp32"} and derived["bf16"] == {"enabled": True}
+    assert derived["zero_optimization"] == {"stage": 2} and derived["train_micro_batch_size_per_gpu"] == 4
+
+
+def test_further_keys_reach_deepspeed_and_derived_ones_are_refused():
+    engine = config.build(EngineConfig, {"micro_batch": "4", "deepspeed": {"wall_clock_breakdown": "true"}}, "x.yaml")
+    assert deepspeed_config(engine, 1.0)["wall_clock_breakdown"] is True
+    with pytest.raises(ConfigError, match=r"engine.deepspeed may not set gradient_clipping"):
+        config.build(EngineConfig, {"micro_batch": "4", "deepspeed": {"gradient_clipping": "2"}}, "x.yaml")
+
+
+def test_bf16_at_stage_0_is_refused():
+    with pytest.raises(ConfigError, match=r"needs engine\.zero_stage = 1, 2 or 3"):
+        config.build(EngineConfig, {"micro_batch": "4", "precision": "bf16", "zero_stage": "0"}, "x.yaml")

@@ -1,0 +1,526 @@
+import gzip
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain import tokenizer as ours
+from pretrain.config import build, dump, load
+from pretrain.corpus import side_of
+from pretrain.errors import ConfigError, CorpusError, TokenizerError
+from pretrain.tokenizer import PREFIX, TokenizerConfig, open_tokenizer, run
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample"
+
+# Everything that BERT treats in its own way, or that Python, Rust and the word pattern might cut differently.
+ODDITIES = [
+    *(chr(c) for c in range(0x20)),
+    *"\x7f\x80\x85\x9f\xa0\xad\u0301\u0338\u1680\u180e\u2000\u200a\u200b\u200c\u200d\u200e\u2028\u2029\u202f\u203f",
+    *"\u205f\u2060\u3000\u3001\u3400\u4dc0\u9fff\ue000\uf8ff\uf900\ufa0e\ufe0f\ufeff\ufffd\uffff\U0001f642\U00020000",
+    *"\U0002a6d7\U0002b820\U0002f800\U000e0041\U0010ffff",
+    *"éİßΣςﬁÅＡ１Ⅷ²ы×，。《…漢字# []'_-$~`a",
+    *["e\u0301", "\U0001f469\u200d\U0001f467", "한국", "ひら", "ไทย", "हिन्दी", "עברית", "汉字", "##", "'t", "don't"],
+]
+
+
+def corpus_of(folder: Path, documents: list[str], heldout_fraction: float = 0.1) -> str:
+    """A recipe of one source with exactly these documents, in this order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"text": text}) + "\n" for text in documents)
+    (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")
+    sources = [{"name": "made", "files": ["text.jsonl"]}]
+    recipe = json.dumps({"name": "made", "heldout_fraction": heldout_fraction, "sources": sources})  # JSON is YAML
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    return str(folder)
+
+
+def documents_of(name: str, count: int) -> list[str]:
+    return (SAMPLE / name).read_text(encoding="utf-8").split("\n\n")[:count]
+
+
+def train(folder: Path, documents: list[str] | None = None, **settings) -> ours.Tokenizer:
+    corpus = str(SAMPLE) if documents is None else corpus_of(folder / "text", documents)
+    run(TokenizerConfig(corpus=corpus, out=str(folder / "tokenizer"), **settings))
+    return open_tokenizer(folder / "tokenizer")
+
+
+def odd_texts(count: int, seed: int) -> list[str]:
+    """Real words and oddities, joined with and without spaces."""
+    draw = random.Random(seed)
+    words = " ".join(documents_of("en.txt", 5) + documents_of("zh.txt", 20)).split()
+    parts = (draw.choice((draw.choice(ODDITIES), draw.choice(words), " ")) for _ in range(12 * count))
+    return ["".join(itertools.islice(parts, 12)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def uncased(tmp_path_factory) -> ours.Tokenizer:
+    return train(tmp_path_factory.mktemp("uncased"), kind="bert", vocab_size=6000)
+
+
+@pytest.fixture(scope="module")
+def cased(tmp_path_factory) -> ours.Tokenizer:
+    documents = [*documents_of("en.txt", 60), *documents_of("zh.txt", 100), *odd_texts(300, seed=1)]
+    return train(tmp_path_factory.mktemp("cased"), documents, kind="bert", vocab_size=4000, lowercase=False)
+
+
+@pytest.fixture(scope="module")
+def byte(tmp_path_factory) -> ours.Tokenizer:
+    return train(tmp_path_factory.mktemp("byte"), kind="byte", vocab_size=4000)
+
+
+# Training
+
+
+def naive_merges(words: dict[str, int], tokens: list[str], vocab_size: int, prefix: str) -> list[str]:
+    """Byte-pair merging as one would write it down: recount everything after every merge."""
+    tokens = list(tokens)
+    chains = {word: [word[0], *(prefix + c for c in word[1:])] for word in words}
+    while len(tokens) < vocab_size:
+        pairs = Counter()
+        for word, chain in chains.items():
+            for pair in itertools.pairwise(chain):
+                pairs[pair] += words[word]
+        often = [pair for pair, count in pairs.items() if count >= 2]
+        if not often:
+            break
+        best = min(often, key=lambda pair: (-pairs[pair], pair))
+        new = best[0] + best[1].removeprefix(prefix)
+        for chain in chains.values():
+            i = 0
+            while i < len(chain) - 1:
+                if (chain[i], chain[i + 1]) == best:
+                    chain[i : i + 2] = [new]
+                i += 1
+        if new not in tokens:
+            tokens.append(new)
+    return tokens
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    words=st.dictionaries(st.text(alphabet="ab", min_size=1, max_size=14), st.integers(1, 5), min_size=1, max_size=8),
+    room=st.integers(0, 40),
+)
+def test_merging_equals_a_naive_loop_on_repetitive_words(words, room):
+    seeds = ["[UNK]", "a", "b", "##a", "##b"]
+    expected = naive_merges(words, seeds, len(seeds) + room, "##")
+    assert ours.merge(Counter(words), seeds, len(seeds) + room, "##") == expected
+
+
+def test_a_bert_vocabulary_of_real_text_equals_a_naive_one(tmp_path):
+    documents = documents_of("en.txt", 12)
+    tokenizer = train(tmp_path, documents, kind="bert", vocab_size=300)
+    words = Counter()
+    for text in documents:
+        if side_of(text, 0.1) == "train":
+            words.update(re.findall(r"[a-z]+|[0-9]+|[^\sa-z0-9]", text.lower()))
+    assert all(word.isalpha() or word.isdigit() or len(word) == 1 for word in words), "letters and digits do not touch"
+    starts = sorted(set("".join(words)))
+    continuations = ["##" + c for c in starts if any(c in word[1:] for word in words)]
+    seeds = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *starts, *continuations]
+    found = (tokenizer.folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    assert found == naive_merges(words, seeds, 300, "##")
+
+
+@pytest.mark.parametrize("kind", ["bert", "byte"])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_words_counted_by_chunk_equal_words_of_whole_documents(kind, lowercase):
+    texts = ["a" + " " * 100 + "b", "\n" * 60, "汉" * 60 + "\t\t x", "\x0b a\x0b", "x\x85 \x1cy"]
+    texts += odd_texts(2000, seed=2)
+    engine = ours.build(list(ours.SPECIALS[kind].values()), kind, lowercase)
+    whole = Counter(word for text in texts for word in ours.words_of(text, engine))
+    assert ours.count_words(texts, kind, lowercase) == whole
+
+
+def test_training_twice_gives_identical_bytes(tmp_path):
+    """Both kinds, three languages; hash seeds, thread counts and document orders, each in a process of its own."""
+    texts = {"en": documents_of("en.txt", 25), "zh": documents_of("zh.txt", 100)}
+    texts["mixed"] = [*texts["en"][:15], *texts["zh"][:60], *odd_texts(40, seed=3)]
+    script = """
+import json, sys
+from pathlib import Path
+from pretrain.tokenizer import TokenizerConfig, run
+out = Path(sys.argv[2])
+for corpus in json.loads(sys.argv[1]):
+    for kind, lowercase in (("bert", True), ("bert", False), ("byte", None)):
+        folder = out / f"{Path(corpus).name}-{kind}-{lowercase}"
+        run(TokenizerConfig(corpus=corpus, out=str(folder), kind=kind, vocab_size=2000, lowercase=lowercase))
+"""
+    variations = [
+        {"PYTHONHASHSEED": "0", "RAYON_NUM_THREADS": "1"},
+        {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "4", "TOKENIZERS_PARALLELISM": "true"},
+        {"PYTHONHASHSEED": "2", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
+        {"PYTHONHASHSEED": "3", "order": "shuffled"},
+        {"PYTHONHASHSEED": "4", "RAYON_NUM_THREADS": "3", "order": "reversed"},
+        {"PYTHONHASHSEED": "random", "order": "shuffled"},
+    ]
+    results = []
+    for number, variation in enumerate(variations):
+        corpora = []
+        for name, documents in texts.items():
+            documents = list(documents)
+            if variation.get("order") == "shuffled":
+                random.Random(number).shuffle(documents)
+            elif variation.get("order") == "reversed":
+                documents.reverse()
+            corpora.append(corpus_of(tmp_path / f"text{number}" / name, documents))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **{k: v for k, v in variation.items() if k.isupper()}}
+        out = tmp_path / f"out{number}"
+        command = [sys.executable, "-c", script, json.dumps(corpora), str(out)]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        names = ("tokenizer.json", "tokenizer_config.json", "report.json")
+        results.append({(f.name, name): (f / name).read_bytes() for f in sorted(out.iterdir()) for name in names})
+    assert len(results[0]) == 27
+    assert all(result == results[0] for result in results[1:])
+
+
+def test_training_sees_only_the_train_side(tmp_path):
+    documents = documents_of("en.txt", 60)
+    kept = [text for text in documents if side_of(text, 0.1) == "train"]
+    others = [t for t in (f"zyzzyva {n} 龘 ꙮ" for n in range(200)) if side_of(t, 0.1) == "heldout"]
+    assert len(kept) < len(documents) and others
+    for kind in ("bert", "byte"):
+        a = train(tmp_path / kind / "a", documents, kind=kind, vocab_size=1500)
+        b = train(tmp_path / kind / "b", [*kept, *others], kind=kind, vocab_size=1500)
+        assert (a.folder / "tokenizer.json").read_bytes() == (b.folder / "tokenizer.json").read_bytes()
+        assert a.fingerprint != b.fingerprint, "the text is another"
+
+
+def test_chinese_characters_have_no_continuation_row(uncased, cased):
+    for tokenizer in (uncased, cased):
+        rows = [tokenizer.token_text(i) for i in range(tokenizer.vocab_size)]
+        assert any("\u4e00" <= row <= "\u9fff" for row in rows)
+        assert not [row for row in rows if re.match("##[\u3400-\u4dbf\u4e00-\u9fff]", row)]
+
+
+def test_ids_are_specials_then_alphabet_by_code_point_then_merges(uncased, byte):
+    for tokenizer, specials in ((uncased, "[PAD] [UNK] [CLS] [SEP] [MASK]"), (byte, "<pad> <unk> <eod>")):
+        prefix, specials = PREFIX[tokenizer.kind], specials.split()
+        vocabulary = json.loads((tokenizer.folder / "tokenizer.json").read_bytes())["model"]["vocab"]
+        rows = sorted(vocabulary, key=vocabulary.get)
+        assert list(vocabulary.values()) == list(range(tokenizer.vocab_size))
+        assert rows[: len(specials)] == specials
+        rows = rows[len(specials) :]
+        starts = sum(len(row) == 1 for row in rows)
+        continuations = sum(row.startswith(prefix) and len(row) == len(prefix) + 1 for row in rows)
+        assert starts and continuations
+        assert rows[:starts] == sorted(row for row in rows if len(row) == 1)
+        single = rows[starts : starts + continuations]
+        assert single == sorted(single) and all(len(row) == len(prefix) + 1 for row in single)
+        merged = rows[starts + continuations :]
+        assert merged and all(len(row.removeprefix(prefix)) > 1 for row in merged)
+
+
+def test_too_few_merges_give_a_smaller_vocabulary_and_say_so(tmp_path):
+    documents = [f"the cat sat {n}" for n in range(40)]
+    corpus = corpus_of(tmp_path / "text", documents)
+    report = run(TokenizerConfig(corpus=corpus, out=str(tmp_path / "out"), kind="bert", vocab_size=5000))
+    tokenizer = open_tokenizer(tmp_path / "out")
+    assert report["vocab_size"] == tokenizer.vocab_size < 100
+    assert report["vocab_size_asked"] == 5000
+    assert len(tokenizer.encode_batch(["the cat sat"])[0]) == 5
+
+
+def test_words_longer_than_bert_reads_are_not_learned_from(tmp_path):
+    long = "q" * 101
+    tokenizer = train(tmp_path, [f"the cat {long} {n}" for n in range(60)], kind="bert", vocab_size=5000)
+    vocabulary = (tokenizer.folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    assert "cat" in vocabulary and "q" not in vocabulary
+    assert tokenizer.encode_batch([long])[0].tolist() == [2, 1, 3]
+
+
+def test_rare_characters_are_left_out_of_the_alphabet_and_become_unknown(tmp_path):
+    documents = [f"the cat {n}" for n in range(60)] + ["the zebra the zebra", "a 龘 龘 龘"]
+    assert all(side_of(text, 0.1) == "train" for text in documents[-2:])
+    everything = train(tmp_path / "all", documents, kind="bert", vocab_size=5000)
+    frequent = train(tmp_path / "frequent", documents, kind="bert", vocab_size=5000, alphabet_min_count=3)
+    unknown = everything.specials["unk"]
+    assert unknown not in everything.encode_batch(["zebra 龘"])[0]
+    found = frequent.encode_batch(["zebra 龘 the"])[0].tolist()  # z and b occur twice, 龘 three times
+    assert [token == unknown for token in found] == [False, True, False, False, False]
+    vocabulary = (frequent.folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    assert not [row for row in vocabulary if "z" in row or "eb" in row], "nothing is learned from an unknown word"
+
+
+# Use: bert
+
+
+@pytest.mark.parametrize("name", ["uncased", "cased"])
+def test_ids_equal_the_stock_bert_tokenizer(name, request, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = request.getfixturevalue(name)
+    shutil.copy(tokenizer.folder / "vocab.txt", tmp_path)
+    stock = transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=name == "uncased")
+    texts = [*odd_texts(3000, seed=4), *documents_of("en.txt", 30), *documents_of("zh.txt", 100), "", " ", "x" * 101]
+    ours_ids = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
+    assert ours_ids == stock(texts)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["uncased", "cased"])
+def test_ids_of_real_text_equal_the_original_python_bert(name, request):
+    legacy = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
+    tokenizer = request.getfixturevalue(name)
+    path = str(tokenizer.folder / "vocab.txt")
+    python = legacy.BertTokenizerLegacy(path, do_lower_case=name == "uncased")
+    texts = documents_of("en.txt", 20) + documents_of("zh.txt", 100)
+    texts += ["Élan vital, naïve—don't! İstanbul ﬁne 汉字abc汉"]
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert python(text)["input_ids"] == ids.tolist()
+
+
+def test_bert_ids_by_hand(uncased):
+    row = {uncased.token_text(i): i for i in range(uncased.vocab_size)}
+    ids = uncased.encode_batch(["The LÓRD, 人"])[0]
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [2, row["the"], row["lord"], row[","], row["人"], 3]
+    assert uncased.decode(ids) == "the lord, 人"
+    assert uncased.specials == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+
+
+def test_bert_refuses_to_say_how_many_bytes_a_token_stands_for(uncased):
+    with pytest.raises(TokenizerError, match="normalises text"):
+        uncased.token_bytes()
+
+
+# Use: byte
+
+LOSSLESS = st.one_of(
+    st.text(max_size=60),
+    st.lists(st.one_of(st.sampled_from(ODDITIES), st.characters(exclude_categories=["Cs"])), max_size=30).map("".join),
+    st.lists(st.sampled_from(["<eod>", "<pad>", "<unk>", "‿", "‿a", "Ġ", "\0", " "]), max_size=40).map("".join),
+    st.tuples(st.sampled_from(ODDITIES), st.integers(1, 120)).map(lambda pair: pair[0] * pair[1]),
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(text=LOSSLESS)
+def test_byte_decodes_to_the_text_that_was_encoded(byte, text):
+    ids = byte.encode_batch([text])[0]
+    assert byte.decode(ids) == text
+    assert ids[-1] == byte.specials["eod"]
+    assert not set(ids[:-1].tolist()) & set(byte.specials.values())
+    assert byte.token_bytes()[ids].sum() == len(text.encode("utf-8"))
+
+
+def test_byte_is_lossless_on_every_scalar_value(byte):
+    text = "".join(chr(c) for c in itertools.chain(range(0xD800), range(0xE000, 0x110000)))
+    pairs = [text[i : i + 2] for i in range(0, len(text), 2)]  # short words: long ones of rare bytes are slow to encode
+    parts = [" ".join(pairs[i : i + 2000]) for i in range(0, len(pairs), 2000)]
+    assert [byte.decode(ids) for ids in byte.encode_batch(parts)] == parts
+
+
+@pytest.mark.parametrize("unit", ["a", "汉", "🙂", "\u0301", "\n"])
+def test_a_run_without_spaces_costs_the_same_for_every_24_code_points(byte, unit):
+    length = 10**6 if unit in "a汉" else 10**5
+    ids = byte.encode_batch([unit * length])[0][:-1]
+    assert byte.decode(ids) == unit * length
+    piece, rest = byte.encode_batch([unit * 24, unit * (length % 24)])
+    assert len(ids) == length // 24 * (len(piece) - 1) + len(rest) - 1
+    assert byte.specials["unk"] not in ids
+
+
+def test_runs_of_up_to_24_code_points_are_cut_as_gpt2_cuts_them(byte):
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
+    engine = ours.build(list(ours.SPECIALS["byte"].values()), "byte", False)
+    texts = [t for t in odd_texts(2000, seed=5) if not re.search(r"\S{24}|\s{24}", t)]
+    texts += ["a   b\n\n c", "don't  we'll", " x", "x ", "\t\ty", *documents_of("en.txt", 20)]
+    assert len(texts) > 500
+    for text in texts:
+        assert ours.words_of(text, engine) == [word for word, _ in gpt2.pre_tokenize_str(text)]
+
+
+def test_tokens_of_byte_can_be_looked_at(byte):
+    row = {byte.token_text(i): i for i in range(byte.vocab_size)}
+    assert len(row) == byte.vocab_size
+    assert [byte.token_text(i) for i in range(3)] == ["<pad>", "<unk>", "<eod>"]
+    assert " the" in row and "‿a" in row and "\\xe6" in row and "‿\\x80" in row
+    assert byte.token_bytes()[[0, 1, 2, row[" the"], row["‿a"], row["\\xe6"]]].tolist() == [0, 0, 0, 4, 1, 1]
+    with pytest.raises(TokenizerError, match="no token has the id"):
+        byte.token_text(byte.vocab_size)
+
+
+# Use: both
+
+
+@pytest.mark.parametrize("name", ["uncased", "cased"])
+def test_special_tokens_in_text_are_text_for_bert(name, request):
+    tokenizer = request.getfixturevalue(name)
+    found = tokenizer.encode_batch(["a [SEP] b", "[CLS][PAD]x[MASK]", "<eod> [sep] [UNK]"])
+    spaced = tokenizer.encode_batch(["a [ SEP ] b", "[ CLS ] [ PAD ] x [ MASK ]", "< eod > [ sep ] [ UNK ]"])
+    assert [ids.tolist() for ids in found] == [ids.tolist() for ids in spaced]
+    special = {tokenizer.specials[role] for role in ("pad", "cls", "sep", "mask")}
+    assert not any(special & set(ids[1:-1].tolist()) for ids in found)
+
+
+def test_special_tokens_in_text_are_text_for_byte(byte):
+    for ids in byte.encode_batch(["<eod> a<eod>b <pad><unk>", "<eod>", "[SEP]"]):
+        assert ids[-1] == byte.specials["eod"] and min(ids[:-1]) > max(byte.specials.values())
+
+
+@pytest.mark.parametrize("name", ["uncased", "cased", "byte"])
+def test_auto_tokenizer_opens_the_folder_with_the_same_ids(name, request):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = request.getfixturevalue(name)
+    stock = transformers.AutoTokenizer.from_pretrained(tokenizer.folder)
+    texts = [*odd_texts(1000, seed=6), *documents_of("en.txt", 10), *documents_of("zh.txt", 20), "", "\ta  b\n"]
+    ids = [row.tolist() for row in tokenizer.encode_batch(texts)]
+    assert ids == stock(texts)["input_ids"]
+    assert len(stock) == tokenizer.vocab_size
+    assert stock.model_max_length > 10**20
+    roles = {"eod": "eos"}
+    for role, token in tokenizer.specials.items():
+        assert getattr(stock, f"{roles.get(role, role)}_token_id") == token
+    if name == "byte":
+        assert [stock.decode(row, skip_special_tokens=True) for row in ids] == texts
+        assert set(stock("a")) == {"input_ids", "attention_mask"}
+    else:
+        assert type(stock).__name__ in ("BertTokenizer", "BertTokenizerFast")
+        assert stock("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["uncased", "byte"])
+def test_a_lone_surrogate_is_refused_with_its_place(name, request):
+    with pytest.raises(TokenizerError, match=r"text 1 of the batch, character 3: lone surrogate '\\ud800'"):
+        request.getfixturevalue(name).encode_batch(["fine", "ab\ud800"])
+
+
+def test_the_report_is_what_counting_the_heldout_side_by_hand_gives(uncased, byte):
+    texts = {"kjv": documents_of("en.txt", 10**6), "poems": documents_of("zh.txt", 10**6)}
+    for tokenizer in (uncased, byte):
+        report = json.loads((tokenizer.folder / "report.json").read_text(encoding="utf-8"))
+        assert report["vocab_size"] == tokenizer.vocab_size
+        for source, documents in texts.items():
+            held = [text.strip("\n") for text in documents if side_of(text.strip("\n"), 0.05) == "heldout"]
+            ids = [token for row in tokenizer.encode_batch(held) for token in row.tolist()]
+            specials = set(tokenizer.specials.values()) - {tokenizer.specials["unk"]}
+            tokens = [tokenizer.token_text(token) for token in ids if token not in specials]
+            characters, size = sum(map(len, held)), sum(len(t.encode()) for t in held)
+            found = report["heldout"]["sources"][source]
+            assert (found["documents"], found["characters"], found["bytes"]) == (len(held), characters, size)
+            assert found["tokens"] == len(tokens)
+            assert found["characters_per_token"] == characters / len(tokens)
+            assert found["bytes_per_token"] == size / len(tokens)
+            assert found["unknown_rate"] == tokens.count("[UNK]") / len(tokens)
+            if tokenizer.kind == "bert":
+                words = re.findall(r"\S+(?: ##\S+)*", " ".join(tokens))
+                whole = sum(1 for word in words if " " not in word and word != "[UNK]")
+                assert found["tokens_per_word"] == len(tokens) / len(words)
+                assert found["whole_word_share"] == whole / len(words)
+        overall, sources = report["heldout"]["overall"], report["heldout"]["sources"].values()
+        assert overall["tokens"] == sum(part["tokens"] for part in sources)
+        train_side = [t for ts in texts.values() for t in ts if side_of(t.strip("\n"), 0.05) == "train"]
+        assert report["train"]["documents"] == len(train_side)
+
+
+# Folders
+
+
+def test_the_fingerprint_ignores_places_and_follows_every_option(tmp_path):
+    documents = [*documents_of("en.txt", 15), *odd_texts(10, seed=7)]
+    first = train(tmp_path / "a", documents, kind="bert", vocab_size=700)
+    again = train(tmp_path / "elsewhere" / "b", documents, kind="bert", vocab_size=700)
+    assert first.fingerprint == again.fingerprint
+    others = [
+        train(tmp_path / "c", documents, kind="bert", vocab_size=701),
+        train(tmp_path / "d", documents, kind="bert", vocab_size=700, lowercase=False),
+        train(tmp_path / "e", documents, kind="bert", vocab_size=700, alphabet_min_count=2),
+        train(tmp_path / "f", documents, kind="byte", vocab_size=700),
+        train(tmp_path / "g", documents[1:], kind="bert", vocab_size=700),
+    ]
+    assert len({first.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "report.json", "index.json"])
+def test_a_damaged_folder_is_refused_naming_the_file(uncased, tmp_path, name):
+    def copy(case: str) -> Path:
+        return Path(shutil.copytree(uncased.folder, tmp_path / case)) / name
+
+    flipped, cut, missing = copy("flipped"), copy("cut"), copy("missing")
+    data = bytearray(flipped.read_bytes())
+    data[-10] ^= 1
+    flipped.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:-7])
+    missing.unlink()
+    for path in (flipped, cut, missing):
+        with pytest.raises(TokenizerError, match=re.escape(name)):
+            open_tokenizer(path.parent)
+    assert open_tokenizer(shutil.copytree(uncased.folder, tmp_path / "whole")).fingerprint == uncased.fingerprint
+
+
+def test_a_folder_of_another_stage_is_refused(tmp_path):
+    from pretrain.folders import write_index
+
+    write_index(tmp_path, "index.json", {"stage": "shards"})
+    with pytest.raises(TokenizerError, match="holds no tokenizer"):
+        open_tokenizer(tmp_path)
+
+
+def refused(tmp_path: Path, error: type[Exception], match: str, corpus: str, **settings) -> None:
+    """The run fails as told, and leaves nothing behind."""
+    out = tmp_path / "results" / "out"
+    with pytest.raises(error, match=match):
+        run(TokenizerConfig(corpus=corpus, out=str(out), **settings))
+    assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_a_vocabulary_smaller_than_its_alphabet_is_refused(tmp_path):
+    corpus = corpus_of(tmp_path / "text", [f"abc {n}" for n in range(100)])
+    # a b c and ten digits begin; b c and ten digits continue
+    message = "(?s)vocab_size = 20 is too small.*5 specials and 25 symbols.*need 30.*alphabet_min_count above 1"
+    refused(tmp_path, TokenizerError, message, corpus, kind="bert", vocab_size=20)
+    message = "(?s)vocab_size = 514 .*3 specials and 512 symbols.*need 515.*set vocab_size to 515 or more$"
+    refused(tmp_path, TokenizerError, message, corpus, kind="byte", vocab_size=514)
+
+
+def test_a_corpus_without_train_or_heldout_documents_is_refused(tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    refused(tmp_path, CorpusError, "0 train and 0 held-out", str(empty), kind="bert", vocab_size=500)
+    one = tmp_path / "one.txt"
+    one.write_text("just one document\n")
+    message = "(?s)1 train and 0 held-out.*heldout_fraction"
+    refused(tmp_path, CorpusError, message, str(one), kind="byte", vocab_size=600)
+    held = corpus_of(tmp_path / "held", ["just one document"], heldout_fraction=0.999999)
+    refused(tmp_path, CorpusError, "0 train and 1 held-out", held, kind="bert", vocab_size=500)
+
+
+def test_text_that_breaks_off_leaves_nothing_half_written(tmp_path):
+    path = tmp_path / "text.txt.gz"
+    path.write_bytes(gzip.compress(("\n\n".join(documents_of("en.txt", 50))).encode())[:-100])
+    refused(tmp_path, CorpusError, "damaged", str(path), kind="bert", vocab_size=500)
+
+
+def test_an_earlier_result_survives_a_failed_run_and_yields_to_a_good_one(tmp_path):
+    first = train(tmp_path, [f"abc {n}" for n in range(100)], kind="bert", vocab_size=60)
+    with pytest.raises(TokenizerError, match="too small"):
+        train(tmp_path, [f"abc {n}" for n in range(100)], kind="bert", vocab_size=10)
+    assert open_tokenizer(tmp_path / "tokenizer").fingerprint == first.fingerprint
+    second = train(tmp_path, [f"abd {n}" for n in range(100)], kind="byte", vocab_size=520)
+    assert open_tokenizer(tmp_path / "tokenizer").fingerprint == second.fingerprint != first.fingerprint
+    assert not (second.folder / "vocab.txt").exists()
+
+
+def test_settings_that_contradict_byte_are_refused(tmp_path):
+    values = {"corpus": "x", "out": "y", "kind": "byte", "vocab_size": "1000"}
+    with pytest.raises(ConfigError, match="lowercase = true contradicts kind = byte"):
+        build(TokenizerConfig, {**values, "lowercase": "true"}, "test.yaml")
+    with pytest.raises(ConfigError, match="alphabet_min_count = 2 contradicts kind = byte"):
+        build(TokenizerConfig, {**values, "alphabet_min_count": "2"}, "test.yaml")
+    for extra in ({}, {"lowercase": "false"}, {"alphabet_min_count": "1"}, {"kind": "bert", "lowercase": "true"}):
+        config = build(TokenizerConfig, {**values, **extra}, "test.yaml")
+        (tmp_path / "resolved.yaml").write_text(dump(config), encoding="utf-8")
+        assert load(TokenizerConfig, tmp_path / "resolved.yaml") == config
