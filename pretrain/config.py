@@ -4,7 +4,9 @@ A scalar is decoded by the type its key declares, never by how it looks: YAML's 
 and `no` as False. Every stage declares its config as a subclass of `Config` beside the code that reads it.
 """
 
+import copy
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -20,9 +22,9 @@ Resume = Literal["free", "append-only", "frozen"]
 
 
 class Config(BaseModel):
-    """Base of every section: immutable, no unknown keys."""
+    """Base of every section: immutable, no unknown keys, no infinite numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -65,9 +67,12 @@ def load(kind: type[C], path: Path | str, overrides: list[str] = ()) -> C:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise ConfigError("no such configuration file", f"looked for: {path}") from None
+        raise ConfigError("no such configuration file", f"looked for: {path}", "configs/ holds examples") from None
+    except OSError as error:
+        raise ConfigError("a configuration file cannot be read", f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError("a configuration file must be UTF-8", f"{path}, byte {error.start}") from None
+        where = f"{path}, byte {error.start + 1}: {error.object[error.start]:#04x}"
+        raise ConfigError("a configuration file must be UTF-8", where, "convert it: iconv -f … -t utf-8") from None
     values = parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError("a configuration is a mapping of keys to values", f"{path} holds {values!r}")
@@ -123,7 +128,7 @@ def _conflicts(old: Config, new: Config, prefix: str, begun: dict[str, int]) -> 
             a, b = a[:frozen], b[:frozen]
             if a == b:
                 continue
-        if isinstance(a, Config) and isinstance(b, Config):
+        if isinstance(a, Config) and type(a) is type(b):
             yield from _conflicts(a, b, key + ".", begun)
         else:
             yield f"{key}: {_short(a)} → {_short(b)}"
@@ -142,10 +147,9 @@ class _Strings(yaml.BaseLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
+            if not isinstance(key, str) or key in seen:
+                problem = f"the key {key!r} is given twice" if isinstance(key, str) else f"{key!r} cannot be a key"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -164,27 +168,30 @@ def _plain_scalars(value: Any) -> Any:
         return value == "true"
     for number in (int, float):
         try:
-            return number(value)
+            found = number(value)
         except ValueError:
-            pass
+            continue
+        return found if math.isfinite(found) else value
     return value
 
 
 def _set(values: dict, keys: list[str], value: Any, override: str) -> None:
     """Lay one override over the parsed file; a number addresses a list entry (`phases.0.steps`)."""
     for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
+        where = ".".join(keys[:depth])
         if isinstance(values, list):
-            if not key.isdigit() or int(key) >= len(values):
-                where = ".".join(keys[:depth])
-                raise ConfigError(f"{where} is a list of {len(values)}", f"in override {override!r}: no entry {key!r}")
+            if not key.isdecimal() or int(key) >= len(values):
+                entries = f"its entries are {where}.0 to {where}.{len(values) - 1}" if values else "it is empty"
+                raise ConfigError(f"{where} has no entry {key!r}", f"in override {override!r}", entries)
             key = int(key)
         elif not isinstance(values, dict):
-            raise ConfigError(f"{'.'.join(keys[:depth])} is a single value", f"in override {override!r}")
-        if last:
+            raise ConfigError(f"{where} is a single value, {values!r}", f"in override {override!r}")
+        if depth == len(keys) - 1:
             values[key] = value
-        elif isinstance(values, dict) and not isinstance(values.get(key), (dict, list)):
-            values[key] = {}
+            return
+        inside = values[key] if isinstance(values, list) or key in values else None
+        absent = inside is None or (isinstance(inside, str) and inside in NULL)
+        values[key] = {} if absent else copy.copy(inside)  # an alias (`*name`) shares it with another key
         values = values[key]
 
 
@@ -230,12 +237,15 @@ def _resolve(kind: type[Config], loc: tuple) -> tuple[type[Config] | None, list]
 
 def _did_you_mean(kind: type[Config], section: type[Config], loc: list) -> str:
     known = list(section.model_fields)
+    if loc[-1] in kind.model_fields:  # the right name in the wrong section is as common as a typo
+        return f": did you mean {loc[-1]}, outside of {loc[0]}?"
+    for name, field in kind.model_fields.items():
+        if any(loc[-1] in inner.model_fields for inner in _sections(field.annotation)):
+            place = f"{name}.0" if typing.get_origin(field.annotation) is list else name
+            return f": did you mean {place}.{loc[-1]}?"
     near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
     if near:
         return f": did you mean {'.'.join([*map(str, loc[:-1]), near[0]])}?"
-    for name, field in kind.model_fields.items():  # the right name in the wrong section is as common as a typo
-        if any(loc[-1] in inner.model_fields for inner in _sections(field.annotation)):
-            return f": did you mean {name}.{loc[-1]}?"
     return f" (known here: {', '.join(known)})"
 
 

@@ -15,7 +15,8 @@ import hashlib
 import io
 import json
 import unicodedata
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -26,6 +27,8 @@ from pretrain.config import Config, load
 from pretrain.errors import CorpusError
 
 SIDES = ("train", "heldout")
+READ_BYTES = 1 << 20  # of a .zst file at a time
+COPY_AGAIN = "copy or compress it again; what could be read of it is not used"
 
 
 class Source(Config):
@@ -87,11 +90,14 @@ class Corpus:
         return {"heldout_fraction": self.recipe.heldout_fraction, "sources": sources}
 
     def check(self) -> None:
-        """Raise CorpusError for the first file that is not there, before any work is done."""
+        """Raise CorpusError for the first file that is not there or of no known format, before any work is done."""
         for source in self.recipe.sources:
-            for name in source.files:
-                if not (self.root / name).is_file():
-                    raise CorpusError("no such text file", f"{self.root / name}, of source {source.name!r}")
+            for path in (self.root / name for name in source.files):
+                if not path.is_file():
+                    remedy = "a recipe names its files relative to itself"
+                    raise CorpusError("no such text file", f"{path}, of source {source.name!r}", remedy)
+                if source.format is None:
+                    _format_of(path)
 
     def _hash(self, path: Path) -> str:
         key = str(path)
@@ -116,8 +122,8 @@ def open_corpus(path: Path | str) -> Corpus:
     if path.suffix in (".yaml", ".yml"):
         corpus = Corpus(load(Recipe, path), path.parent)
     else:
-        name = path.name.split(".")[0]
-        corpus = Corpus(Recipe(name=name, sources=[Source(name=name, files=[path.name])]), path.parent)
+        # Not named after the file: a source's name is part of the fingerprint, a path is not.
+        corpus = Corpus(Recipe(name="text", sources=[Source(name="text", files=[path.name])]), path.parent)
     corpus.check()
     return corpus
 
@@ -146,6 +152,8 @@ def _format_of(path: Path) -> str:
 
 def _open(path: Path) -> BinaryIO:
     try:
+        if path.suffix in (".gz", ".zst") and not path.stat().st_size:
+            raise CorpusError("a compressed file is damaged", f"{path}: it has no bytes at all", COPY_AGAIN)
         if path.suffix == ".gz":
             return gzip.open(path, "rb")
         if path.suffix == ".zst":
@@ -162,7 +170,46 @@ def _open_zstd(path: Path) -> BinaryIO:
         import zstandard
     except ImportError:
         raise CorpusError(f"{path} needs the package zstandard", "pip install '.[data]'") from None
-    return io.BufferedReader(zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(open(path, "rb")))
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    return io.BufferedReader(_Zstd(open(path, "rb"), decompressor.decompressobj, zstandard.ZstdError), READ_BYTES)
+
+
+class _Zstd(io.RawIOBase):
+    """What a .zst file holds, frame after frame; an OSError where it is damaged, an EOFError where it is cut.
+
+    The library's own `stream_reader` takes a file cut inside a frame for one that ends there.
+    """
+
+    def __init__(self, file: BinaryIO, begin: Callable, fault: type[Exception]):
+        self._file, self._begin, self._fault = file, begin, fault
+        self._frame = None  # the one being read
+        self._stored, self._text = b"", memoryview(b"")  # read but not decompressed, decompressed but not asked for
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._text:
+            self._stored = self._stored or self._file.read(READ_BYTES)
+            if not self._stored:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            self._frame = self._frame or self._begin()
+            try:
+                self._text = memoryview(self._frame.decompress(self._stored))
+            except self._fault as error:
+                raise OSError(str(error)) from None
+            self._stored = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._text))
+        buffer[:size], self._text = self._text[:size], self._text[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _decoded(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
@@ -180,12 +227,8 @@ def _decoded(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
             if number == 1:
                 line = line.removeprefix("\ufeff")
             yield number, line.removesuffix("\n").removesuffix("\r")
-    except (EOFError, OSError, gzip.BadGzipFile) as error:
-        raise CorpusError("a compressed file is damaged", f"{path}: {error}") from None
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise CorpusError("a compressed file is damaged", f"{path}: {error}") from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise CorpusError("a compressed file is damaged", f"{path}: {error}", COPY_AGAIN) from None
 
 
 def _blocks(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
@@ -207,13 +250,13 @@ def _records(lines: Iterator[tuple[int, str]], field: str, path: Path) -> Iterat
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
             raise CorpusError("a line is not JSON", where, str(error)) from None
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             remedy = "set field: in the recipe"
-            raise CorpusError(f"a record has no text under {field!r}", where, f"found: {keys}", remedy)
+            raise CorpusError(f"a record has no text under {field!r}", where, f"found: {keys or 'nothing'}", remedy)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

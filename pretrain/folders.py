@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,22 +23,36 @@ RECORDED = "recorded"  # the key under which an index keeps what is noted but no
 def publish(folder: Path, index_name: str, what: type[UserError] = UserError) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success it takes `folder`'s name, on failure nothing is left behind.
 
-    Refuses (`what`) to replace a folder that holds anything but an earlier result of the same stage.
+    Refuses (`what`) to replace a folder that holds anything but an earlier result of the same stage. The stage stands
+    in the index, so a result of another stage is found out last; it is safe all the same.
     """
     folder = Path(folder)
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise what("the output folder cannot be made", f"{path} is a file", "choose another out=")
-    if folder.exists() and not (folder / index_name).exists() and any(folder.iterdir()):
+    held = _stage(folder / index_name)
+    if held is None and folder.exists() and any(folder.iterdir()):
         raise what(
-            "the output folder holds something else", f"{folder} has files but no {index_name}", "choose another out="
+            "the output folder holds something else",
+            f"{folder} has files but no {index_name} of ours",
+            "choose another out=",
         )
     aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise what("the output folder cannot be made", f"{aside}: {error.strerror}", "choose another out=") from None
     try:
         yield aside
-        assert (aside / index_name).exists(), f"{aside} was published without {index_name}"
+        stage = _stage(aside / index_name)
+        assert stage is not None, f"{aside} was published without {index_name}"
+        if held and held != stage:
+            raise what(
+                "the output folder holds the result of another stage",
+                f"{folder} is of the stage {held}, and this one is {stage}",
+                "choose another out=",
+            )
         _sync(aside)
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old")
@@ -85,8 +99,8 @@ def read_index(folder: Path, name: str, what: type[UserError], made_by: str) -> 
     path = Path(folder) / name
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        state = "the folder is incomplete" if Path(folder).exists() else "there is no such folder"
+    except (FileNotFoundError, NotADirectoryError):
+        state = "the folder is incomplete" if Path(folder).is_dir() else "there is no such folder"
         raise what(f"{folder}: {state}", f"looked for: {path}", f"make it with: {made_by}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise what(f"{path} is damaged: not JSON", f"make it again with: {made_by}") from None
@@ -105,19 +119,24 @@ def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
             raise what(f"{path} {state}", "copy it again from where it was made, or rebuild the folder")
 
 
-def faults(folder: Path, index: dict, index_name: str) -> list[str]:
-    """Names of files that differ from the index, each with what is wrong: what `verify` prints."""
+def faults(
+    folder: Path, index: dict, index_name: str, advance: Callable[[int], None] = lambda files: None
+) -> list[str]:
+    """Names of files that differ from the index, each with what is wrong: every byte is hashed."""
     found = []
     for name, entry in index["files"].items():
         path = Path(folder) / name
-        if not path.exists():
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
             found.append(f"{name}: missing")
-        elif path.stat().st_size != entry["bytes"]:
-            found.append(f"{name}: {path.stat().st_size:,} bytes, not {entry['bytes']:,}")
+        elif size != entry["bytes"]:
+            state = "truncated" if size < entry["bytes"] else "altered"
+            found.append(f"{name}: {state}, {size:,} bytes instead of {entry['bytes']:,}")
         elif digest(path)["sha256"] != entry["sha256"]:
-            found.append(f"{name}: contents changed (SHA-256 differs)")
+            found.append(f"{name}: altered, its SHA-256 differs")
+        advance(1)
     present = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
-    return found + [f"{name}: not in the index" for name in sorted(present - set(index["files"]) - {index_name})]
+    return found + [f"{name}: extra, not in the index" for name in sorted(present - set(index["files"]) - {index_name})]
 
 
 def write_json(path: Path, value: object) -> None:
@@ -129,6 +148,17 @@ def write_json(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
+
+
+def _stage(index: Path) -> str | None:
+    """The stage of the folder that `index` belongs to, "" if it is damaged; None: not an index of ours."""
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except ValueError:
+        return ""
+    return found["stage"] if isinstance(found, dict) and {"stage", "fingerprint"} <= found.keys() else None
 
 
 def _sync(folder: Path) -> None:

@@ -4,6 +4,6 @@ import deepspeed  # noqa: F401
 import torch
 import torch._dynamo  # (the first optimizer would import it)
 
-import pretrain.run
+import pretrain.run  # noqa: F401
 
 torch.set_num_threads(1)

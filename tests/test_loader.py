@@ -62,7 +62,7 @@ def test_a_killed_worker_is_an_error_not_a_hang(prepared):
     steps = loader.steps(batches(prepared, OBJECTIVES[0], micro_batch=1), 0, workers=2)
     next(steps)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(PretrainError, match="a process of data.workers died"):
+    with pytest.raises(PretrainError, match=r"a process of data\.workers died"):
         list(steps)
 
 

@@ -1,0 +1,29 @@
+# Two commands: `make demo` walks the whole road on a CPU, `make test` runs the tests. Both set up .venv first.
+#
+#   make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
+#
+# PIP_ARGS goes to pip; README.md says when PyTorch's CPU index is wanted.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+
+.PHONY: demo test setup clean
+
+setup: .venv/ready
+
+demo: .venv/ready
+	.venv/bin/python launch/demo.py configs/sample/demo.yaml
+
+test: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--constraint constraints.txt --editable '.[export,finetune,data,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,10 @@
+"""Walk the whole road on the sample text: python launch/demo.py configs/sample/demo.yaml [key=value ...]"""
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from pretrain.cli import main
+
+    sys.exit(main("demo"))

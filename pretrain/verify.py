@@ -1,0 +1,81 @@
+"""Every byte of published folders against their indexes, and the folders they were made with against both.
+
+    $ python launch/verify.py runs/wiki/shards
+    runs/wiki/shards: shards, 8 files, 1,234,567 bytes: intact
+
+Opening a folder checks sizes and, where that is cheap, checksums; this checks everything, however large: after a copy
+between machines, or before a corpus is deleted.
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from pretrain import cli, folders
+from pretrain.errors import UserError
+from pretrain.progress import progress
+
+INDEX = "index.json"
+MADE_BY = "python launch/STAGE.py CONFIG.yaml"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Verify the folders of the command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="launch/verify.py", description="Check every byte of published folders.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of any stage; of a run, all its checkpoints")
+    arguments = parser.parse_args(argv)
+    return cli.guarded(lambda: run([Path(folder) for folder in arguments.folders]))
+
+
+def run(paths: list[Path]) -> None:
+    """Print a line for each intact folder. All are looked at before UserError names every fault of every one."""
+    named = [folder for path in paths for folder in published(path)]
+    faults, broken = [], 0
+    for folder in named:
+        try:
+            found = check(folder)
+        except UserError as error:  # the index itself
+            found = [error.what, *error.details[:-1]]
+        faults += found
+        broken += bool(found)
+    if faults:
+        remedy = "copy it again from where it was made, or make it again"
+        raise UserError(f"{broken} of {len(named)} folders are not what was published", *faults, remedy)
+
+
+def published(path: Path) -> list[Path]:
+    """The folders that `path` stands for: itself, or the checkpoints of a run."""
+    if not (path / INDEX).exists() and (path / "checkpoints").is_dir():
+        return sorted((path / "checkpoints").glob("step_*")) or [path]
+    return [path]
+
+
+def check(folder: Path) -> list[str]:
+    """What is wrong with a published folder, a line each; if nothing is, says so. Raises UserError for its index."""
+    index = folders.read_index(folder, INDEX, UserError, MADE_BY)
+    with progress(f"hashing {folder}", "files", len(index["files"])) as advance:
+        faults = folders.faults(folder, index, INDEX, advance)
+    faults = [f"{folder}/{fault}" for fault in faults]
+    unknown = []
+    for what, place in {} if faults else made_with(folder, index).items():
+        try:
+            found = folders.read_index(Path(place), INDEX, UserError, MADE_BY)["fingerprint"]
+        except UserError as error:
+            unknown.append(f"  {what}, made as {index[what][:12]}…: not checked, {error.what}")
+            continue
+        if found != index[what]:
+            faults.append(f"{folder}: made with {what} {index[what][:12]}…, but {place} is now {found[:12]}…")
+    if not faults:
+        size = sum(entry["bytes"] for entry in index["files"].values())
+        print(f"{folder}: {index['stage']}, {len(index['files'])} files, {size:,} bytes: intact")
+        print(*unknown, sep="\n", end="\n" if unknown else "", flush=True)
+    return faults
+
+
+def made_with(folder: Path, index: dict) -> dict[str, str]:
+    """Which folders this one was made with, as it recorded their places: key of the fingerprint → path."""
+    places = index.get(folders.RECORDED, {})
+    if index["stage"] == "checkpoint":
+        places = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]
+    return {what: places[what] for what in ("shards", "tokenizer", "checkpoint") if what in index and what in places}
