@@ -65,13 +65,14 @@ def prune(run: Path, keep: int) -> None:
         shutil.rmtree(folder)
 
 
-def newest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run. A torn one (no index, or a file missing or cut) is passed over."""
+def newest(run: Path, speak: bool = True) -> Path | None:
+    """The newest complete checkpoint of a run. A torn one (no index, a file missing or cut) is passed over."""
     for folder in reversed(_numbered(run)):
         try:
             folders.check_sizes(folder, _read(folder), ResumeError)
         except ResumeError as error:
-            print(f"passing over {folder}: {error.what}", flush=True)
+            if speak:
+                print(f"passing over {folder}: {error.what}", flush=True)
             continue
         return folder
     return None

@@ -38,7 +38,8 @@ class Config(BaseModel):
             if field is not None and isinstance(value, str) and value in NULL and _admits_none(field.annotation):
                 value = None
             if field is not None and typing.get_origin(field.annotation) is dict:
-                value = {} if value is None else _plain_scalars(value)
+                value = _plain_scalars(value)
+                value = {} if value is None else value
             if field is not None and typing.get_origin(field.annotation) is Literal:
                 value = next((known for known in typing.get_args(field.annotation) if str(known) == value), value)
             decoded[key] = value
@@ -106,7 +107,7 @@ def parse(text: str, source: str) -> Any:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML that loads back equal."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def resume_conflicts(old: Config, new: Config, begun: dict[str, int] | None = None) -> list[str]:
@@ -152,6 +153,15 @@ class _Strings(yaml.BaseLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    def represent_str(self, text: str) -> yaml.Node:
+        style = '"' if "\x85" in text else None  # PyYAML 6.0.3 reads back other quotings of U+0085 as two spaces
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _plain_scalars(value: Any) -> Any:
@@ -201,7 +211,9 @@ def _explain(kind: type[Config], error: ValidationError, source: str, said: dict
     for problem in error.errors():
         section, loc = _resolve(kind, problem["loc"])
         key = ".".join(map(str, loc)) or "(whole file)"
-        where = next((text for name, text in said.items() if key == name or key.startswith(name + ".")), source)
+        within = [text for name, text in said.items() if name.startswith(f"{key}.")]
+        above = (text for name, text in said.items() if f"{key}.".startswith(f"{name}."))
+        where = next(above, " and ".join([source, *within]))
         match problem["type"]:
             case "extra_forbidden":
                 lines.append(f"{where}: unknown key {key}{_did_you_mean(kind, section, loc)}")
@@ -236,14 +248,17 @@ def _resolve(kind: type[Config], loc: tuple) -> tuple[type[Config] | None, list]
 
 
 def _did_you_mean(kind: type[Config], section: type[Config], loc: list) -> str:
-    known = list(section.model_fields)
-    if loc[-1] in kind.model_fields:  # the right name in the wrong section is as common as a typo
-        return f": did you mean {loc[-1]}, outside of {loc[0]}?"
+    known, key = list(section.model_fields), loc[-1]
+    if key in kind.model_fields:  # the right name in the wrong section is as common as a typo
+        return f": did you mean {key}, outside of {loc[0]}?"
     for name, field in kind.model_fields.items():
-        if any(loc[-1] in inner.model_fields for inner in _sections(field.annotation)):
-            place = f"{name}.0" if typing.get_origin(field.annotation) is list else name
-            return f": did you mean {place}.{loc[-1]}?"
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        for inner in _sections(field.annotation):
+            if key in inner.model_fields and _tags(inner) and name == loc[0]:
+                return f": {name}.kind = {_tags(inner)[0]} has it"
+            if key in inner.model_fields:
+                place = f"{name}.0" if typing.get_origin(field.annotation) is list else name
+                return f": did you mean {place}.{key}?"
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     if near:
         return f": did you mean {'.'.join([*map(str, loc[:-1]), near[0]])}?"
     return f" (known here: {', '.join(known)})"

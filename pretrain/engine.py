@@ -173,8 +173,8 @@ class LocalEngine:
         for kind in STATES:
             yield kind, ((name, self.optimizer.state[p][kind].float().cpu()) for name, p in _named(self.module))
 
-    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int) -> None:
-        """Take over a saved state: `load(kind, name)` gives each whole fp32 tensor."""
+    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int, batch: Batch) -> None:
+        """Take over a saved state: `load(kind, name)` gives each whole fp32 tensor; `batch` is any valid one."""
         with torch.no_grad():
             for name, p in _named(self.module):
                 p.copy_(load("weights", name))
@@ -243,12 +243,18 @@ class DeepSpeedEngine:
         for kind in ("weights", *STATES):
             yield kind, ((name, whole(p, kind).float().cpu()) for name, p in _named(self.module))
 
-    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int) -> None:
+    def restore(self, load: Callable[[str, str], Tensor], steps_applied: int, batch: Batch) -> None:
         """As LocalEngine.restore; the module must have held these weights when the engine was built.
 
         DeepSpeed has made its bf16 weights from the module's; what is set here are the fp32 masters and the moments.
         """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if self.stage == 3:
+            # Its first step traces the order of weights and gathers them otherwise than all later ones: under
+            # autocast with several micro-batches in another precision. So that one is spent on nothing.
+            self.backward(self(batch), 0.0)
+            self.step(0.0)
 
         inner = self._inner
         with torch.no_grad():

@@ -5,6 +5,7 @@ the folder was made from, and a fingerprint: the hash of the index without place
 is hashed again to prove what a folder is.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -62,6 +63,12 @@ def publish(folder: Path, index_name: str, what: type[UserError] = UserError) ->
             shutil.rmtree(old)
         else:
             aside.rename(folder)
+    except Exception as error:
+        if not _disk_full(error):
+            raise
+        raise what(
+            f"the disk is full: {folder} was not written", str(error), "free some space and start again"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -159,6 +166,12 @@ def _stage(index: Path) -> str | None:
     except ValueError:
         return ""
     return found["stage"] if isinstance(found, dict) and {"stage", "fingerprint"} <= found.keys() else None
+
+
+def _disk_full(error: Exception) -> bool:
+    """True for ENOSPC and EDQUOT; safetensors wraps them in an error of its own."""
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
 
 
 def _sync(folder: Path) -> None:

@@ -6,13 +6,19 @@ Ranks therefore watch their ancestors.
 
 import os
 import signal
+import time
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+INSIST_S = 5.0
 
 
 class Interrupt:
-    """A context in which `asked` turns true instead of the process dying. A second signal is obeyed at once."""
+    """A context in which `asked` turns true instead of the process dying.
+
+    A signal that comes again after INSIST_S is obeyed at once. Sooner it is the same wish: a signal to the process
+    group reaches a rank directly, and once more through its launcher.
+    """
 
     def __init__(self, watch_launcher: bool):
         self._signal: int | None = None
@@ -34,8 +40,11 @@ class Interrupt:
         self._restore()
 
     def _note(self, number: int, _: object) -> None:
-        self._signal = number
-        self._restore()
+        if self._signal is None:
+            self._signal, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > INSIST_S:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -113,7 +113,7 @@ def run(cfg: RunConfig) -> dict:
     token_bytes = tokenizer.token_bytes() if tokenizer.kind == "byte" else None
     heldout = HeldOut(unseen, cfg.objective, cfg.phases[-1].seq_len, cfg.evaluate.max_tokens, token_bytes)
     identity = {"shards": shards.fingerprint, "tokenizer": tokenizer.fingerprint, "vocab_size": shards.vocab_size}
-    found = _checkpoint_of(cfg, folder, identity)
+    found = _checkpoint_of(cfg, folder, identity, world.speaks)
     state = found.state if found else TrainState()
     if state.step == cfg.steps and (folder / SUMMARY).is_file():
         if world.speaks:
@@ -127,7 +127,7 @@ def run(cfg: RunConfig) -> dict:
     if world.speaks:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
-    engine = _engine(cfg, world, model, shards, found)
+    engine = _engine(cfg, world, model, shards, batches, found)
     job = Job(
         folder=folder,
         seed=cfg.seed,
@@ -168,14 +168,16 @@ def run(cfg: RunConfig) -> dict:
         "heldout_targets": scores.targets,
         "unigram_entropy": unigram_entropy(unseen.unigram(), marks),  # nats, of the held-out tokens
         "seconds": round(time.monotonic() - started, 1),  # of the last attempt
-        "checkpoint": str(checkpoint.newest(folder)),
+        "checkpoint": str(checkpoint.newest(folder, world.speaks)),
     }
     if world.speaks:
         folders.write_json(folder / SUMMARY, summary)
     return summary
 
 
-def _engine(cfg: RunConfig, world: World, model: Transformer, shards: Shards, found: Checkpoint | None) -> Engine:
+def _engine(
+    cfg: RunConfig, world: World, model: Transformer, shards: Shards, batches: loader.Batches, found: Checkpoint | None
+) -> Engine:
     """The engine with fresh weights, or with those and the optimizer state of a checkpoint."""
     if cfg.engine.deterministic and device_of(world).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -193,7 +195,7 @@ def _engine(cfg: RunConfig, world: World, model: Transformer, shards: Shards, fo
     kind = DeepSpeedEngine if world.launched else LocalEngine
     engine = kind(Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip, world)
     if load:
-        engine.restore(load, found.state.steps_applied)
+        engine.restore(load, found.state.steps_applied, batches[0].batch)
     return engine
 
 
@@ -211,9 +213,9 @@ def _check_sizes(cfg: RunConfig, shards: Shards, unseen: Shards) -> None:
             )
 
 
-def _checkpoint_of(cfg: RunConfig, folder: Path, identity: dict) -> Checkpoint | None:
+def _checkpoint_of(cfg: RunConfig, folder: Path, identity: dict, speak: bool) -> Checkpoint | None:
     """The newest checkpoint of this run, if there is one and it may be continued with `cfg`."""
-    newest = checkpoint.newest(folder)
+    newest = checkpoint.newest(folder, speak)
     if newest is None:
         return None
     found = Checkpoint(newest)

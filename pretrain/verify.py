@@ -3,8 +3,8 @@
     $ python launch/verify.py runs/wiki/shards
     runs/wiki/shards: shards, 8 files, 1,234,567 bytes: intact
 
-Opening a folder checks sizes and, where that is cheap, checksums; this checks everything, however large: after a copy
-between machines, or before a corpus is deleted.
+Opening a folder checks sizes and, where that is cheap, checksums; this checks everything, however large: for after a
+copy between machines.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pretrain.progress import progress
 
 INDEX = "index.json"
 MADE_BY = "python launch/STAGE.py CONFIG.yaml"
+PLACES = {"tokenizer": "tokenizer", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,12 +37,12 @@ def run(paths: list[Path]) -> None:
         try:
             found = check(folder)
         except UserError as error:  # the index itself
-            found = [error.what, *error.details[:-1]]
+            found = [error.what, *error.details]
         faults += found
         broken += bool(found)
     if faults:
         remedy = "copy it again from where it was made, or make it again"
-        raise UserError(f"{broken} of {len(named)} folders are not what was published", *faults, remedy)
+        raise UserError(f"not what was published: {broken} of {len(named)} folders", *faults, remedy)
 
 
 def published(path: Path) -> list[Path]:
@@ -56,26 +57,28 @@ def check(folder: Path) -> list[str]:
     index = folders.read_index(folder, INDEX, UserError, MADE_BY)
     with progress(f"hashing {folder}", "files", len(index["files"])) as advance:
         faults = folders.faults(folder, index, INDEX, advance)
-    faults = [f"{folder}/{fault}" for fault in faults]
-    unknown = []
-    for what, place in {} if faults else made_with(folder, index).items():
+    if faults:
+        return [f"{folder}/{fault}" for fault in faults]
+    notes = []
+    for what, place in made_with(folder, index).items():
         try:
-            found = folders.read_index(Path(place), INDEX, UserError, MADE_BY)["fingerprint"]
-        except UserError as error:
-            unknown.append(f"  {what}, made as {index[what][:12]}…: not checked, {error.what}")
+            found = folders.read_index(place, INDEX, UserError, MADE_BY)["fingerprint"]
+        except UserError:
+            notes.append(f"  made with {what} {index[what][:12]}…, not checked: {place} has no index of ours")
             continue
         if found != index[what]:
             faults.append(f"{folder}: made with {what} {index[what][:12]}…, but {place} is now {found[:12]}…")
     if not faults:
         size = sum(entry["bytes"] for entry in index["files"].values())
         print(f"{folder}: {index['stage']}, {len(index['files'])} files, {size:,} bytes: intact")
-        print(*unknown, sep="\n", end="\n" if unknown else "", flush=True)
+        for note in notes:
+            print(note)
     return faults
 
 
-def made_with(folder: Path, index: dict) -> dict[str, str]:
-    """Which folders this one was made with, as it recorded their places: key of the fingerprint → path."""
+def made_with(folder: Path, index: dict) -> dict[str, Path]:
+    """The folders this one was made with, where it recorded their places: by the index's key of their fingerprint."""
     places = index.get(folders.RECORDED, {})
     if index["stage"] == "checkpoint":
         places = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]
-    return {what: places[what] for what in ("shards", "tokenizer", "checkpoint") if what in index and what in places}
+    return {what: Path(places[at]) for what, at in PLACES.items() if what in index and at in places}

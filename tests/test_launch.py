@@ -66,15 +66,17 @@ def test_a_users_mistake_under_the_launcher_is_said_once_and_exits_2(prepared, t
     assert not (tmp_path / "run").exists()
 
 
-def test_ranks_whose_launcher_is_terminated_save_and_end(prepared, tmp_path):
-    """SIGTERM to `deepspeed` kills only the launcher; its ranks must not train on as orphans."""
+@pytest.mark.parametrize("reaches", ["launcher", "process group"])
+def test_ranks_whose_launcher_is_terminated_save_and_end(reaches, prepared, tmp_path):
+    """SIGTERM to `deepspeed` kills only the launcher: its ranks must not train on as orphans. SIGTERM to the process
+    group (as Slurm sends it) reaches ranks twice: the second must not cut the saving short."""
     steps = [{"steps": 100_000, "seq_len": 32, "batch_tokens": 256}]
     config = written(run_values(prepared, tmp_path / "run", phases=steps), tmp_path / "run.yaml")
     launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", str(ROOT / "launch/pretrain.py"), str(config)]
     log = open(tmp_path / "log", "w")
-    process = subprocess.Popen(launcher, cwd=tmp_path, stdout=log, stderr=log)
+    process = subprocess.Popen(launcher, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     wait_for(lambda: len(cases.history(tmp_path / "run")) > 3, tmp_path / "log")
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if reaches == "process group" else os.kill)(process.pid, signal.SIGTERM)
     process.wait(TIMEOUT_S)
     wait_for(lambda: "stopped at step" in (tmp_path / "log").read_text(), tmp_path / "log")
     saved = cases.state(tmp_path / "run")

@@ -13,6 +13,7 @@ from tests.ranks import Ranks, on_ranks
 
 ENGINES = [  # launched, ranks, ZeRO stage, precision
     (False, 1, 1, "fp32"),
+    (False, 1, 1, "autocast"),
     (True, 1, 0, "fp32"),
     (True, 1, 1, "fp32"),
     (True, 1, 2, "fp32"),
@@ -25,6 +26,7 @@ ENGINES = [  # launched, ranks, ZeRO stage, precision
     (True, 2, 2, "bf16"),
     (True, 2, 3, "bf16"),
     (True, 2, 1, "autocast"),
+    (True, 2, 3, "autocast"),
 ]
 
 
