@@ -120,7 +120,7 @@ def _shards(out: str) -> dict:
 
 def _model(model: ModelRoad) -> dict:
     run_folder, export_folder = _out(model.run), _out(model.export)
-    certificate = _json(Path(export_folder) / "index.json")["certificate"]
+    certificate = _json(Path(export_folder) / "index.json")["recorded"]["certificate"]
     return {
         "run": run_folder,
         "export": export_folder,

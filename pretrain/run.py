@@ -100,9 +100,9 @@ def run(cfg: RunConfig) -> dict:
     started = time.monotonic()
     world = find_world()
     folder = Path(cfg.out)
-    if cfg.export:
-        export.check(cfg.model, cfg.export.dialect)
     tokenizer = open_tokenizer(cfg.data.tokenizer)
+    if cfg.export:
+        export.check(cfg.model, cfg.export.dialect, tokenizer.kind)
     shards, unseen = Shards(cfg.data.shards, "train"), Shards(cfg.data.shards, "heldout")
     check_tokenizer(shards.index, cfg.data.shards, tokenizer)
     _check_sizes(cfg, shards, unseen)

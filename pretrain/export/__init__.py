@@ -1,0 +1,155 @@
+"""A checkpoint as a plain Hugging Face folder, proven equal to our model before it gets its name.
+
+    config.json  generation_config.json (decoders)  model.safetensors
+    tokenizer.json  tokenizer_config.json  vocab.txt (bert)
+    README.md    the model card
+    index.json   what it was made from, and the certificate; written last
+
+A dialect is a module with `TOKENIZER_KIND` and three functions: `objections(model)` says why it cannot express a model,
+`config(model, vocab_size, specials)` is its config.json, `weights(model, ours)` our tensors under its names. The proof
+is verify.py, which runs in a process of its own. Importing this package does not import transformers: training asks
+`check` before it starts.
+"""
+
+import difflib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain import checkpoint, config, folders
+from pretrain.checkpoint import Checkpoint
+from pretrain.config import Config
+from pretrain.errors import ExportError
+from pretrain.export import bert, card, handoff, qwen3, reference
+from pretrain.model import ModelConfig, Transformer
+from pretrain.tokenizer import Tokenizer, open_tokenizer
+
+INDEX = "index.json"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+DIALECTS = {"bert": bert, "qwen3": qwen3}
+
+
+class ExportConfig(Config):
+    checkpoint: str  # a run folder (its newest checkpoint) or one of its checkpoints/step_…
+    dialect: Literal["bert", "qwen3"]
+    out: str
+    tokenizer: str | None = None  # default: where the run found it
+
+
+def check(model: ModelConfig, dialect: str, tokenizer_kind: str | None = None) -> None:
+    """Raise ExportError unless `model`, with a tokenizer of this kind, can be expressed in `dialect` and verified."""
+    if dialect not in DIALECTS:
+        near = difflib.get_close_matches(dialect, DIALECTS, n=1)
+        raise ExportError(
+            f"no dialect {dialect!r}" + (f": did you mean {near[0]}?" if near else ""),
+            f"known: {', '.join(DIALECTS)}",
+        )
+    lines = DIALECTS[dialect].objections(model)
+    wanted = DIALECTS[dialect].TOKENIZER_KIND
+    if tokenizer_kind not in (None, wanted):
+        lines.append(f"the tokenizer is of kind {tokenizer_kind}: {dialect} has {wanted}")
+    if lines:
+        raise ExportError(f"this model cannot be exported as {dialect}", *lines)
+    if importlib.util.find_spec("transformers") is None:
+        raise ExportError("export needs transformers", "pip install '.[export]'")
+
+
+def run(cfg: ExportConfig) -> dict:
+    """Publish `cfg.out` and return its certificate: what was compared, how far it differed, and by which versions.
+
+    Raises ExportError when the model cannot be expressed or the folder is not equal to it; then `out` is as it was.
+    """
+    source = Checkpoint(checkpoint.resolve(cfg.checkpoint))
+    settings = yaml.safe_load(source.config_text)
+    model = config.build(ModelConfig, settings["model"], f"{source.folder}/{checkpoint.CONFIG}")
+    tokenizer = _tokenizer(cfg.tokenizer or settings["data"]["tokenizer"], source)
+    check(model, cfg.dialect, tokenizer.kind)
+    ours = source.weights()
+    vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
+    assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
+    with folders.publish(Path(cfg.out), INDEX, ExportError) as aside:
+        handoff.write_tokenizer(aside, tokenizer, card.trained_length(settings))
+        _write_model(aside, DIALECTS[cfg.dialect], model, ours, tokenizer.specials)
+        said = aside / "said"  # inside, so that the next export sweeps what a killed one leaves
+        reference.write(said, opened(model, ours), tokenizer)
+        del ours  # the other process needs the memory
+        certificate = verify(aside, said)
+        shutil.rmtree(said)
+        text = card.card(cfg.dialect, model, vocab_size, parameters, settings, source.index)
+        (aside / "README.md").write_text(text, encoding="utf-8")
+        index = {
+            "stage": "export",
+            "dialect": cfg.dialect,
+            "checkpoint": source.index["fingerprint"],
+            "tokenizer": tokenizer.fingerprint,
+            "step": source.index["step"],
+            "recorded": {"checkpoint": str(source.folder), "certificate": certificate},
+        }
+        folders.write_index(aside, INDEX, index)
+    print(f"{cfg.out}: equal to step {source.index['step']} in transformers {certificate['transformers']}", flush=True)
+    compared = f"{certificate['logits']:,} logits and {certificate['texts']:,} texts compared"
+    print(f"  {compared}, largest difference of two logits {certificate['max_logit_diff']:.1e}", flush=True)
+    return certificate
+
+
+def verify(folder: Path, said: Path) -> dict:
+    """Compare `folder`, opened by stock transformers in a fresh process, with the answers in `said`.
+
+    Returns what was measured. Raises ExportError with what differs.
+    """
+    result = said / "result.json"
+    script = Path(__file__).with_name("verify.py")
+    command = [sys.executable, "-P", script, folder.resolve(), said.resolve(), result.resolve()]
+    done = subprocess.run(command, cwd=said, env=os.environ | OFFLINE, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise ExportError("transformers cannot use the exported folder", *done.stderr.strip().splitlines()[-8:])
+    certificate = json.loads(result.read_text(encoding="utf-8"))
+    faults = certificate.pop("faults")
+    if faults:
+        opened_by = f"opened by transformers {certificate['transformers']}"
+        raise ExportError("the exported folder is not equal to our model and tokenizer", *faults, opened_by)
+    return certificate
+
+
+def _tokenizer(folder: str, source: Checkpoint) -> Tokenizer:
+    """The tokenizer in `folder`. Raises ExportError when the checkpoint was trained with another."""
+    tokenizer = open_tokenizer(folder)
+    if tokenizer.fingerprint != source.index["tokenizer"]:
+        raise ExportError(
+            "this checkpoint was trained with another tokenizer",
+            f"{source.folder / checkpoint.INDEX} says {source.index['tokenizer'][:12]}…, "
+            f"{folder} is {tokenizer.fingerprint[:12]}…",
+            "point tokenizer= at the folder its shards were built with",
+        )
+    return tokenizer
+
+
+def _write_model(
+    folder: Path, dialect: ModuleType, model: ModelConfig, ours: dict[str, Tensor], specials: dict[str, int]
+) -> None:
+    settings = dialect.config(model, len(ours["embed.weight"]), specials)
+    folders.write_json(folder / "config.json", settings)
+    if model.causal:
+        marks = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        folders.write_json(folder / "generation_config.json", marks)
+    save_file(dialect.weights(model, ours), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def opened(model: ModelConfig, weights: dict[str, Tensor]) -> Transformer:
+    """Our model with the weights of a checkpoint, which it shares, ready to be asked."""
+    with torch.device("meta"):
+        empty = Transformer(model, len(weights["embed.weight"]))
+    tied = {"head.decoder.weight": weights["embed.weight"]} if model.tie_embeddings else {}
+    empty.load_state_dict(weights | tied, assign=True)
+    return empty.eval()

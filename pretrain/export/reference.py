@@ -1,0 +1,125 @@
+"""What our model and our tokenizer say, written down for a process that has neither (verify.py).
+
+    tensors.safetensors   per batch n: n.ids and n.mask (B, T), n.rows (R,), n.logits (B, R, V)
+                          of batch 0 also hidden (layers + 1, B, T, D)
+    texts.json            texts [{text, ids, decoded, plain}], pairs [[first, second, ids]], vocab {token: id},
+                          specials {role: token}, causal, tolerance
+
+`plain` texts hold no special-token string. Stock transformers takes such a string for the token, our corpora for text.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain.model import ModelConfig, Transformer
+from pretrain.tokenizer import Tokenizer
+
+TENSORS, TEXTS = "tensors.safetensors", "texts.json"
+
+TOLERANCE = 1e-4  # largest difference of two logits, in fp32 on a CPU
+LONGEST = 2048  # tokens; a model that takes more is compared up to here
+ROWS = 32  # positions a batch whose logits are compared; all V logits of 2,048 positions would be gigabytes
+FUZZED = 400  # texts
+
+# Pieces of texts, separated by spaces.
+ENGLISH = "the and The low lowest don't it's re-read Hello, world! (ok) U.S.A. e.g. 3.14 1,000 x=y+1; a_b #tag @me $5"
+CHINESE = "床前明月光 ， 。 疑是地上霜 汉 漢字 中文mixed英文 「引」 《诗》 １２３ 你好！ 龘 \U00020bb7 〇"
+OTHERS = "かな 한국어 ไทย हिन्दी עברית العربية Привет Ελληνικά naïve cafe\u0301 ﬁ ß İ ǅ ½ x² … “q” \u200d \ufeff \u202e"
+EMOJI = "😀 👩\u200d👩\u200d👧 \U0001f1e8\U0001f1f3 👍🏽 ❤\ufe0f 1\ufe0f\u20e3"
+ALMOST_MARKS = "## ##ing # ‿a Ġ Ċ [SEP [CLS]] <eod <<eod>"
+SPACES = [*" \t\n\x0b\x0c\x1c\x85\x00\xa0\u2009\u2028\u3000", "  ", "\r\n", "\n\n"]
+RUNS = ["a" * 150, "汉" * 60, " " * 60, "!" * 50, "9" * 40, "\n" * 30, "é" * 101]
+
+
+def write(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    """Ask `model` and `tokenizer` about made-up ids and texts and write the answers to `folder`."""
+    folder.mkdir()
+    save_file(_answers(model), folder / TENSORS)
+    text = json.dumps(_spellings(model.config, tokenizer), ensure_ascii=False)
+    (folder / TEXTS).write_text(text, encoding="utf-8")
+
+
+def fuzzed_texts(specials: list[str], count: int, seed: int = 0) -> list[str]:
+    """`count` texts of every script and mixed, with white space and control characters of all sorts, and `specials`."""
+    rng = random.Random(seed)
+    scripts = [text.split(" ") for text in (ENGLISH, CHINESE, OTHERS, EMOJI, ALMOST_MARKS)]
+    pieces = [*scripts, SPACES, RUNS, specials]
+    texts = ["", *(piece for kind in pieces for piece in kind)]
+    while len(texts) < count:
+        kinds = rng.choices(pieces, weights=[8, 8, 3, 2, 1, 6, 1, 1], k=rng.choice([1, 2, 4]))
+        words = [rng.choice(rng.choice(kinds)) for _ in range(rng.randint(1, 20))]
+        words += [_any_character(rng) for _ in range(rng.randint(0, 3))]
+        rng.shuffle(words)
+        texts.append(rng.choice(["", " ", " ", rng.choice(SPACES)]).join(words))
+    return texts[:count]
+
+
+def _any_character(rng: random.Random) -> str:
+    """Any code point but a surrogate."""
+    return chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]))
+
+
+@torch.no_grad()
+def _answers(model: Transformer) -> dict[str, Tensor]:
+    tensors = {}
+    generator = torch.Generator().manual_seed(0)
+    for n, lengths in enumerate(_shapes(min(model.config.max_positions, LONGEST))):
+        T = max(lengths)
+        ids = torch.randint(model.vocab_size, (len(lengths), T), generator=generator)
+        mask = (torch.arange(T) < torch.tensor(lengths)[:, None]).long()  # (B, T), 0 is padding
+        rows = torch.linspace(0, T - 1, min(T, ROWS)).long()
+        hidden = model(ids, mask, torch.arange(T).expand_as(ids))  # padding is a document that no token looks at
+        logits = model.logits(hidden[:, rows])  # (B, R, V)
+        tensors |= {f"{n}.ids": ids, f"{n}.mask": mask, f"{n}.rows": rows, f"{n}.logits": logits}
+    tensors["hidden"] = torch.stack(_hidden_states(model, tensors["0.ids"], tensors["0.mask"]))
+    return tensors
+
+
+def _shapes(longest: int) -> list[list[int]]:
+    """Lengths of the sequences in each batch."""
+    batches = [[24, 24], [7], [1], [40, 29, 3], [longest]]
+    return [[min(length, longest) for length in lengths] for lengths in batches]
+
+
+def _hidden_states(model: Transformer, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """What goes into each block, and what the model ends with: layers + 1 of (B, T, D), as transformers counts them."""
+    states: list[Tensor] = []
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for block in model.blocks]
+    last = model(ids, mask, torch.arange(ids.shape[1]).expand_as(ids))
+    for hook in hooks:
+        hook.remove()
+    return [*states, last]
+
+
+def _spellings(model: ModelConfig, tokenizer: Tokenizer) -> dict:
+    """Ids of texts with the template of the exported tokenizer: `[CLS] … [SEP]`, or for a decoder `<eod> …`."""
+    specials = [tokenizer.token_text(token) for token in tokenizer.specials.values()]
+    texts = fuzzed_texts(specials, FUZZED)
+    encoded = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
+    if model.causal:
+        encoded = [[*ids[-1:], *ids[:-1]] for ids in encoded]  # the end mark goes in front
+    entries = [
+        {
+            "text": text,
+            "ids": ids,
+            "decoded": text if tokenizer.kind == "byte" else tokenizer.decode(ids),  # byte loses nothing
+            "plain": not any(special in text for special in specials),
+        }
+        for text, ids in zip(texts, encoded, strict=True)
+    ]
+    some = [entry for entry in entries if entry["plain"] and entry["text"]][:40]
+    join = 0 if model.causal else 1  # BERT's second text has no [CLS] of its own
+    pairs = [(a["text"], b["text"], a["ids"] + b["ids"][join:]) for a, b in zip(some, reversed(some), strict=True)]
+    return {
+        "causal": model.causal,
+        "tolerance": TOLERANCE,
+        "texts": entries,
+        "pairs": pairs,
+        "vocab": json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"],
+        "specials": {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()},
+    }

@@ -1,0 +1,216 @@
+"""One training: a model built for the task, fitted by the Trainer of transformers, its answers."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pretrain.errors import TaskError
+from pretrain.finetune.huggingface import library, opened
+from pretrain.finetune.task import Example
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Row = dict[str, Any]  # what the tokenizer gives for one example, and `labels`: the number of its class
+
+GRADIENT_NORM = 1.0
+EVAL_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Start:
+    """What every training begins with."""
+
+    folder: str
+    labels: list[str]
+    init: Literal["pretrained", "random"]
+    dropout: float | None  # None: the folder's own
+    lora_rank: int | None  # None: every weight is trained
+
+
+@dataclass(frozen=True)
+class Schedule:
+    epochs: int
+    batch: int
+    warmup_share: float
+    weight_decay: float
+
+
+def open_tokenizer(folder: str, max_length: int) -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer. Raises TaskError when it or the model cannot take inputs of `max_length` tokens."""
+    transformers = library("transformers")
+    tokenizer = opened("tokenizer", folder, transformers.AutoTokenizer.from_pretrained)
+    config = opened("configuration", folder, transformers.AutoConfig.from_pretrained)
+    if tokenizer.pad_token_id is None:
+        raise TaskError("the tokenizer has no padding token", f"looked in: {folder}", "take an encoder folder")
+    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    if max_length > limit:
+        raise TaskError(
+            f"max_length = {max_length}, but the model takes {limit} tokens",
+            f"as {folder} says",
+            f"set max_length={limit}",
+        )
+    return tokenizer
+
+
+def encode(
+    examples: Sequence[Example], labels: list[str], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> tuple[list[Row], int]:
+    """A row for each example, and how many were cut to `max_length`. Marks such as `[SEP]` inside a text are text."""
+    texts = [example.text for example in examples]
+    pairs = [example.text_pair for example in examples] if examples[0].text_pair is not None else None
+    whole = tokenizer(texts, pairs, split_special_tokens=True, verbose=False)["input_ids"]
+    columns = tokenizer(texts, pairs, split_special_tokens=True, truncation=True, max_length=max_length)
+    rows = [
+        {name: column[i] for name, column in columns.items()} | {"labels": labels.index(example.label)}
+        for i, example in enumerate(examples)
+    ]
+    return rows, sum(len(ids) > max_length for ids in whole)
+
+
+def build(start: Start, seed: int) -> "PreTrainedModel | PeftModel":
+    """A classifier in fp32; whatever is not read from the folder is drawn from `seed`.
+
+    Raises TaskError when the folder's weights are not those of its config.json.
+    """
+    transformers = library("transformers")
+    numbered = dict(enumerate(start.labels))
+    config = opened(
+        "configuration", start.folder, transformers.AutoConfig.from_pretrained,
+        id2label=numbered, label2id={label: i for i, label in numbered.items()},
+    )  # fmt: skip
+    if start.dropout is not None:
+        _set_dropout(config, start.dropout, start.folder)
+    transformers.set_seed(seed)
+    auto = transformers.AutoModelForSequenceClassification
+    if start.init == "random":
+        return auto.from_config(config).float()
+    model, info = opened(
+        "model", start.folder, auto.from_pretrained, config=config, dtype="float32", output_loading_info=True
+    )
+    inside = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
+    lacking = sorted(name for name in inside if ".pooler." not in name)  # an encoder's head and pooler may be new
+    if lacking:
+        raise TaskError(
+            "the folder lacks weights of its model, which would start at random",
+            f"{start.folder}: {len(lacking)} missing, the first is {lacking[0]}",
+            "export it again, or ask for init=random",
+        )
+    return model if start.lora_rank is None else _with_adapters(model, start.lora_rank)
+
+
+def fit(
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[Row],
+    schedule: Schedule,
+    learning_rate: float,
+    seed: int,
+    scratch: Path,
+) -> None:
+    """Train `model` in place on the first GPU, or on the CPU; AdamW, linear warm-up and decay. Nothing is saved."""
+    import torch
+
+    transformers = library("transformers")
+    steps = schedule.epochs * -(-len(rows) // schedule.batch)
+    by_length = {"train_sampling_strategy": "group_by_length"}
+    if not hasattr(transformers.TrainingArguments, "train_sampling_strategy"):  # transformers 4
+        by_length = {"group_by_length": True}
+    settings = transformers.TrainingArguments(
+        output_dir=str(scratch),  # made by the Trainer even if nothing is saved
+        num_train_epochs=schedule.epochs,
+        per_device_train_batch_size=schedule.batch,
+        learning_rate=learning_rate,
+        warmup_steps=round(schedule.warmup_share * steps),
+        weight_decay=schedule.weight_decay,
+        max_grad_norm=GRADIENT_NORM,
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        label_names=["labels"],  # a PeftModel's own are not found
+        **by_length,
+    )
+    # With several GPUs the Trainer would wrap the model in DataParallel and multiply the batch by their number.
+    settings._n_gpu = min(settings.n_gpu, 1)
+    collator = transformers.DataCollatorWithPadding(tokenizer)
+    trainer = transformers.Trainer(model, settings, train_dataset=rows, data_collator=collator)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+
+
+def answers(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rows: list[Row]) -> np.ndarray:
+    """The class predicted for each row: (rows,) int64.
+
+    Not by Trainer.predict: with length grouping it returns the answers in a random order (transformers 5.23, see
+    `Trainer._get_eval_sampler`).
+    """
+    import torch
+
+    collator = library("transformers").DataCollatorWithPadding(tokenizer)
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")  # equal lengths need no padding
+    found = np.empty(len(rows), dtype=np.int64)
+    model.eval()
+    for first in range(0, len(rows), EVAL_BATCH):
+        places = order[first : first + EVAL_BATCH]
+        with torch.inference_mode():
+            logits = model(**collator([rows[i] for i in places]).to(model.device)).logits
+        found[places] = logits.argmax(dim=-1).cpu().numpy()
+    return found
+
+
+def accuracy(found: np.ndarray, rows: list[Row]) -> float:
+    return float(np.mean(found == [row["labels"] for row in rows]))
+
+
+def weights(model: "nn.Module") -> dict[str, int]:
+    """How many weights the model has, and how many of them are trained."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return {"all": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}
+
+
+def _set_dropout(config: "PretrainedConfig", rate: float, folder: str) -> None:
+    """Architectures name their dropouts differently; a None among them means: as another one."""
+    names = [name for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, int | float)]
+    if not names:
+        raise TaskError(f"dropout = {rate}, but this model has none", f"{folder}/config.json", "leave dropout out")
+    for name in names:
+        setattr(config, name, rate)
+
+
+def _with_adapters(model: "PreTrainedModel", rank: int) -> "PeftModel":
+    """Low-rank adapters on every linear layer of the blocks; head and pooler, which start at random, trained in full.
+
+    Source: Hu et al. 2021, arXiv:2106.09685. Adapters on the feed-forward layers too: a narrow model has little else.
+    """
+    from torch import nn
+
+    peft = library("peft")
+    encoder = model.base_model_prefix
+    modules = model.base_model.named_modules(prefix=encoder)
+    linear = [name for name, module in modules if isinstance(module, nn.Linear)]
+    places = [re.fullmatch(r"(.+?)\.\d+\.(.+)", name) for name in linear]  # the list of blocks, the layer in a block
+    blocks = sorted({re.escape(place[1]) for place in places if place})
+    inside = sorted({re.escape(place[2]) for place in places if place})
+    if not inside:
+        kind = type(model).__name__
+        raise TaskError("lora finds no linear layers in the blocks of this model", kind, "take method=full")
+    heads = [name for name, module in model.named_children() if name != encoder and weights(module)["all"]]
+    if getattr(model.base_model, "pooler", None) is not None:
+        heads.append(f"{encoder}.pooler")
+    # A pattern, because peft writes a list of names to adapter_config.json in another order every time.
+    targets = rf"({'|'.join(blocks)})\.\d+\.({'|'.join(inside)})"
+    settings = peft.LoraConfig(
+        task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=heads
+    )
+    return peft.get_peft_model(model, settings)
