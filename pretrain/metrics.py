@@ -1,8 +1,9 @@
 """What a run says while it runs: one aligned line an interval, `metrics.jsonl`, TensorBoard. Rank 0 only.
 
 `metrics.jsonl` has one line for every step, with losses to the last bit and the digest of the batch: two runs are the
-same run exactly when these lines agree. TensorBoard gets every series twice, over steps and over tokens, as two
-TensorBoard runs (`steps`, `tokens`) of the same tags.
+same run exactly when these lines agree. TensorBoard gets every series twice: `train/loss` over steps and
+`by_tokens/train_loss` over tokens. The latter have event files of their own, because what a restart purges is counted
+in the x-axis of the whole file.
 """
 
 import json
@@ -40,8 +41,8 @@ class Metrics:
         kept = [line for line in _lines(self._jsonl_path) if json.loads(line)["step"] <= step]
         self._jsonl_path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._jsonl = open(self._jsonl_path, "a", encoding="utf-8")
-        self._steps = SummaryWriter(run / "tensorboard" / "steps", purge_step=step + 1)
-        self._tokens = SummaryWriter(run / "tensorboard" / "tokens", purge_step=tokens + 1)
+        self._steps = SummaryWriter(run / "tensorboard", purge_step=step + 1)
+        self._tokens = SummaryWriter(run / "tensorboard" / "by_tokens", purge_step=tokens + 1)
         self._steps.add_text("config", f"```yaml\n{config_yaml}```", step)
 
     def record(self, report: StepReport) -> None:
@@ -52,7 +53,7 @@ class Metrics:
     def scalars(self, values: dict[str, float], step: int, tokens: int) -> None:
         for tag, value in values.items():
             self._steps.add_scalar(tag, value, step)
-            self._tokens.add_scalar(tag, value, tokens)
+            self._tokens.add_scalar(f"by_tokens/{tag.replace('/', '_')}", value, tokens)
         self._steps.flush()
         self._tokens.flush()
 

@@ -23,19 +23,21 @@ def read(folder) -> EventAccumulator:
 def test_tensorboard_shows_every_series_over_steps_and_over_tokens(objective, extra, prepared, tmp_path):
     values = run_values(prepared, tmp_path / "run", objective, evaluate={"every_steps": 6, "max_tokens": 512})
     cases.train(values)
-    steps, tokens = read(tmp_path / "run/tensorboard/steps"), read(tmp_path / "run/tensorboard/tokens")
+    steps, tokens = read(tmp_path / "run/tensorboard"), read(tmp_path / "run/tensorboard/by_tokens")
     series = {
         "train/loss", "optim/lr", "optim/grad_norm", "speed/tokens_per_s", "speed/data_wait_share", "memory/gib",
         "heldout/loss", extra,
     }  # fmt: skip
-    assert series <= set(steps.Tags()["scalars"]) and series <= set(tokens.Tags()["scalars"])
+    assert series <= set(steps.Tags()["scalars"])
+    assert {f"by_tokens/{tag.replace('/', '_')}" for tag in series} <= set(tokens.Tags()["scalars"])
     assert [event.step for event in steps.Scalars("train/loss")] == [4, 8, 12]
-    assert [event.step for event in tokens.Scalars("train/loss")] == [4 * 256, 8 * 256, 12 * 256]
+    assert [event.step for event in tokens.Scalars("by_tokens/train_loss")] == [4 * 256, 8 * 256, 12 * 256]
     assert [event.step for event in steps.Scalars("heldout/loss")] == [6, 12]
     recorded = metrics.reports(tmp_path / "run")
     shown = steps.Scalars("train/loss")[-1].value
     assert shown == pytest.approx(sum(report.loss for report in recorded[8:]) / 4, rel=1e-6)
-    text = {tag: steps.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode() for tag in ("config", "sample")}
+    shown_text = {tag: steps.Tensors(f"{tag}/text_summary")[-1] for tag in ("config", "sample")}
+    text = {tag: event.tensor_proto.string_val[0].decode() for tag, event in shown_text.items()}
     assert "mask_ratio" in text["config"] or "causal_lm" in text["config"]
     assert "**[" in text["sample"] if objective == "masked_lm" else "▸" in text["sample"]
 
@@ -54,7 +56,7 @@ def test_a_restart_leaves_one_line_and_one_point_a_step(prepared, tmp_path):
     values["checkpoint"] = {"every_steps": 4, "keep": 3}
     cases.train(values)
     assert cases.history(tmp_path / "run") == complete
-    points = [event.step for event in read(tmp_path / "run/tensorboard/steps").Scalars("train/loss")]
+    points = [event.step for event in read(tmp_path / "run/tensorboard").Scalars("train/loss")]
     assert points == list(range(1, 13))
     assert [json.loads(line)["step"] for line in open(tmp_path / "run/metrics.jsonl")] == list(range(1, 13))
 
