@@ -114,7 +114,10 @@ def fit(
     seed: int,
     scratch: Path,
 ) -> None:
-    """Train `model` in place on the first GPU, or on the CPU; AdamW, linear warm-up and decay. Nothing is saved."""
+    """Train `model` in place on the first GPU, or on the CPU; AdamW, linear warm-up and decay. Nothing is saved.
+
+    Raises TaskError when it diverged: answers that are no numbers would count as the first label.
+    """
     import torch
 
     transformers = library("transformers")
@@ -147,6 +150,12 @@ def fit(
     trainer = transformers.Trainer(model, settings, train_dataset=rows, data_collator=collator)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
+    if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+        raise TaskError(
+            f"training diverged at learning rate {learning_rate:g}",
+            f"seed {seed}: its weights are no longer finite numbers",
+            "take that rate out of learning_rates",
+        )
 
 
 def answers(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rows: list[Row]) -> np.ndarray:

@@ -1,0 +1,10 @@
+"""Fine-tune a Hugging Face folder on a labelled task: python launch/finetune.py CONFIG.yaml [key=value ...]"""
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from pretrain.cli import main
+
+    sys.exit(main("finetune"))
