@@ -175,7 +175,10 @@ def _disk_full(error: Exception) -> bool:
 
 
 def _sync(folder: Path) -> None:
+    """Push everything to disk, readable to whom the umask allows (safetensors makes its files private)."""
+    os.umask(mask := os.umask(0o022))
     for path in [*folder.rglob("*"), folder]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

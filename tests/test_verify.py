@@ -1,0 +1,197 @@
+"""Every byte against the index, and every folder against those it was made with."""
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain import folders, tokenizer, verify
+from pretrain.config import build
+from pretrain.errors import UserError
+from pretrain.run import RunConfig
+from pretrain.run import run as pretrain
+from pretrain.shards import ShardsConfig
+from pretrain.shards import run as build_shards
+from tests.conftest import ROOT, Prepared, run_values
+
+
+def published(folder: Path, stage: str, **made_with: Path) -> None:
+    """A folder as a later stage publishes it, of what it was made with; its contents do not matter here."""
+    ((what, source),) = made_with.items()
+    fingerprint = folders.read_index(source, "index.json", UserError, "")["fingerprint"]
+    recorded = {"model" if what == "base" else what: str(source)}
+    with folders.publish(folder, "index.json", UserError) as aside:
+        (aside / "model.safetensors").write_bytes(b"weights")
+        folders.write_index(aside, "index.json", {"stage": stage, what: fingerprint, "recorded": recorded})
+
+
+@pytest.fixture(scope="module")
+def chain(prepared, tmp_path_factory) -> Path:
+    """A folder of each stage: tokenizer, shards, a run of two checkpoints, and two in the form of later ones."""
+    root = tmp_path_factory.mktemp("chain")
+    corpus, vocabulary = str(prepared.corpus), str(root / "tokenizer")
+    shutil.copytree(prepared.tokenizer["bert"], vocabulary)
+    build_shards(ShardsConfig(corpus=corpus, tokenizer=vocabulary, out=str(root / "shards")))
+    made = Prepared(prepared.corpus, {"bert": Path(vocabulary)}, {"bert": root / "shards"})
+    short = {"phases": [{"steps": 2, "seq_len": 32, "batch_tokens": 64}], "checkpoint": {"every_steps": 1}}
+    pretrain(build(RunConfig, run_values(made, root / "run", evaluate={"max_tokens": 64}, **short), "test"))
+    published(root / "export", "export", checkpoint=root / "run/checkpoints/step_00000002")
+    published(root / "finetuned", "finetune", base=root / "export")
+    return root
+
+
+@pytest.fixture
+def damaged(chain, tmp_path) -> Path:
+    """A copy of `chain` to be damaged; its folders still name the originals as those they were made with."""
+    return shutil.copytree(chain, tmp_path / "copy")
+
+
+def test_an_intact_folder_of_any_stage_is_one_line(chain, capsys):
+    steps = [f"run/checkpoints/step_0000000{n}" for n in (1, 2)]
+    stages = {"tokenizer": "tokenizer", "shards": "shards", **dict.fromkeys(steps, "checkpoint")}
+    stages |= {"export": "export", "finetuned": "finetune"}
+    paths = [chain / name for name in ("tokenizer", "shards", "run", "export", "finetuned")]
+    assert verify.main([str(path) for path in paths]) == 0
+    expected = []
+    for name, stage in stages.items():
+        files = [path for path in (chain / name).iterdir() if path.name != "index.json"]
+        size = sum(path.stat().st_size for path in files)
+        expected.append(f"{chain / name}: {stage}, {len(files)} files, {size:,} bytes: intact")
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_every_fault_of_every_folder_is_named_at_once(damaged, capsys):
+    (damaged / "tokenizer/vocab.txt").unlink()
+    (damaged / "shards/train-00000.idx").write_bytes(b"")
+    with open(damaged / "shards/heldout-00000.bin", "r+b") as file:
+        file.seek(100)
+        byte = file.read(1)
+        file.seek(100)
+        file.write(bytes([byte[0] ^ 1]))
+    with open(damaged / "shards/train.unigram.npy", "ab") as file:
+        file.write(b"more")
+    (damaged / "shards/notes").mkdir()
+    (damaged / "shards/notes/mine.txt").write_text("", encoding="utf-8")
+    weights = damaged / "run/checkpoints/step_00000001/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+    assert verify.main([str(damaged / name) for name in ("tokenizer", "run", "shards", "export")]) == 2
+    said = capsys.readouterr()
+    assert [line.split(":")[0] for line in said.out.splitlines()] == [
+        str(damaged / "run/checkpoints/step_00000002"),
+        str(damaged / "export"),
+    ]
+    error, *lines = said.err[said.err.index("error:") :].splitlines()
+    assert error == "error: not what was published: 3 of 5 folders"
+    size = weights.stat().st_size
+    unigram = (damaged / "shards/train.unigram.npy").stat().st_size
+    index = folders.read_index(damaged / "shards", "index.json", UserError, "")["files"]
+    assert sorted(line.strip() for line in lines[:-1]) == sorted(
+        [
+            f"{damaged}/tokenizer/vocab.txt: missing",
+            f"{weights}: truncated, {size:,} bytes instead of {size + 1:,}",
+            f"{damaged}/shards/heldout-00000.bin: altered, its SHA-256 differs",
+            f"{damaged}/shards/train-00000.idx: truncated, 0 bytes instead of {index['train-00000.idx']['bytes']:,}",
+            f"{damaged}/shards/train.unigram.npy: altered, {unigram:,} bytes instead of {unigram - 4:,}",
+            f"{damaged}/shards/notes/mine.txt: extra, not in the index",
+        ]
+    )
+    assert lines[-1].strip() == "copy it again from where it was made, or make it again"
+
+
+def test_any_single_bit_of_any_file_is_noticed(damaged):
+    draw = random.Random(0)
+    files = [path for path in sorted(damaged.glob("shards/*")) if path.name != "index.json"]
+    assert verify.check(damaged / "shards") == []
+    for path in files * 4:
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        assert verify.check(damaged / "shards") == [f"{path}: altered, its SHA-256 differs"]
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda index: index.unlink(), "the folder is incomplete"),
+        (lambda index: index.write_bytes(index.read_bytes()[:-20]), "is damaged: not JSON"),
+        (lambda index: index.write_text(index.read_text().replace("sha256", "sha512", 1)), "was altered"),
+        (lambda index: shutil.rmtree(index.parent), "there is no such folder"),
+    ],
+)
+def test_a_folder_without_a_sound_index_is_a_fault_and_the_others_are_still_checked(damaged, capsys, damage, found):
+    damage(damaged / "tokenizer/index.json")
+    assert verify.main([str(damaged / "tokenizer"), str(damaged / "shards")]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{damaged / 'shards'}: shards, ")
+    assert f"{damaged / 'tokenizer'}" in said.err and found in said.err and "1 of 2 folders" in said.err
+
+
+def test_a_run_stands_for_its_checkpoints_and_a_torn_one_is_a_fault(damaged, capsys):
+    (damaged / "run/checkpoints/step_00000001/index.json").unlink()
+    assert verify.main([str(damaged / "run")]) == 2
+    said = capsys.readouterr()
+    assert "step_00000002: checkpoint" in said.out and "step_00000001: the folder is incomplete" in said.err
+    shutil.rmtree(damaged / "run/checkpoints")
+    (damaged / "run/checkpoints").mkdir()
+    assert verify.main([str(damaged / "run")]) == 2
+    assert f"{damaged / 'run'}: the folder is incomplete" in capsys.readouterr().err
+
+
+def test_a_folder_made_with_another_tokenizer_than_the_one_there_is_refused(prepared, tmp_path, capsys):
+    corpus, vocabulary, out = str(prepared.corpus), tmp_path / "tokenizer", tmp_path / "shards"
+    shutil.copytree(prepared.tokenizer["bert"], vocabulary)
+    build_shards(ShardsConfig(corpus=corpus, tokenizer=str(vocabulary), out=str(out)))
+    tokenizer.run(tokenizer.TokenizerConfig(corpus=corpus, out=str(vocabulary), kind="bert", vocab_size=2000))
+    assert verify.main([str(vocabulary), str(out)]) == 2
+    said = capsys.readouterr()
+    own = tokenizer.open_tokenizer(prepared.tokenizer["bert"]).fingerprint[:12]
+    other = tokenizer.open_tokenizer(vocabulary).fingerprint[:12]
+    assert f"{out}: made with tokenizer {own}…, but {vocabulary} is now {other}…" in said.err
+    assert str(out) not in said.out and "1 of 2 folders" in said.err
+
+    shutil.rmtree(vocabulary)
+    assert verify.main([str(out)]) == 0
+    intact, note = capsys.readouterr().out.splitlines()
+    assert intact.endswith(": intact")
+    assert note == f"  made with tokenizer {own}…, not checked: {vocabulary} has no index of ours"
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [
+        ("shards", "tokenizer"),
+        ("run/checkpoints/step_00000001", "tokenizer"),
+        ("run/checkpoints/step_00000001", "shards"),
+        ("export", "run/checkpoints/step_00000002"),
+        ("finetuned", "export"),
+    ],
+)
+def test_every_link_of_the_chain_is_followed(chain, capsys, folder, source):
+    verify.run([chain / folder])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    index = chain / source / "index.json"
+    whole = index.read_bytes()
+    try:
+        index.unlink()
+        assert verify.check(chain / folder) == []
+        assert f"not checked: {chain / source} has no index of ours" in capsys.readouterr().out
+        other = folders.read_index(chain / "finetuned", "index.json", UserError, "")
+        folders.write_json(index, other)
+        assert f"but {chain / source} is now {other['fingerprint'][:12]}…" in verify.check(chain / folder)[0]
+    finally:
+        index.write_bytes(whole)
+
+
+def test_nothing_is_written_and_torch_is_not_needed(chain):
+    before = {path: path.stat().st_mtime_ns for path in chain.rglob("*")}
+    code = "import sys; from pretrain.verify import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, chain / "shards", chain / "run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+    assert {path: path.stat().st_mtime_ns for path in chain.rglob("*")} == before
