@@ -12,7 +12,6 @@ the same files it continues from bit by bit on the old ones. No generator or loa
 functions of the step.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -28,7 +27,6 @@ from pretrain import folders
 from pretrain.engine import STATES, Engine, World
 from pretrain.errors import ResumeError
 
-INDEX = "index.json"
 CONFIG = "config.yaml"
 STEP = re.compile(r"step_(\d{8})")
 
@@ -49,13 +47,13 @@ def publish(run: Path, state: TrainState, engine: Engine, world: World, config_y
             for _ in tensors:
                 pass
         return folder
-    with folders.publish(folder, INDEX, ResumeError) as aside:
+    with folders.publish(folder, "checkpoint", ResumeError) as aside:
         for kind, tensors in engine.state():
             save_file({name: tensor.contiguous() for name, tensor in tensors}, aside / f"{kind}.safetensors")
         (aside / CONFIG).write_text(config_yaml, encoding="utf-8")
         index = {"stage": "checkpoint", "step": state.step, "steps_applied": state.steps_applied, **identity}
         index["recorded"] = {"world": world.size, "engine": engine.name, "torch": torch.__version__}
-        folders.write_index(aside, INDEX, index)
+        folders.write_index(aside, index)
     return folder
 
 
@@ -84,7 +82,7 @@ class Checkpoint:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self.index = _read(self.folder)
-        faults = folders.faults(self.folder, self.index, INDEX)
+        faults = folders.faults(self.folder, self.index)
         if faults:
             raise ResumeError(f"{self.folder} is damaged", *faults, "remove it to continue from the one before")
         self.state = TrainState(self.index["step"], self.index["steps_applied"])
@@ -111,7 +109,7 @@ class Checkpoint:
 def resolve(path: Path | str) -> Path:
     """A checkpoint folder from itself, from a run folder (its newest), or a ResumeError that says what was found."""
     path = Path(path)
-    if (path / INDEX).is_file():
+    if (path / folders.INDEX).is_file():
         return path
     folder = newest(path)
     if folder is None:
@@ -121,10 +119,7 @@ def resolve(path: Path | str) -> Path:
 
 
 def _read(folder: Path) -> dict:
-    index = folders.read_index(folder, INDEX, ResumeError, "python launch/pretrain.py CONFIG.yaml")
-    if index.get("stage") != "checkpoint":
-        raise ResumeError(f"{folder} is no checkpoint", f"its {INDEX} says stage {json.dumps(index.get('stage'))}")
-    return index
+    return folders.read_index(folder, ResumeError, "launch/pretrain.py CONFIG.yaml", stage="checkpoint")
 
 
 def _numbered(run: Path) -> list[Path]:

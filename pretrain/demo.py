@@ -114,13 +114,13 @@ def _tokenizer(out: str) -> dict:
 
 
 def _shards(out: str) -> dict:
-    sides = _json(Path(out) / "index.json")["sides"]
+    sides = _json(Path(out) / folders.INDEX)["sides"]
     return {"path": out, **{side: {key: sides[side][key] for key in ("documents", "tokens")} for side in sides}}
 
 
 def _model(model: ModelRoad) -> dict:
     run_folder, export_folder = _out(model.run), _out(model.export)
-    certificate = _json(Path(export_folder) / "index.json")["recorded"]["certificate"]
+    certificate = _json(Path(export_folder) / folders.INDEX)["recorded"]["certificate"]
     return {
         "run": run_folder,
         "export": export_folder,

@@ -32,7 +32,7 @@ Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
 class EngineConfig(Config):
     precision: Literal["fp32", "bf16", "autocast"] = free("fp32")  # bf16: bf16 weights, fp32 masters and sums
     zero_stage: Literal[0, 1, 2, 3] = free(1)
-    micro_batch: int = free(gt=0)  # windows a rank takes at once
+    micro_batch: int = free(gt=0)  # windows of the longest phase a rank takes at once; of shorter ones as many more
     timeout_s: int = free(600, gt=0)  # how long a rank waits for the others
     deterministic: bool = free(False)  # CUDA: only kernels that repeat bit by bit
     deepspeed: dict[str, Any] = free({})  # further keys of DeepSpeed's own configuration

@@ -16,28 +16,22 @@ from pathlib import Path
 
 from pretrain.errors import UserError
 
-CHUNK = 1 << 20
+INDEX = "index.json"
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
 
 @contextmanager
-def publish(folder: Path, index_name: str, what: type[UserError] = UserError) -> Iterator[Path]:
+def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success it takes `folder`'s name, on failure nothing is left behind.
 
-    Refuses (`what`) to replace a folder that holds anything but an earlier result of the same stage. The stage stands
-    in the index, so a result of another stage is found out last; it is safe all the same.
+    Refuses (`what`), before any work, to replace a folder that holds anything but an earlier result of the same stage.
     """
     folder = Path(folder)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise what("the output folder cannot be made", f"{path} is a file", "choose another out=")
-    held = _stage(folder / index_name)
-    if held is None and folder.exists() and any(folder.iterdir()):
-        raise what(
-            "the output folder holds something else",
-            f"{folder} has files but no {index_name} of ours",
-            "choose another out=",
-        )
+    check_output(folder, what)
+    held = _stage(folder / INDEX)
+    if held not in (stage, "") and folder.exists() and any(folder.iterdir()):
+        found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
+        raise what("the output folder holds something else", f"{folder} has {found}", "choose another out=")
     aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -46,14 +40,7 @@ def publish(folder: Path, index_name: str, what: type[UserError] = UserError) ->
         raise what("the output folder cannot be made", f"{aside}: {error.strerror}", "choose another out=") from None
     try:
         yield aside
-        stage = _stage(aside / index_name)
-        assert stage is not None, f"{aside} was published without {index_name}"
-        if held and held != stage:
-            raise what(
-                "the output folder holds the result of another stage",
-                f"{folder} is of the stage {held}, and this one is {stage}",
-                "choose another out=",
-            )
+        assert _stage(aside / INDEX) == stage, f"{aside} was published without an index of stage {stage}"
         _sync(aside)
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old")
@@ -73,17 +60,24 @@ def publish(folder: Path, index_name: str, what: type[UserError] = UserError) ->
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_output(folder: Path, what: type[UserError] = UserError) -> None:
+    """Raise `what` when `folder` cannot be a folder because it, or one above it, is a file."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise what("the output folder cannot be made", f"{path} is a file", "choose another out=")
+
+
 def digest(path: Path) -> dict:
     """`{"bytes": size, "sha256": hex}` of a file, read once."""
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def digests(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, dict]:
-    """`digest` of every file below `folder`, by relative name, sorted."""
+def digests(folder: Path) -> dict[str, dict]:
+    """`digest` of every file below `folder` but its index, by relative name, sorted."""
     files = (path for path in folder.rglob("*") if path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in files)
-    return {name: digest(folder / name) for name in names if name not in leave_out}
+    return {name: digest(folder / name) for name in names if name != INDEX}
 
 
 def fingerprint(index: dict) -> str:
@@ -93,17 +87,17 @@ def fingerprint(index: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_index(folder: Path, name: str, index: dict) -> dict:
+def write_index(folder: Path, index: dict) -> dict:
     """Add the digests of `folder`'s files and the fingerprint to `index`, write it last, return it."""
-    index = {**index, "files": digests(folder, leave_out=(name,))}
+    index = {**index, "files": digests(folder)}
     index["fingerprint"] = fingerprint(index)
-    write_json(folder / name, index)
+    write_json(folder / INDEX, index)
     return index
 
 
-def read_index(folder: Path, name: str, what: type[UserError], made_by: str) -> dict:
-    """The index of a complete folder. Raises `what` when the folder or its index is missing or damaged."""
-    path = Path(folder) / name
+def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | None = None) -> dict:
+    """The index of a complete folder, of one stage or any. Raises `what` when it is missing, damaged or of another."""
+    path = Path(folder) / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -113,6 +107,9 @@ def read_index(folder: Path, name: str, what: type[UserError], made_by: str) -> 
         raise what(f"{path} is damaged: not JSON", f"make it again with: {made_by}") from None
     if not isinstance(index, dict) or index.get("fingerprint") != fingerprint(index):
         raise what(f"{path} was altered: its fingerprint does not match", f"make it again with: {made_by}")
+    if stage and index.get("stage") != stage:
+        found = f"its {INDEX} says stage {json.dumps(index.get('stage'))}"
+        raise what(f"{folder} is not of the stage {stage}", found, f"make such a folder with: {made_by}")
     return index
 
 
@@ -126,9 +123,7 @@ def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
             raise what(f"{path} {state}", "copy it again from where it was made, or rebuild the folder")
 
 
-def faults(
-    folder: Path, index: dict, index_name: str, advance: Callable[[int], None] = lambda files: None
-) -> list[str]:
+def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda files: None) -> list[str]:
     """Names of files that differ from the index, each with what is wrong: every byte is hashed."""
     found = []
     for name, entry in index["files"].items():
@@ -143,7 +138,7 @@ def faults(
             found.append(f"{name}: altered, its SHA-256 differs")
         advance(1)
     present = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
-    return found + [f"{name}: extra, not in the index" for name in sorted(present - set(index["files"]) - {index_name})]
+    return found + [f"{name}: extra, not in the index" for name in sorted(present - set(index["files"]) - {INDEX})]
 
 
 def write_json(path: Path, value: object) -> None:

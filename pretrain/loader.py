@@ -38,16 +38,24 @@ def locate(step: int, phases: list[Phase], block_tokens: int) -> Position:
     raise AssertionError("the step lies past the last phase")
 
 
+def windows_at_once(phase: Phase, phases: list[Phase], micro_batch: int) -> int:
+    """Windows of a micro-batch in `phase`: `micro_batch` of the longest phase, in others about as many tokens."""
+    return micro_batch * max(other.seq_len for other in phases) // phase.seq_len
+
+
 def accumulation(phase: Phase, micro_batch: int, world: int) -> int:
-    """Micro-batches a rank takes per step. Raises ConfigError, with the nearest legal values, when it is not whole."""
+    """Micro-batches of `micro_batch` windows a rank takes per step.
+
+    Raises ConfigError, with the nearest legal values, when it is not whole.
+    """
     per_round = micro_batch * world
     if phase.batch % per_round:
         below = phase.batch // per_round * per_round
         nearest = [n * phase.seq_len for n in (below, below + per_round) if n]
         raise ConfigError(
             f"phases: batch_tokens = {phase.batch_tokens} does not divide among the ranks",
-            f"{phase.batch} windows of {phase.seq_len} tokens; engine.micro_batch = {micro_batch} on {world} ranks "
-            f"takes {per_round} at a time",
+            f"{phase.batch} windows of {phase.seq_len} tokens; engine.micro_batch takes {micro_batch} of them at once, "
+            f"on {world} ranks {per_round}",
             f"set batch_tokens to {' or '.join(map(str, nearest))}, or choose another engine.micro_batch",
         )
     return phase.batch // per_round
@@ -74,13 +82,14 @@ class Batches(Dataset):
         rank: int,
         world: int,
     ):
-        self.windows, self.phases, self.micro_batch, self.rank = windows, phases, micro_batch, rank
+        self.windows, self.phases, self.rank = windows, phases, rank
         shards = windows.shards
         build = OBJECTIVES[objective.kind]
         self.objectives: dict[int, Objective] = {
             phase.seq_len: build(objective, shards.specials, shards.vocab_size, phase.seq_len, seed) for phase in phases
         }
-        self.rounds = [accumulation(phase, micro_batch, world) for phase in phases]
+        self.at_once = [windows_at_once(phase, phases, micro_batch) for phase in phases]
+        self.rounds = [accumulation(phase, n, world) for phase, n in zip(phases, self.at_once, strict=True)]
 
     def first_item(self, step: int) -> int:
         """Number of the first micro-batch of a step."""
@@ -95,14 +104,14 @@ class Batches(Dataset):
 
     def __getitem__(self, item: int) -> MicroBatch:
         step = 0
-        for phase, rounds in zip(self.phases, self.rounds, strict=True):
+        for phase, rounds, at_once in zip(self.phases, self.rounds, self.at_once, strict=True):
             if item < phase.steps * rounds:
                 step, part = step + item // rounds, item % rounds
                 break
             item, step = item - phase.steps * rounds, step + phase.steps
         position = locate(step, self.phases, self.windows.block_tokens)
-        first = position.first_sample + (self.rank * rounds + part) * self.micro_batch
-        samples = np.arange(first, first + self.micro_batch)
+        first = position.first_sample + (self.rank * rounds + part) * at_once
+        samples = np.arange(first, first + at_once)
         return self.take(samples, phase, position.first_block)
 
     def take(self, samples: np.ndarray, phase: Phase, first_block: int) -> MicroBatch:

@@ -13,7 +13,7 @@ from pretrain import checkpoint, config, export, folders, loader
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, append_only, free
 from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine, World, device_of, find_world, join
-from pretrain.errors import ResumeError, ShardError
+from pretrain.errors import ConfigError, ResumeError, ShardError
 from pretrain.evaluate import HeldOut, unigram_entropy
 from pretrain.metrics import reports
 from pretrain.model import ModelConfig, Transformer, initialise
@@ -100,6 +100,7 @@ def run(cfg: RunConfig) -> dict:
     started = time.monotonic()
     world = find_world()
     folder = Path(cfg.out)
+    _check_output(folder)
     tokenizer = open_tokenizer(cfg.data.tokenizer)
     if cfg.export:
         export.check(cfg.model, cfg.export.dialect, tokenizer.kind)
@@ -124,10 +125,10 @@ def run(cfg: RunConfig) -> dict:
     model = Transformer(cfg.model, shards.vocab_size)
     parameters = sum(p.numel() for p in model.parameters())
     flops = {n: model.flops_per_token(n, objective.targets) for n, objective in batches.objectives.items()}
+    engine = _engine(cfg, world, model, shards, batches, found)
     if world.speaks:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
-    engine = _engine(cfg, world, model, shards, batches, found)
     job = Job(
         folder=folder,
         seed=cfg.seed,
@@ -197,6 +198,15 @@ def _engine(
     if load:
         engine.restore(load, found.state.steps_applied, batches[0].batch)
     return engine
+
+
+def _check_output(folder: Path) -> None:
+    """Raise ConfigError unless `folder` is new, empty or a run's."""
+    folders.check_output(folder, ConfigError)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            "the output folder holds something else", f"{folder} has files but no config.yaml", "choose another out="
+        )
 
 
 def _check_sizes(cfg: RunConfig, shards: Shards, unseen: Shards) -> None:

@@ -26,7 +26,6 @@ from pretrain.errors import CorpusError, ShardError
 from pretrain.progress import progress
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
-INDEX = "index.json"
 MADE_BY = "python launch/shards.py CONFIG.yaml"
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -49,7 +48,7 @@ def run(config: ShardsConfig) -> dict:
     """Tokenise a corpus into `config.out`. Returns the index. Raises CorpusError, TokenizerError or ShardError."""
     corpus = open_corpus(config.corpus)
     tokenizer = open_tokenizer(config.tokenizer)
-    with folders.publish(Path(config.out), INDEX, ShardError) as folder:
+    with folders.publish(Path(config.out), "shards", ShardError) as folder:
         sides = {side: _Side(folder, side, tokenizer.vocab_size, config.piece_tokens) for side in SIDES}
         with progress("tokenising", unit="documents") as advance:
             for documents in _batches(corpus.documents()):
@@ -77,7 +76,7 @@ def run(config: ShardsConfig) -> dict:
             "sides": counted,
             "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer},
         }
-        index = folders.write_index(folder, INDEX, index)
+        index = folders.write_index(folder, index)
     for side, found in counted.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
     return index
@@ -180,12 +179,10 @@ class Shards:
 
 def open_index(folder: Path) -> dict:
     """The checked index of a shard folder: sizes always, checksums when the set is small."""
-    index = folders.read_index(folder, INDEX, ShardError, MADE_BY)
-    if index.get("stage") != "shards":
-        raise ShardError(f"{folder} holds no shards", f"its {INDEX} says stage {index.get('stage')!r}")
+    index = folders.read_index(folder, ShardError, MADE_BY, stage="shards")
     folders.check_sizes(folder, index, ShardError)
     if sum(entry["bytes"] for entry in index["files"].values()) <= SMALL:
-        faults = folders.faults(folder, index, INDEX)
+        faults = folders.faults(folder, index)
         if faults:
             raise ShardError(f"{folder} was altered after it was built", *faults, f"rebuild it with: {MADE_BY}")
     return index
@@ -196,7 +193,7 @@ def check_tokenizer(index: dict, folder: Path | str, tokenizer: Tokenizer) -> No
     if index["tokenizer"] != tokenizer.fingerprint:
         raise ShardError(
             "these shards were built with another tokenizer",
-            f"{folder}/{INDEX} says {index['tokenizer'][:12]}…, {tokenizer.folder} says {tokenizer.fingerprint[:12]}…",
+            f"{folder} says {index['tokenizer'][:12]}…, {tokenizer.folder} says {tokenizer.fingerprint[:12]}…",
             "rebuild the shards, or point data.tokenizer at the one they were made with",
         )
 

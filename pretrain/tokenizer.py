@@ -36,7 +36,6 @@ from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
 from pretrain.progress import progress
 
-INDEX = "index.json"
 MADE_BY = "python launch/tokenizer.py CONFIG.yaml"
 SPECIALS = {
     "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
@@ -96,7 +95,7 @@ def run(config: TokenizerConfig) -> dict:
     """
     kind, lowercase = config.kind, config.lowercase is not False
     corpus = open_corpus(config.corpus)
-    with publish(Path(config.out), INDEX, TokenizerError) as folder:
+    with publish(Path(config.out), "tokenizer", TokenizerError) as folder:
         seen = {side: Counter() for side in SIDES}
         words = count_words(_tallied(corpus, seen), kind, lowercase)
         _check_sides(config.corpus, seen)
@@ -135,7 +134,7 @@ def run(config: TokenizerConfig) -> dict:
                 "python": platform.python_version(),
             },
         }
-        write_index(folder, INDEX, index)
+        write_index(folder, index)
     return report
 
 
@@ -198,10 +197,8 @@ class Tokenizer:
 def open_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer published in `folder`, every file checked against the index. Raises TokenizerError."""
     folder = Path(folder)
-    index = read_index(folder, INDEX, TokenizerError, MADE_BY)
-    if index.get("stage") != "tokenizer":
-        raise TokenizerError(f"{folder} holds no tokenizer", f"its {INDEX} is of the stage {index.get('stage')!r}")
-    found = faults(folder, index, INDEX)
+    index = read_index(folder, TokenizerError, MADE_BY, stage="tokenizer")
+    found = faults(folder, index)
     if found:
         remedy = f"copy it again from where it was made, or make it again with: {MADE_BY}"
         raise TokenizerError(f"{folder} is not the tokenizer that was published", *found, remedy)

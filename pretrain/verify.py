@@ -16,7 +16,6 @@ from pretrain import cli, folders
 from pretrain.errors import UserError
 from pretrain.progress import progress
 
-INDEX = "index.json"
 MADE_BY = "python launch/STAGE.py CONFIG.yaml"
 PLACES = {"tokenizer": "tokenizer", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}
 
@@ -47,22 +46,22 @@ def run(paths: list[Path]) -> None:
 
 def published(path: Path) -> list[Path]:
     """The folders that `path` stands for: itself, or the checkpoints of a run."""
-    if not (path / INDEX).exists() and (path / "checkpoints").is_dir():
+    if not (path / folders.INDEX).exists() and (path / "checkpoints").is_dir():
         return sorted((path / "checkpoints").glob("step_*")) or [path]
     return [path]
 
 
 def check(folder: Path) -> list[str]:
     """What is wrong with a published folder, a line each; if nothing is, says so. Raises UserError for its index."""
-    index = folders.read_index(folder, INDEX, UserError, MADE_BY)
+    index = folders.read_index(folder, UserError, MADE_BY)
     with progress(f"hashing {folder}", "files", len(index["files"])) as advance:
-        faults = folders.faults(folder, index, INDEX, advance)
+        faults = folders.faults(folder, index, advance)
     if faults:
         return [f"{folder}/{fault}" for fault in faults]
     notes = []
     for what, place in made_with(folder, index).items():
         try:
-            found = folders.read_index(place, INDEX, UserError, MADE_BY)["fingerprint"]
+            found = folders.read_index(place, UserError, MADE_BY)["fingerprint"]
         except UserError:
             notes.append(f"  made with {what} {index[what][:12]}…, not checked: {place} has no index of ours")
             continue

@@ -543,7 +543,7 @@ def test_a_base_that_our_export_made_is_known_by_its_fingerprint_and_must_be_una
     from pretrain.folders import write_index
 
     ours = shutil.copytree(encoder, tmp_path / "ours")
-    index = write_index(ours, "index.json", {"stage": "export"})
+    index = write_index(ours, {"stage": "export"})
     assert identity(str(ours)) == index["fingerprint"]
     (ours / "model.safetensors").write_bytes(b"shorter")
     with pytest.raises(TaskError, match="truncated"):

@@ -55,7 +55,7 @@ def stream(found: Shards) -> np.ndarray:
 def documents(folder: Path, side: str) -> list[np.ndarray]:
     """The stored documents of a side, read as another reader of the format would: offsets and lengths of the .idx."""
     found = []
-    for piece in folders.read_index(folder, "index.json", ShardError, "")["sides"][side]["pieces"]:
+    for piece in folders.read_index(folder, ShardError, "")["sides"][side]["pieces"]:
         dtype, lengths, offsets = read_idx(folder / f"{piece}.idx")
         data = (folder / f"{piece}.bin").read_bytes()
         found += [np.frombuffer(data, dtype, n, at) for n, at in zip(lengths.tolist(), offsets.tolist(), strict=True)]
@@ -175,7 +175,7 @@ def test_several_pieces_are_the_stream_of_one(prepared, pieces, kind):
 
 def test_a_piece_is_closed_by_the_document_that_reaches_its_size(pieces):
     for side in SIDES:
-        names = folders.read_index(pieces["bert"], "index.json", ShardError, "")["sides"][side]["pieces"]
+        names = folders.read_index(pieces["bert"], ShardError, "")["sides"][side]["pieces"]
         assert names == [f"{side}-{n:05d}" for n in range(len(names))]
         for name in names[:-1]:
             lengths = read_idx(pieces["bert"] / f"{name}.idx")[1]
@@ -208,7 +208,7 @@ def test_ids_of_a_large_vocabulary_are_int32(tmp_path, vocab_size, dtype):
     """A vocabulary of this size takes minutes to train, so the ids are made here."""
     rng = np.random.default_rng(0)
     expected = {}
-    with folders.publish(tmp_path / "s", "index.json", ShardError) as folder:
+    with folders.publish(tmp_path / "s", "shards", ShardError) as folder:
         sides = {}
         for side in SIDES:
             writer = shards._Side(folder, side, vocab_size, piece_tokens=50)
@@ -218,7 +218,7 @@ def test_ids_of_a_large_vocabulary_are_int32(tmp_path, vocab_size, dtype):
                 writer.add(ids, 100)
             sides[side] = writer.close()
         index = {"stage": "shards", "specials": {}, "vocab_size": vocab_size, "sides": sides}
-        folders.write_index(folder, "index.json", {**index, "dtype": str(writer.dtype)})
+        folders.write_index(folder, {**index, "dtype": str(writer.dtype)})
     for side in SIDES:
         found = Shards(tmp_path / "s", side)
         assert found.index["dtype"] == dtype == str(read_idx(tmp_path / "s" / f"{side}-00000.idx")[0])
@@ -338,9 +338,9 @@ def test_an_altered_index_is_refused(copy, damage, found):
 
 
 def test_folders_that_hold_no_shards_are_refused(prepared, tmp_path):
-    with pytest.raises(ShardError, match="holds no shards") as error:
+    with pytest.raises(ShardError, match="is not of the stage shards") as error:
         Shards(prepared.tokenizer["bert"])
-    assert "'tokenizer'" in str(error.value)
+    assert '"tokenizer"' in str(error.value)
     for path in (tmp_path / "nosuch", prepared.corpus, prepared.corpus / "below"):
         with pytest.raises(ShardError, match="there is no such folder"):
             Shards(path)
@@ -379,7 +379,7 @@ def test_a_folder_that_holds_something_else_is_never_replaced(prepared, tmp_path
     notes.mkdir()
     (notes / "notes.txt").write_text("mine", encoding="utf-8")
     before = contents(tmp_path)
-    for out, found in ((tokenizer, "another stage"), (site, "something else"), (notes, "something else")):
+    for out, found in ((tokenizer, "stage tokenizer"), (site, "something else"), (notes, "something else")):
         with pytest.raises(ShardError, match=f"the output folder holds .*{found}") as error:
             build(prepared, "bert", out)
         assert str(out) in str(error.value) and "choose another out=" in str(error.value)

@@ -464,8 +464,8 @@ def test_a_damaged_folder_is_refused_naming_the_file(uncased, tmp_path, name):
 def test_a_folder_of_another_stage_is_refused(tmp_path):
     from pretrain.folders import write_index
 
-    write_index(tmp_path, "index.json", {"stage": "shards"})
-    with pytest.raises(TokenizerError, match="holds no tokenizer"):
+    write_index(tmp_path, {"stage": "shards"})
+    with pytest.raises(TokenizerError, match="is not of the stage tokenizer"):
         open_tokenizer(tmp_path)
 
 

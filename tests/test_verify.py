@@ -21,11 +21,11 @@ from tests.conftest import ROOT, Prepared, run_values
 def published(folder: Path, stage: str, **made_with: Path) -> None:
     """A folder as a later stage publishes it, of what it was made with; its contents do not matter here."""
     ((what, source),) = made_with.items()
-    fingerprint = folders.read_index(source, "index.json", UserError, "")["fingerprint"]
+    fingerprint = folders.read_index(source, UserError, "")["fingerprint"]
     recorded = {"model" if what == "base" else what: str(source)}
-    with folders.publish(folder, "index.json", UserError) as aside:
+    with folders.publish(folder, stage, UserError) as aside:
         (aside / "model.safetensors").write_bytes(b"weights")
-        folders.write_index(aside, "index.json", {"stage": stage, what: fingerprint, "recorded": recorded})
+        folders.write_index(aside, {"stage": stage, what: fingerprint, "recorded": recorded})
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_every_fault_of_every_folder_is_named_at_once(damaged, capsys):
     assert error == "error: not what was published: 3 of 5 folders"
     size = weights.stat().st_size
     unigram = (damaged / "shards/train.unigram.npy").stat().st_size
-    index = folders.read_index(damaged / "shards", "index.json", UserError, "")["files"]
+    index = folders.read_index(damaged / "shards", UserError, "")["files"]
     assert sorted(line.strip() for line in lines[:-1]) == sorted(
         [
             f"{damaged}/tokenizer/vocab.txt: missing",
@@ -181,7 +181,7 @@ def test_every_link_of_the_chain_is_followed(chain, capsys, folder, source):
         index.unlink()
         assert verify.check(chain / folder) == []
         assert f"not checked: {chain / source} has no index of ours" in capsys.readouterr().out
-        other = folders.read_index(chain / "finetuned", "index.json", UserError, "")
+        other = folders.read_index(chain / "finetuned", UserError, "")
         folders.write_json(index, other)
         assert f"but {chain / source} is now {other['fingerprint'][:12]}…" in verify.check(chain / folder)[0]
     finally:

@@ -35,7 +35,6 @@ from pretrain.export import bert, card, handoff, qwen3, reference
 from pretrain.model import ModelConfig, Transformer
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
-INDEX = "index.json"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 DIALECTS = {"bert": bert, "qwen3": qwen3}
 
@@ -78,7 +77,7 @@ def run(cfg: ExportConfig) -> dict:
     ours = source.weights()
     vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
     assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
-    with folders.publish(Path(cfg.out), INDEX, ExportError) as aside:
+    with folders.publish(Path(cfg.out), "export", ExportError) as aside:
         handoff.write_tokenizer(aside, tokenizer, card.trained_length(settings))
         _write_model(aside, DIALECTS[cfg.dialect], model, ours, tokenizer.specials)
         said = aside / "said"  # inside, so that the next export sweeps what a killed one leaves
@@ -96,7 +95,7 @@ def run(cfg: ExportConfig) -> dict:
             "step": source.index["step"],
             "recorded": {"checkpoint": str(source.folder), "certificate": certificate},
         }
-        folders.write_index(aside, INDEX, index)
+        folders.write_index(aside, index)
     print(f"{cfg.out}: equal to step {source.index['step']} in transformers {certificate['transformers']}", flush=True)
     compared = f"{certificate['logits']:,} logits and {certificate['texts']:,} texts compared"
     print(f"  {compared}, largest difference of two logits {certificate['max_logit_diff']:.1e}", flush=True)
@@ -128,7 +127,7 @@ def _tokenizer(folder: str, source: Checkpoint) -> Tokenizer:
     if tokenizer.fingerprint != source.index["tokenizer"]:
         raise ExportError(
             "this checkpoint was trained with another tokenizer",
-            f"{source.folder / checkpoint.INDEX} says {source.index['tokenizer'][:12]}…, "
+            f"{source.folder / folders.INDEX} says {source.index['tokenizer'][:12]}…, "
             f"{folder} is {tokenizer.fingerprint[:12]}…",
             "point tokenizer= at the folder its shards were built with",
         )

@@ -26,7 +26,7 @@ from pretrain import folders
 from pretrain.config import Config
 from pretrain.errors import TaskError
 from pretrain.finetune import scores
-from pretrain.finetune.huggingface import INDEX, identity, library, must_differ, quiet
+from pretrain.finetune.huggingface import identity, library, must_differ, quiet
 from pretrain.finetune.task import Example, Task, read_task, stratified
 from pretrain.finetune.train import Row, Schedule, Start, accuracy, answers, build, encode, fit, open_tokenizer, weights
 from pretrain.progress import progress
@@ -127,7 +127,7 @@ def run(config: FinetuneConfig) -> dict:
     if config.labels is not None:
         texts["train"] = stratified(task.train, config.labels, config.labels_seed)
     base = identity(config.model)
-    with folders.publish(Path(config.out), INDEX, TaskError) as folder, quiet():
+    with folders.publish(Path(config.out), "finetune", TaskError) as folder, quiet():
         tokenizer = open_tokenizer(config.model, config.max_length)
         rows, truncated = {}, {}
         for name, examples in texts.items():
@@ -148,7 +148,7 @@ def run(config: FinetuneConfig) -> dict:
         }
         _write(folder, config, tokenizer, best, report, [example.label for example in task.test], base)
         seconds = round(time.monotonic() - started, 1)
-        folders.write_index(folder, INDEX, _index(config, task, base, {**versions, "seconds": seconds}))
+        folders.write_index(folder, _index(config, task, base, {**versions, "seconds": seconds}))
     _print(config, report, seconds)
     return report | {"seconds": seconds}
 

@@ -13,8 +13,6 @@ from typing import Any
 from pretrain import folders
 from pretrain.errors import TaskError
 
-INDEX = "index.json"
-
 
 def library(name: str) -> ModuleType:
     """`transformers`, `peft` or `accelerate`. Raises TaskError when it is not installed."""
@@ -49,8 +47,8 @@ def identity(folder: str) -> str:
     Raises TaskError when the files are not those of the index.
     """
     path = model_folder(folder)
-    if _is_ours(path / INDEX):
-        index = folders.read_index(path, INDEX, TaskError, "python launch/export.py CONFIG.yaml")
+    if _is_ours(path / folders.INDEX):
+        index = folders.read_index(path, TaskError, "python launch/export.py CONFIG.yaml")
         folders.check_sizes(path, index, TaskError)
         return index["fingerprint"]
     return folders.fingerprint({"files": folders.digests(path)})

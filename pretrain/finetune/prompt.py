@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pretrain import folders
 from pretrain.config import Config
 from pretrain.errors import TaskError
-from pretrain.finetune.huggingface import INDEX, identity, library, model_folder, must_differ, opened, quiet
+from pretrain.finetune.huggingface import identity, library, model_folder, must_differ, opened, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,7 +92,7 @@ def _print(prompts: list[str], found: list[str]) -> None:
 
 
 def _publish(out: Path, config: GenerateConfig, found: list[str]) -> None:
-    with folders.publish(out, INDEX, TaskError) as folder:
+    with folders.publish(out, "generate", TaskError) as folder:
         with open(folder / "generations.jsonl", "w", encoding="utf-8") as file:
             for prompt, written in zip(config.prompts, found, strict=True):
                 print(json.dumps({"prompt": prompt, "continuation": written}, ensure_ascii=False), file=file)
@@ -103,4 +103,4 @@ def _publish(out: Path, config: GenerateConfig, found: list[str]) -> None:
             "options": options,
             "recorded": {"model": config.model},
         }
-        folders.write_index(folder, INDEX, index)
+        folders.write_index(folder, index)
