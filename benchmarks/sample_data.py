@@ -83,10 +83,7 @@ def swap_words(text: str, rng: random.Random) -> str | None:
     """Exchange two neighbouring lower-case words that no punctuation separates."""
     parts = text.split(" ")
     plain = [bool(re.fullmatch("[a-z]+", part)) for part in parts]
-    places = [
-        i for i in range(1, len(parts) - 1)
-        if plain[i] and plain[i + 1] and parts[i] != parts[i + 1]
-    ]
+    places = [i for i in range(1, len(parts) - 1) if plain[i] and plain[i + 1] and parts[i] != parts[i + 1]]
     if not places:
         return None
     i = rng.choice(places)
@@ -102,9 +99,7 @@ def read_poems(folder: Path) -> list[tuple[str, list[str]]]:
     }
     found: list[tuple[str, str, str]] = []
     for name in ("tang300", "song100"):
-        for title, author, body in re.findall(
-            r"^(?:题目:)?(《.*)\n作者[：:](.*)\n((?:(?!%).*\n)*)", texts[name], re.M
-        ):
+        for title, author, body in re.findall(r"^(?:题目:)?(《.*)\n作者[：:](.*)\n((?:(?!%).*\n)*)", texts[name], re.M):
             found.append((title, re.sub("[（〔].*", "", author), body))
     poets = POETS | {author for _, author, _ in found}
     for entry in texts["chinese"].split("\n%\n"):

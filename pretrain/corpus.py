@@ -129,7 +129,7 @@ def open_corpus(path: Path | str) -> Corpus:
 
 
 def side_of(text: str, heldout_fraction: float) -> str:
-    """"train" or "heldout", by the document's own hash: adding, renaming or reordering files moves nobody.
+    """ "train" or "heldout", by the document's own hash: adding, renaming or reordering files moves nobody.
 
     The hash is of the text as read (NFC, white space folded), not of its position and not of cleaned text: or last
     month's scores would stop meaning anything. Equal documents always fall on the same side.
