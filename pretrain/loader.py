@@ -103,16 +103,14 @@ class Batches(Dataset):
         return sum(phase.steps * rounds for phase, rounds in zip(self.phases, self.rounds, strict=True))
 
     def __getitem__(self, item: int) -> MicroBatch:
-        step = 0
+        begun = 0  # steps of earlier phases
         for phase, rounds, at_once in zip(self.phases, self.rounds, self.at_once, strict=True):
             if item < phase.steps * rounds:
-                step, part = step + item // rounds, item % rounds
-                break
-            item, step = item - phase.steps * rounds, step + phase.steps
-        position = locate(step, self.phases, self.windows.block_tokens)
-        first = position.first_sample + (self.rank * rounds + part) * at_once
-        samples = np.arange(first, first + at_once)
-        return self.take(samples, phase, position.first_block)
+                position = locate(begun + item // rounds, self.phases, self.windows.block_tokens)
+                first = position.first_sample + (self.rank * rounds + item % rounds) * at_once
+                return self.take(np.arange(first, first + at_once), phase, position.first_block)
+            item, begun = item - phase.steps * rounds, begun + phase.steps
+        raise IndexError("past the last step")
 
     def take(self, samples: np.ndarray, phase: Phase, first_block: int) -> MicroBatch:
         """Any samples (B,) of a phase, by number."""

@@ -257,7 +257,7 @@ ROWS = [  # what is wrong, stage, how it comes about, fragments of the message: 
        ["the output folder cannot be made", "{folder}/out is a file", "choose another out="])
       for stage in ("tokenizer", "shards", "pretrain", "export")),
     ("an output folder of another stage", "shards", out_is_another_stage,
-     ["the output folder holds something else", "{folder}/out has the result of stage tokenizer", "choose another out="]),
+     ["the output folder holds something else", "has the result of stage tokenizer", "choose another out="]),
     ("an output folder that cannot be made", "shards", nothing_but("out=/proc/nosuch/out"),
      ["the output folder cannot be made", "/proc/nosuch", "choose another out="]),
 ]  # fmt: skip
