@@ -50,11 +50,21 @@ def publish(run: Path, state: TrainState, engine: Engine, world: World, config_y
     with folders.publish(folder, "checkpoint", ResumeError) as aside:
         for kind, tensors in engine.state():
             save_file({name: tensor.contiguous() for name, tensor in tensors}, aside / f"{kind}.safetensors")
-        (aside / CONFIG).write_text(config_yaml, encoding="utf-8")
         index = {"stage": "checkpoint", "step": state.step, "steps_applied": state.steps_applied, **identity}
+        (aside / CONFIG).write_text(config_yaml, encoding="utf-8")
         index["recorded"] = {"world": world.size, "engine": engine.name, "torch": torch.__version__}
-        folders.write_index(aside, index)
+        folders.write_index(aside, index, recorded=(CONFIG,))
     return folder
+
+
+def sweep(run: Path, state: TrainState) -> None:
+    """Remove what a killed save left, and torn checkpoints newer than `state`, where the run continues."""
+    for leftover in (run / "checkpoints").glob(".step_*"):
+        shutil.rmtree(leftover)
+    for folder in _numbered(run):
+        if int(STEP.fullmatch(folder.name)[1]) > state.step:
+            print(f"removing {folder}: not complete", flush=True)
+            shutil.rmtree(folder)
 
 
 def prune(run: Path, keep: int) -> None:
@@ -77,14 +87,12 @@ def newest(run: Path, speak: bool = True) -> Path | None:
 
 
 class Checkpoint:
-    """A complete checkpoint, opened for reading: sizes and checksums are verified first (ResumeError)."""
+    """A complete checkpoint, opened for reading: sizes are checked, and checksums when it is small or `thorough`."""
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, thorough: bool = False):
         self.folder = Path(folder)
         self.index = _read(self.folder)
-        faults = folders.faults(self.folder, self.index)
-        if faults:
-            raise ResumeError(f"{self.folder} is damaged", *faults, "remove it to continue from the one before")
+        folders.check(self.folder, self.index, ResumeError, "remove it to continue from the one before", thorough)
         self.state = TrainState(self.index["step"], self.index["steps_applied"])
         self.config_text = (self.folder / CONFIG).read_text(encoding="utf-8")
 

@@ -110,6 +110,16 @@ def dump(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def frozen(config: Config) -> dict:
+    """The values, as JSON has them, of the keys that make the result: all but the free ones."""
+    found = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if (field.json_schema_extra or {}).get("resume") != "free":
+            found[name] = frozen(value) if isinstance(value, Config) else config.model_dump(mode="json")[name]
+    return found
+
+
 def resume_conflicts(old: Config, new: Config, begun: dict[str, int] | None = None) -> list[str]:
     """Lines `key: old → new` for each frozen key that differs.
 

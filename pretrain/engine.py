@@ -22,10 +22,16 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from pretrain.config import Config, free
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, ResumeError
 from pretrain.objectives import Batch
 
 STATES = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
+# Keys of DeepSpeed's configuration that follow from ours, or would contradict them.
+DERIVED = {
+    *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "managed_gradient_accumulation"),
+    *("train_batch_size", "gradient_clipping", "steps_per_print", "optimizer", "scheduler", "zero_optimization"),
+    *("bf16", "fp16", "amp", "torch_autocast", "data_types"),
+}
 Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -42,7 +48,7 @@ class EngineConfig(Config):
         if self.precision == "bf16" and self.zero_stage == 0:
             # Stage 0 decays every weight once at construction and counts one Adam step too many.
             raise ValueError("engine.precision = bf16 needs engine.zero_stage = 1, 2 or 3, found 0")
-        taken = sorted(set(self.deepspeed) & set(deepspeed_config(self.model_copy(update={"deepspeed": {}}), 1.0)))
+        taken = sorted(set(self.deepspeed) & DERIVED)
         if taken:
             raise ValueError(f"engine.deepspeed may not set {', '.join(taken)}: derived from other keys")
         return self
@@ -101,7 +107,11 @@ def find_world() -> World:
         env.setdefault("MASTER_PORT", "29500")
     if "RANK" not in env:
         return World()
-    return World(int(env["RANK"]), int(env.get("WORLD_SIZE", "1")), int(env.get("LOCAL_RANK", "0")), launched=True)
+    local_rank = int(env.get("LOCAL_RANK", "0"))
+    if on_cuda():  # srun --gpus-per-task=1 shows each rank one device, whatever its number on the node
+        local_rank %= torch.cuda.device_count()
+        env["LOCAL_RANK"] = str(local_rank)
+    return World(int(env["RANK"]), int(env.get("WORLD_SIZE", "1")), local_rank, launched=True)
 
 
 def join(world: World, timeout_s: int) -> None:
@@ -117,13 +127,37 @@ def join(world: World, timeout_s: int) -> None:
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("LOCAL_SIZE", str(world.size))
-    if torch.cuda.is_available():
+    if on_cuda():
         torch.cuda.set_device(world.local_rank)
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
 
 
+def check_agreement(world: World, facts: dict[str, str]) -> None:
+    """Raise ResumeError unless every rank says the same `facts`; a collective, after `join`.
+
+    Ranks that read other shards, or found another checkpoint on a disk of their own, would train on without a word.
+    """
+    if world.size == 1:
+        return
+    said: list[dict[str, str] | None] = [None] * world.size
+    torch.distributed.all_gather_object(said, facts)
+    for rank, other in enumerate(said):
+        for name, value in said[0].items():
+            if other[name] != value:
+                raise ResumeError(
+                    "the ranks do not see the same run",
+                    f"{name}: rank 0 says {value}, rank {rank} says {other[name]}",
+                    "out, data.shards and data.tokenizer must name the same files on every node",
+                )
+
+
+def on_cuda() -> bool:
+    """Whether this process trains on a GPU; DS_ACCELERATOR=cpu says no, as it does to DeepSpeed."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
 def device_of(world: World) -> torch.device:
-    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", world.local_rank) if on_cuda() else torch.device("cpu")
 
 
 class LocalEngine:
@@ -201,7 +235,8 @@ class DeepSpeedEngine:
         if self.stage == 0:  # we reduce, to know the norm and to skip what is not finite: ZeRO 1-3 do both themselves
             self.engine.enable_backward_allreduce = False
         self._begin()
-        self._control = torch.distributed.new_group(backend="gloo") if self.device.type == "cuda" else None
+        timeout = timedelta(seconds=config.timeout_s)
+        self._control = torch.distributed.new_group(backend="gloo", timeout=timeout) if on_cuda() else None
 
     def train(self, training: bool) -> None:
         self.engine.train(training)

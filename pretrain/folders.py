@@ -17,6 +17,7 @@ from pathlib import Path
 from pretrain.errors import UserError
 
 INDEX = "index.json"
+SMALL = 256 << 20  # bytes
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
 
@@ -87,9 +88,15 @@ def fingerprint(index: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_index(folder: Path, index: dict) -> dict:
-    """Add the digests of `folder`'s files and the fingerprint to `index`, write it last, return it."""
-    index = {**index, "files": digests(folder)}
+def write_index(folder: Path, index: dict, recorded: tuple[str, ...] = ()) -> dict:
+    """Add the digests of `folder`'s files and the fingerprint to `index`, write it last, return it.
+
+    Files named in `recorded` hold places or times: checked like the others, but not part of the identity.
+    """
+    found = digests(folder)
+    index = {**index, "files": {name: entry for name, entry in found.items() if name not in recorded}}
+    if recorded:
+        index[RECORDED] = {**index.get(RECORDED, {}), "files": {name: found[name] for name in recorded}}
     index["fingerprint"] = fingerprint(index)
     write_json(folder / INDEX, index)
     return index
@@ -113,9 +120,14 @@ def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | N
     return index
 
 
+def listed(index: dict) -> dict[str, dict]:
+    """Every file of a folder with its size and SHA-256, those outside its identity included."""
+    return {**index["files"], **index.get(RECORDED, {}).get("files", {})}
+
+
 def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
     """Every listed file is there with its listed size: what every opening checks, at the cost of a stat each."""
-    for name, entry in index["files"].items():
+    for name, entry in listed(index).items():
         path = Path(folder) / name
         found = path.stat().st_size if path.exists() else None
         if found != entry["bytes"]:
@@ -123,10 +135,19 @@ def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
             raise what(f"{path} {state}", "copy it again from where it was made, or rebuild the folder")
 
 
+def check(folder: Path, index: dict, what: type[UserError], remedy: str, thorough: bool = False) -> None:
+    """Sizes always; every byte when the folder is small (0.2 s) or `thorough`. Raises `what`, naming each file."""
+    check_sizes(folder, index, what)
+    if thorough or sum(entry["bytes"] for entry in listed(index).values()) <= SMALL:
+        found = faults(folder, index)
+        if found:
+            raise what(f"{folder} was altered after it was made", *found, remedy)
+
+
 def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda files: None) -> list[str]:
     """Names of files that differ from the index, each with what is wrong: every byte is hashed."""
     found = []
-    for name, entry in index["files"].items():
+    for name, entry in listed(index).items():
         path = Path(folder) / name
         size = path.stat().st_size if path.is_file() else None
         if size is None:
@@ -138,7 +159,7 @@ def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda fi
             found.append(f"{name}: altered, its SHA-256 differs")
         advance(1)
     present = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
-    return found + [f"{name}: extra, not in the index" for name in sorted(present - set(index["files"]) - {INDEX})]
+    return found + [f"{name}: extra, not in the index" for name in sorted(present - set(listed(index)) - {INDEX})]
 
 
 def write_json(path: Path, value: object) -> None:

@@ -52,10 +52,14 @@ class Interrupt:
 
 
 def _lineage() -> tuple[int, int]:
-    """Process ids of parent and grandparent: launcher and its runner."""
+    """Process ids of the parent and, where the parent is DeepSpeed's launcher, of the `deepspeed` command above it.
+
+    Under torchrun the grandparent is the user's shell, which may end while the run goes on.
+    """
     parent = os.getppid()
     try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
         stat = Path(f"/proc/{parent}/stat").read_text()
     except OSError:
         return parent, 0
-    return parent, int(stat.rpartition(")")[2].split()[1])
+    return parent, int(stat.rpartition(")")[2].split()[1]) if b"deepspeed.launcher.launch" in command else 0

@@ -4,6 +4,7 @@ Workers only compute ahead. Rank, micro-batch, worker count and prefetch depth c
 """
 
 import hashlib
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.errors import ConfigError, PretrainError
+from pretrain.interrupt import SIGNALS
 from pretrain.objectives import OBJECTIVES, Batch, Objective, ObjectiveConfig
 from pretrain.optim import Phase
 from pretrain.windows import Windows
@@ -81,7 +83,9 @@ class Batches(Dataset):
         micro_batch: int,
         rank: int,
         world: int,
+        begun: int = 0,
     ):
+        """`begun` leading phases are over: they need not divide among the ranks of today."""
         self.windows, self.phases, self.rank = windows, phases, rank
         shards = windows.shards
         build = OBJECTIVES[objective.kind]
@@ -89,7 +93,10 @@ class Batches(Dataset):
             phase.seq_len: build(objective, shards.specials, shards.vocab_size, phase.seq_len, seed) for phase in phases
         }
         self.at_once = [windows_at_once(phase, phases, micro_batch) for phase in phases]
-        self.rounds = [accumulation(phase, n, world) for phase, n in zip(phases, self.at_once, strict=True)]
+        self.rounds = [
+            accumulation(phase, n, world) if number >= begun else 1
+            for number, (phase, n) in enumerate(zip(phases, self.at_once, strict=True))
+        ]
 
     def first_item(self, step: int) -> int:
         """Number of the first micro-batch of a step."""
@@ -131,6 +138,12 @@ def digest(batch: Batch, samples: np.ndarray) -> int:
     return total % 2**63
 
 
+def _leave_signals_to_the_rank(_: int) -> None:
+    """A signal to the process group reaches workers too; one that died of it would end the rank before it has saved."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def steps(batches: Batches, first_step: int, workers: int) -> Iterator[list[MicroBatch]]:
     """The micro-batches of each step from `first_step` on, in lists, computed ahead by `workers` processes."""
     loader = DataLoader(
@@ -139,6 +152,7 @@ def steps(batches: Batches, first_step: int, workers: int) -> Iterator[list[Micr
         sampler=range(batches.first_item(first_step), len(batches)),
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=_leave_signals_to_the_rank,
     )
     items = iter(loader)
     for phase, rounds in zip(batches.phases, batches.rounds, strict=True):

@@ -14,7 +14,16 @@ from pathlib import Path
 import torch
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets; a device not listed has no MFU, never a guess.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+# The first name that occurs in the device's counts.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "B200": 2250e12,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,9 @@ class Metrics:
 
         self._jsonl_path = run / "metrics.jsonl"
         kept = [line for line in _lines(self._jsonl_path) if json.loads(line)["step"] <= step]
-        self._jsonl_path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        aside = run / ".metrics.jsonl.tmp"
+        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        aside.rename(self._jsonl_path)  # a kill here must not cost the history
         self._jsonl = open(self._jsonl_path, "a", encoding="utf-8")
         self._steps = SummaryWriter(run / "tensorboard", purge_step=step + 1)
         self._tokens = SummaryWriter(run / "tensorboard" / "by_tokens", purge_step=tokens + 1)

@@ -152,7 +152,9 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, E)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        x = attend(q, k, v, mask, self.p_drop if self.training else 0.0, self.grouped)
+        if self.grouped:  # written out: with enable_gqa and a mask no fused kernel is certain to be taken
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        x = attend(q, k, v, mask, self.p_drop if self.training else 0.0)
         return self.out(x.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -193,9 +195,9 @@ def attention_mask(segments: Tensor, causal: bool) -> Tensor:
     return (mask.tril() if causal else mask)[:, None]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, grouped: bool) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
     """Attention of (B, H, T, E) heads under `mask`: the one place where a backend is chosen."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def rope(position_ids: Tensor, E: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

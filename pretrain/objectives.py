@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pretrain.config import Config
@@ -50,6 +50,15 @@ class MaskedLMConfig(Config):
     mask_ratio: float = Field(0.15, gt=0, lt=1)  # of a window's tokens: K = round(mask_ratio · T)
     mask_share: float = Field(0.8, ge=0, le=1)  # of the targets: replaced by [MASK]
     random_share: float = Field(0.1, ge=0, le=1)  # replaced by a random token; the rest stays
+
+    @model_validator(mode="after")
+    def _shares(self) -> "MaskedLMConfig":
+        if self.mask_share + self.random_share > 1:
+            raise ValueError(
+                f"objective.mask_share = {self.mask_share} and objective.random_share = {self.random_share} "
+                "are more than 1 together"
+            )
+        return self
 
 
 class CausalLMConfig(Config):

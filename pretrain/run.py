@@ -12,7 +12,17 @@ from pydantic import Field, model_validator
 from pretrain import checkpoint, config, export, folders, loader
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, append_only, free
-from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine, World, device_of, find_world, join
+from pretrain.engine import (
+    DeepSpeedEngine,
+    Engine,
+    EngineConfig,
+    LocalEngine,
+    World,
+    check_agreement,
+    device_of,
+    find_world,
+    join,
+)
 from pretrain.errors import ConfigError, ResumeError, ShardError
 from pretrain.evaluate import HeldOut, unigram_entropy
 from pretrain.metrics import reports
@@ -31,7 +41,9 @@ LAST_STEPS = 20  # over which the last training loss of a summary is averaged
 class DataConfig(Config):
     shards: str = free()  # a folder of the shards stage; another place is fine, other contents are not
     tokenizer: str = free()  # the folder they were built with
-    block_tokens: int | None = Field(None, gt=0)  # unit of shuffling, a multiple of every seq_len; None: the first's
+    # The unit of shuffling: a multiple of every seq_len, of phases appended later too, since it is fixed when a run
+    # begins. None: the first phase's seq_len.
+    block_tokens: int | None = Field(None, gt=0)
     workers: int = free(0, ge=0)  # processes that compute batches ahead
 
 
@@ -53,7 +65,7 @@ class RunConfig(Config):
     """What `launch/pretrain.py` reads."""
 
     out: str = free()
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     data: DataConfig
     model: ModelConfig
     objective: MaskedLMConfig | CausalLMConfig = Field(discriminator="kind")
@@ -78,9 +90,15 @@ class RunConfig(Config):
                 )
             if self.block_tokens % phase.seq_len:
                 raise ValueError(
-                    f"data.block_tokens = {self.block_tokens} is not a multiple of phases: seq_len = {phase.seq_len}"
+                    f"data.block_tokens = {self.block_tokens} is not a multiple of phases: seq_len = {phase.seq_len} "
+                    "(it is fixed when a run begins; by default it is the first phase's seq_len)"
                 )
         return self
+
+    def resolved(self) -> "RunConfig":
+        """The same run with `data.block_tokens` written out, as it is saved and compared."""
+        data = self.data.model_copy(update={"block_tokens": self.block_tokens})
+        return self.model_copy(update={"data": data})
 
     @property
     def block_tokens(self) -> int:
@@ -99,6 +117,7 @@ def run(cfg: RunConfig) -> dict:
     """
     started = time.monotonic()
     world = find_world()
+    cfg = cfg.resolved()
     folder = Path(cfg.out)
     _check_output(folder)
     tokenizer = open_tokenizer(cfg.data.tokenizer)
@@ -107,19 +126,36 @@ def run(cfg: RunConfig) -> dict:
     shards, unseen = Shards(cfg.data.shards, "train"), Shards(cfg.data.shards, "heldout")
     check_tokenizer(shards.index, cfg.data.shards, tokenizer)
     _check_sizes(cfg, shards, unseen)
-    windows = Windows(shards, cfg.block_tokens, cfg.seed)
-    batches = loader.Batches(
-        windows, cfg.objective, cfg.phases, cfg.seed, cfg.engine.micro_batch, world.rank, world.size
-    )
-    token_bytes = tokenizer.token_bytes() if tokenizer.kind == "byte" else None
-    heldout = HeldOut(unseen, cfg.objective, cfg.phases[-1].seq_len, cfg.evaluate.max_tokens, token_bytes)
-    identity = {"shards": shards.fingerprint, "tokenizer": tokenizer.fingerprint, "vocab_size": shards.vocab_size}
+    identity = {
+        "settings": config.frozen(cfg),
+        "shards": shards.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": shards.vocab_size,
+    }
     found = _checkpoint_of(cfg, folder, identity, world.speaks)
     state = found.state if found else TrainState()
-    if state.step == cfg.steps and (folder / SUMMARY).is_file():
+    summary = _summary_of(folder, cfg.steps)
+    if state.step == cfg.steps and summary:
         if world.speaks:
             print(f"{folder}: all {cfg.steps} steps are done; append a phase to go on")
-        return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return summary
+
+    windows = Windows(shards, cfg.block_tokens, cfg.seed)
+    batches = loader.Batches(
+        windows,
+        cfg.objective,
+        cfg.phases,
+        cfg.seed,
+        cfg.engine.micro_batch,
+        world.rank,
+        world.size,
+        begun=_phases_over(cfg.phases, state.step),
+    )
+    token_bytes = tokenizer.token_bytes() if tokenizer.kind == "byte" else None
+    heldout = {
+        phase.seq_len: HeldOut(unseen, cfg.objective, phase.seq_len, cfg.evaluate.max_tokens, token_bytes)
+        for phase in cfg.phases
+    }
 
     text = config.dump(cfg)
     model = Transformer(cfg.model, shards.vocab_size)
@@ -127,8 +163,14 @@ def run(cfg: RunConfig) -> dict:
     flops = {n: model.flops_per_token(n, objective.targets) for n, objective in batches.objectives.items()}
     engine = _engine(cfg, world, model, shards, batches, found)
     if world.speaks:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                "the output folder cannot be made", f"{folder}: {error.strerror}", "choose another out="
+            ) from None
         (folder / "config.yaml").write_text(text, encoding="utf-8")
+        checkpoint.sweep(folder, state)
     job = Job(
         folder=folder,
         seed=cfg.seed,
@@ -143,6 +185,7 @@ def run(cfg: RunConfig) -> dict:
         micro_batch=cfg.engine.micro_batch,
         tokenizer=tokenizer,
         flops_per_token=flops,
+        low_precision=cfg.engine.precision != "fp32",
         identity=identity,
         config_yaml=text,
     )
@@ -193,11 +236,25 @@ def _engine(
     on_cuda = device_of(world).type == "cuda"
     if world.launched:
         join(world, cfg.engine.timeout_s)
+        begin = found.index["fingerprint"] if found else "none"
+        check_agreement(world, {"checkpoint": begin, "shards": shards.fingerprint, "configuration": config.dump(cfg)})
     kind = DeepSpeedEngine if world.launched else LocalEngine
     engine = kind(Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip, world)
     if load:
         engine.restore(load, found.state.steps_applied, batches[0].batch)
     return engine
+
+
+def _phases_over(phases: list[Phase], step: int) -> int:
+    """How many leading phases lie wholly before `step`."""
+    return int((np.cumsum([phase.steps for phase in phases]) <= step).sum())
+
+
+def _summary_of(folder: Path, steps: int) -> dict | None:
+    """The summary of a run that has done all its `steps`, if it was written; an older end's does not count."""
+    path = folder / SUMMARY
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return summary if summary.get("steps") == steps else None
 
 
 def _check_output(folder: Path) -> None:
@@ -231,7 +288,7 @@ def _checkpoint_of(cfg: RunConfig, folder: Path, identity: dict, speak: bool) ->
     found = Checkpoint(newest)
     old = config.build(RunConfig, config.parse(found.config_text, str(newest)), f"{newest}/{checkpoint.CONFIG}")
     begins = np.cumsum([0] + [phase.steps for phase in old.phases[:-1]])
-    begun = int((begins < found.state.step).sum())  # phases that are history; later ones may be edited or added
+    begun = int((begins < found.state.step).sum())  # phases that have begun; later ones may be edited or added
     lines = config.resume_conflicts(old, cfg, {"phases": begun})
     for what, where in (("shards", cfg.data.shards), ("tokenizer", cfg.data.tokenizer)):
         if found.index[what] != identity[what]:

@@ -31,7 +31,6 @@ MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 UINT16_VOCABULARY = 65_500
-SMALL = 256 << 20  # bytes; a set this small is checked byte by byte at opening (0.2 s)
 BATCH_CHARACTERS = 1 << 20
 
 
@@ -180,11 +179,7 @@ class Shards:
 def open_index(folder: Path) -> dict:
     """The checked index of a shard folder: sizes always, checksums when the set is small."""
     index = folders.read_index(folder, ShardError, MADE_BY, stage="shards")
-    folders.check_sizes(folder, index, ShardError)
-    if sum(entry["bytes"] for entry in index["files"].values()) <= SMALL:
-        faults = folders.faults(folder, index)
-        if faults:
-            raise ShardError(f"{folder} was altered after it was built", *faults, f"rebuild it with: {MADE_BY}")
+    folders.check(folder, index, ShardError, f"rebuild it with: {MADE_BY}")
     return index
 
 

@@ -45,10 +45,11 @@ class Job:
     world: World
     batches: loader.Batches
     workers: int
-    heldout: HeldOut
+    heldout: dict[int, HeldOut]  # by sequence length
     micro_batch: int
     tokenizer: Tokenizer
     flops_per_token: dict[int, float]  # by sequence length
+    low_precision: bool  # matrices in bf16: only then do the listed peaks apply
     identity: dict  # what a checkpoint's index says about its run
     config_yaml: str
 
@@ -68,9 +69,9 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
     engine, world = job.engine, job.world
     tokens = tokens_after(state.step, job.phases)
     metrics = Metrics(job.folder, state.step, tokens, job.config_yaml) if world.speaks else None
-    peak = peak_flops(engine.device)
+    peak = peak_flops(engine.device) if job.low_precision else None
     skips = 0
-    scores = evaluate(job, state, tokens, metrics) if state.step == job.steps else None
+    scores = evaluate(job, state, tokens, metrics) if state.step == job.steps else None  # killed before its summary
     engine.train(True)
     batches = loader.steps(job.batches, state.step, job.workers)
     since = _Interval()
@@ -85,14 +86,14 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
             digests = sum(micro.digest for micro in micro_batches) % 2**62  # two ranks' sum stays below 2^63
             agreed = torch.tensor([sum(micro.filled for micro in micro_batches), digests >> 31, digests & (2**31 - 1)])
             filled, high, low = engine.total(agreed).tolist()
-            loss_sum = torch.zeros((), dtype=torch.float64)
+            loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
             for micro in micro_batches:
                 seed_everything(int(hash64(DROPOUT, job.seed, state.step, micro.first_sample) >> np.uint64(1)))
                 loss = engine(micro.batch)
                 engine.backward(loss, 1.0 / filled)
-                loss_sum += loss.detach().double().cpu()
+                loss_sum += loss.detach().double()
             grad_norm = engine.step(lr)
-            loss_sum, stop = engine.total(torch.stack([loss_sum, torch.tensor(float(interrupt.asked))])).tolist()
+            loss_sum, stop = engine.total(torch.stack([loss_sum.cpu(), torch.tensor(float(interrupt.asked))])).tolist()
 
             skips = skips + 1 if grad_norm is None else 0
             state = TrainState(state.step + 1, state.steps_applied + (grad_norm is not None))
@@ -141,10 +142,17 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
 
 
 def evaluate(job: Job, state: TrainState, tokens: int, metrics: Metrics | None) -> Scores:
-    """Score the held-out windows and show a sample; a collective."""
+    """Score held-out windows as long as those of the last step, and show a sample; a collective.
+
+    Not as long as the last phase's: of positions it has not trained yet a model knows nothing, and the curve of a
+    length curriculum would stand still until its end.
+    """
     started = time.perf_counter()
-    scores = job.heldout.score(job.engine, job.world, job.micro_batch)
-    sample = sample_text(job.heldout, job.engine, job.tokenizer)
+    phase = loader.locate(state.step - 1, job.phases, job.batches.windows.block_tokens).phase
+    heldout = job.heldout[phase.seq_len]
+    at_once = loader.windows_at_once(phase, job.phases, job.micro_batch)
+    scores = heldout.score(job.engine, job.world, at_once)
+    sample = sample_text(heldout, job.engine, job.tokenizer)
     if metrics:
         metrics.scalars(scores.items(), state.step, tokens)
         metrics.text("sample", sample, state.step)

@@ -54,7 +54,7 @@ def published(path: Path) -> list[Path]:
 def check(folder: Path) -> list[str]:
     """What is wrong with a published folder, a line each; if nothing is, says so. Raises UserError for its index."""
     index = folders.read_index(folder, UserError, MADE_BY)
-    with progress(f"hashing {folder}", "files", len(index["files"])) as advance:
+    with progress(f"hashing {folder}", "files", len(folders.listed(index))) as advance:
         faults = folders.faults(folder, index, advance)
     if faults:
         return [f"{folder}/{fault}" for fault in faults]
@@ -68,8 +68,8 @@ def check(folder: Path) -> list[str]:
         if found != index[what]:
             faults.append(f"{folder}: made with {what} {index[what][:12]}…, but {place} is now {found[:12]}…")
     if not faults:
-        size = sum(entry["bytes"] for entry in index["files"].values())
-        print(f"{folder}: {index['stage']}, {len(index['files'])} files, {size:,} bytes: intact")
+        size = sum(entry["bytes"] for entry in folders.listed(index).values())
+        print(f"{folder}: {index['stage']}, {len(folders.listed(index))} files, {size:,} bytes: intact")
         for note in notes:
             print(note)
     return faults

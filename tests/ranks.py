@@ -35,7 +35,7 @@ class Ranks:
                 env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_SIZE": world}
                 env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             output = log.with_suffix(f".{rank}.log")
-            process = _context.Process(target=_rank, args=(theirs, env, str(output), work, args), daemon=True)
+            process = _context.Process(target=_rank, args=(theirs, env, str(output), work, args))
             process.start()
             theirs.close()
             self._pipes.append(ours)

@@ -249,7 +249,7 @@ ROWS = [  # what is wrong, stage, how it comes about, fragments of the message: 
     ("another corpus", "pretrain", other_corpus,
      ["{folder}/out was begun with other settings", "shards: this run began with {shards}", "{folder}/other is"]),
     ("a damaged checkpoint", "pretrain", damaged_checkpoint,
-     ["step_00000002 is damaged", "exp_avg.safetensors: altered", "remove it"]),
+     ["step_00000002 was altered", "exp_avg.safetensors: altered", "remove it"]),
     *(("an output folder that holds something else", stage, out_holds_something_else,
        ["the output folder holds something else", "{folder}/out", "choose another out="])
       for stage in ("tokenizer", "shards", "pretrain", "export")),

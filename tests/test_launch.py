@@ -71,7 +71,9 @@ def test_ranks_whose_launcher_is_terminated_save_and_end(reaches, prepared, tmp_
     """SIGTERM to `deepspeed` kills only the launcher: its ranks must not train on as orphans. SIGTERM to the process
     group (as Slurm sends it) reaches ranks twice: the second must not cut the saving short."""
     steps = [{"steps": 100_000, "seq_len": 32, "batch_tokens": 256}]
-    config = written(run_values(prepared, tmp_path / "run", phases=steps), tmp_path / "run.yaml")
+    values = run_values(prepared, tmp_path / "run", phases=steps)
+    values["data"]["workers"] = 2 if reaches == "process group" else 0
+    config = written(values, tmp_path / "run.yaml")
     launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", str(ROOT / "launch/pretrain.py"), str(config)]
     log = open(tmp_path / "log", "w")
     process = subprocess.Popen(launcher, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)

@@ -134,7 +134,7 @@ def test_attention_equals_the_formula():
     for causal in (False, True):
         mask = model.attention_mask(segments, causal)
         scores = (q @ k.transpose(-1, -2) / 8**0.5).masked_fill(~mask, float("-inf"))
-        torch.testing.assert_close(model.attend(q, k, v, mask, 0.0, False), scores.softmax(-1) @ v)
+        torch.testing.assert_close(model.attend(q, k, v, mask, 0.0), scores.softmax(-1) @ v)
 
 
 def test_rotation_depends_on_distance_only():

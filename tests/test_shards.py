@@ -303,7 +303,7 @@ def test_one_altered_bit_of_a_small_set_is_named_at_opening(copy, monkeypatch, n
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ShardError, match="was altered after it was built") as error:
+    with pytest.raises(ShardError, match="was altered after it was made") as error:
         Shards(copy)
     assert f"{name}: altered" in str(error.value) and "rebuild it" in str(error.value)
     monkeypatch.setattr(shards, "SMALL", 0)
@@ -379,7 +379,11 @@ def test_a_folder_that_holds_something_else_is_never_replaced(prepared, tmp_path
     notes.mkdir()
     (notes / "notes.txt").write_text("mine", encoding="utf-8")
     before = contents(tmp_path)
-    for out, found in ((tokenizer, "the result of stage tokenizer"), (site, "no index.json of ours"), (notes, "no index.json")):
+    for out, found in (
+        (tokenizer, "the result of stage tokenizer"),
+        (site, "no index.json of ours"),
+        (notes, "no index.json"),
+    ):
         with pytest.raises(ShardError, match="the output folder holds something else") as error:
             build(prepared, "bert", out)
         assert found in str(error.value)
