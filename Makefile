@@ -1,6 +1,6 @@
 # Two commands: `make demo` walks the whole road on a CPU, `make test` runs the tests. Both set up .venv first.
 #
-#   make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 #
 # PIP_ARGS goes to pip; README.md says when PyTorch's CPU index is wanted.
 
@@ -19,7 +19,8 @@ test: .venv/ready
 	.venv/bin/python -m pytest
 
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and \
+		"Python 3.11 or 3.12 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		--constraint constraints.txt --editable '.[export,finetune,data,dev]'

@@ -30,7 +30,9 @@ RANK0_HEAD_START_S = 3.0
 def main(stage: str, argv: list[str] | None = None) -> int:
     """Run one stage on the command line's configuration; the exit status."""
     parser = argparse.ArgumentParser(
-        prog=f"launch/{stage}.py", description=f"Run the stage {stage!r}.", epilog="README.md lists every key."
+        prog=f"launch/{stage}.py",
+        description=f"Run the stage {stage!r}.",
+        epilog="Keys: the Config class in the stage's module; configs/sample has an example of each.",
     )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over the file")

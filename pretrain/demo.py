@@ -135,7 +135,7 @@ def _finetuned(out: str) -> dict:
 
 
 def _gains(finetuned: dict[str, dict]) -> dict[str, str]:
-    """For each pre-trained result its distance to the randomly initialised twin on the same task, with a verdict.
+    """For each pre-trained result its distance to the randomly initialised twin and to naive Bayes, with verdicts.
 
     A twin is the folder of the same task (the name up to the first dash) whose report says init: random.
     """
@@ -147,8 +147,13 @@ def _gains(finetuned: dict[str, dict]) -> dict[str, str]:
             continue
         test, twin = found["test"], twins[0]["test"]
         clear = test["interval95"][0] > twin["interval95"][1]
-        verdict = "beyond both 95 % intervals" if clear else "within noise: the 95 % intervals overlap"
-        gains[name] = f"{100 * (test['accuracy'] - twin['accuracy']):+.1f} points, {verdict}"
+        over_twin = "beyond both 95 % intervals" if clear else "within noise: the 95 % intervals overlap"
+        bayes = found["baselines"]["naive_bayes"]
+        over_bayes = "beyond" if test["interval95"][0] > bayes else "NOT beyond"
+        gains[name] = (
+            f"{100 * (test['accuracy'] - twin['accuracy']):+.1f} points over its random twin, {over_twin}; "
+            f"{100 * (test['accuracy'] - bayes):+.1f} over naive Bayes, {over_bayes} the 95 % interval"
+        )
     return gains
 
 
@@ -187,7 +192,7 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
         rows.append(("", "export, largest logit difference", f"{found['max_logit_diff']:.1e}"))
     for name, found in summary["finetune"].items():
         rows.append((name, "test accuracy", _accuracy(found)))
-    rows += [("", f"gain of {name} over its random twin", verdict) for name, verdict in summary["gains"].items()]
+    rows += [("", f"{name} gains", verdict) for name, verdict in summary["gains"].items()]
     times = summary["seconds"]
     rows += [("seconds" if not n else "", stage, f"{s:.0f}") for n, (stage, s) in enumerate(times["stages"].items())]
     return [*rows, ("", "total", f"{times['total']:.0f}")]
@@ -202,5 +207,5 @@ def _accuracy(found: dict) -> str:
     baselines = found["baselines"]
     return (
         f"{found['test']['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%}); "
-        f"majority {baselines['majority']:.1%}, naive Bayes {baselines['naive_bayes']:.1%}"
+        f"majority {baselines['majority']:.1%}, naive Bayes (1- and 2-grams) {baselines['naive_bayes']:.1%}"
     )

@@ -6,9 +6,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,12 +105,6 @@ def run_values(prepared: Prepared, out: Path, objective: str = "masked_lm", **se
     for name, changes in sections.items():
         values[name] = {**values[name], **changes} if isinstance(values.get(name), dict) else changes
     return values
-
-
-@pytest.fixture
-def sample(tmp_path) -> Path:
-    """A copy of data/sample that a test may damage."""
-    return shutil.copytree(SAMPLE, tmp_path / "sample")
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -79,7 +79,7 @@ def test_block_tokens_written_out_or_left_to_their_default_are_the_same(prepared
     values["data"]["block_tokens"] = 32
     assert cases.train(values)["steps"] == 12
     values["data"]["block_tokens"] = 64
-    with pytest.raises(ResumeError, match="data.block_tokens: 32 → 64"):
+    with pytest.raises(ResumeError, match=r"data\.block_tokens: 32 → 64"):
         cases.train(values)
 
 

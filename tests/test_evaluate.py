@@ -1,5 +1,6 @@
 """Held-out numbers against slow, independent sums."""
 
+import itertools
 import math
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_causal_scores_are_those_of_every_token_of_the_stream_once(micro_batch, 
         for start in starts:
             inputs, targets = before[start : start + T], stream[start : start + T]
             cuts = [at for at in range(T) if at == 0 or inputs[at] == end] + [T]
-            for a, b in zip(cuts, cuts[1:], strict=False):
+            for a, b in itertools.pairwise(cuts):
                 ids = torch.from_numpy(inputs[a:b])[None]
                 hidden = model(ids, torch.zeros_like(ids), torch.arange(b - a)[None])
                 logits = model.logits(hidden)[0].double().log_softmax(-1)

@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import config
+from pretrain import config, metrics
 from pretrain.demo import DemoConfig, show, summarise
 from tests.conftest import ROOT
 
 # Laid over the commands to make them short; the numbers of the full road are `make demo`'s.
 SHORT = {
-    "launch/pretrain.py": ["phases.0.steps=8", "phases.0.decay_steps=4", "evaluate.max_tokens=2048", "log_every=4"],
+    "configs/sample/encoder.yaml": [
+        *("phases.0.steps=4", "phases.1.steps=4", "phases.1.decay_steps=4", "evaluate.max_tokens=2048", "log_every=4"),
+    ],
+    "configs/sample/decoder.yaml": [
+        *("phases.0.steps=8", "phases.0.decay_steps=4", "evaluate.max_tokens=2048", "log_every=4"),
+    ],
     "launch/finetune.py": ["labels=64", "epochs=1", "learning_rates=[1e-3]", "dev_seeds=[0]", "test_seeds=[10]"],
     "launch/generate.py": ["max_new_tokens=4"],
 }
@@ -36,6 +41,9 @@ def ladder() -> list[str]:
 
 def test_both_readmes_give_the_same_commands():
     assert blocks("README.md") == blocks("README.zh-CN.md")
+    for name in ("README.md", "README.zh-CN.md"):
+        left = re.findall(r"NUMBERS_\w+|HANDOFF_NOTES", (ROOT / name).read_text(encoding="utf-8"))
+        assert not left, "a placeholder was not filled"
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +57,7 @@ def walked(tmp_path_factory) -> Path:
     assert len(ladder()) >= 15
     for line in ladder():
         command = shlex.split(line)
-        script = next(word for word in command if word.startswith("launch/"))
-        command += SHORT.get(script, [])
+        command += [override for word in command for override in SHORT.get(word, [])]
         command[0] = str(here / command[0])
         done = subprocess.run(command, cwd=checkout, env=env, text=True, capture_output=True, timeout=300)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
@@ -60,6 +67,7 @@ def walked(tmp_path_factory) -> Path:
 
 def test_the_ladder_leads_from_text_to_a_fine_tuned_model(walked, monkeypatch, capsys):
     monkeypatch.chdir(walked)
+    assert metrics.reports(Path("runs/demo/encoder"))[-1].step == 8, "the overrides made it short"
     summary = summarise(config.load(DemoConfig, "configs/sample/demo.yaml"), {"all": 1.0}, 1.0)
     json.dumps(summary)
     for name in ("encoder", "decoder"):
