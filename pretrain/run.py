@@ -24,7 +24,7 @@ from pretrain.engine import (
     join,
 )
 from pretrain.errors import ConfigError, ResumeError, ShardError
-from pretrain.evaluate import HeldOut, unigram_entropy
+from pretrain.evaluate import HeldOut, Scores, unigram_entropy
 from pretrain.metrics import reports
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
@@ -197,26 +197,30 @@ def run(cfg: RunConfig) -> dict:
     state, scores = train(job, state)
     if state.step < cfg.steps:
         return {}
-    losses = [report.loss for report in reports(folder)] if world.speaks else []
-    marks = [] if batches.objectives[cfg.phases[-1].seq_len].causal else list(unseen.specials.values())
-    summary = {
+    summary = _summarise(job, state, scores, unseen)
+    summary |= {"parameters": parameters, "seconds": round(time.monotonic() - started, 1)}  # of the last attempt
+    if world.speaks:
+        folders.write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _summarise(job: Job, state: TrainState, scores: Scores, unseen: Shards) -> dict:
+    """The end of a run in numbers: nats per target, the last loss over 20 steps; only rank 0 knows the losses."""
+    losses = [report.loss for report in reports(job.folder)] if job.world.speaks else []
+    marks = [] if job.heldout[job.phases[-1].seq_len].objective.causal else list(unseen.specials.values())
+    return {
         "steps": state.step,
         "steps_skipped": state.step - state.steps_applied,
-        "tokens": tokens_after(state.step, cfg.phases),
-        "parameters": parameters,
+        "tokens": tokens_after(state.step, job.phases),
         "first_loss": losses[0] if losses else None,
-        "last_loss": float(np.mean(losses[-LAST_STEPS:])) if losses else None,  # mean over the last 20 steps
+        "last_loss": float(np.mean(losses[-LAST_STEPS:])) if losses else None,
         "heldout_loss": scores.loss,
         "heldout_accuracy": scores.accuracy,
         "heldout_bits_per_byte": scores.bits_per_byte,
         "heldout_targets": scores.targets,
-        "unigram_entropy": unigram_entropy(unseen.unigram(), marks),  # nats, of the held-out tokens
-        "seconds": round(time.monotonic() - started, 1),  # of the last attempt
-        "checkpoint": str(checkpoint.newest(folder, world.speaks)),
+        "unigram_entropy": unigram_entropy(unseen.unigram(), marks),  # of the held-out tokens an objective asks for
+        "checkpoint": str(checkpoint.newest(job.folder, job.world.speaks)),
     }
-    if world.speaks:
-        folders.write_json(folder / SUMMARY, summary)
-    return summary
 
 
 def _engine(
@@ -270,7 +274,7 @@ def _check_sizes(cfg: RunConfig, shards: Shards, unseen: Shards) -> None:
     """Raise ShardError unless either side fills at least one window (a block, for the training side)."""
     for side, need, key in (
         (shards, cfg.block_tokens, "data.block_tokens"),
-        (unseen, cfg.phases[-1].seq_len, "phases: seq_len"),
+        (unseen, max(phase.seq_len for phase in cfg.phases), "phases: seq_len"),
     ):
         if side.tokens < need:
             raise ShardError(

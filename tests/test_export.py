@@ -22,39 +22,12 @@ from pretrain.export import DIALECTS, ExportConfig, reference, verify
 from pretrain.model import ModelConfig, Transformer
 from pretrain.objectives import CausalLM, CausalLMConfig, Learner, MaskedLM, MaskedLMConfig
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
+from tests.conftest import DECODER, ENCODER
 
 transformers = pytest.importorskip("transformers", reason="needs pip install '.[export]'")
 
-BERT = {
-    "causal": False,
-    "layers": 2,
-    "width": 32,
-    "heads": 4,
-    "mlp_width": 48,
-    "max_positions": 40,
-    "norm": "layernorm",
-    "norm_position": "post",
-    "norm_eps": 1e-12,
-    "positions": "learned",
-    "mlp": "gelu",
-    "bias": True,
-    "transform_head": True,
-}
-QWEN3 = {
-    "causal": True,
-    "layers": 2,
-    "width": 32,
-    "heads": 4,
-    "mlp_width": 48,
-    "max_positions": 64,
-    "norm": "rmsnorm",
-    "norm_position": "pre",
-    "norm_eps": 1e-6,
-    "positions": "rope",
-    "mlp": "swiglu",
-    "bias": False,
-    "qk_norm": True,
-}
+BERT = {**ENCODER, "heads": 4, "mlp_width": 48, "max_positions": 40}
+QWEN3 = {**DECODER, "kv_heads": None, "head_width": None, "mlp_width": 48}
 UNLIKE_QWEN3_8B = {"kv_heads": 2, "head_width": 6, "tie_embeddings": False, "rope_theta": 500.0}
 
 LINES = [

@@ -284,7 +284,7 @@ def test_shards_of_another_tokenizer_are_refused_naming_both(prepared, tmp_path)
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "heldout-00000.idx", "train-00000.raw.npy", "train.unigram.npy"])
 def test_a_truncated_or_missing_file_is_named_at_opening(copy, monkeypatch, name):
-    monkeypatch.setattr(shards, "SMALL", 0)  # as in a set too large to be hashed at every opening
+    monkeypatch.setattr(folders, "SMALL", 0)  # as in a set too large to be hashed at every opening
     path = copy / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -306,7 +306,7 @@ def test_one_altered_bit_of_a_small_set_is_named_at_opening(copy, monkeypatch, n
     with pytest.raises(ShardError, match="was altered after it was made") as error:
         Shards(copy)
     assert f"{name}: altered" in str(error.value) and "rebuild it" in str(error.value)
-    monkeypatch.setattr(shards, "SMALL", 0)
+    monkeypatch.setattr(folders, "SMALL", 0)
     Shards(copy)  # a large set is checked by launch/verify.py, not at every opening
 
 
