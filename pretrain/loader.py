@@ -153,6 +153,8 @@ def steps(batches: Batches, first_step: int, workers: int) -> Iterator[list[Micr
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=_leave_signals_to_the_rank,
+        # Forked, whatever the process's default: they need no second import, and a kill leaves no named semaphores.
+        multiprocessing_context="fork" if workers else None,
     )
     items = iter(loader)
     for phase, rounds in zip(batches.phases, batches.rounds, strict=True):
