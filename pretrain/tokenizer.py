@@ -135,6 +135,9 @@ def run(config: TokenizerConfig) -> dict:
             },
         }
         write_index(folder, index)
+    overall = report["heldout"]["overall"]
+    rates = f"{overall['characters_per_token']:.2f} characters a token, {overall['unknown_rate']:.2%} unknown"
+    print(f"{config.out}: {report['vocab_size']:,} entries; on held-out text {rates}")
     return report
 
 
