@@ -28,7 +28,7 @@ RANK0_HEAD_START_S = 3.0
 
 
 def main(stage: str, argv: list[str] | None = None) -> int:
-    """Run one stage on the command line's configuration; the exit status."""
+    """Run one stage on the command line's configuration; the exit status. A rank of several exits here."""
     parser = argparse.ArgumentParser(
         prog=f"launch/{stage}.py",
         description=f"Run the stage {stage!r}.",
@@ -38,7 +38,15 @@ def main(stage: str, argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over the file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher inserts it
     arguments = parser.parse_intermixed_args(argv)
-    return guarded(lambda: _run(stage, arguments.config, arguments.overrides))
+    status = guarded(lambda: _run(stage, arguments.config, arguments.overrides))
+    if _is_connected_rank():
+        # Gloo's threads hold the tensors of a collective a moment longer than its caller. One that is caught by the
+        # interpreter's end aborts the process (PyTorch pull request 179291), and disconnecting does not help while
+        # anything still refers to a process group. All is written by now: the rank ends here.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def guarded(work) -> int:
@@ -54,6 +62,11 @@ def guarded(work) -> int:
     except BrokenPipeError:
         return 1
     return 0
+
+
+def _is_connected_rank() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized()
 
 
 def _run(stage: str, path: str, overrides: list[str]) -> None:
