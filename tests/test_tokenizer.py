@@ -19,7 +19,9 @@ from pretrain import tokenizer as ours
 from pretrain.config import build, dump, load
 from pretrain.corpus import side_of
 from pretrain.errors import ConfigError, CorpusError, TokenizerError
-from pretrain.tokenizer import PREFIX, TokenizerConfig, open_tokenizer, run
+from pretrain.tokenizer import PREFIX, TokenizerConfig, kinds, open_tokenizer, run
+from pretrain.tokenizer.counting import count_words
+from pretrain.tokenizer.merging import merge
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -116,7 +118,7 @@ def naive_merges(words: dict[str, int], tokens: list[str], vocab_size: int, pref
 def test_merging_equals_a_naive_loop_on_repetitive_words(words, room):
     seeds = ["[UNK]", "a", "b", "##a", "##b"]
     expected = naive_merges(words, seeds, len(seeds) + room, "##")
-    assert ours.merge(Counter(words), seeds, len(seeds) + room, "##") == expected
+    assert merge(Counter(words), seeds, len(seeds) + room, "##") == expected
 
 
 def test_a_bert_vocabulary_of_real_text_equals_a_naive_one(tmp_path):
@@ -139,9 +141,9 @@ def test_a_bert_vocabulary_of_real_text_equals_a_naive_one(tmp_path):
 def test_words_counted_by_chunk_equal_words_of_whole_documents(kind, lowercase):
     texts = ["a" + " " * 100 + "b", "\n" * 60, "汉" * 60 + "\t\t x", "\x0b a\x0b", "x\x85 \x1cy"]
     texts += odd_texts(2000, seed=2)
-    engine = ours.build(list(ours.SPECIALS[kind].values()), kind, lowercase)
-    whole = Counter(word for text in texts for word in ours.words_of(text, engine))
-    assert ours.count_words(texts, kind, lowercase) == whole
+    engine = kinds.build(list(kinds.SPECIALS[kind].values()), kind, lowercase)
+    whole = Counter(word for text in texts for word in kinds.words_of(text, engine))
+    assert count_words(texts, kind, lowercase) == whole
 
 
 def test_training_twice_gives_identical_bytes(tmp_path):
@@ -335,12 +337,12 @@ def test_runs_of_up_to_24_code_points_are_cut_as_gpt2_cuts_them(byte):
     from tokenizers.pre_tokenizers import ByteLevel
 
     gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
-    engine = ours.build(list(ours.SPECIALS["byte"].values()), "byte", False)
+    engine = kinds.build(list(kinds.SPECIALS["byte"].values()), "byte", False)
     texts = [t for t in odd_texts(2000, seed=5) if not re.search(r"\S{24}|\s{24}", t)]
     texts += ["a   b\n\n c", "don't  we'll", " x", "x ", "\t\ty", *documents_of("en.txt", 20)]
     assert len(texts) > 500
     for text in texts:
-        assert ours.words_of(text, engine) == [word for word, _ in gpt2.pre_tokenize_str(text)]
+        assert kinds.words_of(text, engine) == [word for word, _ in gpt2.pre_tokenize_str(text)]
 
 
 def test_tokens_of_byte_can_be_looked_at(byte):
