@@ -33,6 +33,6 @@ def ordered(work: Callable[[Item], Result], items: Iterable[Item], workers: int)
                 flying.extend(pool.submit(work, item) for item in islice(items, 1))
                 yield result
         except BrokenProcessPool:
-            raise PretrainError("a worker process died; was it out of memory?", "take fewer workers") from None
+            raise PretrainError("a worker process died: was it out of memory? Take fewer workers") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
