@@ -1,0 +1,55 @@
+"""What a cleaning step is made of: its section of the configuration, what it does to one document, its name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import model_validator
+
+from pretrain.config import NULL, Config
+
+# ISO 639-3 codes that are Chinese too: BCP 47 lets `cmn-Hans` stand for `zh-Hans` (RFC 5646, section 4.1.2).
+CHINESE = {"zh", "cmn", "yue", "wuu", "lzh", "hak", "nan", "gan", "hsn", "cdo"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One document after one step. `changes` is in the step's unit; `dropped` says why the document goes."""
+
+    text: str
+    changes: int = 0
+    dropped: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A named, pure and deterministic function of a document's text."""
+
+    name: str
+    apply: Callable[[str], Outcome]
+
+
+class Section(Config):
+    """The settings of one step; `use` says for which languages it is on.
+
+    `true`: all; `false`: none; `[en, zh]`: those, by primary subtag. A section given as such a value alone means
+    its `use`: `pii: false` is `pii: {use: false}`.
+    """
+
+    use: bool | list[str] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, values: Any) -> Any:
+        if values is None or (isinstance(values, str) and values in NULL):
+            return {"use": False}
+        return {"use": values} if isinstance(values, (bool, str, list)) else values
+
+    def covers(self, language: str) -> bool:
+        return self.use if isinstance(self.use, bool) else primary(language) in map(primary, self.use)
+
+
+def primary(language: str) -> str:
+    """The primary subtag of a BCP 47 tag, every Chinese one as `zh`: `zh-Hant-TW` → `zh`, `cmn` → `zh`."""
+    subtag = language.replace("_", "-").split("-")[0].lower()
+    return "zh" if subtag in CHINESE else subtag
