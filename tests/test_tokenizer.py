@@ -141,9 +141,10 @@ def test_a_bert_vocabulary_of_real_text_equals_a_naive_one(tmp_path):
 def test_words_counted_by_chunk_equal_words_of_whole_documents(kind, lowercase):
     texts = ["a" + " " * 100 + "b", "\n" * 60, "汉" * 60 + "\t\t x", "\x0b a\x0b", "x\x85 \x1cy"]
     texts += odd_texts(2000, seed=2)
-    engine = kinds.build(list(kinds.SPECIALS[kind].values()), kind, lowercase)
+    rules = kinds.Rules(kind, lowercase, lowercase)
+    engine = kinds.build(list(kinds.SPECIALS[kind].values()), rules)
     whole = Counter(word for text in texts for word in kinds.words_of(text, engine))
-    assert count_words(texts, kind, lowercase) == whole
+    assert count_words(texts, rules) == whole
 
 
 def test_training_twice_gives_identical_bytes(tmp_path):
@@ -337,7 +338,7 @@ def test_runs_of_up_to_24_code_points_are_cut_as_gpt2_cuts_them(byte):
     from tokenizers.pre_tokenizers import ByteLevel
 
     gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
-    engine = kinds.build(list(kinds.SPECIALS["byte"].values()), "byte", False)
+    engine = kinds.build(list(kinds.SPECIALS["byte"].values()), kinds.Rules("byte"))
     texts = [t for t in odd_texts(2000, seed=5) if not re.search(r"\S{24}|\s{24}", t)]
     texts += ["a   b\n\n c", "don't  we'll", " x", "x ", "\t\ty", *documents_of("en.txt", 20)]
     assert len(texts) > 500

@@ -31,7 +31,7 @@ from pretrain.corpus import SIDES, Corpus, open_corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
 from pretrain.tokenizer.counting import alphabet, count_words, spellable
-from pretrain.tokenizer.kinds import PREFIX, SPECIALS, build, byte_of_symbol
+from pretrain.tokenizer.kinds import PREFIX, SPECIALS, Rules, build, byte_of_symbol
 from pretrain.tokenizer.merging import merge
 from pretrain.tokenizer.report import measure
 
@@ -57,17 +57,23 @@ class TokenizerConfig(Config):
             )
         return self
 
+    @property
+    def rules(self) -> Rules:
+        lowercase = self.kind == "bert" and self.lowercase is not False
+        return Rules(self.kind, lowercase, lowercase)
+
 
 def run(config: TokenizerConfig) -> dict:
     """Train on the train side of the corpus, publish `config.out`, return the report (also there as report.json).
 
     Raises CorpusError when a side is empty, TokenizerError when the vocabulary cannot hold the alphabet.
     """
-    kind, lowercase = config.kind, config.lowercase is not False
+    rules = config.rules
+    kind = rules.kind
     corpus = open_corpus(config.corpus)
     with publish(Path(config.out), "tokenizer", TokenizerError) as folder:
         seen = {side: Counter() for side in SIDES}
-        words = count_words(_tallied(corpus, seen), kind, lowercase)
+        words = count_words(_tallied(corpus, seen), rules)
         _check_sides(config.corpus, seen)
         specials = list(SPECIALS[kind].values())
         starts, continuations = alphabet(words, kind, config.alphabet_min_count)
@@ -75,7 +81,7 @@ def run(config: TokenizerConfig) -> dict:
         _check_room(config, len(specials), len(tokens))
         words = spellable(words, set(starts))
         tokens = merge(words, tokens, config.vocab_size, PREFIX[kind])
-        engine = build(tokens, kind, lowercase)
+        engine = build(tokens, rules)
         report = {
             "kind": kind,
             "vocab_size": len(tokens),
@@ -85,11 +91,11 @@ def run(config: TokenizerConfig) -> dict:
             "train": {**seen["train"], "distinct_words": len(words)},
             "heldout": measure(engine, kind, corpus.documents(("heldout",))),
         }
-        _write(folder, engine, tokens, kind, lowercase)
+        _write(folder, engine, tokens, kind, rules.lowercase)
         write_json(folder / "report.json", report)
         options = {"vocab_size": config.vocab_size}
         if kind == "bert":
-            options |= {"lowercase": lowercase, "alphabet_min_count": config.alphabet_min_count}
+            options |= {"lowercase": rules.lowercase, "alphabet_min_count": config.alphabet_min_count}
         index = {
             "stage": "tokenizer",
             "kind": kind,

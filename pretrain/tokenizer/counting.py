@@ -4,17 +4,17 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pretrain.progress import progress
-from pretrain.tokenizer.kinds import CHUNK, PREFIX, SPECIALS, WORD_CHARACTERS, build, byte_of_symbol, words_of
+from pretrain.tokenizer.kinds import CHUNK, PREFIX, SPECIALS, WORD_CHARACTERS, Rules, build, byte_of_symbol, words_of
 
 
-def count_words(texts: Iterable[str], kind: str, lowercase: bool) -> Counter[str]:
+def count_words(texts: Iterable[str], rules: Rules) -> Counter[str]:
     """How often each word occurs: exactly the words that the finished tokenizer will hand to WordPiece."""
     chunks: Counter[str] = Counter()
     with progress("counting words", "documents") as advance:
         for text in texts:
-            chunks.update(CHUNK[kind].findall(text))
+            chunks.update(CHUNK[rules.kind].findall(text))
             advance(1)
-    engine = build(list(SPECIALS[kind].values()), kind, lowercase)
+    engine = build(list(SPECIALS[rules.kind].values()), rules)
     words: Counter[str] = Counter()
     for chunk, count in chunks.items():
         for word in words_of(chunk, engine):

@@ -1,6 +1,8 @@
 """The two kinds of vocabulary: their marks, how they cut text into words, and the `tokenizers` object of each."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
@@ -15,12 +17,15 @@ PREFIX = {"bert": "##", "byte": "‿"}  # U+203F is outside the byte-level alpha
 WORD_CHARACTERS = 100
 
 # The pattern of GPT-2, every repetition cut to 24 code points: with the leading space at most 97 bytes, so that no word
-# reaches WORD_CHARACTERS and nothing is ever unknown.
-BYTE_WORDS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d"
-    r"| ?\p{L}{1,24}| ?\p{N}{1,24}| ?[^\s\p{L}\p{N}]{1,24}"
-    r"|\s{1,24}(?!\S)|\s{1,24}"
-)
+# reaches WORD_CHARACTERS and nothing is ever unknown. Single digits take no space with them: `1` is one token anywhere.
+BYTE_WORDS = {
+    digits: (
+        r"'s|'t|'re|'ve|'m|'ll|'d"
+        r"| ?\p{L}{1,24}|" + numerals + r"| ?[^\s\p{L}\p{N}]{1,24}"
+        r"|\s{1,24}(?!\S)|\s{1,24}"
+    )
+    for digits, numerals in (("whole", r" ?\p{N}{1,24}"), ("single", r"\p{N}"))
+}
 
 # Chunks repeat, so words are cut out of each distinct chunk once. A chunk must end where a word surely ends. Python's
 # own idea of white space will not do: BERT deletes \x0b, \x0c, \x1c-\x1f and \x85 ("a\x0bb" is one word), and to the
@@ -33,11 +38,22 @@ CHUNK = {
 }
 
 
-def build(tokens: list[str], kind: str, lowercase: bool) -> tokenizers.Tokenizer:
-    """The tokenizer with exactly these tokens, ids in their order."""
+@dataclass(frozen=True)
+class Rules:
+    """How text is normalised and cut into words."""
+
+    kind: str
+    lowercase: bool = False  # bert only, as the next
+    strip_accents: bool = False
+    digits: str = "whole"  # or "single": every numeral is a word of its own
+    width: str = "keep"  # or "fold", bert only: NFKC first, so that full width becomes half
+
+
+def build(tokens: list[str], rules: Rules, special_tokens: Sequence[str] = ()) -> tokenizers.Tokenizer:
+    """The tokenizer with exactly these tokens, ids in their order; `special_tokens` are those besides our own."""
     vocab = {token: number for number, token in enumerate(tokens)}
     assert len(vocab) == len(tokens), f"{len(tokens)} tokens, {len(vocab)} of them distinct"
-    specials, prefix = SPECIALS[kind], PREFIX[kind]
+    specials, prefix = SPECIALS[rules.kind], PREFIX[rules.kind]
     model = models.WordPiece(
         vocab,
         unk_token=specials["unk"],
@@ -45,26 +61,41 @@ def build(tokens: list[str], kind: str, lowercase: bool) -> tokenizers.Tokenizer
         max_input_chars_per_word=WORD_CHARACTERS,
     )
     engine = tokenizers.Tokenizer(model)
-    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials.values()])
+    marks = [*specials.values(), *special_tokens]
+    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in marks])
     engine.encode_special_tokens = True
-    if kind == "bert":
-        engine.normalizer = normalizers.BertNormalizer(
-            clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
-        )
+    if rules.kind == "bert":
+        engine.normalizer = _normalizer(rules)
         engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        if rules.digits == "single":
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            engine.pre_tokenizer = pre_tokenizers.Sequence([engine.pre_tokenizer, digits])
         engine.decoder = decoders.WordPiece(prefix=prefix)
-        single, pair = "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"
-        template = ["cls", "sep"]
     else:
-        words = pre_tokenizers.Split(Regex(BYTE_WORDS), behavior="isolated")
+        words = pre_tokenizers.Split(Regex(BYTE_WORDS[rules.digits]), behavior="isolated")
         symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # BYTE_WORDS has cut already
         engine.pre_tokenizer = pre_tokenizers.Sequence([words, symbols])
         engine.decoder = decoders.Sequence([decoders.Replace(prefix, ""), decoders.ByteLevel()])
-        single, pair = "$A <eod>", "$A <eod> $B <eod>"
-        template = ["eod"]
-    special_tokens = [(specials[role], vocab[specials[role]]) for role in template]
-    engine.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special_tokens)
+    engine.post_processor = template(rules.kind, {role: (token, vocab[token]) for role, token in specials.items()})
     return engine
+
+
+def template(kind: str, specials: dict[str, tuple[str, int]]) -> processors.TemplateProcessing:
+    """What a document becomes: `[CLS] … [SEP]` or `… <eod>`. `specials` has the token and the id of each role."""
+    if kind == "bert":
+        (cls, _), (sep, _) = used = specials["cls"], specials["sep"]
+        single, pair = f"{cls}:0 $A:0 {sep}:0", f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"
+    else:
+        ((eod, _),) = used = (specials["eod"],)
+        single, pair = f"$A {eod}", f"$A {eod} $B {eod}"
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=list(used))
+
+
+def _normalizer(rules: Rules) -> normalizers.Normalizer:
+    bert = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=rules.strip_accents, lowercase=rules.lowercase
+    )
+    return bert if rules.width == "keep" else normalizers.Sequence([normalizers.NFKC(), bert])
 
 
 def words_of(text: str, engine: tokenizers.Tokenizer) -> list[str]:
