@@ -1,0 +1,106 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pretrain.errors import CorpusError, PretrainError
+from pretrain.parallel import AHEAD, ordered
+from tests.conftest import ROOT
+
+
+def square(number: int) -> int:
+    time.sleep(0.02 * (number % 3 == 0))  # later items overtake earlier ones
+    return number * number
+
+
+def refuse(number: int, bad: int) -> int:
+    if number == bad:
+        raise CorpusError(f"{number} is bad")
+    return number
+
+
+def die(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def place(number: int) -> int:
+    time.sleep(0.01)
+    return os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_results_come_in_the_order_of_the_items(workers):
+    assert list(ordered(square, range(20), workers)) == [n * n for n in range(20)]
+
+
+def test_no_items_give_no_results():
+    assert list(ordered(square, [], 2)) == []
+
+
+def test_work_is_done_in_other_processes():
+    assert os.getpid() not in set(ordered(place, range(8), 2))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_error_in_order_is_raised_whether_an_item_or_its_work_raises_it(workers):
+    def items():
+        yield from range(4)
+        raise CorpusError("the file ends here")
+
+    results = ordered(partial(refuse, bad=2), items(), workers)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(CorpusError, match="2 is bad"):
+        next(results)
+    results = ordered(partial(refuse, bad=9), items(), workers)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(CorpusError, match="the file ends here"):
+        next(results)
+
+
+def test_items_are_made_only_a_little_ahead():
+    made = []
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    results = ordered(square, items(), 2)
+    next(results)
+    assert len(made) <= AHEAD * 2 + 1
+    results.close()
+
+
+def test_a_worker_that_dies_is_said_to_have():
+    with pytest.raises(PretrainError, match="a worker process died"):
+        list(ordered(die, range(4), 2))
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        f"import sys; sys.path[0] = {str(ROOT)!r}\n"
+        "from tests.test_parallel import place\nfrom pretrain.parallel import ordered\n"
+        "if __name__ == '__main__':\n"
+        "    for pid in ordered(place, range(10**9), 2):\n        print(pid, flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        workers = {int(parent.stdout.readline()) for _ in range(20)}
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # dead, and nobody asked
+    except FileNotFoundError:
+        return False
