@@ -17,8 +17,8 @@ strings.
 """
 
 import platform
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -27,150 +27,230 @@ import tokenizers
 from pydantic import Field, model_validator
 
 from pretrain.config import Config
-from pretrain.corpus import SIDES, Corpus, open_corpus
-from pretrain.errors import CorpusError, TokenizerError
+from pretrain.corpus import open_corpus
+from pretrain.errors import TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
-from pretrain.tokenizer.counting import alphabet, count_words, spellable
-from pretrain.tokenizer.kinds import PREFIX, SPECIALS, Rules, build, byte_of_symbol
-from pretrain.tokenizer.merging import merge
-from pretrain.tokenizer.report import measure
+from pretrain.tokenizer import files, plot, report
+from pretrain.tokenizer.adopting import ROLES, adopt
+from pretrain.tokenizer.extending import extend
+from pretrain.tokenizer.kinds import RESERVED, SPECIALS, Rules
+from pretrain.tokenizer.training import train
+from pretrain.tokenizer.vocabulary import Vocabulary
 
 MADE_BY = "python launch/tokenizer.py CONFIG.yaml"
 
+# What is set only when a vocabulary is trained, adopted or extended; every other key is for all three.
+KEYS = {
+    "kind": ("train", "adopt"),
+    "vocab_size": ("train", "extend"),
+    "multiple_of": ("train", "extend"),
+    "lowercase": ("train", "adopt"),
+    "strip_accents": ("train", "adopt"),
+    "digits": ("train",),
+    "width": ("train",),
+    "alphabet_min_count": ("train", "extend"),
+    "special_tokens": ("train", "extend"),
+    "reserved": ("train", "extend"),
+    "roles": ("adopt",),
+}
+RULES = tuple(field.name for field in fields(Rules))
+
 
 class TokenizerConfig(Config):
+    """What `launch/tokenizer.py` reads: trains a vocabulary, unless it is told to adopt or to extend one."""
+
     corpus: str  # recipe.yaml, a folder that holds one, or a text file
     out: str
-    kind: Literal["bert", "byte"]
-    vocab_size: int = Field(gt=0)  # at most; a small corpus has fewer merges to offer
-    lowercase: bool | None = None  # bert only, default true: lower case without accents, as BERT uncased
+    kind: Literal["bert", "byte"] | None = None  # an adopted one's is seen from its special tokens
+    vocab_size: int | None = Field(None, gt=0)  # at most; a small corpus has fewer merges to offer
+    multiple_of: int = Field(1, gt=0)  # vocab_size is rounded up to one; reserved slots fill what merges leave
+
+    lowercase: bool | None = None  # bert only, default true
+    strip_accents: bool | None = None  # bert only, default as lowercase, as BERT has it: é becomes e
+    digits: Literal["whole", "single"] = "whole"  # single: 2024 is four words
+    width: Literal["keep", "fold"] = "keep"  # bert only; fold: Unicode NFKC first, so ＡＢＣ，１２ becomes ABC,12
     alphabet_min_count: int = Field(1, gt=0)  # bert only: characters seen less often in train text become [UNK]
+
+    special_tokens: list[str] = []  # besides our own; text never becomes one unless `encode_batch` is asked to
+    reserved: int = Field(0, ge=0)  # slots [unused0] … (byte: <unused0> …) for the tokens of later users
+
+    adopt: str | None = None  # a vocab.txt, a tokenizer.json or a folder with one: taken as it is
+    roles: dict[str, str] = {}  # special tokens of an adopted one by role, where its files do not say: {eod: </s>}
+    extend: str | None = None  # a folder of this stage: its tokens keep their ids, new ones come behind
+
+    plot: bool = True  # report.png; needs matplotlib
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "TokenizerConfig":
+        if self.adopt and self.extend:
+            raise ValueError("adopt and extend are two ways to a vocabulary: remove one")
+        for key, ways in KEYS.items():
+            value = getattr(self, key)
+            if self.way not in ways and value != type(self).model_fields[key].default:
+                reason = {
+                    "train": "is for adopted vocabularies: set adopt, or",
+                    "adopt": f"contradicts adopt = {self.adopt}, which is taken as it is:",
+                    "extend": f"contradicts extend = {self.extend}, which has its own:",
+                }[self.way]
+                raise ValueError(f"{key} = {value} {reason} remove {key}")
+        for key in ("kind", "vocab_size"):
+            if getattr(self, key) is None and self.way in KEYS[key] and self.way != "adopt":
+                raise ValueError(f"{key} is missing" + (" (or adopt, or extend)" if key == "kind" else ""))
+        return self
 
     @model_validator(mode="after")
     def _byte_is_lossless(self) -> "TokenizerConfig":
-        if self.kind == "byte" and self.lowercase:
-            raise ValueError("lowercase = true contradicts kind = byte, which keeps every character: remove lowercase")
-        if self.kind == "byte" and self.alphabet_min_count > 1:
-            raise ValueError(
-                f"alphabet_min_count = {self.alphabet_min_count} contradicts kind = byte, whose alphabet is always "
-                "all 256 bytes: remove alphabet_min_count"
-            )
+        for key, kept in (("lowercase", False), ("strip_accents", False), ("width", "keep"), ("alphabet_min_count", 1)):
+            value = getattr(self, key)
+            if self.kind == "byte" and value not in (kept, None):
+                said = str(value).lower()
+                raise ValueError(f"{key} = {said} contradicts kind = byte, which keeps every character: remove {key}")
+        return self
+
+    @model_validator(mode="after")
+    def _special_tokens(self) -> "TokenizerConfig":
+        known = [token for kind, tokens in SPECIALS.items() if self.kind in (kind, None) for token in tokens.values()]
+        slots = {slot.format(n) for slot in RESERVED.values() for n in range(self.reserved)}
+        for number, token in enumerate(self.special_tokens):
+            if not token or any(c.isspace() or not c.isprintable() for c in token):
+                raise ValueError(f"special_tokens.{number} = {token!r}: white space and invisible characters are text")
+            if token in known or token in slots or token in self.special_tokens[:number]:
+                owner = "one of ours" if token in known else "a reserved slot" if token in slots else "there twice"
+                raise ValueError(f"special_tokens.{number} = {token!r} is {owner} already: remove it")
+        unknown = [role for role in self.roles if role not in ROLES]
+        if unknown:
+            raise ValueError(f"roles.{unknown[0]}: a special token has one of the roles {', '.join(ROLES)}")
         return self
 
     @property
+    def way(self) -> str:
+        return "adopt" if self.adopt else "extend" if self.extend else "train"
+
+    @property
+    def size(self) -> int:
+        """The largest size the vocabulary may have: `vocab_size`, rounded up."""
+        return -(-self.vocab_size // self.multiple_of) * self.multiple_of
+
+    @property
+    def options(self) -> dict:
+        """What makes the result, besides the rules."""
+        return {key: getattr(self, key) for key, ways in KEYS.items() if self.way in ways and key not in RULES}
+
+    @property
     def rules(self) -> Rules:
+        """How the vocabulary that is to be trained cuts text."""
         lowercase = self.kind == "bert" and self.lowercase is not False
-        return Rules(self.kind, lowercase, lowercase)
+        strip_accents = lowercase if self.strip_accents is None else self.strip_accents
+        return Rules(self.kind, lowercase, strip_accents, self.digits, self.width)
 
 
 def run(config: TokenizerConfig) -> dict:
-    """Train on the train side of the corpus, publish `config.out`, return the report (also there as report.json).
+    """Make a vocabulary and measure it on held-out text, publish `config.out`, return the report (report.json).
 
-    Raises CorpusError when a side is empty, TokenizerError when the vocabulary cannot hold the alphabet.
+    Raises CorpusError when a side is empty, TokenizerError when the vocabulary cannot be made.
     """
-    rules = config.rules
-    kind = rules.kind
+    if config.plot:
+        plot.check()
     corpus = open_corpus(config.corpus)
     with publish(Path(config.out), "tokenizer", TokenizerError) as folder:
-        seen = {side: Counter() for side in SIDES}
-        words = count_words(_tallied(corpus, seen), rules)
-        _check_sides(config.corpus, seen)
-        specials = list(SPECIALS[kind].values())
-        starts, continuations = alphabet(words, kind, config.alphabet_min_count)
-        tokens = specials + starts + continuations
-        _check_room(config, len(specials), len(tokens))
-        words = spellable(words, set(starts))
-        tokens = merge(words, tokens, config.vocab_size, PREFIX[kind])
-        engine = build(tokens, rules)
-        report = {
-            "kind": kind,
-            "vocab_size": len(tokens),
-            "vocab_size_asked": config.vocab_size,
-            "alphabet_size": len(starts),
-            "merges": len(tokens) - len(specials) - len(starts) - len(continuations),
-            "train": {**seen["train"], "distinct_words": len(words)},
-            "heldout": measure(engine, kind, corpus.documents(("heldout",))),
-        }
-        _write(folder, engine, tokens, kind, rules.lowercase)
-        write_json(folder / "report.json", report)
-        options = {"vocab_size": config.vocab_size}
-        if kind == "bert":
-            options |= {"lowercase": rules.lowercase, "alphabet_min_count": config.alphabet_min_count}
+        made = {"train": train, "adopt": adopt, "extend": extend}[config.way](config, corpus)
+        vocabulary = made.vocabulary
+        measured = report.measure(vocabulary, corpus.documents(("heldout",)))
+        found = {"kind": made.kind, "vocab_size": vocabulary.size, "vocab_size_asked": config.vocab_size}
+        found |= made.report | report.report(vocabulary, measured, made.words, made.characters)
+        if made.parent:
+            found["parent"] = report.rates(report.measure(made.parent, corpus.documents(("heldout",))))
+        files.write(folder, made)
+        write_json(folder / "report.json", found)
+        if config.plot:
+            report.draw(folder / "report.png", vocabulary, measured)
         index = {
             "stage": "tokenizer",
-            "kind": kind,
-            "vocab_size": len(tokens),
-            "options": options,
-            "specials": {role: engine.token_to_id(token) for role, token in SPECIALS[kind].items()},
+            "kind": made.kind,
+            "vocab_size": vocabulary.size,
+            "options": config.options,
+            "rules": made.rules and vars(made.rules),
+            "specials": made.specials,
+            "special_tokens": made.special_tokens,
+            "reserved": made.reserved,
+            "lossless": made.lossless,
+            "counts_bytes": made.counts_bytes,
             "corpus": corpus.fingerprint(),
+            **made.identity,
             "recorded": {
                 "corpus": config.corpus,
+                **made.recorded,
                 "tokenizers": tokenizers.__version__,
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
         }
-        write_index(folder, index)
-    overall = report["heldout"]["overall"]
-    rates = f"{overall['characters_per_token']:.2f} characters a token, {overall['unknown_rate']:.2%} unknown"
-    print(f"{config.out}: {report['vocab_size']:,} entries; on held-out text {rates}")
-    return report
+        write_index(folder, index, recorded=("report.png",) if config.plot else ())
+    report.show(config.out, found)
+    return found
 
 
 class Tokenizer:
-    """A vocabulary in use. `specials` gives ids by role: pad unk cls sep mask (bert), pad unk eod (byte)."""
+    """A vocabulary in use.
+
+    `specials` gives ids by role: pad unk cls sep mask (bert), pad unk eod (byte); an adopted one may lack unk.
+    `lossless`: decoding gives back the very text. `counts_bytes`: `token_bytes` can be asked for.
+    """
 
     def __init__(self, engine: tokenizers.Tokenizer, index: dict, folder: Path):
         self.kind: str = index["kind"]
         self.vocab_size: int = index["vocab_size"]
         self.specials: dict[str, int] = index["specials"]
+        self.special_tokens: dict[str, int] = index["special_tokens"]
+        self.rules = Rules(**index["rules"]) if index["rules"] else None
+        self.lossless: bool = index["lossless"]
+        self.counts_bytes: bool = index["counts_bytes"]
         self.fingerprint: str = index["fingerprint"]
         self.folder = folder
+        marks = [*self.specials.values(), *self.special_tokens.values(), *index["reserved"]]
+        self.vocabulary = Vocabulary(engine, self.vocab_size, marks)
         self._engine = engine
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids (int32) of each text with its template: `[CLS] … [SEP]` or `… <eod>`. Special-token strings are text.
+    def encode_batch(self, texts: list[str], special_tokens: bool = False) -> list[np.ndarray]:
+        """Ids (int32) of each text with its template: `[CLS] … [SEP]` or `… <eod>`.
 
+        The string of a special token is text, unless `special_tokens` asks for the token.
         Raises TokenizerError for a lone surrogate, the one thing in a `str` that has no UTF-8.
         """
+        self._engine.encode_special_tokens = not special_tokens
         try:
             encodings = self._engine.encode_batch_fast(texts)
         except TypeError:  # what `tokenizers` says, without saying which text
             for number, text in enumerate(texts):
                 _check_scalar_values(text, number)
             raise
+        finally:
+            self._engine.encode_special_tokens = True
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text without specials. For `byte` the very text that was encoded, if the ids are all of it."""
+        """Text without specials. If `lossless` the very text that was encoded, if the ids are all of it."""
         return self._engine.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def token_text(self, token: int) -> str:
         """A token to be looked at: `##ing`, or for `byte` its text (`‿ing`), with bytes that are no text as \\xe6."""
-        text = self._engine.id_to_token(int(token))
-        if text is None:
+        if not 0 <= token < self.vocab_size:
             raise TokenizerError(f"no token has the id {token}", f"{self.folder} has ids 0 to {self.vocab_size - 1}")
-        if self.kind == "bert" or text in SPECIALS["byte"].values():
-            return text
-        prefix = PREFIX["byte"] if text.startswith(PREFIX["byte"]) else ""
-        raw = bytes(map(byte_of_symbol().__getitem__, text.removeprefix(prefix)))
-        return prefix + raw.decode("utf-8", errors="backslashreplace")
+        return self.vocabulary.text(int(token))
 
     def token_bytes(self) -> np.ndarray:
-        """How many bytes of UTF-8 each token stands for: (V,) int64, 0 for specials. Their sum over a text is exact.
+        """How many bytes of UTF-8 each token stands for: (V,) int64, 0 for specials. Their sum over a text is exact
+        (if the vocabulary normalises text without loss of meaning, NFC say: of the normalised text).
 
-        Raises TokenizerError for `bert`, whose tokens stand for normalised text.
+        Raises TokenizerError where tokens stand for no certain number of bytes, as those of `bert` do.
         """
-        if self.kind == "bert":
+        if not self.counts_bytes:
             raise TokenizerError(
-                "the tokens of a bert vocabulary stand for no certain number of bytes",
-                f"{self.folder} normalises text before cutting it",
+                f"the tokens of this {self.kind} vocabulary stand for no certain number of bytes",
+                f"{self.folder} normalises text before cutting it, or does not spell it in bytes",
                 "take the bytes of each document from the shards",
             )
-        tokens = (self._engine.id_to_token(i) for i in range(self.vocab_size))
-        sizes = np.array([len(token.removeprefix(PREFIX["byte"])) for token in tokens], dtype=np.int64)
-        sizes[list(self.specials.values())] = 0
-        return sizes
+        return self.vocabulary.sizes()
 
 
 def open_tokenizer(folder: Path | str) -> Tokenizer:
@@ -184,66 +264,6 @@ def open_tokenizer(folder: Path | str) -> Tokenizer:
     engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     engine.encode_special_tokens = True  # not stored in tokenizer.json: "[SEP]" in a corpus is five characters
     return Tokenizer(engine, index, folder)
-
-
-def _write(folder: Path, engine: tokenizers.Tokenizer, tokens: list[str], kind: str, lowercase: bool) -> None:
-    """The files that `AutoTokenizer.from_pretrained(folder)` of transformers 4 and 5 opens with the same ids."""
-    (folder / "tokenizer.json").write_bytes((engine.to_str(pretty=True) + "\n").encode("utf-8"))
-    specials = SPECIALS[kind]
-    if kind == "bert":
-        (folder / "vocab.txt").write_bytes("".join(token + "\n" for token in tokens).encode("utf-8"))
-        config = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": lowercase,
-            "strip_accents": lowercase,
-            "tokenize_chinese_chars": True,
-            **{f"{role}_token": token for role, token in specials.items()},
-        }
-    else:
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_input_names": ["input_ids", "attention_mask"],  # decoders refuse token_type_ids
-            "pad_token": specials["pad"],
-            "unk_token": specials["unk"],
-            "eos_token": specials["eod"],
-        }
-    write_json(folder / "tokenizer_config.json", {**config, "clean_up_tokenization_spaces": False})
-
-
-# What is refused
-
-
-def _tallied(corpus: Corpus, seen: dict[str, Counter]) -> Iterator[str]:
-    """The train texts; the documents of both sides are counted in `seen`."""
-    for document in corpus.documents():
-        tally = seen[document.side]
-        tally["documents"] += 1
-        tally["characters"] += len(document.text)
-        tally["bytes"] += len(document.text.encode("utf-8"))
-        if document.side == "train":
-            yield document.text
-
-
-def _check_sides(name: str, seen: dict[str, Counter]) -> None:
-    train, heldout = seen["train"]["documents"], seen["heldout"]["documents"]
-    if train == 0 or heldout == 0:
-        raise CorpusError(
-            "a vocabulary needs train documents to learn from and held-out ones to be measured on",
-            f"{name} has {train} train and {heldout} held-out documents",
-            "add documents (in .txt a blank line ends one), or set heldout_fraction in a recipe.yaml",
-        )
-
-
-def _check_room(config: TokenizerConfig, specials: int, needed: int) -> None:
-    if config.vocab_size < needed:
-        remedy = f"set vocab_size to {needed} or more"
-        if config.kind == "bert":
-            remedy += f", or alphabet_min_count above {config.alphabet_min_count} (rare characters become [UNK])"
-        raise TokenizerError(
-            f"vocab_size = {config.vocab_size} is too small for the alphabet",
-            f"{specials} specials and {needed - specials} symbols of the alphabet need {needed}",
-            remedy,
-        )
 
 
 def _check_scalar_values(text: str, number: int) -> None:

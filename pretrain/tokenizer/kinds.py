@@ -11,6 +11,7 @@ SPECIALS = {
     "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "byte": {"pad": "<pad>", "unk": "<unk>", "eod": "<eod>"},
 }
+RESERVED = {"bert": "[unused{}]", "byte": "<unused{}>"}  # slots for the tokens of later users; no text becomes one
 PREFIX = {"bert": "##", "byte": "‿"}  # U+203F is outside the byte-level alphabet
 
 # WordPiece turns a word of more characters into the unknown token; raising this makes encoding quadratic.
@@ -83,12 +84,14 @@ def build(tokens: list[str], rules: Rules, special_tokens: Sequence[str] = ()) -
 def template(kind: str, specials: dict[str, tuple[str, int]]) -> processors.TemplateProcessing:
     """What a document becomes: `[CLS] … [SEP]` or `… <eod>`. `specials` has the token and the id of each role."""
     if kind == "bert":
-        (cls, _), (sep, _) = used = specials["cls"], specials["sep"]
-        single, pair = f"{cls}:0 $A:0 {sep}:0", f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"
+        single, pair = "cls:0 $A:0 sep:0", "cls:0 $A:0 sep:0 $B:1 sep:1"
     else:
-        ((eod, _),) = used = (specials["eod"],)
-        single, pair = f"$A {eod}", f"$A {eod} $B {eod}"
-    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=list(used))
+        single, pair = "$A eod", "$A eod $B eod"
+    # Named by role: the little language above has no way to write a token with a colon or a space.
+    named = [
+        {"id": role, "ids": [number], "tokens": [token]} for role, (token, number) in specials.items() if role in pair
+    ]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=named)
 
 
 def _normalizer(rules: Rules) -> normalizers.Normalizer:
@@ -96,6 +99,10 @@ def _normalizer(rules: Rules) -> normalizers.Normalizer:
         clean_text=True, handle_chinese_chars=True, strip_accents=rules.strip_accents, lowercase=rules.lowercase
     )
     return bert if rules.width == "keep" else normalizers.Sequence([normalizers.NFKC(), bert])
+
+
+def is_reserved(token: str) -> bool:
+    return re.fullmatch(r"\[unused\d+\]|<unused\d+>", token) is not None
 
 
 def words_of(text: str, engine: tokenizers.Tokenizer) -> list[str]:

@@ -1,51 +1,397 @@
-"""How well a vocabulary fits a text."""
+"""How well a vocabulary fits a text, in numbers that mean the same for every tokenizer.
 
-from collections import Counter
-from collections.abc import Iterator
+The words are the text's, not the tokenizer's: a word is a run of letters (with their marks), a number a run of decimal
+digits, and Chinese is counted by the character, as it writes no spaces. A token belongs to a run it covers a part of.
+"""
+
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
-import tokenizers
 
 from pretrain.corpus import Document
-from pretrain.tokenizer.kinds import PREFIX, SPECIALS
+from pretrain.progress import progress
+from pretrain.tokenizer import plot
+from pretrain.tokenizer.vocabulary import Vocabulary
+
+BATCH_DOCUMENTS = 64
+LETTER, HAN, DIGIT = 1, 2, 3
+# Han characters by block (Unicode 16): unified ideographs, extensions A to I, compatibility ideographs, 〇.
+HAN_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
+LAST_LETTER = 0x32400  # beyond are tags, variation selectors and private use
+ASCII = {chr(point) for point in range(0x21, 0x7F)}
+SCRIPTS = ("letters", "han", "han_words", "digits", "mixed", "others", "parts_of_characters")
+EXAMPLES = 12
+SHOWN = 6  # of them on the terminal
+WIDTH = 110  # of a table, in columns
+# Of train text the most frequent words alone are encoded to see which tokens they use: 2 s at most, and a token that
+# none of them uses is as good as dead.
+WORDS_LOOKED_AT = 200_000
 
 
-def measure(engine: tokenizers.Tokenizer, kind: str, documents: Iterator[Document]) -> dict:
-    """How well the vocabulary fits `documents`, `overall` and in `sources`; the template's tokens are not counted."""
-    tokens = (engine.id_to_token(i) for i in range(engine.get_vocab_size()))
-    continues = np.array([token.startswith(PREFIX[kind]) for token in tokens])  # (V,)
-    unknown = engine.token_to_id(SPECIALS[kind]["unk"])
-    tallies: dict[str, Counter] = {}
-    while batch := list(islice(documents, 64)):
-        encodings = engine.encode_batch_fast([document.text for document in batch], add_special_tokens=False)
-        for document, encoding in zip(batch, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=np.int64)
-            begins = ~continues[ids]  # every word has one token that does, and [UNK] is a word
-            alone = begins & np.append(begins[1:], True) & (ids != unknown)
-            tally = tallies.setdefault(document.source, Counter())
-            tally["documents"] += 1
-            tally["characters"] += len(document.text)
-            tally["bytes"] += len(document.text.encode("utf-8"))
-            tally["tokens"] += len(ids)
-            tally["unknown"] += int((ids == unknown).sum())
-            tally["words"] += int(begins.sum())
-            tally["whole_words"] += int(alone.sum())
-    overall = sum(tallies.values(), Counter())
-    return {"overall": _rates(overall), "sources": {name: _rates(tally) for name, tally in tallies.items()}}
+@dataclass(frozen=True)
+class Measured:
+    """What a text gave: `parts` are documents of one source and language."""
+
+    tallies: dict[tuple[str, str], Counter]
+    tokens: dict[str, np.ndarray]  # source → (V,) how often each token was produced
+    characters: Counter[str]
+
+    @property
+    def counts(self) -> np.ndarray:
+        return sum(self.tokens.values())
 
 
-def _rates(tally: Counter) -> dict:
-    """Counts of a part of the text, and their ratios (None where it has no words at all, only control characters)."""
+def measure(vocabulary: Vocabulary, documents: Iterable[Document]) -> Measured:
+    """Encode `documents` and count; the template's tokens are not counted."""
+    tallies: dict[tuple[str, str], Counter] = defaultdict(Counter)
+    tokens: dict[str, np.ndarray] = {}
+    characters: Counter[str] = Counter()
+    documents = iter(documents)
+    with progress("measuring", "held-out documents") as advance:
+        while batch := list(islice(documents, BATCH_DOCUMENTS)):
+            texts = [document.text for document in batch]
+            encodings = vocabulary.engine.encode_batch(texts, add_special_tokens=False)
+            for document, encoding in zip(batch, encodings, strict=True):
+                ids = np.array(encoding.ids, dtype=np.int64)
+                spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+                tallies[document.source, document.language].update(tally(document.text, ids, spans, vocabulary.unknown))
+                counts = tokens.setdefault(document.source, np.zeros(vocabulary.size, dtype=np.int64))
+                counts += np.bincount(ids, minlength=vocabulary.size)
+                characters.update(document.text)
+            advance(len(batch))
+    return Measured(dict(tallies), tokens, characters)
+
+
+def tally(text: str, ids: np.ndarray, spans: np.ndarray, unknown: int | None) -> Counter:
+    """Counts of one document: `spans` (T, 2) are the characters that each of its tokens `ids` (T,) covers."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    kinds = classes()[np.minimum(points, LAST_LETTER)]  # (C,)
+    begins, ends = spans[:, 0], spans[:, 1]
+    known = np.ones(len(ids), dtype=bool) if unknown is None else ids != unknown
+    written = _covered(begins[known], ends[known], len(points))
+    ascii_, han = (points >= 0x21) & (points < 0x7F), kinds == HAN
+    found = Counter(
+        documents=1,
+        characters=len(points),
+        bytes=len(text.encode("utf-8")),
+        tokens=len(ids),
+        unknown=int((~known).sum()),
+        unknown_characters=int(_covered(begins[~known], ends[~known], len(points)).sum()),
+        ascii=int(ascii_.sum()),
+        ascii_written=int((ascii_ & written).sum()),
+        han=int(han.sum()),
+        han_written=int((han & written).sum()),
+    )
+    real = ends > begins  # SentencePiece puts a space before the text that no character stands for
+    # Normalisation may reorder marks; the runs below need spans in order.
+    begins, ends = (np.maximum.accumulate(side[real]) for side in (begins, ends))
+    for name, kind in (("word", LETTER), ("han", HAN), ("number", DIGIT)):
+        first, last = _runs(kinds == kind)
+        touching = np.searchsorted(begins, last, "left") - np.searchsorted(ends, first, "right")
+        found[f"{name}_runs"] = len(first)
+        found[f"{name}_tokens"] = int(touching.sum())
+        if kind == LETTER:
+            token = np.minimum(np.searchsorted(ends, first, "right"), max(0, len(ends) - 1))
+            found["whole_words"] = int(((touching == 1) & known[real][token]).sum()) if len(ends) else 0
+    found["digits"] = int((kinds == DIGIT).sum())
+    return found
+
+
+def report(
+    vocabulary: Vocabulary,
+    measured: Measured,
+    words: Counter[str] | None = None,
+    characters: Iterable[str] = (),
+) -> dict:
+    """Everything measured, as JSON; `words` and `characters` are those of the train text, if it was trained on one."""
+    counts, texts = measured.counts, texts_of(vocabulary)
+    dead = {"heldout": _dead(vocabulary, texts, counts > 0)}
+    if words is not None:
+        often, share = _frequent(words, WORDS_LOOKED_AT)
+        said = {"words": len(often), "share_of_running_words": share}
+        dead["train"] = said | _dead(vocabulary, texts, _used(vocabulary, often))
+    return {
+        "heldout": rates(measured),
+        "coverage": _coverage(vocabulary, measured, characters),
+        "entries": _entries(vocabulary, texts),
+        "numerals": _numerals(vocabulary, texts),
+        "frequency": _frequency(vocabulary, counts),
+        "longest": _longest(vocabulary, texts, counts),
+        "dead": dead,
+    }
+
+
+def rates(measured: Measured) -> dict:
+    """`overall`, and for each of the `sources` and `languages`, how many tokens the text took."""
+    by_source, by_language = defaultdict(Counter), defaultdict(Counter)
+    for (source, language), counted in measured.tallies.items():
+        by_source[source] += counted
+        by_language[language] += counted
+    return {
+        "overall": _rates(sum(measured.tallies.values(), Counter())),
+        "sources": {name: _rates(counted) for name, counted in by_source.items()},
+        "languages": {name: _rates(counted) for name, counted in by_language.items()},
+    }
+
+
+def _rates(counted: Counter) -> dict:
+    """Counts of a part of the text, and their ratios (None where there is nothing to divide by)."""
 
     def ratio(part: str, whole: str) -> float | None:
-        return tally[part] / tally[whole] if tally[whole] else None
+        return counted[part] / counted[whole] if counted[whole] else None
 
     return {
-        **{key: tally[key] for key in ("documents", "characters", "bytes", "tokens", "words")},
+        **{key: counted[key] for key in ("documents", "characters", "bytes", "tokens")},
+        "words": counted["word_runs"],
+        "han": counted["han"],
+        "numbers": counted["number_runs"],
         "characters_per_token": ratio("characters", "tokens"),
         "bytes_per_token": ratio("bytes", "tokens"),
-        "tokens_per_word": ratio("tokens", "words"),
-        "whole_word_share": ratio("whole_words", "words"),
+        "tokens_per_word": ratio("word_tokens", "word_runs"),
+        "tokens_per_han": ratio("han_tokens", "han"),
+        "tokens_per_number": ratio("number_tokens", "number_runs"),
+        "digits_per_number": ratio("digits", "number_runs"),
+        "whole_word_share": ratio("whole_words", "word_runs"),
         "unknown_rate": ratio("unknown", "tokens"),
+        "unknown_characters": ratio("unknown_characters", "characters"),
+        "ascii_written": ratio("ascii_written", "ascii"),
+        "han_written": ratio("han_written", "han"),
     }
+
+
+@cache
+def classes() -> np.ndarray:
+    """(LAST_LETTER + 1,) uint8: LETTER, HAN, DIGIT or 0 of each code point; the last stands for all beyond."""
+    kinds = np.zeros(LAST_LETTER + 1, dtype=np.uint8)
+    for point in range(LAST_LETTER):
+        category = unicodedata.category(chr(point))
+        kinds[point] = LETTER if category[0] in "LM" else DIGIT if category == "Nd" else 0
+    for first, last in HAN_RANGES:
+        kinds[first : last + 1] = HAN
+    return kinds
+
+
+def _covered(begins: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
+    """(length,) bool: which characters lie in a span."""
+    steps = np.zeros(length + 1, dtype=np.int64)
+    np.add.at(steps, begins, 1)
+    np.add.at(steps, ends, -1)
+    return np.cumsum(steps[:-1]) > 0
+
+
+def _runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First positions of the runs of True, and the positions behind their last."""
+    steps = np.diff(inside.astype(np.int8), prepend=0, append=0)
+    return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+
+
+# What the vocabulary can write
+
+
+def _coverage(vocabulary: Vocabulary, measured: Measured, train: Iterable[str]) -> dict:
+    """How many distinct characters of a kind can be written without the unknown token, and their share of the text."""
+    overall = sum(measured.tallies.values(), Counter())
+    kinds = {
+        "ascii": measured.characters.keys() & ASCII,
+        "han": _han(measured.characters),
+        "gb2312_level_1": _gb2312(),
+    }
+    if train:
+        kinds["han_of_train"] = _han(train)
+    found = {}
+    for name, characters in kinds.items():
+        found[name] = {"characters": len(characters), "written": len(written(vocabulary, characters))}
+    for name in ("ascii", "han"):
+        running = overall[f"{name}_written"] / overall[name] if overall[name] else None
+        found[name]["running"] = running
+    return found
+
+
+def written(vocabulary: Vocabulary, characters: Iterable[str]) -> set[str]:
+    """Those that alone become tokens, none of them unknown."""
+    characters = sorted(characters)
+    found = set()
+    for character, encoding in zip(
+        characters, vocabulary.engine.encode_batch_fast(characters, add_special_tokens=False), strict=True
+    ):
+        if encoding.ids and vocabulary.unknown not in encoding.ids:
+            found.add(character)
+    return found
+
+
+def _han(characters: Iterable[str]) -> set[str]:
+    return {c for c in characters if classes()[min(ord(c), LAST_LETTER)] == HAN}
+
+
+def _gb2312() -> set[str]:
+    """The 3,755 most used simplified characters: level 1 of GB 2312-80, rows 16 to 55."""
+    cells = (bytes((0xA0 + row, 0xA0 + cell)) for row in range(16, 56) for cell in range(1, 95))
+    return set(b"".join(cells).decode("gb2312", errors="ignore"))
+
+
+# What the entries are
+
+
+def texts_of(vocabulary: Vocabulary) -> dict[int, str | None]:
+    """The text of every token that is no mark, by id; None where it is a part of a character."""
+    found: dict[int, str | None] = {}
+    for token in range(vocabulary.size):
+        raw = vocabulary.raw(token)
+        if raw and token != vocabulary.unknown:
+            try:
+                found[token] = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                found[token] = None
+    return found
+
+
+def _entries(vocabulary: Vocabulary, texts: dict[int, str | None]) -> dict:
+    """How many entries are of which script; `parts_of_characters` are tokens that are no text by themselves."""
+    found = Counter(_script(text) for text in texts.values())
+    return {"marks": vocabulary.size - len(texts)} | {name: found[name] for name in SCRIPTS}
+
+
+def _script(text: str | None) -> str:
+    if text is None:
+        return "parts_of_characters"
+    text = text.strip()
+    kinds = set(classes()[[min(ord(c), LAST_LETTER) for c in text]].tolist())
+    if kinds == {HAN}:
+        return "han" if len(text) == 1 else "han_words"
+    return {LETTER: "letters", DIGIT: "digits"}.get(max(kinds, default=0), "others") if len(kinds) < 2 else "mixed"
+
+
+def _numerals(vocabulary: Vocabulary, texts: dict[int, str | None]) -> dict:
+    """Entries of several digits, and how a long number is cut."""
+    sizes = [len(text.strip()) for text in texts.values() if text and text.strip().isdecimal()]
+    example = vocabulary.engine.encode("1234567890", add_special_tokens=False).ids
+    return {
+        "entries_of_several_digits": sum(size > 1 for size in sizes),
+        "longest": max(sizes, default=0),
+        "example": [vocabulary.text(token) for token in example],
+    }
+
+
+def _frequency(vocabulary: Vocabulary, counts: np.ndarray) -> dict:
+    """How many distinct tokens the held-out text took, how many make half of it, and the most frequent."""
+    order = np.argsort(-counts, kind="stable")
+    half = int(np.searchsorted(np.cumsum(counts[order]), counts.sum() / 2)) + 1
+    return {
+        "produced": int((counts > 0).sum()),
+        "half_of_text": half,
+        "top": [[vocabulary.text(token), int(counts[token])] for token in order[:EXAMPLES].tolist()],
+    }
+
+
+def _longest(vocabulary: Vocabulary, texts: dict[int, str | None], counts: np.ndarray) -> list[dict]:
+    sized = sorted((-len(text), text, token) for token, text in texts.items() if text)
+    return [
+        {"token": vocabulary.text(token), "characters": -size, "heldout": int(counts[token])}
+        for size, _, token in sized[:EXAMPLES]
+    ]
+
+
+# What is never used
+
+
+def _dead(vocabulary: Vocabulary, texts: dict[int, str | None], used: np.ndarray) -> dict:
+    """Entries that stand for text and did not occur; the examples are spread evenly over the ids."""
+    dead = [token for token in texts if not used[token]]
+    some = dead[:: -(-len(dead) // EXAMPLES) or 1]
+    return {"tokens": len(dead), "examples": [vocabulary.text(token) for token in some]}
+
+
+def _frequent(words: Counter[str], most: int) -> tuple[list[str], float]:
+    """All words, or where there are more than `most` those above a count that leaves so many; their share of the text.
+
+    A whole count is kept or left, so that the order in which words were met does not matter.
+    """
+    counts = np.fromiter(words.values(), dtype=np.int64, count=len(words))
+    floor = int(np.partition(counts, -most - 1)[-most - 1]) if len(counts) > most else 0
+    often = [word for word, count in words.items() if count > floor]
+    return often, float(counts[counts > floor].sum() / max(1, counts.sum()))
+
+
+def _used(vocabulary: Vocabulary, words: Iterable[str]) -> np.ndarray:
+    """(V,) bool: which tokens the words are cut into."""
+    used = np.zeros(vocabulary.size, dtype=bool)
+    tokenize = vocabulary.engine.model.tokenize
+    for word in words:
+        for token in tokenize(word):
+            used[token.id] = True
+    return used
+
+
+# To be looked at
+
+
+def draw(path: Path, vocabulary: Vocabulary, measured: Measured) -> None:
+    """report.png: frequency by rank, of all sources and of each; lengths of the entries."""
+    sources = measured.tokens if len(measured.tokens) > 1 else {}
+    lengths = np.array([len(text) for text in texts_of(vocabulary).values() if text], dtype=np.int64)
+    plot.write(path, {"all": measured.counts} | sources, {"entries": lengths})
+
+
+COLUMNS = {
+    "characters_per_token": ("characters", "a token", ".2f"),
+    "bytes_per_token": ("bytes", "a token", ".2f"),
+    "tokens_per_word": ("tokens", "a word", ".2f"),
+    "tokens_per_han": ("tokens", "a 汉字", ".2f"),
+    "tokens_per_number": ("tokens", "a number", ".2f"),
+    "whole_word_share": ("words", "whole", ".1%"),
+    "unknown_rate": ("tokens", "unknown", ".2%"),
+}
+COVERED = {"ascii": "ASCII", "han": "汉字", "gb2312_level_1": "GB 2312 level 1", "han_of_train": "汉字 of train text"}
+
+
+def show(name: str, found: dict) -> None:
+    """Print what a report says: held-out text as a table, the rest in a few lines."""
+    heldout, dead, longest = found["heldout"], found["dead"], found["longest"]
+    row = dict(zip(COLUMNS, cells(heldout["overall"]), strict=True))
+    said = f"{row['characters_per_token']} characters a token, {row['unknown_rate']} unknown"
+    print(f"{name}: {found['vocab_size']:,} entries; on held-out text {said}")
+    parts = {"all": heldout["overall"]}
+    for level in ("languages", "sources"):
+        if len(heldout[level]) > 1:
+            parts |= heldout[level]
+    if "parent" in found:
+        parts["all, before"] = found["parent"]["overall"]
+    table("held-out text", parts)
+    print("entries: " + ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in found["entries"].items() if n))
+    covered = (
+        f"{found['coverage'][key]['written']:,} of {found['coverage'][key]['characters']:,} {text}"
+        for key, text in COVERED.items()
+        if found["coverage"].get(key, {}).get("characters")
+    )
+    print("written without the unknown token: " + ", ".join(covered))
+    print("longest: " + "  ".join(entry["token"].strip() for entry in longest[:SHOWN]))
+    for text, part in dead.items():
+        where = {"heldout": "held-out text", "train": f"the {part.get('words', 0):,} most frequent words of train text"}
+        some = f", such as  {'  '.join(part['examples'][:SHOWN])}" if part["tokens"] else ""
+        print(f"never produced on {where[text]}: {part['tokens']:,}{some}")
+
+
+def cells(rates: dict) -> list[str]:
+    """The values of COLUMNS as they are shown."""
+    return ["–" if rates[key] is None else format(rates[key], form) for key, (*_, form) in COLUMNS.items()]
+
+
+def table(title: str, parts: dict[str, dict]) -> None:
+    """Print the rates of each part as a row."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    for above, below, _ in COLUMNS.values():
+        shown.add_column(f"{above}\n{below}", justify="right")
+    for name, rates in parts.items():
+        shown.add_row(name, *cells(rates))
+    Console(width=max(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH).print(shown)

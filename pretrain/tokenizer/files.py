@@ -1,0 +1,48 @@
+"""The files of a vocabulary, which `AutoTokenizer.from_pretrained` of transformers 4 and 5 opens with the same ids."""
+
+from pathlib import Path
+
+from tokenizers import models
+
+from pretrain.folders import write_json
+from pretrain.tokenizer.kinds import PREFIX
+from pretrain.tokenizer.training import Made
+
+FAST = "PreTrainedTokenizerFast"  # opens tokenizer.json as it is
+
+
+def write(folder: Path, made: Made) -> None:
+    """tokenizer.json, tokenizer_config.json, and vocab.txt if it is a WordPiece vocabulary of BERT's kind."""
+    engine = made.vocabulary.engine
+    (folder / "tokenizer.json").write_bytes((engine.to_str(pretty=True) + "\n").encode("utf-8"))
+    token = {role: engine.id_to_token(number) for role, number in made.specials.items()}
+    config = {f"{'eos' if role == 'eod' else role}_token": text for role, text in token.items()}
+    if made.kind == "byte":
+        # decoders refuse token_type_ids
+        config |= {"tokenizer_class": FAST, "model_input_names": ["input_ids", "attention_mask"]}
+    elif is_stock(made):
+        config |= {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": made.rules.lowercase,
+            "strip_accents": made.rules.strip_accents,
+            "tokenize_chinese_chars": True,
+        }
+    else:
+        names = ["input_ids", "token_type_ids", "attention_mask"]
+        config |= {"tokenizer_class": FAST, "model_input_names": names}
+    if made.special_tokens:
+        config["additional_special_tokens"] = list(made.special_tokens)
+    if made.kind == "bert" and _is_wordpiece(made):
+        rows = (engine.id_to_token(number) for number in range(made.vocabulary.size))
+        (folder / "vocab.txt").write_bytes("".join(f"{row}\n" for row in rows).encode("utf-8"))
+    write_json(folder / "tokenizer_config.json", {**config, "clean_up_tokenization_spaces": False})
+
+
+def is_stock(made: Made) -> bool:
+    """Whether the class `BertTokenizer`, which knows vocab.txt and three switches, can say all of it."""
+    rules = made.rules
+    return _is_wordpiece(made) and rules is not None and (rules.digits, rules.width) == ("whole", "keep")
+
+
+def _is_wordpiece(made: Made) -> bool:
+    return isinstance(made.vocabulary.engine.model, models.WordPiece) and made.vocabulary.prefix == PREFIX["bert"]
