@@ -1,12 +1,15 @@
 """What a cleaning step is made of: its section of the configuration, what it does to one document, its name."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from pydantic import model_validator
 
 from pretrain.config import NULL, Config
+from pretrain.errors import CorpusError
 
 # ISO 639-3 codes that are Chinese too: BCP 47 lets `cmn-Hans` stand for `zh-Hans` (RFC 5646, section 4.1.2).
 CHINESE = {"zh", "cmn", "yue", "wuu", "lzh", "hak", "nan", "gan", "hsn", "cdo"}
@@ -53,3 +56,13 @@ def primary(language: str) -> str:
     """The primary subtag of a BCP 47 tag, every Chinese one as `zh`: `zh-Hant-TW` → `zh`, `cmn` → `zh`."""
     subtag = language.replace("_", "-").split("-")[0].lower()
     return "zh" if subtag in CHINESE else subtag
+
+
+def library(name: str) -> ModuleType:
+    """The optional library `name`, imported; CorpusError saying how to install it when it is not there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise CorpusError(
+            f"this cleaning step needs the package {name.split('.')[0]}", "pip install '.[data]'"
+        ) from None
