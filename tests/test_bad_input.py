@@ -102,6 +102,18 @@ def empty_heldout(work: Work) -> list[str]:
     return [f"corpus={work.file('one.txt', 'document 1')}"]
 
 
+def corpus_of(content: str | bytes = "", **source) -> Callable[[Work], list[str]]:
+    """A recipe of one source, `s`, of which `bad.jsonl` and `bad.parquet` hold `content`."""
+
+    def damage(work: Work) -> list[str]:
+        for name in ("bad.jsonl", "bad.parquet"):
+            work.file(name, content)
+        recipe = {"name": "bad", "sources": [{"name": "s", **source}]}
+        return [f"corpus={work.file('bad.yaml', yaml.safe_dump(recipe))}"]
+
+    return damage
+
+
 def truncated_shards(work: Work) -> list[str]:
     truncated(work.copy("copy", work.prepared.shards["bert"]) / "train-00000.bin")
     return [f"data.shards={work.folder / 'copy'}"]
@@ -176,7 +188,7 @@ ROWS = [  # what is wrong, stage, how it comes about, fragments of the message: 
     ("a missing corpus", "shards", nothing_but("corpus={work.folder}/nosuch.yaml"),
      ["no such configuration file", "looked for: {folder}/nosuch.yaml"]),
     ("a corpus of no known format", "shards", lambda work: [f"corpus={work.file('a.csv', 'a,b')}"],
-     ["cannot tell the format", "{folder}/a.csv", "set format: txt or jsonl"]),
+     ["cannot tell the format", "{folder}/a.csv", "set format: to one of txt, jsonl"]),
     ("an empty corpus", "tokenizer", lambda work: [f"corpus={work.file('none.txt', '')}"],
      ["needs train documents", "{folder}/none.txt has 0 train", "add documents"]),
     ("an empty corpus", "shards", lambda work: [f"corpus={work.file('none.txt', '')}"],
@@ -189,6 +201,22 @@ ROWS = [  # what is wrong, stage, how it comes about, fragments of the message: 
      ["not valid UTF-8", "{folder}/bad.txt, line 3, byte 4 of the line: 0xe9", "iconv"]),
     ("invalid UTF-8", "shards", invalid_utf8,
      ["not valid UTF-8", "{folder}/bad.txt, line 3, byte 4 of the line: 0xe9", "iconv"]),
+    ("a pattern without files", "shards", corpus_of(files=["*.txt"]),
+     ["no text file matches a pattern", "{folder}/*.txt, of source 's'", "relative to the recipe"]),
+    ("a file that comes twice", "tokenizer", corpus_of(files=["bad.jsonl", "*.jsonl"]),
+     ["a file comes twice in a source", "{folder}/bad.jsonl, of source 's'", "name it once"]),
+    ("broken JSON", "shards", corpus_of('{"text": "a"}\n{"text": ', files=["bad.jsonl"]),
+     ["a line is not JSON", "{folder}/bad.jsonl, line 2: ", "or set bad_records: skip"]),
+    ("a record without text", "tokenizer", corpus_of('{"body": "a"}', files=["bad.jsonl"]),
+     ["no text under 'text'", "{folder}/bad.jsonl, line 1: its keys: body", "set field:"]),
+    ("a record that is too long", "shards", corpus_of("x" * 99, files=["bad.jsonl"], max_record_bytes=64),
+     ["longer than max_record_bytes", "{folder}/bad.jsonl, line 1: 99 bytes, max_record_bytes is 64"]),
+    ("a damaged table", "shards", corpus_of("PAR1", files=["bad.parquet"]),
+     ["a parquet file is damaged", "{folder}/bad.parquet: ", "copy or compress it again"]),
+    ("a dataset out of reach", "tokenizer", corpus_of(dataset={"name": "no/such"}),
+     ["the dataset no/such cannot be read", "offline mode", "HF_ENDPOINT names a mirror"]),
+    ("files and a dataset at once", "shards", corpus_of(dataset={"name": "a/b"}, files=["bad.jsonl"]),
+     ["{folder}/bad.yaml: the source 's' needs either files: or dataset:"]),
     ("a vocabulary smaller than the alphabet", "tokenizer", nothing_but("vocab_size=100"),
      ["vocab_size", "100", "alphabet_min_count"]),
     ("a vocabulary smaller than the bytes", "tokenizer", nothing_but("kind=byte", "vocab_size=500"),

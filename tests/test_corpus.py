@@ -1,8 +1,9 @@
-"""Text in: which documents a file holds, what is refused with its place, and that a document's side is its own."""
+"""Text in: what a recipe names, that a document's side is its own, and what identifies a corpus."""
 
 import gzip
-import itertools
+import hashlib
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -10,75 +11,18 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-import yaml
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pretrain import folders
 from pretrain.corpus import Corpus, Recipe, Source, open_corpus, side_of
 from pretrain.errors import ConfigError, CorpusError
+from pretrain.parallel import ordered
 from tests.conftest import ROOT, SAMPLE
+from tests.corpora import LONG, file, places, recipe, refused, source, texts
 
-PACK = {"": bytes, ".gz": lambda data: gzip.compress(data, mtime=0), ".zst": zstandard.compress}
-LONG = "\n\n".join(f"Document {n} of {'many' * (n % 7)}: {n**5:x} 漢字." for n in range(4000))
-
-
-def texts(path: Path) -> list[str]:
-    return [document.text for document in open_corpus(path).documents()]
-
-
-def file(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    return path
-
-
-def recipe(folder: Path, *sources: dict, **keys) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"name": "made", "sources": list(sources), **keys}), encoding="utf-8")
-    return path
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(CorpusError) as error:
-        texts(path)
-    return str(error.value)
-
-
-# Documents of a file
-
-
-@pytest.mark.parametrize("pack", PACK)
-@pytest.mark.parametrize(
-    ("content", "documents"),
-    [
-        ("one\n\ntwo\n", ["one", "two"]),
-        ("one\n\ntwo", ["one", "two"]),
-        ("one\r\nline two\r\n\r\ntwo\r\n", ["one\nline two", "two"]),
-        ("\ufeffone\n\n\ufefftwo\n", ["one", "\ufefftwo"]),
-        ("\n\n \n one \n\u3000\t\n\n  two\n three\n\n\n", [" one ", "  two\n three"]),
-        ("a\rb\u2028c\x0bd\x85e\n\nf", ["a\rb\u2028c\x0bd\x85e", "f"]),
-        ("床前明月光，\n疑是地上霜。\n\n静夜思", ["床前明月光，\n疑是地上霜。", "静夜思"]),
-        ("\n \n\n", []),
-        ("", []),
-    ],
-)
-def test_a_txt_file_holds_the_blocks_between_blank_lines(tmp_path, pack, content, documents):
-    path = file(tmp_path, f"text.txt{pack}", PACK[pack](content.encode("utf-8")))
-    assert texts(path) == documents
-
-
-@pytest.mark.parametrize("pack", PACK)
-def test_a_jsonl_file_holds_one_document_a_line(tmp_path, pack):
-    lines = [
-        '\ufeff{"text": "one\\n\\ntwo"}\r\n',
-        "\n",
-        '{"id": 3, "text": " 漢\\u5b57\\ud83d\\ude00 "}\n',
-        '{"text": ""}\n',
-    ]
-    content = "".join([*lines, '{"text": " \\n"}\n', '{"text": "last"}']).encode("utf-8")
-    path = file(tmp_path, f"text.jsonl{pack}", PACK[pack](content))
-    assert texts(path) == ["one\n\ntwo", " 漢字\U0001f600 ", "last"]
+# What a recipe names
 
 
 def test_another_field_and_a_stated_format_are_read(tmp_path):
@@ -90,17 +34,6 @@ def test_another_field_and_a_stated_format_are_read(tmp_path):
         {"name": "b", "files": ["b.jsonl"], "format": "txt"},
     )
     assert [(d.text, d.source) for d in open_corpus(path).documents()] == [("in a", "a"), ("not JSON", "b")]
-
-
-def test_compressed_members_follow_one_another(tmp_path):
-    """As `cat a.gz b.gz`, pigz and pzstd make them; the cut falls inside a character."""
-    data = LONG.encode("utf-8")
-    cuts = [0, 1000, 1001, len(data) // 2, len(data)]
-    parts = [data[a:b] for a, b in itertools.pairwise(cuts)]
-    skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip"
-    for suffix in (".gz", ".zst"):
-        whole = b"".join([*map(PACK[suffix], parts), PACK[suffix](b""), skippable if suffix == ".zst" else b""])
-        assert texts(file(tmp_path, f"text.txt{suffix}", whole)) == LONG.split("\n\n")
 
 
 def test_a_corpus_opens_from_its_recipe_its_folder_or_one_file(tmp_path):
@@ -126,84 +59,78 @@ def test_each_side_alone_is_the_part_of_both(tmp_path):
         assert list(corpus.documents((side,))) == [document for document in both if document.side == side]
 
 
-# What is refused
+def test_patterns_and_folders_are_the_files_in_them_sorted_by_name(tmp_path):
+    for name in ("b.txt", "a/2.txt", "a/10.txt", "a/deep/er/x.txt", "a-b.txt", "Z.txt", "汉.txt", "é.txt", "a/n.jsonl"):
+        file(tmp_path, name, '{"text": "x"}')
+    for names, found in {
+        ("*.txt",): ["Z.txt", "a-b.txt", "b.txt", "é.txt", "汉.txt"],
+        ("a",): ["a/10.txt", "a/2.txt", "a/deep/er/x.txt", "a/n.jsonl"],
+        ("a/**/*.txt",): ["a/10.txt", "a/2.txt", "a/deep/er/x.txt"],
+        ("a/**",): ["a/10.txt", "a/2.txt", "a/deep/er/x.txt", "a/n.jsonl"],
+        ("a/?.txt", "[A-Z].txt", "a/deep/"): ["a/2.txt", "Z.txt", "a/deep/er/x.txt"],
+        (f"{tmp_path}/a/*.txt",): [f"{tmp_path}/a/10.txt", f"{tmp_path}/a/2.txt"],
+    }.items():
+        path = source(tmp_path, files=list(names))
+        assert places(path) == [f"{file}, line 1" for file in found], names
 
 
-@pytest.mark.parametrize("pack", PACK)
-@pytest.mark.parametrize(
-    ("content", "line", "byte", "found"),
-    [
-        (b"fine\n\nr\xe9sum\xe9\n", 3, 2, "0xe9"),
-        (b"\xff\xfea\x00", 1, 1, "0xff"),
-        (b"fine\r\nab \xed\xa0\x80", 2, 4, "0xed"),
-        ("fine\n漢".encode()[:-1], 2, 1, "0xe6"),
-        (b"a\n" * 999 + b"\xc0\x80\n", 1000, 1, "0xc0"),
-    ],
-)
-def test_invalid_utf8_is_refused_with_file_line_and_byte(tmp_path, pack, content, line, byte, found):
-    path = file(tmp_path, f"text.txt{pack}", PACK[pack](content))
-    message = refused(path)
-    assert message.startswith("the text is not valid UTF-8\n")
-    assert f"{path}, line {line}, byte {byte} of the line: {found}\n" in message and "iconv" in message
+def test_what_other_programs_leave_beside_text_is_passed_over_unless_it_is_named(tmp_path):
+    file(tmp_path, "out/00000.jsonl", '{"text": "a"}')
+    for name in (
+        *("_SUCCESS", ".00000.jsonl.crc", ".cache/old.jsonl", "README.md", "README", "LICENSE.txt", "recipe.yaml"),
+        *("index.json", "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "cache-1.arrow"),
+    ):
+        file(tmp_path, f"out/{name}", '{"text": "not text"}')
+    for name in ("out", "out/*", "out/**"):
+        assert places(source(tmp_path, files=[name])) == ["out/00000.jsonl, line 1"]
+    assert texts(source(tmp_path, files=["out/index.json", "out/LICENSE.txt"])) == ["not text", '{"text": "not text"}']
 
 
-@pytest.mark.parametrize(
-    ("line", "fragments"),
-    [
-        ('{"body": "a", "id": 1}', ("no text under 'text'", "found: body, id", "set field:")),
-        ("{}", ("no text under 'text'", "found: nothing")),
-        ('{"text": null}', ("no text under 'text'", "found: text")),
-        ('{"text": ["a"]}', ("no text under 'text'",)),
-        ('["a"]', ("no text under 'text'", "found: list")),
-        ("{'text': 'a'}", ("a line is not JSON",)),
-        ('{"text": "a"', ("a line is not JSON",)),
-        ("[" * 100_000, ("a line is not JSON",)),
-        ('{"text": "a", "n": ' + "9" * 5000 + "}", ("a line is not JSON",)),
-        ('{"text": "ab\\ud800c"}', ("not valid Unicode", "a lone surrogate at character 3")),
-        ('{"text": "\\udc00\\ud800"}', ("not valid Unicode", "a lone surrogate at character 1")),
-    ],
-)
-def test_a_bad_record_is_refused_with_file_and_line(tmp_path, line, fragments):
-    path = file(tmp_path, "text.jsonl", '{"text": "fine"}\n\n' + line + "\n")
-    message = refused(path)
-    for fragment in (f"{path}, line 3", *fragments):
-        assert fragment in message
+def test_a_name_with_the_characters_of_a_pattern_is_a_name_where_such_a_file_is(tmp_path):
+    file(tmp_path, "a[1].txt", "named")
+    file(tmp_path, "a1.txt", "matched")
+    assert texts(source(tmp_path, files=["a[1].txt"])) == ["named"]
+    assert texts(source(tmp_path, files=["a[[]1].txt"])) == ["named"]
+    assert texts(source(tmp_path, files=["a[1-9].txt"])) == ["matched"]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_truncated_compressed_file_is_refused_wherever_it_was_cut(tmp_path, suffix):
-    data = PACK[suffix](LONG.encode("utf-8"))
-    for size in (0, 1, 5, 20, len(data) // 2, len(data) - 1):
-        path = file(tmp_path, f"text.txt{suffix}", data[:size])
-        message = refused(path)
-        assert message.startswith(f"a compressed file is damaged\n  {path}: "), size
-        assert "copy or compress it again" in message
+def test_names_that_stand_for_nothing_or_for_a_file_again_are_refused(tmp_path):
+    file(tmp_path, "a/1.txt", "a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "again.txt").symlink_to(tmp_path / "a/1.txt")
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "lost.txt").symlink_to(tmp_path / "nosuch")
+    for files, fragments in {
+        ("*.jsonl",): ("no text file matches a pattern", "*.jsonl, of source 's'"),
+        ("empty",): ("a folder holds no text", "empty, of source 's'"),
+        ("empty/**",): ("no text file matches a pattern",),
+        ("gone",): ("no such text file", "gone/lost.txt, of source 's'"),
+        ("a/1.txt", "a/1.txt"): ("a file comes twice in a source", "a/1.txt, of source 's'"),
+        ("a/1.txt", "a"): ("a file comes twice",),
+        ("a/*.txt", "a/**"): ("a file comes twice",),
+        ("a/1.txt", "./a/../a/1.txt"): ("a file comes twice",),
+        ("a", "again.txt"): ("a file comes twice in a source", "again.txt, of source 's', is a/1.txt"),
+    }.items():
+        message = refused(source(tmp_path, files=list(files)))
+        assert all(fragment in message for fragment in fragments), message
+    twice = [{"name": name, "files": ["a/1.txt"]} for name in "xy"]
+    assert texts(recipe(tmp_path, *twice)) == ["a", "a"]  # of two sources: perhaps under two fields
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_damaged_compressed_file_is_refused(tmp_path, suffix):
-    """Any byte of gzip (its trailer is a checksum); of zstd, written with its checksum, too."""
-    data = LONG.encode("utf-8")
-    packed = zstandard.ZstdCompressor(write_checksum=True).compress(data) if suffix == ".zst" else gzip.compress(data)
-    draw = random.Random(0)
-    header = 10 if suffix == ".gz" else 0  # a flag or the time in the header of gzip may differ without harm
-    for _ in range(40):
-        damaged = bytearray(packed)
-        damaged[draw.randrange(header, len(packed))] ^= 1 << draw.randrange(8)
-        path = file(tmp_path, f"text.txt{suffix}", bytes(damaged))
-        try:
-            assert texts(path) == LONG.split("\n\n")  # a bit that says nothing
-        except CorpusError as error:
-            assert str(path) in str(error)
-    assert refused(file(tmp_path, f"text.txt{suffix}", b"plain text")).startswith("a compressed file is damaged")
+def test_a_folder_with_a_file_of_no_known_format_is_refused_rather_than_read_in_part(tmp_path):
+    file(tmp_path, "a/1.txt", "a")
+    file(tmp_path, "a/2.pdf", "b")
+    message = refused(source(tmp_path, files=["a"]))
+    assert "cannot tell the format" in message and "a/2.pdf" in message and "folder/**/*.txt" in message
+    assert texts(source(tmp_path, files=["a"], format="txt")) == ["a", "b"]
 
 
 def test_a_file_of_no_known_format_is_refused_before_any_work(tmp_path):
-    for name in ("text.csv", "text", "text.txt.bz2", "text.gz"):
+    for name in ("text.csv", "text", "text.txt.lz4", "text.gz", "text.parquet.gz", "text.arrow.zst"):
         path = file(tmp_path, name, "a")
         with pytest.raises(CorpusError, match="cannot tell the format") as error:
             open_corpus(path)
-        assert str(path) in str(error.value) and "set format: txt or jsonl" in str(error.value)
+        assert str(path) in str(error.value) and "set format: to one of txt, jsonl, parquet, arrow" in str(error.value)
 
 
 def test_a_missing_file_is_refused_before_any_work(tmp_path):
@@ -228,7 +155,7 @@ def test_a_missing_file_is_refused_before_any_work(tmp_path):
         ({"heldout_fraction": 1}, "heldout_fraction = '1'"),
         ({"heldout_fraction": "nan"}, "heldout_fraction = 'nan'"),
         ({"sources": []}, "sources = []"),
-        ({"sources": [{"name": "a", "files": []}]}, "sources.0.files = []"),
+        ({"sources": [{"name": "a", "files": []}]}, "the source 'a' needs either files: or dataset:"),
         ({"sources": [{"name": "a", "files": ["a.txt"]}] * 2}, "two sources share a name: a, a"),
         ({"sources": [{"name": "a", "files": ["a.txt"], "format": "csv"}]}, "sources.0.format = 'csv'"),
     ],
@@ -240,17 +167,6 @@ def test_a_senseless_recipe_is_refused(tmp_path, keys, fragment):
     assert str(tmp_path / "recipe.yaml") in str(error.value) and fragment in str(error.value)
 
 
-def test_without_zstandard_a_zst_file_says_what_to_install(tmp_path):
-    path = file(tmp_path, "text.txt.zst", zstandard.compress(b"a"))
-    code = (
-        "import sys; sys.modules['zstandard'] = None  # as if it were not installed\n"
-        "from pretrain.corpus import open_corpus\n"
-        "list(open_corpus(sys.argv[1]).documents())"
-    )
-    done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True)
-    assert f"CorpusError: {path} needs the package zstandard" in done.stderr and "pip install '.[data]'" in done.stderr
-
-
 # Sides
 
 
@@ -258,6 +174,16 @@ def test_the_side_is_written_out_once_and_for_all():
     """These sides may never change: scores of different months are compared on them."""
     held = [n for n in range(40) if side_of(f"document {n}", 0.25) == "heldout"]
     assert held == [0, 3, 6, 16, 17, 18, 20, 24, 26, 34, 36]
+
+
+@given(st.text(st.sampled_from("ab漢é\u0301 \n\t\x1c\x85\xa0\u2003\u3000"), max_size=40))
+@example(" a  b   c" * 99 + "\n")
+@settings(deadline=None, derandomize=True, max_examples=400)
+def test_the_side_is_that_of_the_hash_of_the_folded_text(text):
+    folded = " ".join(unicodedata.normalize("NFC", text).split())
+    draw = int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "little")
+    for fraction in (0.01, 0.3, 0.7):
+        assert side_of(text, fraction) == ("heldout" if draw < int(fraction * 2**64) else "train")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 2**32))
@@ -320,16 +246,20 @@ def test_the_fingerprint_is_of_contents_and_not_of_places(tmp_path):
     same = fingerprint("a")
     assert fingerprint("b", "other.txt") == same
     assert fingerprint("c", source={"language": "en", "licence": "x"}, name="n.txt") == same
+    assert fingerprint("l", source={"bad_records": "skip"}) == same
+    assert fingerprint("m", source={"files": ["*"]}) == fingerprint("n", source={"files": ["."]}) == same
     others = [
         fingerprint("d", content=b"one\n\ntwo\n"),
         fingerprint("e", source={"format": "jsonl"}),
         fingerprint("f", source={"field": "body"}),
+        fingerprint("j", source={"documents": "file"}),
+        fingerprint("k", source={"max_record_bytes": 100}),
         fingerprint("g", source={"name": "t"}),
         fingerprint("h", heldout_fraction=0.02),
         fingerprint("i", "a.txt.gz", gzip.compress(b"one\n\ntwo", mtime=0)),
     ]
     distinct = {json.dumps(found, sort_keys=True) for found in [same, *others]}
-    assert len(distinct) == 7
+    assert len(distinct) == 9
 
 
 def test_the_fingerprint_of_a_single_file_is_not_of_its_name(tmp_path):
@@ -346,6 +276,113 @@ def test_the_order_of_files_is_part_of_the_fingerprint(tmp_path):
     assert ab != ba
 
 
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    path = file(tmp_path, "a.txt", "one\n\ntwo")
+    corpus = open_corpus(path)
+    list(corpus.documents())
+    with open(path, "a") as out:
+        out.write("\n\nthree")
+    with pytest.raises(CorpusError, match="a file changed while it was read") as error:
+        corpus.fingerprint()
+    assert str(path) in str(error.value)
+
+
+def test_a_file_is_hashed_once(tmp_path):
+    path = file(tmp_path, "a.txt", "one")
+    corpus = open_corpus(path)
+    first = corpus.fingerprint()
+    path.unlink()
+    assert corpus.fingerprint() == first
+
+
+# Chunks, in other processes
+
+
+def _read(work: tuple) -> list:
+    corpus, chunk = work
+    return list(corpus.read(chunk))
+
+
+def test_chunks_read_in_other_processes_give_the_documents_in_order(tmp_path):
+    file(tmp_path, "a.txt", LONG)
+    file(tmp_path, "b.jsonl.gz", gzip.compress("".join(json.dumps({"text": t}) + "\n" for t in LONG.split()).encode()))
+    file(tmp_path, "many/0.txt", "0")
+    for n in range(1, 50):
+        file(tmp_path, f"many/{n:02d}.txt", str(n))
+    path = recipe(tmp_path, *({"name": name, "files": [name]} for name in ("a.txt", "b.jsonl.gz", "many")))
+    corpus = open_corpus(path)
+    chunks = list(corpus.chunks(20_000))
+    assert pickle.loads(pickle.dumps(chunks)) == chunks
+    assert [chunk.source for chunk in chunks] == sorted(chunk.source for chunk in chunks)
+    assert sum(chunk.source == 2 for chunk in chunks) == 1  # small files share one
+    assert sum(chunk.bytes for chunk in chunks if chunk.source == 0) == len(LONG.encode())
+    in_order = [d for found in ordered(_read, ((corpus, chunk) for chunk in chunks), workers=2) for d in found]
+    assert in_order == list(corpus.documents())
+
+
+# Corpora that the stage `clean` published
+
+
+def cleaned(folder: Path, documents: list[dict], parts: int = 2) -> Path:
+    """As the stage writes it: the documents dealt out in order over `parts` files."""
+    folder.mkdir()
+    for part in range(parts):
+        lines = documents[part * len(documents) // parts : (part + 1) * len(documents) // parts]
+        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        (folder / f"part-{part:05d}.jsonl.zst").write_bytes(zstandard.compress(data))
+    (folder / "report.json").write_text("{}", encoding="utf-8")
+    sources = [{"name": name, "language": name, "licence": "none"} for name in ("en", "zh")]
+    index = {"stage": "clean", "name": "made", "heldout_fraction": 0.25, "sources": sources}
+    folders.write_index(folder, index)
+    return folder
+
+
+def records(n: int) -> list[dict]:
+    """Sides that no hash gives: all but one held out."""
+    return [
+        {
+            "text": f"文 {i}",
+            "source": "en",
+            "language": "en",
+            "side": "heldout" if i else "train",
+            "where": f"a, line {i}",
+        }
+        for i in range(n)
+    ]
+
+
+def test_a_cleaned_corpus_is_read_as_it_was_written(tmp_path):
+    folder = cleaned(tmp_path / "clean", records(9))
+    corpus = open_corpus(folder)
+    assert [vars(document) for document in corpus.documents()] == records(9)
+    assert [d.text for d in corpus.documents(("train",))] == ["文 0"]
+    chunks = list(pickle.loads(pickle.dumps(corpus)).chunks(100))
+    assert len(chunks) > 2 and [d for c in chunks for d in corpus.read(c)] == list(corpus.documents())
+    assert corpus.fingerprint() == {"clean": json.loads((folder / "index.json").read_text())["fingerprint"]}
+    assert corpus.recipe.heldout_fraction == 0.25 and [s.name for s in corpus.recipe.sources] == ["en", "zh"]
+
+
+def test_a_damaged_cleaned_corpus_is_refused(tmp_path):
+    folder = cleaned(tmp_path / "clean", records(9))
+    part = folder / "part-00001.jsonl.zst"
+    whole = part.read_bytes()
+    for damaged, fragment in ((whole[:-1], "truncated?"), (whole[:-1] + b"x", "part-00001.jsonl.zst: altered")):
+        part.write_bytes(damaged)
+        message = refused(folder)
+        assert fragment in message and str(folder) in message
+    part.unlink()
+    assert "is missing" in refused(folder)
+    for wrong in ({"text": "a"}, {**records(1)[0], "more": 1}, [1]):
+        again = cleaned(tmp_path / f"wrong{len(list(tmp_path.iterdir()))}", [*records(1), wrong], parts=1)
+        assert f"a cleaned corpus is damaged\n  {again}/part-00000.jsonl.zst, line 2: " in refused(again)
+
+
+def test_a_folder_of_another_stage_is_refused(tmp_path):
+    folders.write_index(tmp_path, {"stage": "shards"})
+    message = refused(tmp_path)
+    assert "is not of the stage clean" in message and 'stage "shards"' in message and "launch/clean.py" in message
+
+
 # The committed sample
 
 
@@ -354,10 +391,10 @@ def test_the_sample_has_both_languages_on_both_sides():
     assert found == {(source, side) for source in ("kjv", "poems") for side in ("train", "heldout")}
 
 
-def test_reading_a_corpus_imports_neither_torch_nor_a_compressor():
+def test_reading_a_corpus_imports_no_library_that_it_does_not_need():
     code = (
         "import sys; from pretrain.corpus import open_corpus; found = list(open_corpus(sys.argv[1]).documents()); "
-        "print(len(found) > 100, {'torch', 'datasets', 'zstandard'} & set(sys.modules))"
+        "print(len(found) > 100, {'torch', 'datasets', 'pyarrow', 'zstandard'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code, SAMPLE], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "True set()\n"

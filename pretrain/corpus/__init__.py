@@ -1,39 +1,69 @@
 """Text in: a recipe names files, `documents` streams them, a document's own hash decides its side.
 
 A recipe is a YAML file beside the text it describes (`data/sample/recipe.yaml`); a single text file does as well
-and is then a recipe of one source. Two formats, each plain, .gz or .zst:
+and is then a recipe of one source; so does a folder that the stage `clean` published. The formats:
 
-    txt    documents separated by blank lines
-    jsonl  one JSON object a line, the document under `field`
+    txt        documents between blank lines, or one document a file (`documents: file`)
+    jsonl      one JSON object a line, the document under `field`: what datatrove writes, too
+    parquet    the document in the column `field`
+    arrow      the same, as `datasets.save_to_disk` writes it (its folder can be named) and any Arrow file
+    dataset    instead of files: what the library `datasets` loads by name from the Hugging Face hub, streamed
 
-Text is UTF-8; a byte that is not stops the run with file, line and offset: pre-training on silently repaired text is
-the kind of surprise that shows at step 40,000.
+txt and jsonl may be compressed (.gz .zst .xz .bz2). Text is UTF-8; what is not, and any other record that gives no
+text, stops the run with file and line, or is counted and left out where the source says `bad_records: skip`:
+pre-training on silently repaired text is the kind of surprise that shows at step 40,000.
+
+Memory, whatever the size of a corpus: a few chunks of CHUNK_BYTES; a longer document is held whole, up to
+`max_record_bytes` (of parquet, the rows that are decoded together: tables.ROWS).
 """
 
 import hashlib
+import json
+import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from pretrain import folders
 from pretrain.config import Config, load
-from pretrain.corpus.reading import Chunk, chunks_of, format_of, records_of
+from pretrain.corpus import hub
+from pretrain.corpus.bad import EMPTY, Bad, Skipped, refusal
+from pretrain.corpus.compressed import COPY_AGAIN
+from pretrain.corpus.files import expand, format_of
+from pretrain.corpus.hub import HubDataset
+from pretrain.corpus.reading import Chunk, Part, chunks_of, parts_of, records_of
 from pretrain.errors import CorpusError
 
 SIDES = ("train", "heldout")
 CHUNK_BYTES = 4 << 20
+NARROW_SPACES = bytes(ord(" ") if chr(c).isspace() and c < 128 else c for c in range(256))  # for bytes.translate
+WIDE_SPACES = [chr(c) for c in range(128, 0x3001) if chr(c).isspace()]
+CLEAN_BY = "python launch/clean.py CONFIG.yaml"
 
 
 class Source(Config):
     name: str
-    files: list[str] = Field(min_length=1)  # relative to the recipe
+    files: list[str] | None = None  # relative to the recipe: files, patterns (`**` too), folders
+    dataset: HubDataset | None = None  # instead of files
     language: str = "und"  # BCP 47
     licence: str = "unstated"
-    format: Literal["txt", "jsonl"] | None = None  # default: from the file's name
-    field: str = "text"  # jsonl only
+    format: Literal["txt", "jsonl", "parquet", "arrow"] | None = None  # default: from each file's name
+    documents: Literal["blocks", "file"] = "blocks"  # txt: what is between blank lines, or each file
+    field: str = Field("text", min_length=1)  # all but txt; `a.b` is b inside a; a list of texts is one document
+    bad_records: Literal["stop", "skip"] = "stop"
+    max_record_bytes: int = Field(64 << 20, gt=0)  # of a line or a document as stored
+
+    @model_validator(mode="after")
+    def _files_or_dataset(self) -> "Source":
+        if (not self.files) == (self.dataset is None):
+            raise ValueError(f"the source {self.name!r} needs either files: or dataset:")
+        if self.dataset and (self.format or self.documents == "file"):
+            raise ValueError(f"the source {self.name!r} is a dataset: format: and documents: are of files")
+        return self
 
 
 class Recipe(Config):
@@ -56,15 +86,21 @@ class Document:
     source: str  # its name
     language: str
     side: str  # of SIDES
-    where: str  # file and line
+    where: str  # file, relative to the recipe, and line
 
 
 class Corpus:
-    """A recipe and the folder its file names start from. Iterating reads; nothing is kept."""
+    """A recipe and the folder its file names start from. Iterating reads; nothing is kept but the hashes of files."""
 
     def __init__(self, recipe: Recipe, root: Path):
         self.recipe, self.root = recipe, Path(root)
-        self._hashes: dict[str, str] = {}
+        self._files: dict[str, list[str]] = {}  # source → what its names stand for
+        self._datasets: dict[str, hub.Resolved] = {}  # source → what its dataset is now
+        self._states: dict[Path, tuple[int, int]] = {}  # file → bytes and time of change when the work began
+        self._hashes: dict[Path, str] = {}
+
+    def __reduce__(self):
+        return Corpus, (self.recipe, self.root)  # to read a chunk is all that is asked of a corpus in another process
 
     def chunks(self, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
         """The whole text in stretches of about `size` bytes, in the recipe's order: what `read` takes, anywhere.
@@ -72,57 +108,151 @@ class Corpus:
         Raises CorpusError for a missing or damaged file.
         """
         for number, source in enumerate(self.recipe.sources):
-            for path in (self.root / name for name in source.files):
-                yield from chunks_of(path, source.format or format_of(path), number, size)
+            yield from chunks_of(self._parts(source, size), number, size)
 
-    def read(self, chunk: Chunk) -> Iterator[Document]:
-        """The documents of a chunk, in order. Empty ones do not exist.
+    def read(self, chunk: Chunk, skipped: Skipped | None = None) -> Iterator[Document]:
+        """The documents of a chunk, in order. Records that give none are added to `skipped`.
 
-        Raises CorpusError for invalid UTF-8 or a bad record, naming file and line.
+        Raises CorpusError for the first of them, naming file and line, unless it is empty or its source skips.
         """
         source = self.recipe.sources[chunk.source]
-        for record in records_of(chunk, source.field):
-            side = side_of(record.text, self.recipe.heldout_fraction)
-            yield Document(record.text, source.name, source.language, side, record.where)
+        for part in chunk.parts:
+            for found in records_of(part, source.field, source.max_record_bytes):
+                if not isinstance(found, Bad):
+                    side = side_of(found.text, self.recipe.heldout_fraction)
+                    yield Document(found.text, source.name, source.language, side, found.where)
+                    continue
+                if source.bad_records == "stop" and found.kind != EMPTY:
+                    where = found.where if source.dataset else str(self.root / found.where)
+                    raise refusal(found, where, source.field)
+                if skipped is not None:
+                    skipped.add(source.name, found)
 
-    def documents(self, sides: tuple[str, ...] = SIDES) -> Iterator[Document]:
+    def documents(self, sides: tuple[str, ...] = SIDES, skipped: Skipped | None = None) -> Iterator[Document]:
         """Every document of the given sides, in the recipe's order, read in this process."""
         for chunk in self.chunks():
-            yield from (document for document in self.read(chunk) if document.side in sides)
+            yield from (document for document in self.read(chunk, skipped) if document.side in sides)
 
     def fingerprint(self) -> dict:
-        """Identity of the text: per source and file the SHA-256 of the bytes as stored, and the split."""
-        sources = []
-        for source in self.recipe.sources:
-            hashes = [self._hash(self.root / name) for name in source.files]
-            formats = [source.format or format_of(self.root / name) for name in source.files]
-            sources.append({"name": source.name, "formats": formats, "field": source.field, "sha256": hashes})
-        return {"heldout_fraction": self.recipe.heldout_fraction, "sources": sources}
+        """Identity of the text: per source and file the SHA-256 of the bytes as stored, how it is read, the split.
+
+        Where files are and what they are called is no part of it, nor by which pattern they were found. Of a
+        dataset of the hub it is the name and the commit. Files are hashed once for a corpus.
+        """
+        return {
+            "heldout_fraction": self.recipe.heldout_fraction,
+            "sources": [self._identity(source) for source in self.recipe.sources],
+        }
 
     def check(self) -> None:
         """Raise CorpusError for the first file that is not there or of no known format, before any work is done."""
         for source in self.recipe.sources:
-            for path in (self.root / name for name in source.files):
+            for file in self.files(source):
+                path, form = self.root / file, self._format(source, file)
                 if not path.is_file():
-                    remedy = "a recipe names its files relative to itself"
-                    raise CorpusError("no such text file", f"{path}, of source {source.name!r}", remedy)
-                if source.format is None:
-                    format_of(path)
+                    raise CorpusError("no such text file", f"{path}, of source {source.name!r}")
+                if source.documents == "file" and form != "txt":
+                    found = f"{path}, of source {source.name!r}, is {form}"
+                    raise CorpusError("documents: file is for txt", found, "set format: txt, or remove documents:")
+                self._states[path] = _state(path)
+            if self._is_streamed(source):
+                self._dataset(source)
+
+    def files(self, source: Source) -> list[str]:
+        """The files of a source, relative to the recipe; none of a dataset that `datasets` streams."""
+        if source.name not in self._files:
+            names = source.files
+            if source.dataset:
+                folder = hub.saved_folder(source.dataset, self.root)
+                names = [folder] if folder else []
+            self._files[source.name] = expand(names, self.root, source.name)
+        return self._files[source.name]
+
+    def _format(self, source: Source, file: str) -> str:
+        return source.format or format_of(self.root / file)
+
+    def _parts(self, source: Source, size: int) -> Iterator[Part]:
+        for file in self.files(source):
+            path, form = self.root / file, self._format(source, file)
+            if form in ("parquet", "arrow"):
+                from pretrain.corpus import tables  # imports pyarrow
+
+                yield from tables.parts_of(path, file, form, source.field, size)
+            else:
+                cut = "lines" if form == "jsonl" else source.documents
+                yield from parts_of(path, file, cut, size, source.max_record_bytes)
+        if self._is_streamed(source):
+            yield from hub.parts_of(self._dataset(source), source.field, size)
+
+    def _is_streamed(self, source: Source) -> bool:
+        return source.dataset is not None and not self.files(source)
+
+    def _dataset(self, source: Source) -> hub.Resolved:
+        if source.name not in self._datasets:
+            self._datasets[source.name] = hub.resolve(source.dataset, self.root)
+        return self._datasets[source.name]
+
+    def _identity(self, source: Source) -> dict:
+        found = {"name": source.name, "field": source.field, "max_record_bytes": source.max_record_bytes}
+        paths = [self.root / file for file in self.files(source)]
+        if self._is_streamed(source):
+            resolved = self._dataset(source)
+            found["dataset"], paths = resolved.identity(), resolved.files
+        else:
+            found["formats"] = [self._format(source, file) for file in self.files(source)]
+            found["documents"] = source.documents
+        return {**found, "sha256": [self._hash(path) for path in paths]}
 
     def _hash(self, path: Path) -> str:
-        key = str(path)
-        if key not in self._hashes:
-            with open(path, "rb") as file:
-                self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._hashes[key]
+        if path not in self._hashes:
+            self._hashes[path] = folders.digest(path)["sha256"]
+            if self._states.get(path, _state(path)) != _state(path):
+                raise CorpusError("a file changed while it was read", str(path), "start again when it is at rest")
+        return self._hashes[path]
 
 
-def open_corpus(path: Path | str) -> Corpus:
-    """A corpus from `recipe.yaml`, from a folder that holds one, or from a single text file."""
+class Cleaned:
+    """A corpus that the stage `clean` published, read as a `Corpus` is. Sides and places are as they were written."""
+
+    def __init__(self, folder: Path, index: dict):
+        self.folder, self.index = folder, index
+        named = [Source(**source, files=["part-*"]) for source in index["sources"]]
+        self.recipe = Recipe(name=index["name"], heldout_fraction=index["heldout_fraction"], sources=named)
+
+    def chunks(self, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
+        names = sorted(name for name in self.index["files"] if name.startswith("part-"))
+        parts = (part for n in names for part in parts_of(self.folder / n, n, "lines", size, sys.maxsize))
+        return chunks_of(parts, 0, size)
+
+    def read(self, chunk: Chunk, skipped: Skipped | None = None) -> Iterator[Document]:
+        """The documents of a chunk, in order; there are no bad records. Raises CorpusError for altered ones."""
+        for part in chunk.parts:
+            for number, line in enumerate(part.data.splitlines(), part.first):
+                try:
+                    yield Document(**json.loads(line))
+                except (ValueError, TypeError) as error:
+                    where = f"{self.folder / part.file}, line {number}: {error}"
+                    raise CorpusError("a cleaned corpus is damaged", where, COPY_AGAIN) from None
+
+    def documents(self, sides: tuple[str, ...] = SIDES, skipped: Skipped | None = None) -> Iterator[Document]:
+        for chunk in self.chunks():
+            yield from (document for document in self.read(chunk) if document.side in sides)
+
+    def fingerprint(self) -> dict:
+        return {"clean": self.index["fingerprint"]}
+
+    def check(self) -> None:
+        """Raise CorpusError unless every file has its size, and in a small folder its bytes."""
+        folders.check(self.folder, self.index, CorpusError, f"make it again with: {CLEAN_BY}")
+
+
+def open_corpus(path: Path | str) -> Corpus | Cleaned:
+    """A corpus from `recipe.yaml`, a folder that holds one, a folder of the stage `clean`, or a single text file."""
     path = Path(path)
-    if path.is_dir():
-        path = path / "recipe.yaml"
-    if path.suffix in (".yaml", ".yml"):
+    if (path / folders.INDEX).is_file() and not (path / "recipe.yaml").exists():
+        corpus = Cleaned(path, folders.read_index(path, CorpusError, CLEAN_BY, stage="clean"))
+    elif path.is_dir() or path.suffix in (".yaml", ".yml"):
+        path = path / "recipe.yaml" if path.is_dir() else path
         corpus = Corpus(load(Recipe, path), path.parent)
     else:
         # Not named after the file: a source's name is part of the fingerprint, a path is not.
@@ -137,6 +267,23 @@ def side_of(text: str, heldout_fraction: float) -> str:
     The hash is of the text as read (NFC, white space folded), not of its position and not of cleaned text: or last
     month's scores would stop meaning anything. Equal documents always fall on the same side.
     """
-    folded = " ".join(unicodedata.normalize("NFC", text).split())
-    draw = int.from_bytes(hashlib.blake2b(folded.encode("utf-8"), digest_size=8).digest(), "little")
+    draw = int.from_bytes(hashlib.blake2b(_folded(text), digest_size=8).digest(), "little")
     return "heldout" if draw < int(heldout_fraction * 2**64) else "train"
+
+
+def _folded(text: str) -> bytes:
+    """`" ".join(text.split())` of the text in NFC, as UTF-8."""
+    text = unicodedata.normalize("NFC", text)
+    head = text[:100]
+    if len(head.encode("utf-8")) < 2 * len(head) and not any(space in text for space in WIDE_SPACES):
+        # As in English: half the time of making a string of every word. Chinese has few words to make.
+        data = text.encode("utf-8").translate(NARROW_SPACES)
+        while b"  " in data:
+            data = data.replace(b"  ", b" ")
+        return data.strip(b" ")
+    return " ".join(text.split()).encode("utf-8")
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

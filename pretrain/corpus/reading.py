@@ -1,153 +1,133 @@
 """Files into chunks, chunks into records.
 
-A chunk is a stretch of one file, cut where a document ends: cheap to make (nothing is decoded or parsed), cheap to send
-to another process, and the same however many processes there are. Its records are read wherever it is sent.
+A chunk is what one process works on: whole records of one source, as stored but decompressed. It is cheap to make
+(nothing is decoded or parsed), cheap to send to another process, and the same however many processes there are. Its
+records are read wherever it is sent. How a file is cut into records is its `cut`:
+
+    blocks    text between blank lines (lines of white space, as Unicode has it)
+    file      the whole file is one
+    lines     one JSON object a line
+    rows      the rows of a table (parquet, Arrow), kept as an Arrow stream: see tables.py
 """
 
-import gzip
-import io
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from pretrain.errors import CorpusError
+from pretrain.corpus.bad import EMPTY, NO_TEXT, NOT_JSON, NOT_UNICODE, NOT_UTF8, TOO_LONG, Bad
+from pretrain.corpus.compressed import READ_BYTES, open_file, read
 
-READ_BYTES = 1 << 20  # of a file at a time
-COPY_AGAIN = "copy or compress it again; what could be read of it is not used"
-BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")  # some of the lines that separate documents: a chunk may end after any
+BOM = b"\xef\xbb\xbf"
+# White space as str.isspace() has it, but for \n, as UTF-8; possessive, so that a run of it is looked at once.
+SPACES = (
+    rb"(?:[\t\x0b\x0c\r\x1c-\x1f ]|\xc2[\x85\xa0]|\xe1\x9a\x80|"
+    rb"\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)*+"
+)
+BLANK_LINE = re.compile(rb"\n%b\n" % SPACES)
+LEADING = re.compile(rb"(?:%b\n)*+(?:%b\Z)?" % (SPACES, SPACES))  # blank lines before a block
+BREAK = re.compile(rb"\n(?:(?:%b\n)++(?:%b\Z)?|%b\Z)" % (SPACES, SPACES, SPACES))  # between blocks, after the last
+PART_BYTES = 256  # what a part takes beside its data: a million empty files are not one chunk
+JSON_NAMES = {
+    str: "a text",
+    dict: "an object",
+    list: "a list",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+}
+SHOWN_CHARACTERS = 200  # of what a bad record has instead
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of one file: whole records, as stored (decompressed)."""
+
+    file: str  # as the recipe has it
+    cut: str
+    first: int  # number of its first line or row, from 1
+    data: bytes
+    too_long: int = 0  # bytes of the one record it stands for, which was not kept
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Whole documents of one file, as stored (decompressed)."""
+    """Whole records of one source."""
 
-    source: int  # which of the recipe's
-    path: str  # for messages
-    format: str
-    first: int  # number of its first line, from 1
-    data: bytes
+    source: int  # its number in the recipe
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(part.data) + part.too_long for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Record:
     text: str
-    where: str  # "…/en.jsonl, line 12"
+    where: str  # "en.jsonl, line 12"
 
 
-def chunks_of(path: Path, form: str, source: int, size: int) -> Iterator[Chunk]:
-    """A file in stretches of about `size` bytes, each a whole number of documents. Raises CorpusError if damaged."""
+class NoText(Exception):
+    """What a record has where its text should be."""
+
+
+def chunks_of(parts: Iterable[Part], source: int, size: int) -> Iterator[Chunk]:
+    """Parts together until they have `size` bytes: small files share a chunk."""
+    held, held_bytes = [], 0
+    for part in parts:
+        held.append(part)
+        held_bytes += len(part.data) + PART_BYTES
+        if held_bytes >= size:
+            yield Chunk(source, tuple(held))
+            held, held_bytes = [], 0
+    if held:
+        yield Chunk(source, tuple(held))
+
+
+def parts_of(path: Path, file: str, cut: str, size: int, limit: int) -> Iterator[Part]:
+    """A text file in stretches of about `size` bytes, each a whole number of records. Raises CorpusError if damaged.
+
+    Memory: two stretches. A record longer than that is kept up to `limit` bytes, and when it is longer only measured.
+    """
     first, held = 1, b""
     with open_file(path) as stream:
-        for data in _read(stream, path, size):
-            held += data
-            end = _last_end(held, form)
-            if len(held) >= size and end:
-                yield Chunk(source, str(path), form, first, held[:end])
+        pieces = read(stream, path, size)
+        for piece in pieces:
+            held += piece
+            end = _last_end(held, cut) if len(held) >= size else 0
+            if end:
+                yield Part(file, cut, first, held[:end])
                 first, held = first + held.count(b"\n", 0, end), held[end:]
-    if held:
-        yield Chunk(source, str(path), form, first, held)
+            elif len(held) > limit + size:  # surely too long; what is a little longer is found when it is read
+                length, lines, held = _past_record(held, pieces, cut)
+                yield Part(file, cut, first, b"", length)
+                if cut == "file":
+                    return
+                first += lines
+    if held or cut == "file":
+        yield Part(file, cut, first, held)
 
 
-def records_of(chunk: Chunk, field: str) -> Iterator[Record]:
-    """The documents of a chunk, in order; empty ones do not exist. Raises CorpusError, naming file and line."""
-    path = Path(chunk.path)
-    lines = _decoded(chunk, path)
-    for number, text in _blocks(lines) if chunk.format == "txt" else _json_lines(lines, field, path):
-        yield Record(text, f"{path}, line {number}")
+def records_of(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
+    """The records of a part, in order, each of at most `limit` bytes; lines and rows have their text under `field`."""
+    if part.too_long:
+        yield Bad(TOO_LONG, f"{part.file}, line {part.first}", _too_long(part.too_long, limit))
+    elif part.cut == "lines":
+        yield from _json_lines(part, field, limit)
+    elif part.cut == "rows":
+        yield from _rows(part, field, limit)
+    else:
+        yield from _blocks(part, limit)
 
 
-def format_of(path: Path) -> str:
-    """ "txt" or "jsonl", from the file's name."""
-    suffix = next((s for s in reversed(path.suffixes) if s not in (".gz", ".zst")), "")
-    match suffix:
-        case ".txt":
-            return "txt"
-        case ".jsonl" | ".json":
-            return "jsonl"
-    remedy = "set format: txt or jsonl in the recipe"
-    raise CorpusError("cannot tell the format from the file's name", str(path), remedy)
-
-
-def open_file(path: Path) -> BinaryIO:
-    """What a file holds, decompressed. Raises CorpusError if it cannot be opened."""
-    try:
-        if path.suffix in (".gz", ".zst") and not path.stat().st_size:
-            raise CorpusError("a compressed file is damaged", f"{path}: it has no bytes at all", COPY_AGAIN)
-        if path.suffix == ".gz":
-            return gzip.open(path, "rb")
-        if path.suffix == ".zst":
-            return _open_zstd(path)
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise CorpusError("no such text file", str(path)) from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise CorpusError("cannot read a text file", f"{path}: {error.strerror}") from None
-
-
-def _open_zstd(path: Path) -> BinaryIO:
-    try:
-        import zstandard
-    except ImportError:
-        raise CorpusError(f"{path} needs the package zstandard", "pip install '.[data]'") from None
-    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-    return io.BufferedReader(_Zstd(open(path, "rb"), decompressor.decompressobj, zstandard.ZstdError), READ_BYTES)
-
-
-class _Zstd(io.RawIOBase):
-    """What a .zst file holds, frame after frame; an OSError where it is damaged, an EOFError where it is cut.
-
-    The library's own `stream_reader` takes a file cut inside a frame for one that ends there.
-    """
-
-    def __init__(self, file: BinaryIO, begin: Callable, fault: type[Exception]):
-        self._file, self._begin, self._fault = file, begin, fault
-        self._frame = None  # the one being read
-        self._stored, self._text = b"", memoryview(b"")  # read but not decompressed, decompressed but not asked for
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._text:
-            self._stored = self._stored or self._file.read(READ_BYTES)
-            if not self._stored:
-                if self._frame is not None:
-                    raise EOFError("the file ends inside a frame")
-                return 0
-            self._frame = self._frame or self._begin()
-            try:
-                self._text = memoryview(self._frame.decompress(self._stored))
-            except self._fault as error:
-                raise OSError(str(error)) from None
-            self._stored = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        size = min(len(buffer), len(self._text))
-        buffer[:size], self._text = self._text[:size], self._text[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _read(stream: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
-    try:
-        while data := stream.read(size):
-            yield data
-    except (EOFError, OSError, zlib.error) as error:
-        raise CorpusError("a compressed file is damaged", f"{path}: {error}", COPY_AGAIN) from None
-
-
-def _last_end(data: bytes, form: str) -> int:
-    """How many leading bytes of `data` are surely whole documents."""
-    if form != "txt":
+def _last_end(data: bytes, cut: str) -> int:
+    """How many leading bytes of `data` are surely whole records."""
+    if cut == "lines":
         return data.rfind(b"\n") + 1
-    begin = len(data)
+    begin = len(data) if cut == "blocks" else 0
     while begin > 0:  # backwards, a stretch at a time: the last blank line is near the end of nearly every text
         begin = max(0, begin - READ_BYTES)
         ends = [match.end() for match in BLANK_LINE.finditer(data, begin)]
@@ -156,55 +136,153 @@ def _last_end(data: bytes, form: str) -> int:
     return 0
 
 
-def _decoded(chunk: Chunk, path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line without its end). Only \\n and \\r\\n end lines; a file's leading byte-order mark goes."""
-    for number, raw in enumerate(io.BytesIO(chunk.data), chunk.first):
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                "the text is not valid UTF-8",
-                f"{path}, line {number}, byte {error.start + 1} of the line: {raw[error.start]:#04x}",
-                "convert the file (iconv -f … -t utf-8) or remove the line; nothing is repaired silently",
-            ) from None
-        if number == 1:
-            line = line.removeprefix("\ufeff")
-        yield number, line.removesuffix("\n").removesuffix("\r")
+def _past_record(held: bytes, pieces: Iterator[bytes], cut: str) -> tuple[int, int, bytes]:
+    """Read over the record that `held` begins with: (its bytes, its lines, what was read of the next one)."""
+    length = lines = 0
+    while True:
+        match = BLANK_LINE.search(held) if cut == "blocks" else None
+        end = match.end() if match else held.find(b"\n") + 1 if cut == "lines" else 0
+        if end:
+            return length + end, lines + held.count(b"\n", 0, end), held[end:]
+        kept = held[held.rfind(b"\n") :] if cut == "blocks" and b"\n" in held else b""  # a blank line may begin there
+        kept = kept if len(kept) <= READ_BYTES else b""
+        length += len(held) - len(kept)
+        lines += held.count(b"\n", 0, len(held) - len(kept))
+        piece = next(pieces, b"")
+        if not piece:
+            return length + len(kept), lines + kept.count(b"\n"), b""
+        held = kept + piece
 
 
-def _blocks(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """(number of its first line, document) of text between blank lines."""
-    block: list[str] = []
-    begin = 0
-    for number, line in lines:
-        if line.strip():
-            begin = begin if block else number
-            block.append(line)
-        elif block:
-            yield begin, "\n".join(block)
-            block = []
-    if block:
-        yield begin, "\n".join(block)
+# Records of text
 
 
-def _json_lines(lines: Iterator[tuple[int, str]], field: str, path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
-            raise CorpusError("a line is not JSON", where, str(error)) from None
-        text = record.get(field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            remedy = "set field: in the recipe"
-            raise CorpusError(f"a record has no text under {field!r}", where, f"found: {keys or 'nothing'}", remedy)
+def _blocks(part: Part, limit: int) -> Iterator[Record | Bad]:
+    """What is between blank lines, or between the first line that is not blank and the end of the file."""
+    data, whole = part.data, part.cut == "file"
+    after = LEADING.match(data, _start(part)).end()
+    line = part.first + data.count(b"\n", 0, after)
+    if whole and after == len(data):
+        yield Bad(EMPTY, f"{part.file}, line 1", "no text in it")
+    while after < len(data):
+        begin = after
+        match = None if whole else BREAK.search(data, begin)
+        end, after = match.span() if match else (len(data), len(data))
+        yield _block(part, begin, end, line, limit)
+        line += data.count(b"\n", begin, after)
+
+
+def _block(part: Part, begin: int, end: int, line: int, limit: int) -> Record | Bad:
+    where = f"{part.file}, line {line}"
+    if end - begin > limit:
+        return Bad(TOO_LONG, where, _too_long(end - begin, limit))
+    text = _decoded(part, begin, end, line)
+    if isinstance(text, Bad):
+        return text
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").removesuffix("\r")
+    return Record(text.rstrip() if part.cut == "file" else text, where)
+
+
+def _json_lines(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
+    data, begin, line = part.data, _start(part), part.first
+    while begin < len(data):
+        end = data.find(b"\n", begin)
+        end = len(data) if end < 0 else end
+        found = _json_line(part, begin, end, line, field, limit)
+        if found is not None:
+            yield found
+        begin, line = end + 1, line + 1
+
+
+def _json_line(part: Part, begin: int, end: int, line: int, field: str, limit: int) -> Record | Bad | None:
+    """None for a blank line."""
+    where = f"{part.file}, line {line}"
+    if end - begin > limit:
+        return Bad(TOO_LONG, where, _too_long(end - begin, limit))
+    stored = _decoded(part, begin, end, line)
+    if isinstance(stored, Bad):
+        return stored
+    try:
+        text = text_of(json.loads(stored), field)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
+        return Bad(NOT_JSON, where, str(error)) if stored.strip() else None
+    except NoText as found:
+        return Bad(NO_TEXT, where, str(found))
+    if "\\u" in stored:  # only an escape can make a lone surrogate
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            found = f"{where}: a lone surrogate at character {error.start + 1}"
-            raise CorpusError("the text is not valid Unicode", found, "repair or remove the line") from None
-        if text.strip():
-            yield number, text
+            return Bad(NOT_UNICODE, where, f"a lone surrogate at character {error.start + 1}")
+    return _checked(text, where)
+
+
+def _rows(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
+    from pretrain.corpus.tables import column_of  # imports pyarrow
+
+    name, values = column_of(part.data)
+    for number, value in enumerate(values, part.first):
+        where = f"{part.file}, row {number}"
+        try:
+            text = text_of({name: value.as_py()}, field)
+        except UnicodeDecodeError as error:
+            byte = f"{where}, byte {error.start + 1} of the text"
+            yield Bad(NOT_UTF8, byte, f"{error.object[error.start]:#04x}")
+        except NoText as found:
+            yield Bad(NO_TEXT, where, str(found))
+        else:
+            size = len(text.encode("utf-8")) if 4 * len(text) > limit else 0
+            yield Bad(TOO_LONG, where, _too_long(size, limit)) if size > limit else _checked(text, where)
+
+
+def text_of(value: Any, path: str) -> str:
+    """The text under a dotted path of what JSON can hold; lists on it are gone through, a line each. Raises NoText.
+
+    A key that has a dot in it is found before the parts of it are. Paragraphs in a list are so common that nobody
+    should have to write a program for them: `段落.内容` is the text of `{"段落": [{"内容": "…"}, …]}` (MNBVC's form).
+    """
+    if isinstance(value, list) and not any(isinstance(item, list) for item in value):
+        return "\n".join(text_of(item, path) for item in value)
+    if not path and isinstance(value, str):
+        return value
+    if not path or not isinstance(value, dict):
+        raise NoText(_name(value))
+    if path in value:
+        return text_of(value[path], "")
+    key, _, rest = path.partition(".")
+    if rest and key in value:
+        return text_of(value[key], rest)
+    keys = ", ".join(map(str, value)) or "none"
+    raise NoText(f"its keys: {keys}"[:SHOWN_CHARACTERS])
+
+
+def _name(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "a list of lists"
+    return JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def _checked(text: str, where: str) -> Record | Bad:
+    return Bad(EMPTY, where, "no text in it") if not text or text.isspace() else Record(text, where)
+
+
+def _decoded(part: Part, begin: int, end: int, line: int) -> str | Bad:
+    """Text of some bytes of a part, of which the first is in line `line`."""
+    try:
+        return part.data[begin:end].decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = begin + error.start
+        line += part.data.count(b"\n", begin, at)
+        byte = at - part.data.rfind(b"\n", 0, at)
+        return Bad(NOT_UTF8, f"{part.file}, line {line}, byte {byte} of the line", f"{part.data[at]:#04x}")
+
+
+def _start(part: Part) -> int:
+    """A file's leading byte-order mark is no text."""
+    return len(BOM) if part.first == 1 and part.data.startswith(BOM) else 0
+
+
+def _too_long(found: int, limit: int) -> str:
+    return f"{found:,} bytes, max_record_bytes is {limit:,}"

@@ -1,0 +1,86 @@
+"""Records that are no document: what is wrong with them, and how many there are."""
+
+from dataclasses import dataclass, field
+
+from pretrain.errors import CorpusError
+
+SAMPLES = 5  # kept of each kind and source, the first ones
+
+# kind → what the message says, and what to do about it
+NOT_UTF8, NOT_JSON, NO_TEXT, NOT_UNICODE = "not UTF-8", "not JSON", "no text", "not Unicode"
+TOO_LONG, EMPTY = "too long", "empty"
+MESSAGES = {
+    NOT_UTF8: ("the text is not valid UTF-8", "convert the file (iconv -f … -t utf-8); nothing is repaired silently"),
+    NOT_JSON: ("a line is not JSON", "a .jsonl file holds one JSON object a line: repair or remove the line"),
+    NO_TEXT: ("a record has no text under {field!r}", "set field: in the recipe (a.b is b inside a)"),
+    NOT_UNICODE: ("the text is not valid Unicode", "repair or remove the record"),
+    TOO_LONG: (
+        "a record is longer than max_record_bytes",
+        "set max_record_bytes: in the recipe; in .txt a blank line ends a document, in .jsonl the end of a line",
+    ),
+}
+SKIP = "or set bad_records: skip for this source, and they are counted and left out"
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A record that gives no document."""
+
+    kind: str  # of MESSAGES, or EMPTY
+    where: str  # "en.jsonl, line 12"
+    found: str
+
+
+@dataclass
+class Skipped:
+    """Records that gave no document, by source and kind. Merged in the order of chunks it is the same for any workers.
+
+    Memory: SAMPLES places a source and kind.
+    """
+
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # source → kind → records
+    samples: dict[str, dict[str, list[Bad]]] = field(default_factory=dict)  # the first SAMPLES of them
+
+    def add(self, source: str, bad: Bad) -> None:
+        self._take(source, bad.kind, 1, [bad])
+
+    def merge(self, other: "Skipped") -> None:
+        for source, kinds in other.counts.items():
+            for kind, records in kinds.items():
+                self._take(source, kind, records, other.samples[source][kind])
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def report(self) -> dict:
+        """As JSON has it: source → kind → {"records": …, "samples": [{"where": …, "found": …}]}."""
+        return {
+            source: {kind: self._report(source, kind, records) for kind, records in kinds.items()}
+            for source, kinds in self.counts.items()
+        }
+
+    def line(self) -> str:
+        """ "no document from 12 records: en 9 empty, 3 not JSON (first: en.jsonl, line 12)"."""
+        parts = [
+            f"{source} " + ", ".join(f"{records:,} {kind}" for kind, records in kinds.items())
+            for source, kinds in self.counts.items()
+        ]
+        total = sum(sum(kinds.values()) for kinds in self.counts.values())
+        first = next((s[0].where for kinds in self.samples.values() for s in kinds.values()), None)
+        return f"no document from {total:,} records: {'; '.join(parts)} (first: {first})"
+
+    def _take(self, source: str, kind: str, records: int, samples: list[Bad]) -> None:
+        counts = self.counts.setdefault(source, {})
+        counts[kind] = counts.get(kind, 0) + records
+        held = self.samples.setdefault(source, {}).setdefault(kind, [])
+        held.extend(samples[: SAMPLES - len(held)])
+
+    def _report(self, source: str, kind: str, records: int) -> dict:
+        samples = [{"where": bad.where, "found": bad.found} for bad in self.samples[source][kind]]
+        return {"records": records, "samples": samples}
+
+
+def refusal(bad: Bad, where: str, field: str) -> CorpusError:
+    """The error that says what is wrong with a record of a source that stops at bad ones."""
+    what, remedy = MESSAGES[bad.kind]
+    return CorpusError(what.format(field=field), f"{where}: {bad.found}", remedy, SKIP)
