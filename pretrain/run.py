@@ -151,7 +151,7 @@ def run(cfg: RunConfig) -> dict:
         world.size,
         begun=_phases_over(cfg.phases, state.step),
     )
-    token_bytes = tokenizer.token_bytes() if tokenizer.kind == "byte" else None
+    token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
     heldout = {
         phase.seq_len: HeldOut(unseen, cfg.objective, phase.seq_len, cfg.evaluate.max_tokens, token_bytes)
         for phase in cfg.phases

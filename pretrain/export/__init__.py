@@ -85,7 +85,7 @@ def run(cfg: ExportConfig) -> dict:
         del ours  # the other process needs the memory
         certificate = verify(aside, said)
         shutil.rmtree(said)
-        text = card.card(cfg.dialect, model, vocab_size, parameters, settings, source.index)
+        text = card.card(cfg.dialect, model, vocab_size, parameters, tokenizer, settings, source.index)
         (aside / "README.md").write_text(text, encoding="utf-8")
         index = {
             "stage": "export",

@@ -8,6 +8,7 @@ import yaml
 
 from pretrain.export.reference import FUZZED, TOLERANCE
 from pretrain.model import ModelConfig
+from pretrain.tokenizer import Tokenizer
 
 TRAINING = ("seed", "objective", "phases", "optim", "model")  # sections of the run's configuration that are shown
 
@@ -39,8 +40,8 @@ model = AutoModelForMaskedLM.from_pretrained(folder)
   The positions beyond were never trained.
 - **Dropout** is as in pre-training, {dropout:g}. Fine-tuning on little data may want more:
   `from_pretrained(folder, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)`.
-- **Marks inside text.** In the corpus the characters `[SEP]` were text. transformers reads them as the mark unless told
-  otherwise: `tokenizer(text, split_special_tokens=True)`. `[MASK]` needs the default.
+- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
+  otherwise: `tokenizer(text, split_special_tokens=True)`. `{mask}` needs the default.
 """
 
 DECODER = """\
@@ -65,17 +66,18 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_spec
 
 ## What to know
 
-- **`<eod>` begins and ends a document.** The tokenizer writes it in front of a text and nothing behind, so that a
+- **`{end}` begins and ends a document.** The tokenizer writes it in front of a text and nothing behind, so that a
   prompt is what training saw at the start of a document; `generate` stops at the next one. To train on whole documents,
   append `tokenizer.eos_token_id` yourself.
 - **Padding is on the left**, as `generate` needs it for prompts of several lengths.
-- **No text is changed or unknown**: decoding the ids of a text gives the text back.
-- **Length.** {length}
+{lossless}- **Length.** {length}
   Longer inputs are extrapolation.
-- **Marks inside text.** In the corpus the characters `<eod>` were text. transformers reads them as the mark unless told
+- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
   otherwise: `tokenizer(text, split_special_tokens=True)`.
 - It continues text; it was not taught to follow instructions, and has no chat template.
 """
+
+LOSSLESS = "- **No text is changed or unknown**: decoding the ids of a text gives the text back.\n"
 
 REST = """
 ## How it was made
@@ -104,7 +106,15 @@ measured and the versions it was measured with are in `index.json` under `record
 """
 
 
-def card(dialect: str, model: ModelConfig, vocab_size: int, parameters: int, settings: dict, index: dict) -> str:
+def card(
+    dialect: str,
+    model: ModelConfig,
+    vocab_size: int,
+    parameters: int,
+    tokenizer: Tokenizer,
+    settings: dict,
+    index: dict,
+) -> str:
     """README.md for a model whose run had `settings` (config.yaml as values) and whose checkpoint has `index`."""
     kv = "" if model.heads == model.KV else f" ({model.KV} for keys and values)"
     size = f"{parameters:,} weights: {model.layers} layers of width {model.width}, {model.heads} heads{kv}, "
@@ -113,10 +123,14 @@ def card(dialect: str, model: ModelConfig, vocab_size: int, parameters: int, set
     steps = f"Step {index['step']:,} of {sum(phase['steps'] for phase in settings['phases']):,}, "
     steps += f"{_tokens(index['step'], settings['phases']):,} tokens"
     steps += f", {settings['engine']['precision']}." if "engine" in settings else "."
+    specials = {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()}
     return ({"bert": ENCODER, "qwen3": DECODER}[dialect] + REST).format(
         size=size,
         length=f"Training windows were at most {longest:,} tokens; the tokenizer truncates to that when asked to.",
         dropout=model.dropout,
+        end=specials["eod"] if "eod" in specials else specials["sep"],
+        mask=specials.get("mask"),
+        lossless=LOSSLESS if tokenizer.lossless else "",
         steps=steps,
         checkpoint=index["fingerprint"],
         shards=index["shards"],

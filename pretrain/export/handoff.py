@@ -17,8 +17,9 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:
     settings = json.loads((tokenizer.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings |= {"model_max_length": longest, "clean_up_tokenization_spaces": False}
     if tokenizer.kind == "bert":
-        for name in ("tokenizer.json", "vocab.txt"):
-            shutil.copyfile(tokenizer.folder / name, folder / name)
+        for name in ("tokenizer.json", "vocab.txt"):  # an adopted tokenizer may have no vocab.txt
+            if (tokenizer.folder / name).exists():
+                shutil.copyfile(tokenizer.folder / name, folder / name)
     else:
         end = tokenizer.token_text(tokenizer.specials["eod"])
         engine = json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))

@@ -98,7 +98,7 @@ def _hidden_states(model: Transformer, ids: Tensor, mask: Tensor) -> list[Tensor
 
 def _spellings(model: ModelConfig, tokenizer: Tokenizer) -> dict:
     """Ids of texts with the template of the exported tokenizer: `[CLS] … [SEP]`, or for a decoder `<eod> …`."""
-    specials = [tokenizer.token_text(token) for token in tokenizer.specials.values()]
+    specials = [tokenizer.token_text(token) for token in tokenizer.specials.values()] + list(tokenizer.special_tokens)
     texts = fuzzed_texts(specials, FUZZED)
     encoded = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
     if model.causal:
@@ -107,7 +107,7 @@ def _spellings(model: ModelConfig, tokenizer: Tokenizer) -> dict:
         {
             "text": text,
             "ids": ids,
-            "decoded": text if tokenizer.kind == "byte" else tokenizer.decode(ids),  # byte loses nothing
+            "decoded": text if tokenizer.lossless else tokenizer.decode(ids),
             "plain": not any(special in text for special in specials),
         }
         for text, ids in zip(texts, encoded, strict=True)
@@ -120,6 +120,6 @@ def _spellings(model: ModelConfig, tokenizer: Tokenizer) -> dict:
         "tolerance": TOLERANCE,
         "texts": entries,
         "pairs": pairs,
-        "vocab": json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"],
+        "vocab": tokenizer.vocabulary.engine.get_vocab(with_added_tokens=True),
         "specials": {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()},
     }

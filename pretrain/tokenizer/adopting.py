@@ -159,8 +159,11 @@ def _json(path: Path) -> dict:
 def _engine(path: Path) -> tokenizers.Tokenizer:
     """A tokenizer.json without what makes encodings shorter, longer or random."""
     found = _json(path)
+    if not isinstance(found.get("model"), dict):
+        keys = ", ".join(list(found)[:8]) or "nothing"
+        raise TokenizerError(f"{path} is no {TOKENIZER}", f"it has no model, but: {keys}")
     found |= {"truncation": None, "padding": None}
-    if isinstance(found.get("model"), dict) and "dropout" in found["model"]:
+    if "dropout" in found["model"]:
         found["model"]["dropout"] = None
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(found))
@@ -237,7 +240,7 @@ def _check_roles(place: str, kind: str, roles: dict[str, str], engine: tokenizer
 
 def _check_marks(place: str, vocabulary: Vocabulary) -> None:
     """Raise TokenizerError for a special token that text can become, although it is asked not to."""
-    for token in sorted(vocabulary.marks):
+    for token in sorted(vocabulary.marks - {vocabulary.unknown}):
         text = vocabulary.engine.id_to_token(token)
         if text and token in vocabulary.engine.encode(text, add_special_tokens=False).ids:
             raise TokenizerError(
