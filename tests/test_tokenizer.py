@@ -403,6 +403,249 @@ def test_a_lone_surrogate_is_refused_with_its_place(name, request):
         request.getfixturevalue(name).encode_batch(["fine", "ab\ud800"])
 
 
+# Settings
+
+SETTINGS = {
+    "stock": {"kind": "bert"},
+    "cased": {"kind": "bert", "lowercase": False},
+    "accents": {"kind": "bert", "strip_accents": False},
+    "stripped": {"kind": "bert", "lowercase": False, "strip_accents": True},
+    "digits": {"kind": "bert", "digits": "single"},
+    "folded": {"kind": "bert", "width": "fold"},
+    "everything": {
+        "kind": "bert",
+        "digits": "single",
+        "width": "fold",
+        "strip_accents": False,
+        "special_tokens": ["[DOC]", "<|user|>", "[unused7]"],
+        "reserved": 3,
+        "multiple_of": 64,
+    },
+    "marked": {"kind": "bert", "special_tokens": ["[DOC]", "<|user|>"], "reserved": 5},
+    "byte": {"kind": "byte", "special_tokens": ["[DOC]", "<|user|>"], "reserved": 5, "multiple_of": 64},
+    "byte digits": {"kind": "byte", "digits": "single"},
+}
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory) -> dict[str, ours.Tokenizer]:
+    """One small vocabulary for each of SETTINGS."""
+    root = tmp_path_factory.mktemp("variants")
+    documents = [*documents_of("en.txt", 40), *documents_of("zh.txt", 60), *odd_texts(150, seed=9)]
+    documents += [f"In {n} naïve Élan, ＡＢＣ１２, ﬁne Ａ１ 漢字 café {n}." for n in range(1990, 2030)]
+    return {
+        name: train(root / name.replace(" ", "-"), documents, vocab_size=2400, plot=False, **settings)
+        for name, settings in SETTINGS.items()
+    }
+
+
+def words_in(tokenizer: ours.Tokenizer, text: str) -> list[str]:
+    return kinds.words_of(text, tokenizer.vocabulary.engine)
+
+
+def test_case_and_accents_are_two_settings(variants):
+    text = "Élan NAÏVE"
+    assert words_in(variants["stock"], text) == ["elan", "naive"]
+    assert words_in(variants["cased"], text) == ["Élan", "NAÏVE"]
+    assert words_in(variants["accents"], text) == ["élan", "naïve"]
+    assert words_in(variants["stripped"], text) == ["Elan", "NAIVE"]
+
+
+def test_single_digits_are_words_of_their_own(variants):
+    assert words_in(variants["stock"], "in 2024, x86") == ["in", "2024", ",", "x86"]
+    assert words_in(variants["digits"], "in 2024, x86") == ["in", "2", "0", "2", "4", ",", "x", "8", "6"]
+    assert words_in(variants["byte"], "in 2024, x86") == ["in", "Ġ2024", ",", "Ġx", "86"]
+    assert words_in(variants["byte digits"], "in 2024, x86") == ["in", "Ġ", "2", "0", "2", "4", ",", "Ġx", "8", "6"]
+    for name in ("digits", "byte digits"):
+        rows = [variants[name].token_text(token) for token in range(variants[name].vocab_size)]
+        assert not [row for row in rows if len(re.findall(r"\d", row)) > 1 and "\\x" not in row]
+    for text in ("1234567890", " 1\n22 ３３ ½Ⅷ٣"):
+        assert variants["byte digits"].decode(variants["byte digits"].encode_batch([text])[0]) == text
+
+
+def test_full_width_is_folded_to_half(variants):
+    assert words_in(variants["stock"], "ＡＢＣ，１２ ﬁ") == ["ａｂｃ", "，", "１２", "ﬁ"]
+    assert words_in(variants["folded"], "ＡＢＣ，１２ ﬁ") == ["abc", ",", "12", "fi"]
+    assert words_in(variants["everything"], "ＡＢ１２ é") == ["ab", "1", "2", "é"]
+    full, half = variants["folded"].encode_batch(["Ａ１", "a1"])
+    assert full.tolist() == half.tolist()
+
+
+def test_traditional_characters_are_kept(variants):
+    for name in ("stock", "folded", "everything"):
+        assert words_in(variants[name], "漢字汉字") == ["漢", "字", "汉", "字"]
+        assert variants[name].decode(variants[name].encode_batch(["漢字"])[0]) == "漢 字"
+    for tokenizer in variants.values():
+        assert tokenizer.encode_batch(["漢"])[0].tolist() != tokenizer.encode_batch(["汉"])[0].tolist()
+
+
+def test_ids_are_ours_then_special_tokens_then_reserved_slots(variants):
+    rows = [variants["marked"].token_text(token) for token in range(13)]
+    assert rows[:12] == [*kinds.SPECIALS["bert"].values(), "[DOC]", "<|user|>", *(f"[unused{n}]" for n in range(5))]
+    assert variants["marked"].special_tokens == {"[DOC]": 5, "<|user|>": 6}
+    rows = [variants["byte"].token_text(token) for token in range(11)]
+    assert rows[:10] == ["<pad>", "<unk>", "<eod>", "[DOC]", "<|user|>", *(f"<unused{n}>" for n in range(5))]
+    assert not variants["byte"].token_bytes()[:10].any() and variants["byte"].token_bytes()[10:].all()
+    names = [variants["everything"].token_text(token) for token in range(11)]
+    assert names[5:] == ["[DOC]", "<|user|>", "[unused7]", "[unused0]", "[unused1]", "[unused2]"]
+
+
+@pytest.mark.parametrize("name", ["marked", "everything", "byte"])
+def test_special_tokens_of_the_user_are_text_unless_asked_for(variants, name):
+    tokenizer = variants[name]
+    ids = tokenizer.special_tokens
+    own = tokenizer.specials["mask" if tokenizer.kind == "bert" else "eod"]
+    text = f"a[DOC]b <|user|> {tokenizer.token_text(own)} [unused1]<unused1>"
+    plain, asked = tokenizer.encode_batch([text])[0], tokenizer.encode_batch([text], special_tokens=True)[0]
+    marks = {*tokenizer.specials.values(), *ids.values()} - {tokenizer.specials["unk"]}
+    template = 1 if tokenizer.kind == "byte" else 2
+    assert sum(token in marks for token in plain.tolist()) == template
+    assert [token for token in asked.tolist() if token in marks and token != asked[0]][:3] == [
+        *[*ids.values()][:2],
+        own,
+    ]
+    reserved = [token for token in range(tokenizer.vocab_size) if "unused" in tokenizer.token_text(token)]
+    assert len(reserved) >= 3 and not {*reserved} - {*ids.values()} & {*plain.tolist(), *asked.tolist()}
+    if name == "byte":
+        assert tokenizer.decode(plain) == text
+        assert tokenizer.decode(asked) == "ab   [unused1]<unused1>"
+    again = tokenizer.encode_batch([text])[0]
+    assert again.tolist() == plain.tolist(), "asking once changes nothing later"
+
+
+@given(text=st.lists(st.sampled_from(["[DOC]", "[unused0]", "<unused1>", "<|user|>", "<eod>", " ", "a", "[", "汉"])))
+@settings(max_examples=200, deadline=None)
+def test_no_text_becomes_a_mark(variants, text):
+    for name in ("marked", "everything", "byte"):
+        tokenizer = variants[name]
+        ids = tokenizer.encode_batch(["".join(text)])[0].tolist()
+        inside = ids[1:-1] if tokenizer.kind == "bert" else ids[:-1]
+        assert not tokenizer.vocabulary.marks - {tokenizer.specials["unk"]} & set(inside)
+
+
+def test_every_setting_is_in_the_index_and_changes_the_identity(variants):
+    assert len({tokenizer.fingerprint for tokenizer in variants.values()}) == len(variants)
+    for name, tokenizer in variants.items():
+        index = json.loads((tokenizer.folder / "index.json").read_text(encoding="utf-8"))
+        said = index["options"] | index["rules"]
+        for key, value in SETTINGS[name].items():
+            assert said[key] == value, (name, key)
+        assert tokenizer.rules == kinds.Rules(**index["rules"])
+    assert variants["stock"].rules == kinds.Rules("bert", True, True, "whole", "keep")
+    assert variants["byte"].rules == kinds.Rules("byte", False, False, "whole", "keep")
+
+
+STOCK = """
+import json, sys
+import transformers
+transformers.logging.set_verbosity_error()
+texts = json.loads(open(sys.argv[1], encoding="utf-8").read())
+for folder in sys.argv[2:]:
+    stock = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = stock(texts, split_special_tokens=True)["input_ids"]
+    print(json.dumps({
+        "ids": rows,
+        "asked": stock(texts)["input_ids"],
+        "decoded": [stock.decode(row, skip_special_tokens=True) for row in rows],
+        "pair": stock("a", "b").get("token_type_ids"),
+        "columns": sorted(stock("a")),
+        "class": type(stock).__name__,
+        "len": len(stock),
+    }))
+"""
+
+
+def opened_by_transformers(folders: list[Path], texts: list[str], scratch: Path, **environment) -> list[dict]:
+    """What AutoTokenizer makes of the texts, in a fresh process."""
+    scratch.write_text(json.dumps(texts), encoding="utf-8")
+    command = [sys.executable, "-c", STOCK, str(scratch), *map(str, folders)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_stock(variants: dict[str, ours.Tokenizer], scratch: Path, **environment) -> None:
+    texts = [
+        *odd_texts(200, seed=10),
+        *documents_of("en.txt", 3),
+        *documents_of("zh.txt", 5),
+        "",
+        "in 2024 Élan ＡＢ１２",
+    ]
+    texts += ["a [DOC] b<|user|>c [unused0]<unused1> [MASK]<eod>[unused7]"]
+    found = opened_by_transformers([t.folder for t in variants.values()], texts, scratch, **environment)
+    for (name, tokenizer), said in zip(variants.items(), found, strict=True):
+        ids = [row.tolist() for row in tokenizer.encode_batch(texts)]
+        assert said["ids"] == ids, name
+        assert said["asked"] == [row.tolist() for row in tokenizer.encode_batch(texts, special_tokens=True)], name
+        assert said["decoded"] == [tokenizer.decode(row) for row in ids], name
+        assert said["len"] == tokenizer.vocab_size
+        if tokenizer.kind == "bert":
+            assert said["pair"] == [0, 0, 0, 1, 1]
+            stock = tokenizer.rules.digits == "whole" and tokenizer.rules.width == "keep"
+            assert said["class"].startswith("BertTokenizer") == stock, name
+        else:
+            assert said["columns"] == ["attention_mask", "input_ids"]
+
+
+def test_auto_tokenizer_opens_every_setting_with_the_same_ids(variants, tmp_path):
+    pytest.importorskip("transformers")
+    check_stock(variants, tmp_path / "texts.json")
+
+
+@pytest.mark.skipif("TRANSFORMERS4" not in os.environ, reason="set TRANSFORMERS4 to a folder with transformers 4")
+def test_auto_tokenizer_of_transformers_4_does_too(variants, tmp_path):
+    check_stock(variants, tmp_path / "texts.json", PYTHONPATH=os.environ["TRANSFORMERS4"])
+
+
+@pytest.mark.parametrize("name", ["digits", "folded", "everything", "accents", "stripped", "byte digits"])
+def test_words_counted_by_chunk_equal_words_of_whole_documents_in_every_setting(variants, name):
+    texts = [*odd_texts(1000, seed=11), "１ ２\u3000３", "x²½ Ⅷ\x0b1", "汉\u0301a ﷺ \u00b4a", "12 34\x8556"]
+    tokenizer = variants[name]
+    whole = Counter(word for text in texts for word in words_in(tokenizer, text))
+    assert count_words(texts, tokenizer.rules) == whole
+
+
+def test_the_size_is_a_multiple_whatever_the_text_offers(tmp_path):
+    documents = [f"the cat sat {n}" for n in range(40)]
+    small = train(tmp_path / "small", documents, kind="bert", vocab_size=5000, multiple_of=64)
+    rows = [small.token_text(token) for token in range(small.vocab_size)]
+    filler = [row for row in rows if row.startswith("[unused")]
+    assert small.vocab_size == 64 and rows[-len(filler) :] == [f"[unused{n}]" for n in range(len(filler))]
+    assert [rows[token] for token in small.encode_batch(["the cat sat"])[0]] == ["[CLS]", "the", "cat", "sat", "[SEP]"]
+    documents = documents_of("en.txt", 30)
+    for multiple, size in ((64, 640), (100, 700), (1, 620)):
+        found = train(tmp_path / str(multiple), documents, kind="byte", vocab_size=620, multiple_of=multiple)
+        assert found.vocab_size == size and "unused" not in found.token_text(size - 1)
+    both = train(tmp_path / "both", ["a"] * 3 + ["b c"] * 30, kind="byte", vocab_size=620, reserved=2, multiple_of=64)
+    slots = [token for token in range(both.vocab_size) if "unused" in both.token_text(token)]
+    assert both.vocab_size % 64 == 0 and both.token_text(both.vocab_size - 1) == f"<unused{len(slots) - 1}>"
+    assert slots[:2] == [3, 4] and len(slots) > 2
+
+
+SPELLED = {
+    "bert": ["doc", "DOC", "##x", "[", "汉", "e\u0301"],
+    "byte": ["doc", "‿x", "‿[", "Ġthe", "é", "<|", "'l", "ä½ł"],
+}
+
+
+@pytest.mark.parametrize(("kind", "token"), [(kind, token) for kind, tokens in SPELLED.items() for token in tokens])
+def test_a_special_token_that_text_could_spell_is_refused(tmp_path, kind, token):
+    message = "(?s)could not be told from text.*write it as no word is written"
+    refused(tmp_path, TokenizerError, message, str(SAMPLE), kind=kind, vocab_size=1000, special_tokens=[token])
+
+
+@pytest.mark.parametrize("kind", ["bert", "byte"])
+def test_special_tokens_that_text_cannot_spell_are_taken(tmp_path, kind):
+    tokens = ["[DOC]", "<|user|>", "<s>", "[a_b-c]", "<|汉|>", "a.b", "{x}", "汉字"]
+    documents = documents_of("en.txt", 10) + ["".join(tokens) * 3] * 3
+    tokenizer = train(tmp_path, documents, kind=kind, vocab_size=1000, special_tokens=tokens)
+    assert list(tokenizer.special_tokens) == tokens
+    for token, number in tokenizer.special_tokens.items():
+        plain, asked = tokenizer.encode_batch([token])[0], tokenizer.encode_batch([token], special_tokens=True)[0]
+        assert number not in plain and number in asked
+
+
 # Folders
 
 
