@@ -241,14 +241,15 @@ def text_of(value: Any, path: str) -> str:
     A key that has a dot in it is found before the parts of it are. Paragraphs in a list are so common that nobody
     should have to write a program for them: `段落.内容` is the text of `{"段落": [{"内容": "…"}, …]}` (MNBVC's form).
     """
+    if path and isinstance(value, dict) and path in value:
+        inside = value[path]
+        return inside if isinstance(inside, str) else text_of(inside, "")
     if isinstance(value, list) and not any(isinstance(item, list) for item in value):
         return "\n".join(text_of(item, path) for item in value)
     if not path and isinstance(value, str):
         return value
     if not path or not isinstance(value, dict):
         raise NoText(_name(value))
-    if path in value:
-        return text_of(value[path], "")
     key, _, rest = path.partition(".")
     if rest and key in value:
         return text_of(value[key], rest)
