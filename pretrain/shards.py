@@ -21,7 +21,7 @@ from pydantic import Field
 
 from pretrain import folders
 from pretrain.config import Config
-from pretrain.corpus import SIDES, open_corpus
+from pretrain.corpus import SIDES, Skipped, open_corpus
 from pretrain.errors import CorpusError, ShardError
 from pretrain.progress import progress
 from pretrain.tokenizer import Tokenizer, open_tokenizer
@@ -46,11 +46,11 @@ class ShardsConfig(Config):
 def run(config: ShardsConfig) -> dict:
     """Tokenise a corpus into `config.out`. Returns the index. Raises CorpusError, TokenizerError or ShardError."""
     corpus = open_corpus(config.corpus)
-    tokenizer = open_tokenizer(config.tokenizer)
+    tokenizer, skipped = open_tokenizer(config.tokenizer), Skipped()
     with folders.publish(Path(config.out), "shards", ShardError) as folder:
         sides = {side: _Side(folder, side, tokenizer.vocab_size, config.piece_tokens) for side in SIDES}
         with progress("tokenising", unit="documents") as advance:
-            for documents in _batches(corpus.documents()):
+            for documents in _batches(corpus.documents(skipped=skipped)):
                 for document, ids in zip(documents, tokenizer.encode_batch([d.text for d in documents]), strict=True):
                     sides[document.side].add(ids, len(document.text.encode("utf-8")))
                 advance(len(documents))
@@ -76,6 +76,8 @@ def run(config: ShardsConfig) -> dict:
             "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer},
         }
         index = folders.write_index(folder, index)
+    if skipped:
+        print(skipped.line())
     for side, found in counted.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
     return index

@@ -272,7 +272,7 @@ positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infin
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(
     out=words,
-    seed=st.integers(min_value=0),
+    seed=st.integers(min_value=0, max_value=2**63 - 1),
     shards=words,
     lr=positive,
     betas=st.tuples(positive, positive),
