@@ -17,6 +17,7 @@ from pretrain.errors import PretrainError, UserError
 # start in a fraction of a second because nothing makes them import torch.
 STAGES = {
     "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
+    "compare": ("pretrain.tokenizer.comparing", "CompareConfig"),
     "shards": ("pretrain.shards", "ShardsConfig"),
     "pretrain": ("pretrain.run", "RunConfig"),
     "export": ("pretrain.export", "ExportConfig"),

@@ -129,6 +129,12 @@ def _cutting(engine: tokenizers.Tokenizer) -> list:
 # Files
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether `folder` is one of the tokenizer stage, whole or damaged."""
+    index = folder / INDEX
+    return index.is_file() and '"stage": "tokenizer"' in index.read_text(encoding="utf-8", errors="replace")
+
+
 def _files(path: Path) -> tuple[Path, dict[str, Path]]:
     """The file that holds the vocabulary, and all that are to be read, by name."""
     if path.is_file():
@@ -251,8 +257,8 @@ def _check_marks(place: str, vocabulary: Vocabulary) -> None:
 
 
 def _check_place(config: "TokenizerConfig", corpus: Corpus) -> None:
-    if (Path(config.adopt) / INDEX).is_file():
-        raise TokenizerError("this tokenizer is one of ours already", f"{config.adopt}", "use it where it is")
+    if is_ours(Path(config.adopt)):
+        raise TokenizerError("this tokenizer is one of ours already", config.adopt, "use it where it is")
     if next(iter(corpus.documents(("heldout",))), None) is None:
         remedy = "add documents, or set heldout_fraction in a recipe.yaml"
         raise CorpusError("a vocabulary needs held-out documents to be measured on", config.corpus, remedy)

@@ -166,6 +166,14 @@ def _rates(counted: Counter) -> dict:
     }
 
 
+def words_in(text: str, longest_han: int) -> list[str]:
+    """The words of a text, and its runs of at most `longest_han` Han characters."""
+    kinds = classes()[np.minimum(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), LAST_LETTER)]
+    letters, han = (zip(*_runs(kinds == kind), strict=True) for kind in (LETTER, HAN))
+    short = [(first, last) for first, last in han if last - first <= longest_han]
+    return [text[first:last] for first, last in [*letters, *short]]
+
+
 @cache
 def classes() -> np.ndarray:
     """(LAST_LETTER + 1,) uint8: LETTER, HAN, DIGIT or 0 of each code point; the last stands for all beyond."""
@@ -358,9 +366,10 @@ def show(name: str, found: dict) -> None:
     said = f"{row['characters_per_token']} characters a token, {row['unknown_rate']} unknown"
     print(f"{name}: {found['vocab_size']:,} entries; on held-out text {said}")
     parts = {"all": heldout["overall"]}
-    for level in ("languages", "sources"):
-        if len(heldout[level]) > 1:
-            parts |= heldout[level]
+    if 1 < len(heldout["languages"]) < len(heldout["sources"]):
+        parts |= heldout["languages"]
+    if len(heldout["sources"]) > 1:
+        parts |= heldout["sources"]
     if "parent" in found:
         parts["all, before"] = found["parent"]["overall"]
     table("held-out text", parts)
@@ -385,7 +394,6 @@ def cells(rates: dict) -> list[str]:
 
 def table(title: str, parts: dict[str, dict]) -> None:
     """Print the rates of each part as a row."""
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table(title=title, title_justify="left")
@@ -394,4 +402,10 @@ def table(title: str, parts: dict[str, dict]) -> None:
         shown.add_column(f"{above}\n{below}", justify="right")
     for name, rates in parts.items():
         shown.add_row(name, *cells(rates))
-    Console(width=max(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH).print(shown)
+    console().print(shown)
+
+
+def console():
+    from rich.console import Console
+
+    return Console(width=max(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
