@@ -17,7 +17,7 @@ from pretrain.errors import UserError
 from pretrain.progress import progress
 
 MADE_BY = "python launch/STAGE.py CONFIG.yaml"
-PLACES = {"tokenizer": "tokenizer", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}
+PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}
 
 
 def main(argv: list[str] | None = None) -> int:

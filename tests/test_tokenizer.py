@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain import cli
 from pretrain import tokenizer as ours
 from pretrain.config import build, dump, load
 from pretrain.corpus import side_of
@@ -732,6 +733,42 @@ def test_an_earlier_result_survives_a_failed_run_and_yields_to_a_good_one(tmp_pa
     second = train(tmp_path, [f"abd {n}" for n in range(100)], kind="byte", vocab_size=520)
     assert open_tokenizer(tmp_path / "tokenizer").fingerprint == second.fingerprint != first.fingerprint
     assert not (second.folder / "vocab.txt").exists()
+
+
+BAD = [
+    ("no kind", ["kind=null"], ["kind is missing (or adopt, or extend)"]),
+    ("no size", ["vocab_size=null"], ["vocab_size is missing"]),
+    ("an unknown key", ["digit=single"], ["unknown key digit: did you mean digits?"]),
+    ("an unknown width", ["width=half"], ["width = 'half'", "'keep' or 'fold'"]),
+    ("accents of byte", ["kind=byte", "strip_accents=true"], ["strip_accents = true contradicts kind = byte"]),
+    ("width of byte", ["kind=byte", "width=fold"], ["width = fold contradicts kind = byte"]),
+    ("no multiple", ["multiple_of=0"], ["multiple_of = '0'", "greater than 0"]),
+    ("fewer than no slots", ["reserved=-1"], ["reserved = '-1'", "greater than or equal to 0"]),
+    ("an empty special token", ["special_tokens=['']"], ["special_tokens.0 = ''", "white space"]),
+    ("white space", ["special_tokens=['[A]', '[A B]']"], ["special_tokens.1 = '[A B]'", "white space"]),
+    ("an ideographic space", ["special_tokens=['[A\u3000B]']"], ["special_tokens.0", "white space"]),
+    ("an invisible one", ["special_tokens=['[A\u200b]']"], ["invisible characters are text"]),
+    ("one of ours", ["special_tokens=['[SEP]']"], ["'[SEP]' is one of ours already"]),
+    ("one twice", ["special_tokens=['[A]', '[A]']"], ["special_tokens.1 = '[A]' is there twice already"]),
+    ("a slot", ["special_tokens=['[unused1]']", "reserved=2"], ["'[unused1]' is a reserved slot already"]),
+    ("a word", ["special_tokens=[doc]"], ["'doc' could not be told from text", "such as [DOC]"]),
+    ("slots that fill it", ["reserved=1990", "multiple_of=64"],
+     ["vocab_size = 2048 is too small", "1995 specials (1990 of them reserved slots)", "set vocab_size to"]),
+    ("roles", ["roles={eod: x}"], ["is for adopted vocabularies: set adopt, or remove roles"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "overrides", "fragments"), BAD, ids=[row[0] for row in BAD])
+def test_the_message_helps_and_nothing_is_written(tmp_path, capsys, wrong, overrides, fragments):
+    config = tmp_path / "tokenizer.yaml"
+    values = {"corpus": corpus_of(tmp_path / "text", documents_of("en.txt", 12)), "out": str(tmp_path / "out")}
+    config.write_text(json.dumps(values | {"kind": "bert", "vocab_size": 2048}), encoding="utf-8")
+    assert cli.main("tokenizer", [str(config), *overrides]) == 2
+    said = capsys.readouterr().err
+    assert "error: " in said and "Traceback" not in said
+    for fragment in fragments:
+        assert fragment in said
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "text", config]
 
 
 def test_settings_that_contradict_byte_are_refused(tmp_path):
