@@ -16,6 +16,7 @@ from pretrain.errors import PretrainError, UserError
 # stage → module with `run(config)`, and the class of its configuration. Imported when asked for: the data stages
 # start in a fraction of a second because nothing makes them import torch.
 STAGES = {
+    "clean": ("pretrain.cleaning", "CleanConfig"),
     "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
     "compare": ("pretrain.tokenizer.comparing", "CompareConfig"),
     "shards": ("pretrain.shards", "ShardsConfig"),

@@ -1,0 +1,307 @@
+"""The stage `clean`: a corpus in, the same corpus without what should not be learned, and a report of what went.
+
+    part-00000.jsonl.zst …  what is left, in the recipe's order: text, source, language, side, where; a corpus itself
+    report.json             the funnel: documents and bytes in and out of every step, per source, with samples
+    funnel.png              the same as a picture, to choose thresholds by
+    index.json              counts, options, fingerprints; written last
+
+Three passes. The first takes chunks of the corpus to processes: each document goes through the steps of its language
+(steps.py) and past the evaluation texts (contamination.py), and leaves hashes and signatures behind (pieces.py). The
+second compares those of the whole corpus in this process (whole.py, duplicates.py). The third writes, in processes.
+
+What a run has finished when it is killed lies in a folder `.NAME.work` beside `out`, by content and settings, and is
+not done again. The output is the same, byte for byte, for any number of workers and after any interruption.
+
+Memory: first pass about 60 MB a worker for libraries and four times CHUNK_BYTES for each of AHEAD chunks; second pass
+100 bytes a document and more for near-duplicates (duplicates.py); evaluation texts 12 bytes an n-gram.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from pretrain import folders
+from pretrain.cleaning import contamination, plot
+from pretrain.cleaning.contamination import Decontaminate, Evaluated
+from pretrain.cleaning.duplicates import Duplicates, Near, bands_of
+from pretrain.cleaning.funnel import READ, Flow, Funnel, table
+from pretrain.cleaning.outcome import Step
+from pretrain.cleaning.pieces import (
+    CONTAMINATION,
+    PARAGRAPHS,
+    VERDICT,
+    Cleaned,
+    Job,
+    Part,
+    Piece,
+    Written,
+    clean_chunk,
+    write_part,
+)
+from pretrain.cleaning.steps import UNITS, StepsConfig, steps
+from pretrain.cleaning.whole import Picked, Verdict, count, gather, histogram, judge, pick, shown
+from pretrain.config import Config, free, frozen
+from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Skipped, Source, open_corpus
+from pretrain.errors import CorpusError
+from pretrain.parallel import ordered
+from pretrain.progress import progress
+
+FORMAT = 1
+LIBRARIES = ("ftfy", "py3langid", "opencc", "jieba", "stopwordsiso", "datasketch", "xxhash", "numpy")
+REPORT, PLOT = "report.json", "funnel.png"
+EVALUATION = "evaluation"  # in the work folder
+
+
+class CleanConfig(Config):
+    """What `launch/clean.py` reads."""
+
+    corpus: str  # recipe.yaml, a folder that holds one, or one text file
+    out: str
+    steps: StepsConfig = StepsConfig()
+    decontaminate: Decontaminate = Decontaminate()
+    duplicates: Duplicates = Duplicates()
+    samples: int = Field(5, ge=0, le=100)  # shown of what each step dropped and changed, per source
+    part_bytes: int = Field(
+        128 << 20, gt=0
+    )  # of text: a file of the output is closed by the document that reaches this
+    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10)  # of text that a process takes at a time
+    workers: int = free(1, ge=1)
+
+
+def run(config: CleanConfig) -> dict:
+    """Clean a corpus into `config.out`. Returns the index. Raises CorpusError."""
+    out, corpus = Path(config.out), open_corpus(config.corpus)
+    if out.resolve() == Path(config.corpus).resolve():
+        raise CorpusError("the output folder is the corpus itself", config.out, "choose another out=")
+    names = [source.name for source in corpus.recipe.sources]
+    with folders.publish(out, "clean", CorpusError) as folder:
+        with _work_folder(out) as work:
+            job, evaluated = _job(config, corpus, work)
+            pieces, cleaned = _first_pass(job, config.chunk_bytes, config.workers)
+            rows = gather(job.folder, pieces, config.duplicates)
+            verdict = judge(rows, config.duplicates)
+            picked = pick(rows, verdict, config.samples)
+            parts = _parts(pieces, rows.bytes * verdict.stays, config.part_bytes)
+            for name, array in zip(VERDICT, (verdict.stays, verdict.repeated, shown(picked, verdict)), strict=True):
+                np.save(job.folder / f"{name}.npy", array)
+            written = _third_pass(job, folder, parts, config.workers)
+        funnel = cleaned.funnel
+        if evaluated:
+            for flows in funnel.flows.values():
+                evaluated.name(flows[CONTAMINATION].dropped)
+        count(funnel, rows, verdict, picked, written.excerpts, names)
+        funnel.merge(written.funnel)
+        report = {
+            "sources": [_source(source, funnel, cleaned.skipped, written) for source in corpus.recipe.sources],
+            "all": {"steps": _listed(funnel.total()), "written": _sides(written.sides.values())},
+            "decontamination": evaluated and evaluated.report(cleaned.items),
+            "near_duplicates": _near(config.duplicates.near, verdict, picked, written.excerpts),
+        }
+        _check(report["all"]["steps"], config)
+        folders.write_json(folder / REPORT, report)
+        plot.draw(report, folder / PLOT)
+        index = folders.write_index(folder, _index(config, corpus, evaluated, report["all"]), recorded=(REPORT, PLOT))
+    table(report)
+    return index
+
+
+@contextmanager
+def _work_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what is finished of the first pass. It goes when all is written, stays otherwise."""
+    work = out.with_name(f".{out.name}.work")
+    try:
+        yield work
+    except BaseException:
+        finished = len(list(work.glob("*/*.done")))
+        if finished:
+            print(f"{finished:,} finished pieces are kept in {work}: start again to go on from there", file=sys.stderr)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work)
+
+
+def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluated | None]:
+    """What the processes have to know, and the evaluation texts. Pieces that other settings left are removed."""
+    sources = corpus.recipe.sources
+    # Made here too, although processes make their own: a missing library ends the run before there is work.
+    chains = {source.language: steps(config.steps, source.language) for source in sources}
+    shutil.rmtree(work / EVALUATION, ignore_errors=True)
+    evaluated = None
+    if config.decontaminate.files:
+        variants = [partial(_applied, chain) for chain in chains.values()]
+        evaluated = contamination.prepare(config.decontaminate, variants, work / EVALUATION)
+    settings = {
+        "format": FORMAT,
+        "steps": config.steps.model_dump(mode="json"),
+        "decontaminate": evaluated and evaluated.digest,
+        "near": [*config.duplicates.near.model_dump().values(), bands_of(config.duplicates.near)],
+        "paragraphs": config.duplicates.paragraphs.model_dump(),
+        "documents": config.duplicates.documents,
+        "samples": config.samples,
+        "heldout_fraction": corpus.recipe.heldout_fraction,
+        "sources": [source.model_dump(mode="json", exclude={"files"}) for source in sources],
+        "versions": {**_versions(), "code": _code()},
+    }
+    folder = work / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    for other in work.glob("*"):
+        if other.name not in (folder.name, EVALUATION):
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.tmp"):
+        left.unlink()
+    evaluation = work / EVALUATION if evaluated else None
+    return Job(corpus, config.steps, config.duplicates, evaluation, config.samples, folder), evaluated
+
+
+def _first_pass(job: Job, chunk_bytes: int, workers: int) -> tuple[list[Piece], Cleaned]:
+    """The pieces in order, and what all of them add to the report. Raises CorpusError for a corpus of no document."""
+    pieces = []
+    total = Cleaned(Piece("", 0, 0), job.funnel(), Skipped(), Counter())
+    with progress("cleaning", unit="documents") as advance:
+        for cleaned in ordered(partial(clean_chunk, job), job.corpus.chunks(chunk_bytes), workers):
+            pieces.append(cleaned.piece)
+            total.funnel.merge(cleaned.funnel)
+            total.skipped.merge(cleaned.skipped)
+            total.items.update(cleaned.items)
+            advance(sum(flows[READ].counts["documents_in"] for flows in cleaned.funnel.flows.values()))
+    if total.skipped:
+        print(total.skipped.line(), file=sys.stderr)
+    return pieces, total
+
+
+def _parts(pieces: list[Piece], left: np.ndarray, part_bytes: int) -> list[Part]:
+    """The files of the output; `left` (rows,) are the bytes of text of what stays, 0 for the rest.
+
+    They are cut by documents, not by pieces: `chunk_bytes` does not show in the output.
+    """
+    numbers = (np.cumsum(left, dtype=np.int64) - left) // part_bytes  # a document belongs where it begins
+    edges = [*np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]][: len(left)]).tolist(), len(left)]
+    begins = np.cumsum([0, *(piece.rows for piece in pieces)])
+    paragraphs = np.cumsum([0, *(piece.paragraphs for piece in pieces)])
+    parts = []
+    for number, (first, last) in enumerate(pairwise(edges)):
+        low, high = np.searchsorted(begins, first, "right") - 1, np.searchsorted(begins, last, "left")
+        held = tuple(pieces[low:high])
+        parts.append(Part(number, first, last, held, int(begins[low]), int(paragraphs[low])))
+    return parts
+
+
+def _third_pass(job: Job, folder: Path, parts: list[Part], workers: int) -> Written:
+    """Write every part; what all of them add to the report."""
+    total = Written(job.funnel(), {}, {})
+    with progress("writing", unit="files", total=len(parts)) as advance:
+        for written in ordered(partial(write_part, job, folder), parts, workers):
+            total.funnel.merge(written.funnel)
+            total.excerpts.update(written.excerpts)
+            for source, sides in written.sides.items():
+                for side, counts in sides.items():
+                    total.sides.setdefault(source, {}).setdefault(side, Counter()).update(counts)
+            advance(1)
+    return total
+
+
+def _check(steps: list[dict], config: CleanConfig) -> None:
+    """Raise CorpusError when a side of what is left is empty, naming the step that took most of it."""
+    read, left = steps[0], steps[-1]
+    if not read["documents_in"]:
+        raise CorpusError("the corpus holds no document", config.corpus, "add text")
+    for side in SIDES:
+        counted = [(_side(step, side, "in"), _side(step, side, "out"), step["step"]) for step in steps]
+        if counted[-1][1]:
+            continue
+        name = f"{side} side of the cleaned corpus" if left["documents_out"] else "cleaned corpus"
+        if not counted[0][0]:
+            found = f"{config.corpus} has {read['documents_in']:,} documents, none of them on this side"
+            raise CorpusError(f"the {name} is empty", found, "add text, or choose another heldout_fraction")
+        most, step = max((before - after, step) for before, after, step in counted)
+        found = f"of {counted[0][0]:,} documents the step {step!r} took {most:,}"
+        raise CorpusError(f"the {name} is empty", found, "loosen that step, or choose another heldout_fraction")
+
+
+def _side(step: dict, side: str, way: str) -> int:
+    heldout = step[f"heldout_{way}"]
+    return heldout if side == "heldout" else step[f"documents_{way}"] - heldout
+
+
+def _source(source: Source, funnel: Funnel, skipped: Skipped, written: Written) -> dict:
+    return {
+        "name": source.name,
+        "language": source.language,
+        "bad_records": skipped.report().get(source.name, {}),
+        "steps": _listed(funnel.flows[source.name]),
+        "written": _sides([written.sides.get(source.name, {})]),
+    }
+
+
+def _listed(flows: dict[str, Flow]) -> list[dict]:
+    units = {**UNITS, PARAGRAPHS: "paragraphs"}
+    return [{"step": step, "unit": units.get(step, ""), **flow.report()} for step, flow in flows.items()]
+
+
+def _sides(sources: Iterable[dict[str, Counter[str]]]) -> dict[str, dict[str, int]]:
+    total = {side: Counter(documents=0, bytes=0) for side in SIDES}
+    for sides in sources:
+        for side, counts in sides.items():
+            total[side].update(counts)
+    return {side: dict(counts) for side, counts in total.items()}
+
+
+def _near(near: Near, verdict: Verdict, picked: Picked, excerpts: dict) -> dict:
+    bands, rows = bands_of(near)
+    settings = {"threshold": near.threshold, "permutations": near.permutations, "bands": bands, "rows": rows}
+    return {**settings, "crowded": verdict.near.crowded, "histogram": histogram(verdict, picked, excerpts)}
+
+
+def _index(config: CleanConfig, corpus: Corpus, evaluated: Evaluated | None, total: dict) -> dict:
+    options = {name: value for name, value in frozen(config).items() if name not in ("corpus", "out")}
+    options["decontaminate"] = {**options["decontaminate"], "files": evaluated and evaluated.digest}
+    sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
+    return {
+        "stage": "clean",
+        "format": FORMAT,
+        "name": corpus.recipe.name,
+        "heldout_fraction": corpus.recipe.heldout_fraction,
+        "sources": sources,
+        "sides": total["written"],
+        "options": options,
+        "corpus": corpus.fingerprint(),
+        "recorded": {"corpus": config.corpus, "decontaminate": config.decontaminate.files, "versions": _versions()},
+    }
+
+
+def _applied(chain: list[Step], text: str) -> str:
+    """What a chain of steps makes of a text, were none of them to drop it."""
+    for step in chain:
+        text = step.apply(text).text
+    return text
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides the result beside our own code."""
+    found = {"unicode": unicodedata.unidata_version}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _code() -> str:
+    """Identity of the code that makes a piece: one made by another version is not taken for one of this."""
+    found = hashlib.sha256()
+    for package in ("cleaning", "corpus"):
+        for path in sorted((Path(__file__).parent.parent / package).glob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()

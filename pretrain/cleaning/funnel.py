@@ -1,0 +1,174 @@
+"""What went into every step of cleaning and what came out, per source, with samples of what was dropped and changed.
+
+Which samples are kept is decided by the hash of their place in the corpus: the same ones for any number of workers, and
+not only those at the beginning.
+"""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+EXCERPT = 240  # characters of a sample
+CONTEXT = 60  # of them before the first change
+MEASURED = re.compile(r" \d[\d.e+-]*(?= [<>≤≥]|,)")  # "mean word length 11.3 > 10": the reason is without the 11.3
+WHAT = ("documents", "bytes", "heldout")  # bytes of UTF-8; documents of the held-out side
+COUNTS = (*(f"{what}_{way}" for what in WHAT for way in ("in", "out")), "changed", "changes")
+READ = "read"  # the first of the steps: what the corpus gives
+LOG_COLUMNS = 160
+REASONS = 2  # the most frequent ones, in the table
+
+
+@dataclass
+class Flow:
+    """One step of one source, or of all of them."""
+
+    # of COUNTS; changed: documents that stay, but not as they were; changes: in the step's unit
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)  # why documents were dropped, without what was measured
+    dropped: list[tuple[str, dict]] = field(default_factory=list)  # samples, by draw
+    changed: list[tuple[str, dict]] = field(default_factory=list)
+
+    def count(self, heldout: bool, size: int, left: int | None, changes: int = 0) -> None:
+        """One document of `size` bytes of which `left` bytes are left; None: it is dropped."""
+        self.counts.update(documents_in=1, bytes_in=size, heldout_in=int(heldout))
+        if left is not None:
+            self.counts.update(documents_out=1, bytes_out=left, heldout_out=int(heldout))
+            self.counts.update(changed=int(changes > 0), changes=changes)
+
+    def merge(self, other: "Flow", samples: int) -> None:
+        self.counts.update(other.counts)
+        self.reasons.update(other.reasons)
+        self.dropped = sorted([*self.dropped, *other.dropped], key=_place)[:samples]
+        self.changed = sorted([*self.changed, *other.changed], key=_place)[:samples]
+
+    def report(self) -> dict:
+        return {
+            **{name: self.counts[name] for name in COUNTS},
+            "reasons": dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))),
+            "dropped_samples": [sample for _, sample in self.dropped],
+            "changed_samples": [sample for _, sample in self.changed],
+        }
+
+
+class Funnel:
+    """The flows of a corpus: source → step → Flow, steps in order. Memory: two times `samples` excerpts a flow."""
+
+    def __init__(self, steps: dict[str, list[str]], samples: int):
+        self.flows = {source: {step: Flow() for step in names} for source, names in steps.items()}
+        self.samples = samples
+
+    def merge(self, other: "Funnel") -> None:
+        for source, flows in other.flows.items():
+            for step, flow in flows.items():
+                self.flows[source][step].merge(flow, self.samples)
+
+    def dropped(
+        self, source: str, step: str, where: str, why: str, text: str, mask: Callable[[str], str] = str, **more: object
+    ) -> None:
+        """A document at `where` was dropped. If it is to be shown, `more` is too, and the text through `mask`."""
+        flow, more = self.flows[source][step], {"where": where, "why": why, **more}
+        flow.reasons[MEASURED.sub("", why)] += 1
+        self._offer(flow.dropped, step, where, lambda: {**more, "text": mask(excerpt(text))})
+
+    def changed(
+        self, source: str, step: str, where: str, before: str, after: str, mask: Callable[[str], str] = str
+    ) -> None:
+        """A document at `where` was changed. If it is one to show, its sample has both texts through `mask`."""
+        flow = self.flows[source][step]
+        self._offer(flow.changed, step, where, lambda: {"where": where, **difference(before, after, mask)})
+
+    def total(self) -> dict[str, Flow]:
+        """The flows of all sources together, without samples. What a source has no step for passes it by."""
+        found, left = {}, {}
+        for step in merged([list(flows) for flows in self.flows.values()]):
+            found[step] = Flow()
+            for source, flows in self.flows.items():
+                if step in flows:
+                    found[step].merge(flows[step], samples=0)
+                    left[source] = flows[step].counts
+                else:
+                    passing = {f"{what}_{way}": left[source][f"{what}_out"] for what in WHAT for way in ("in", "out")}
+                    found[step].counts.update(passing)
+        return found
+
+    def _offer(self, held: list[tuple[str, dict]], step: str, where: str, sample: Callable[[], dict]) -> None:
+        place = draw(f"{step}\n{where}")
+        if len(held) < self.samples or (held and place < held[-1][0]):
+            held.append((place, sample()))
+            held.sort(key=_place)
+            del held[self.samples :]
+
+
+def merged(orders: list[list[str]]) -> list[str]:
+    """Every name of several lists once, each after those that come before it in the list where it is first met."""
+    found: list[str] = []
+    for order in orders:
+        place = 0
+        for name in order:
+            if name not in found:
+                found.insert(place, name)
+            place = found.index(name) + 1
+    return found
+
+
+def excerpt(text: str) -> str:
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
+
+
+def difference(before: str, after: str, mask: Callable[[str], str]) -> dict[str, str]:
+    """Both texts around their first difference, masked."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
+    begin = max(0, same - CONTEXT)
+    lead = "…" if begin else ""
+    return {"before": mask(lead + excerpt(before[begin:])), "after": mask(lead + excerpt(after[begin:]))}
+
+
+def table(report: dict) -> None:
+    """Print the funnel: a table a source, and one of all sources where there are several; lines in a log."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS, highlight=False, soft_wrap=False)
+    several = len(report["sources"]) > 1
+    for source in [*report["sources"], *([{"name": "all sources", **report["all"]}] if several else [])]:
+        grid = Table(title=source["name"], title_justify="left", box=None, pad_edge=False)
+        for name in ("step", "documents", "dropped", "", "bytes", "left", "why dropped; what changed"):
+            left = name in ("step", "why dropped; what changed")
+            grid.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+        read, *steps = source["steps"]
+        busy = [step for step in steps if step["changed"] or step["documents_out"] < step["documents_in"]]
+        for step in [read, *busy]:
+            grid.add_row(*_row(step, read["bytes_in"]))
+        console.print(grid)
+        idle = [step["step"] for step in steps if step not in busy]
+        console.print(f"nothing to do: {', '.join(idle)}\n" if idle else "")
+
+
+def _row(step: dict, read_bytes: int) -> list[str]:
+    dropped = step["documents_in"] - step["documents_out"]
+    why = [f"{reason} ({documents:,})" for reason, documents in list(step["reasons"].items())[:REASONS]]
+    if step["changed"]:
+        why.append(f"{step['changes']:,} {step['unit']} in {step['changed']:,} documents")
+    return [
+        step["step"],
+        f"{step['documents_out']:,}",
+        f"{dropped:,}" if dropped else "",
+        f"{dropped / step['documents_in']:.2%}" if dropped else "",
+        f"{step['bytes_out']:,}",
+        f"{step['bytes_out'] / read_bytes:.1%}" if read_bytes else "",
+        "; ".join(why),
+    ]
+
+
+def draw(name: str) -> str:
+    """Where `name` comes in the order that decides which samples are shown."""
+    return blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def _place(entry: tuple[str, dict]) -> str:
+    return entry[0]

@@ -1,0 +1,66 @@
+"""A text as a set of n-grams, each a 64-bit number: what near-duplicates and decontamination compare.
+
+A unit is a word (a run of letters and digits) where a script writes spaces between words, one character where it does
+not (Han, kana, Thai, Lao, Khmer, Burmese). Case, punctuation, white space and width (full or half) do not count.
+"""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+)
+CHARACTER = re.compile(rf"[{UNSPACED}]")
+UNIT = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses nothing; bits of the golden ratio
+
+
+def units_of(text: str) -> list[str]:
+    """The units of a text in order: `"The 5 G.中文"` → `the 5 g 中 文`."""
+    return UNIT.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def hashes_of(units: list[str]) -> np.ndarray:
+    """(units,) uint64, the lowest bit set where the unit is a character of an unspaced script."""
+    return np.fromiter(map(_hash, units), np.uint64, len(units))
+
+
+def grams_of(hashes: np.ndarray, words: int, characters: int) -> tuple[np.ndarray, np.ndarray]:
+    """(places, n-grams that begin there), each (grams,): `words` or `characters` units long, as the first unit is.
+
+    A place too near the end for a whole one has none: fewer than `words` units of English give no n-gram.
+    """
+    begins = (hashes & np.uint64(1)).astype(bool)
+    places, grams = [], []
+    for length, wanted in ((words, ~begins), (characters, begins)):
+        if wanted.any():
+            found = windows(hashes, length)
+            wanted = wanted[: len(found)]
+            places.append(np.flatnonzero(wanted))
+            grams.append(found[wanted])
+    return np.concatenate([np.empty(0, np.int64), *places]), np.concatenate([np.empty(0, np.uint64), *grams])
+
+
+def windows(hashes: np.ndarray, length: int) -> np.ndarray:
+    """(units - length + 1,) uint64: a hash of every `length` neighbouring units; empty if there are fewer."""
+    count = max(0, len(hashes) - length + 1)
+    return combined([hashes[offset : offset + count] for offset in range(length)])
+
+
+def combined(columns: list[np.ndarray]) -> np.ndarray:
+    """One uint64 hash for each row of several columns (n,)."""
+    found = np.full(len(columns[0]), len(columns), np.uint64)
+    for column in columns:
+        found *= MULTIPLIER
+        found ^= found >> np.uint64(29)
+        found += column
+    return found * MULTIPLIER ^ found >> np.uint64(32)
+
+
+@lru_cache(maxsize=1 << 17)
+def _hash(unit: str) -> int:
+    return xxh3_64_intdigest(unit.encode()) & ~1 | bool(CHARACTER.match(unit))

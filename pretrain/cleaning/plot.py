@@ -1,0 +1,107 @@
+"""The funnel as a picture: what each step took of each source, and how similar the nearest documents are."""
+
+from functools import cache
+from pathlib import Path
+
+from pretrain.cleaning.outcome import library
+
+SHOWN = 40  # sources; a longer list is in the report
+ROW, COLUMN = 0.34, 0.72  # inches
+TAKEN, STAYED = "#c44e52", "#4c72b0"
+
+
+def draw(report: dict, path: Path) -> None:
+    """Write the picture of a report as PNG."""
+    several = len(report["sources"]) > 1
+    rows = [*([{"name": "all sources", **report["all"]}] if several else []), *report["sources"][:SHOWN]]
+    steps = [step["step"] for step in report["all"]["steps"] if any(_lost(row, step["step"]) for row in rows)]
+    names = [_label(row["name"], number) for number, row in enumerate(rows, int(not several))]
+    high, wide = 1.9 + ROW * len(rows), max(8.0, 2.6 + COLUMN * len(steps))
+    # Figure, not pyplot: no window, no state of the process changes.
+    figure = library("matplotlib.figure").Figure(figsize=(wide, high + 3.2), dpi=130, layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=[high, 3.2])
+    _draw_losses(above, rows, names, steps)
+    _draw_similarities(below, report["near_duplicates"])
+    figure.savefig(path)
+
+
+def _draw_losses(axes, rows: list[dict], names: list[str], steps: list[str]) -> None:
+    """A row a source, a column a step: the share of the bytes that came to a step and did not leave it."""
+    colours = library("matplotlib.colors")
+    shares = [[_lost(row, step) for step in steps] for row in rows]
+    left = [row["steps"][-1]["bytes_out"] / max(1, row["steps"][0]["bytes_in"]) for row in rows]
+    norm = colours.SymLogNorm(linthresh=1e-3, vmin=0, vmax=1)  # a step that takes 0.1 % is to be seen
+    cells = [[*row, 0.0] for row in shares]
+    axes.imshow(cells, aspect="auto", cmap="OrRd", norm=norm)
+    for y, row in enumerate(shares):
+        for x, share in enumerate(row):
+            axes.text(x, y, _percent(share), ha="center", va="center", fontsize=7.5, color="w" if share > 0.3 else "k")
+        axes.text(len(steps), y, f"{left[y]:.1%}", ha="center", va="center", fontsize=8, weight="bold")
+    axes.set_xticks(range(len(steps) + 1), [*steps, "LEFT OF ALL"], rotation=40, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), names, fontfamily=_families("".join(names)))
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=8.5)
+    axes.spines[:].set_visible(False)
+    axes.set_title("bytes taken by each step, of those that came to it", fontsize=10, loc="left")
+
+
+def _draw_similarities(axes, near: dict) -> None:
+    """How many documents are how similar to the nearest of those they were compared with."""
+    bins, threshold = near["histogram"], near["threshold"]
+    width = bins[0]["to"] - bins[0]["from"]
+    middles = [bin_["from"] + width / 2 for bin_ in bins]
+    dropped = [bin_["dropped"] for bin_ in bins]
+    stayed = [bin_["documents"] - bin_["dropped"] for bin_ in bins]
+    axes.bar(middles, stayed, 0.9 * width, color=STAYED, label="stay")
+    axes.bar(middles, dropped, 0.9 * width, bottom=stayed, color=TAKEN, label="dropped as near-duplicates")
+    axes.axvline(threshold, color="k", linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 2 * max(1, *(bin_["documents"] for bin_ in bins)))
+    axes.set_xlim(0, 1)
+    axes.set_xticks([tenth / 10 for tenth in range(11)])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_ylabel("documents", fontsize=9)
+    axes.set_xlabel(
+        "estimated Jaccard similarity to the nearest document (report.json has a pair of each bin)", fontsize=9
+    )
+    axes.grid(axis="y", alpha=0.3)
+    axes.tick_params(labelsize=8.5)
+    axes.legend(fontsize=8.5, loc="upper left", frameon=False)
+    chance = 1 - (1 - 0.5 ** near["rows"]) ** near["bands"]
+    title = f"near-duplicates; of pairs at similarity 0.5 about {chance:.0%} were compared, fewer below"
+    axes.set_title(title, fontsize=10, loc="left")
+
+
+def _lost(row: dict, name: str) -> float:
+    step = next((step for step in row["steps"] if step["step"] == name), None)
+    return (step["bytes_in"] - step["bytes_out"]) / step["bytes_in"] if step and step["bytes_in"] else 0.0
+
+
+def _percent(share: float) -> str:
+    """As short as it can be told: "", "+3%" (a step that adds bytes), "<.01%", "0.15%", "12%"."""
+    if share == 0:
+        return ""
+    if abs(share) < 5e-5:
+        return "<.01%"
+    sign = "+" if share < 0 else ""
+    return f"{sign}{abs(share):.0%}" if abs(share) >= 0.0995 else f"{sign}{abs(share):.2%}"
+
+
+def _label(name: str, number: int) -> str:
+    """The name of a source, or its number where no font here can write it."""
+    return name if _families(name) else f"source {number}"
+
+
+@cache
+def _families(text: str) -> list[str]:
+    """Fonts of this machine that can write `text` together; none if there are not."""
+    manager, freetype = library("matplotlib.font_manager"), library("matplotlib.ft2font")
+    usual = "DejaVu Sans"  # comes with matplotlib
+    missing = {ord(char) for char in text} - set(freetype.FT2Font(manager.findfont(usual)).get_charmap())
+    if not missing:
+        return [usual]
+    for font in sorted(manager.fontManager.ttflist, key=lambda font: font.name):
+        # matplotlib's last resort has a box for every character.
+        if not font.name.startswith("Last Resort") and missing <= set(freetype.FT2Font(font.fname).get_charmap()):
+            return [usual, font.name]
+    return []
