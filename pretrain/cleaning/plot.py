@@ -1,9 +1,9 @@
 """The funnel as a picture: what each step took of each source, and how similar the nearest documents are."""
 
-from functools import cache
 from pathlib import Path
 
 from pretrain.cleaning.outcome import library
+from pretrain.fonts import families, label
 
 SHOWN = 40  # sources; a longer list is in the report
 ROW, COLUMN = 0.34, 0.72  # inches
@@ -15,13 +15,15 @@ def draw(report: dict, path: Path) -> None:
     several = len(report["sources"]) > 1
     rows = [*([{"name": "all sources", **report["all"]}] if several else []), *report["sources"][:SHOWN]]
     steps = [step["step"] for step in report["all"]["steps"] if any(_lost(row, step["step"]) for row in rows)]
-    names = [_label(row["name"], number) for number, row in enumerate(rows, int(not several))]
+    names = [label(row["name"], f"source {number}") for number, row in enumerate(rows, int(not several))]
     high, wide = 1.9 + ROW * len(rows), max(8.0, 2.6 + COLUMN * len(steps))
+    heights = [high, 3.2] if report["near_duplicates"] else [high]
     # Figure, not pyplot: no window, no state of the process changes.
-    figure = library("matplotlib.figure").Figure(figsize=(wide, high + 3.2), dpi=130, layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=[high, 3.2])
-    _draw_losses(above, rows, names, steps)
-    _draw_similarities(below, report["near_duplicates"])
+    figure = library("matplotlib.figure").Figure(figsize=(wide, sum(heights)), dpi=130, layout="constrained")
+    panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_losses(panels[0], rows, names, steps)
+    if report["near_duplicates"]:
+        _draw_similarities(panels[1], report["near_duplicates"])
     figure.savefig(path)
 
 
@@ -38,7 +40,7 @@ def _draw_losses(axes, rows: list[dict], names: list[str], steps: list[str]) -> 
             axes.text(x, y, _percent(share), ha="center", va="center", fontsize=7.5, color="w" if share > 0.3 else "k")
         axes.text(len(steps), y, f"{left[y]:.1%}", ha="center", va="center", fontsize=8, weight="bold")
     axes.set_xticks(range(len(steps) + 1), [*steps, "LEFT OF ALL"], rotation=40, ha="left", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), names, fontfamily=_families("".join(names)))
+    axes.set_yticks(range(len(rows)), names, fontfamily=families("".join(names)))
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=8.5)
     axes.spines[:].set_visible(False)
@@ -85,23 +87,3 @@ def _percent(share: float) -> str:
         return "<.01%"
     sign = "+" if share < 0 else ""
     return f"{sign}{abs(share):.0%}" if abs(share) >= 0.0995 else f"{sign}{abs(share):.2%}"
-
-
-def _label(name: str, number: int) -> str:
-    """The name of a source, or its number where no font here can write it."""
-    return name if _families(name) else f"source {number}"
-
-
-@cache
-def _families(text: str) -> list[str]:
-    """Fonts of this machine that can write `text` together; none if there are not."""
-    manager, freetype = library("matplotlib.font_manager"), library("matplotlib.ft2font")
-    usual = "DejaVu Sans"  # comes with matplotlib
-    missing = {ord(char) for char in text} - set(freetype.FT2Font(manager.findfont(usual)).get_charmap())
-    if not missing:
-        return [usual]
-    for font in sorted(manager.fontManager.ttflist, key=lambda font: font.name):
-        # matplotlib's last resort has a box for every character.
-        if not font.name.startswith("Last Resort") and missing <= set(freetype.FT2Font(font.fname).get_charmap()):
-            return [usual, font.name]
-    return []

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import TokenizerError
+from pretrain.fonts import families, label
 
 INCHES = (10, 4.2)
 DPI = 110
@@ -24,6 +25,10 @@ def write(path: Path, counts: dict[str, np.ndarray], lengths: dict[str, np.ndarr
     """
     from matplotlib.figure import Figure  # not pyplot: no display, no state
 
+    counts, lengths = (
+        {label(name, f"source {number}"): found for number, (name, found) in enumerate(part.items())}
+        for part in (counts, lengths)
+    )
     figure = Figure(figsize=INCHES, layout="constrained")
     frequency, length = figure.subplots(1, 2)
     for name, found in counts.items():
@@ -36,5 +41,5 @@ def write(path: Path, counts: dict[str, np.ndarray], lengths: dict[str, np.ndarr
     length.set(title="Entries by length", xlabel="characters", ylabel="entries", yscale="symlog")
     for axes in (frequency, length):
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(prop={"family": families("".join((*counts, *lengths)))})
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
