@@ -32,6 +32,7 @@ from pretrain.errors import TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
 from pretrain.tokenizer import files, plot, report
 from pretrain.tokenizer.adopting import ROLES, adopt
+from pretrain.tokenizer.encoding import Encoder, split
 from pretrain.tokenizer.extending import extend
 from pretrain.tokenizer.kinds import RESERVED, SPECIALS, Rules
 from pretrain.tokenizer.training import train
@@ -210,6 +211,7 @@ class Tokenizer:
         marks = [*self.specials.values(), *self.special_tokens.values(), *index["reserved"]]
         self.vocabulary = Vocabulary(engine, self.vocab_size, marks)
         self._engine = engine
+        self._encoder = Encoder(engine)
 
     def encode_batch(self, texts: list[str], special_tokens: bool = False) -> list[np.ndarray]:
         """Ids (int32) of each text with its template: `[CLS] … [SEP]` or `… <eod>`.
@@ -217,16 +219,25 @@ class Tokenizer:
         The string of a special token is text, unless `special_tokens` asks for the token.
         Raises TokenizerError for a lone surrogate, the one thing in a `str` that has no UTF-8.
         """
+        ids, lengths = self.encode_flat(texts, special_tokens)
+        return split(ids, lengths)
+
+    def encode_flat(self, texts: list[str], special_tokens: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The same ids one after another, (tokens,) int32, and how many each text has, (texts,) int64."""
         self._engine.encode_special_tokens = not special_tokens
         try:
-            encodings = self._engine.encode_batch_fast(texts)
-        except TypeError:  # what `tokenizers` says, without saying which text
+            return self._encoder.encode_flat(texts)
+        except (TypeError, UnicodeEncodeError):  # what is said without saying which text
             for number, text in enumerate(texts):
                 _check_scalar_values(text, number)
             raise
         finally:
             self._engine.encode_special_tokens = True
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    @property
+    def path(self) -> str:
+        """What encodes large batches, "fast" or "library"; the ids are the same."""
+        return self._encoder.path
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text without specials. If `lossless` the very text that was encoded, if the ids are all of it."""

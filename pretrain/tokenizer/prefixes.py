@@ -1,0 +1,179 @@
+"""The longest token that begins the rest of a word, for many words at once.
+
+A hash table holds prefixes of the tokens, and the longest one of a text is found by halving its length: Waldvogel et
+al. 1997, "Scalable High Speed IP Routing Lookups" (SIGCOMM), where the tokens are network prefixes. Texts are looked at
+in blocks of 7 bytes, so that a block and its length are one 64-bit key, compared exactly; most words of a text are
+tokens of one block, found at the first try.
+"""
+
+import numpy as np
+
+BLOCK = 7
+STEPS = (4, 2, 1)  # a search for a length up to BLOCK adds these in turn where the longer prefix is in the table
+MASK = np.array([(1 << 8 * size) - 1 for size in range(BLOCK + 1)], np.uint64)
+SIZE = np.array([size << 8 * BLOCK for size in range(BLOCK + 1)], np.uint64)
+PADDING = 8  # bytes that a buffer must have after its last word: a window is 8 bytes long
+
+# What is known of a prefix, in one int64: its state | the next state + 1 | its longest token + 1.
+STATE_BITS = 20
+STATE = (1 << STATE_BITS) - 1
+NONE = -1
+
+
+def _stations(size: int) -> list[int]:
+    """The prefixes by which the search comes to one of `size` bytes. A full block is tried before any search."""
+    found, stations = 0, []
+    for step in STEPS if size < BLOCK else ():
+        if found + step <= size:
+            found += step
+            stations.append(found)
+    return stations or [size]
+
+
+# PASSES[n]: the sizes whose search passes through a prefix of n bytes.
+PASSES = [[size for size in range(1, BLOCK + 1) if n in _stations(size)] for n in range(BLOCK + 1)]
+
+
+class Prefixes:
+    """A WordPiece vocabulary as bytes: tokens that begin words, tokens that continue them.
+
+    A prefix is named by its block (up to 7 bytes) and a state, the blocks before it: 0 nothing, at the beginning of a
+    word; 1 nothing, inside a word; others a full block that longer tokens go through.
+    """
+
+    def __init__(self, starts: dict[bytes, int], continuations: dict[bytes, int]):
+        first, second = sorted(starts), sorted(continuations)
+        # Tokens are known by their place here: the same one is longer at the beginning of a word, where `##` is text.
+        self._ids = np.array([*map(starts.get, first), *map(continuations.get, second), NONE], np.int32)
+        self._lengths = np.array([*map(len, first), *map(len, second), 0])
+        one = _table(first, 0, 0, 2)
+        two = _table(second, len(first), 1, 2 + len(one[4]))
+        keys, states, tokens, onward = (np.concatenate(pair) for pair in list(zip(one, two, strict=True))[:4])
+        ends = np.concatenate([[NONE, NONE], one[4], two[4]])  # longest token at each state
+        assert len(ends) <= STATE, (len(ends), STATE)
+        self._ends = (ends + 1) << 2 * STATE_BITS
+        bits = max(10, (4 * len(keys)).bit_length())  # at most a quarter full: a miss is known at once
+        self._shift = np.uint64(64 - bits)
+        self._keys = np.zeros(1 << bits, np.uint64)  # 0: empty, since a key has a size
+        self._known = np.zeros(1 << bits, np.int64)
+        self._fill(keys, states, states | (onward + 1) << STATE_BITS | (tokens + 1) << 2 * STATE_BITS)
+
+    def match(self, buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Cut the words `buffer[starts:ends]` into tokens; write the id of each into `ids` where it begins.
+
+        `buffer` (bytes + PADDING,) uint8, `starts` and `ends` (words,) int64, `ids` (bytes + PADDING,) int32. Returns
+        the places (some,) int64 where no token fits, at most one in a word; what was written for its word is void.
+        """
+        windows = np.ndarray(len(buffer) - PADDING + 1, "<u8", buffer, strides=(1,))
+        token_at = at = starts
+        end, state, stuck = ends, np.zeros(len(starts), np.int64), []
+        while len(at):
+            size = np.minimum(end - at, BLOCK)
+            window = windows[at]
+            known = self._find(window & MASK[size] | SIZE[size], state)
+            missed = np.flatnonzero(known < 0)
+            if len(missed):
+                known[missed] = self._search(window[missed], size[missed], state[missed])
+            token = (known >> 2 * STATE_BITS) - 1
+            onward = (known >> STATE_BITS & STATE) - 1
+            longer = (onward >= 0) & (end > at + BLOCK)  # a longer token is possible: look at the next block
+            lost = ~longer & (token < 0)
+            ids[token_at] = self._ids[token]  # where longer, for now
+            after = token_at + self._lengths[token]
+            live = longer | (after < end)
+            if lost.any():
+                stuck.append(at[lost])
+                live &= ~lost
+            live = np.flatnonzero(live)
+            longer, after, end = longer[live], after[live], end[live]
+            at = np.where(longer, at[live] + BLOCK, after)
+            token_at = np.where(longer, token_at[live], after)
+            state = np.where(longer, onward[live], 1)
+        return np.concatenate(stuck) if stuck else np.zeros(0, np.int64)
+
+    def _search(self, window: np.ndarray, limit: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """What is known of the longest prefix of `window` below `limit` bytes; of the state itself if there is none."""
+        size = np.zeros(len(window), np.int64)
+        best = self._ends[state]
+        for step in STEPS:
+            longer = size + step
+            known = self._find(window & MASK[longer] | SIZE[longer], state)
+            hit = np.flatnonzero((known >= 0) & (longer < limit))
+            size[hit] = longer[hit]
+            best[hit] = known[hit]
+        return best
+
+    def _find(self, keys: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """What is known of each (key, state), or NONE: (n,) int64."""
+        slots = self._slots(keys, states)
+        there = self._keys[slots]
+        result = np.full(len(keys), NONE)
+        same = np.flatnonzero(there == keys)
+        known = self._known[slots[same]]
+        result[same] = known
+        strange = same[known & STATE != states[same]]  # the same block after other blocks
+        result[strange] = NONE
+        rest = np.concatenate([np.flatnonzero((there != keys) & (there != 0)), strange])
+        slots = slots[rest]
+        while len(rest):
+            slots = (slots + 1) & (len(self._keys) - 1)
+            there, known = self._keys[slots], self._known[slots]
+            hit = (there == keys[rest]) & (known & STATE == states[rest])
+            result[rest[hit]] = known[hit]
+            more = np.flatnonzero(~hit & (there != 0))
+            rest, slots = rest[more], slots[more]
+        return result
+
+    def _fill(self, keys: np.ndarray, states: np.ndarray, known: np.ndarray) -> None:
+        slots = self._slots(keys, states)
+        while len(keys):
+            free = self._keys[slots] == 0
+            self._keys[slots[free]] = keys[free]
+            self._known[slots[free]] = known[free]  # the same one of several that want a slot: the last
+            more = (self._keys[slots] != keys) | (self._known[slots] != known)
+            keys, known, slots = keys[more], known[more], (slots[more] + 1) & (len(self._keys) - 1)
+
+    def _slots(self, keys: np.ndarray, states: np.ndarray) -> np.ndarray:
+        # Multiplication carries only upwards, so the high bytes are folded down first (without: chains of 21, with: 8).
+        mixed = (keys ^ keys >> np.uint64(29)) + states.view(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
+        return (mixed * np.uint64(0x9E3779B97F4A7C15) >> self._shift).view(np.int64)
+
+
+def _table(texts: list[bytes], place: int, root: int, fresh: int) -> tuple[np.ndarray, ...]:
+    """The prefixes that searches pass (keys, states, longest tokens, next states), and the longest token of new states.
+
+    `texts` are sorted, so those with a common prefix are neighbours and all are read one byte at a time. Tokens are
+    numbered from `place`, new states from `fresh`.
+    """
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    width = int(sizes.max(initial=0))
+    letters = np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), np.uint8).reshape(-1, width or 1)
+    state, best = np.full(len(texts), root), np.full(len(texts), NONE)
+    block = np.zeros(len(texts), np.uint64)
+    parts = np.arange(len(texts)) == 0  # this token from the one before it
+    rows, ends = [(np.zeros(0, np.uint64), *(np.zeros(0, np.int64),) * 3)], []
+    for depth in range(width):
+        inside = depth % BLOCK + 1
+        letter = letters[:, depth]
+        parts[1:] |= (letter[1:] != letter[:-1]) | (sizes[:-1] <= depth)
+        block |= letter.astype(np.uint64) << np.uint64(8 * (inside - 1))
+        live = np.flatnonzero(sizes > depth)
+        heads = parts[live]
+        group = np.cumsum(heads) - 1  # tokens with the same prefix
+        head = live[heads]
+        whole = sizes[live] == depth + 1
+        longest = best[head]
+        longest[group[whole]] = place + live[whole]
+        best[live] = longest[group]
+        onward = np.full(len(head), NONE)
+        key, before = block[head] | SIZE[inside], state[head]
+        if inside == BLOCK:
+            longer = np.unique(group[~whole])
+            onward[longer] = fresh + len(ends) + np.arange(len(longer))
+            ends.extend(longest[longer].tolist())
+            state[live] = onward[group]
+            block[:] = 0
+        wanted = np.zeros(len(head), bool)
+        wanted[group[np.isin(np.minimum(sizes[live] - depth + inside - 1, BLOCK), PASSES[inside])]] = True
+        rows.append((key[wanted], before[wanted], longest[wanted], onward[wanted]))
+    return *(np.concatenate(column) for column in zip(*rows, strict=True)), np.array(ends, np.int64)
