@@ -49,9 +49,7 @@ def mojibake(section: Mojibake, language: str) -> Callable[[str], Outcome]:
     ftfy = library("ftfy")
     badness = library("ftfy.badness")
     chinese = primary(language) == "zh"
-    level_1 = frozenset(
-        bytes([row, cell]).decode("gb2312", "ignore") for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF)
-    )
+    common = _repertoire("gb2312", LEVEL_1)
     # BADNESS_RE walks through 7 MB/s of English; without one of its telling characters it cannot match.
     kinds = (chars for kind, chars in badness.MOJIBAKE_CATEGORIES.items() if kind != "common")
     telling = re.compile(f"[{''.join(kinds)}]")
@@ -59,18 +57,27 @@ def mojibake(section: Mojibake, language: str) -> Callable[[str], Outcome]:
     def gbk_undone(line: str) -> str | None:
         for wrong in ("latin-1", "sloppy-windows-1252"):
             try:
-                fixed = line.encode(wrong).decode("gbk")
+                code = line.encode(wrong)
+                fixed = code.decode("gbk")
             except UnicodeError:
                 continue
-            common, foreign = sum(char in level_1 for char in fixed), sum(not char.isascii() for char in fixed)
-            if common >= 4 and common >= 0.7 * foreign:  # the rest: punctuation, rarer characters
+            if _is_utf_8(code):  # for ftfy: UTF-8 read twice as Latin-1 makes common characters too
+                return None
+            usual, foreign = sum(map(common.__contains__, fixed)), sum(not char.isascii() for char in fixed)
+            if usual >= 4 and usual >= 0.7 * foreign:  # the rest: punctuation, rarer characters
                 return fixed
         return None
 
     def repair(line: str) -> str:
-        if chinese and LATIN_PAIRS.search(line) and (fixed := gbk_undone(line)):
-            return fixed
-        return ftfy.fix_encoding(line) if badness.BADNESS_RE.search(line) else line
+        for _ in range(MIXED_UP):
+            before = line
+            if chinese and LATIN_PAIRS.search(line) and (fixed := gbk_undone(line)):
+                line = fixed
+            elif badness.BADNESS_RE.search(line):
+                line = ftfy.fix_encoding(line)
+            if line == before:
+                break
+        return line
 
     def apply(text: str) -> Outcome:
         if text.isascii() or not telling.search(text):
@@ -82,6 +89,15 @@ def mojibake(section: Mojibake, language: str) -> Callable[[str], Outcome]:
     return apply
 
 
+def _is_utf_8(code: bytes) -> bool:
+    try:
+        return bool(code.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
+
+
+LEVEL_1 = (0xB0, 0xD8)  # rows of GB2312 with its 3,755 common characters
+MIXED_UP = 3  # one line, several wrong encodings on top of each other
 LATIN_PAIRS = re.compile("[\xa1-\xff]{4}")
 
 
@@ -215,26 +231,41 @@ def _plain_spaces(line: str) -> str:
 
 # Chinese script
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+STANDARD = {"simplified": "gb2312", "traditional": "big5"}  # the characters of either script, those of both in both
+
 
 def script(section: Script, language: str) -> Callable[[str], Outcome]:
     """Chinese in one script by OpenCC; counts characters replaced. Off by default: it changes what the author wrote.
 
-    To simplified: `t2s`, or `tw2s`, `hk2s` where the source says zh-TW or zh-HK, since their standards write some
-    characters another way. Many to one, so safe. To traditional: `s2t`, one to many, chosen by words (头发 → 頭髮,
-    发展 → 發展) and not always right; for a vocabulary of both scripts convert to simplified. Words themselves are
-    not translated (软件 does not become 軟體). Text already in the wanted script stays as it is, but for the
-    variants OpenCC holds to be one.
+    To simplified: `t2s`, or `tw2s`, `hk2s` where the source says zh-TW or zh-HK, whose standards write some characters
+    another way. To traditional: `s2t`, one to many, by words (头发 → 頭髮, 发展 → 發展) and not always right; for one
+    vocabulary of both scripts convert to simplified. Words are not translated (软件 does not become 軟體).
+
+    A document stays as it is when conversion would touch only characters that its script has too. OpenCC alone would
+    spoil text that is simplified already: 乾清宫 → 干清宫, 打坏 → 打坯, and traditional text: 天后 → 天後.
     """
     if primary(language) != "zh":
-        raise ConfigError(f"only Chinese text has a {section.to} script, and a source is {language!r}", "use: [zh]")
-    region = {"tw": "tw2s", "mo": "hk2s", "hk": "hk2s"}
+        raise ConfigError("only Chinese has two scripts to choose from", f"a source is in {language!r}", "script: [zh]")
+    region = {"tw": "tw2s", "hk": "hk2s", "mo": "hk2s"}
     config = next((region[part] for part in language.lower().split("-") if part in region), "t2s")
     convert = library("opencc").OpenCC(config if section.to == "simplified" else "s2t").convert
+    han = "\n".join(map(chr, range(0x3400, 0xA000)))
+    own = _repertoire(STANDARD[section.to]).union(
+        convert(han)
+    )  # what conversion makes is never converted again: 薴 → 苧
 
     def apply(text: str) -> Outcome:
         if text.isascii():
             return Outcome(text)
-        new = convert(text)
-        return Outcome(new, replaced(text, new))
+        new = convert(SURROGATE.sub("\ufffd", text))  # OpenCC speaks UTF-8
+        foreign = any(old != char and old not in own for old, char in zip(text, new, strict=False))
+        return Outcome(new, replaced(text, new)) if foreign else Outcome(text)
 
     return apply
+
+
+def _repertoire(encoding: str, rows: tuple[int, int] = (0x81, 0xFF)) -> frozenset[str]:
+    """The characters that two bytes stand for in an encoding."""
+    pairs = (bytes([row, cell]) for row in range(*rows) for cell in range(0x40, 0xFF))
+    return frozenset(pair.decode(encoding, "ignore") for pair in pairs) - {""}

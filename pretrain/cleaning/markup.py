@@ -73,7 +73,7 @@ HIDDEN_END = {
     "script": re.compile(r"</script\s{0,9}>", re.IGNORECASE),
     "style": re.compile(r"</style\s{0,9}>", re.IGNORECASE),
 }
-CLOSING = re.compile(r"</([a-zA-Z][a-zA-Z0-9]{0,15})[\s>]")
+CLOSING = re.compile(r"</([a-zA-Z][a-zA-Z0-9]{0,15}|o:[a-z]{1,8})[\s>]")
 ENTITY = re.compile(
     r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,5}26);)*"
     r"(?P<name>#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[a-zA-Z][a-zA-Z0-9]{1,31};|nbsp(?![\w=;])|)"

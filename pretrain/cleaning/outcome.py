@@ -4,12 +4,14 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pretrain.config import NULL, Config
 from pretrain.errors import CorpusError
+
+Share = Annotated[float, Field(ge=0, le=1)]  # a fraction of something
 
 # ISO 639-3 codes that are Chinese too: BCP 47 lets `cmn-Hans` stand for `zh-Hans` (RFC 5646, section 4.1.2).
 CHINESE = {"zh", "cmn", "yue", "wuu", "lzh", "hak", "nan", "gan", "hsn", "cdo"}

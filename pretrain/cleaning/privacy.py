@@ -38,16 +38,22 @@ def pii(section: Pii, language: str) -> Callable[[str], Outcome]:
     gates = {gate for _, gate, _ in kinds}
 
     def apply(text: str) -> Outcome:
-        changes, passed = 0, {gate: gate.search(text) for gate in gates}  # 9 of 10 documents pass none
-        for placeholder, gate, patterns in kinds:
-            if not passed[gate]:
-                continue
-            for pattern, holds in patterns:
-                text, count = _masked(text, pattern, holds, placeholder)
-                changes += count
+        changes = 0
+        for _ in range(PASSES):
+            passed = {gate: gate.search(text) for gate in gates}  # 9 of 10 documents pass none
+            before = changes
+            for placeholder, gate, patterns in kinds:
+                for pattern, holds in patterns if passed[gate] else ():
+                    text, count = _masked(text, pattern, holds, placeholder)
+                    changes += count
+            if changes == before:
+                break
         return Outcome(text, changes)
 
     return apply
+
+
+PASSES = 6  # numbers written without a gap: what follows one that is masked was no number of its own before
 
 
 def _masked(text: str, pattern: re.Pattern, holds: Callable[[re.Match], bool], placeholder: str) -> tuple[str, int]:
@@ -72,14 +78,15 @@ EMAIL = re.compile(
     r"(?<![0-9A-Za-zÀ-ɏ._%+-])(?P<item>(?P<local>[0-9A-Za-zÀ-ɏ._%+-]{1,64})[@＠]"
     r"(?:[0-9A-Za-z](?:[0-9A-Za-z-]{0,61}[0-9A-Za-z])?\.){1,8}(?P<top>[A-Za-z]{2,24}))(?![0-9A-Za-z_@-])"
 )
-NOT_TOP_LEVEL = frozenset(  # file types and systemd units
-    ("png", "jpg", "jpeg", "gif", "svg", "webp", "bmp", "ico", "css", "js", "ts", "json", "xml", "yml", "yaml", "txt")
-    + ("md", "conf", "service", "socket", "target", "timer", "mount")
+# Top-level names that no mail goes to: file types and systemd units.
+NOT_TOP_LEVEL = re.compile(
+    r"png|jpe?g|gif|svg|webp|bmp|ico|css|js|ts|json|xml|ya?ml|txt|md|conf|service|socket|target|timer|mount",
+    re.IGNORECASE,
 )
 
 
 def _is_email(match: re.Match) -> bool:
-    return match["top"].lower() not in NOT_TOP_LEVEL and match["local"].lower() != "git"
+    return not NOT_TOP_LEVEL.fullmatch(match["top"]) and match["local"].lower() != "git"
 
 
 # IP addresses
@@ -103,7 +110,8 @@ def _is_public_ipv4(match: re.Match) -> bool:
     if sum(int(number) >= 10 for number in numbers) < 2:  # 1.2.3.4 is a section or a version, 8.8.8.8 nobody's home
         return False
     before = match.string[max(match.start() - 16, 0) : match.start()]
-    return ipaddress.ip_address(match["item"]).is_global and not NOT_AN_ADDRESS.search(before)
+    address = ipaddress.ip_address(match["item"])
+    return address.is_global and not address.is_multicast and not NOT_AN_ADDRESS.search(before)
 
 
 def _is_public_ipv6(match: re.Match) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from pretrain.cleaning.outcome import Outcome, Section, primary
+from pretrain.cleaning.outcome import Outcome, Section, Share, primary
 from pretrain.cleaning.repetition import duplicate_fractions
 from pretrain.cleaning.words import SENTENCE_END, UNSPACED, Units, ends_sentence, lines_of, stop_words, units_of
 from pretrain.config import Config
@@ -70,9 +70,9 @@ class WordQuality(Config):
     min_mean_word: Ratio = 3.0  # characters
     max_mean_word: Ratio = 10.0
     max_symbols_per_word: Ratio = 0.1  # of `#`, and of ellipses
-    max_bullet_lines: Ratio = 0.9  # of lines
-    max_ellipsis_lines: Ratio = 0.3
-    min_words_with_letter: Ratio = 0.8  # of words
+    max_bullet_lines: Share | None = 0.9  # of lines
+    max_ellipsis_lines: Share | None = 0.3
+    min_words_with_letter: Share | None = 0.8  # of words
     min_stop_words: Count = 2  # different ones
 
 
@@ -90,9 +90,9 @@ class ChineseQuality(Config):
     min_mean_clause: Ratio = 2.5  # characters
     max_mean_clause: Ratio = 30.0
     max_symbols_per_character: Ratio = 0.06
-    max_bullet_lines: Ratio = 0.9
-    max_ellipsis_lines: Ratio = 0.3
-    min_letters: Ratio = 0.6  # of characters; Chinese characters are letters
+    max_bullet_lines: Share | None = 0.9
+    max_ellipsis_lines: Share | None = 0.3
+    min_letters: Share | None = 0.6  # of characters; Chinese characters are letters
     min_stop_words: Count = 1
 
 
@@ -260,19 +260,19 @@ def _stays(line: str, section: C4, limits: WordLines | ChineseLines, units: Unit
 class WordPage(Config):
     """Penedo et al. 2024, arXiv:2406.17557, section 3.6: a document goes at these shares, not only beyond them."""
 
-    punctuated_lines: Ratio = 0.12  # of lines: this and fewer
-    duplicate_line_characters: Ratio = (
+    punctuated_lines: Share | None = 0.12  # of lines: this and fewer
+    duplicate_line_characters: Share | None = (
         0.1  # of characters: this and more (datatrove's default, 0.01, is not the paper's)
     )
-    short_lines: Ratio = 0.67  # of lines: this and more
+    short_lines: Share | None = 0.67  # of lines: this and more
     short_line_characters: int = 30  # a line below this is short
 
 
 class ChinesePage(WordPage):
     """FineWeb-2 (Penedo et al. 2025, arXiv:2506.20920) for Mandarin: 0.106, 0.1, and no rule of short lines."""
 
-    punctuated_lines: Ratio = 0.106
-    short_lines: Ratio = None
+    punctuated_lines: Share | None = 0.106
+    short_lines: Share | None = None
     short_line_characters: int = 10
 
 

@@ -2,28 +2,28 @@
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from pretrain.cleaning.outcome import Outcome, Section
+from pretrain.cleaning.outcome import Outcome, Section, Share
 from pretrain.cleaning.words import lines_of, units_of
 from pretrain.config import Config
 
-Fraction = float | None
-Fractions = dict[Annotated[int, Field(ge=2)], float]  # n-gram size → fraction
+Shares = dict[Annotated[int, Field(ge=2)], Share]  # by the size of the n-gram
 
 
 class WordRepetition(Config):
     """Table A1 of Rae et al. 2021: a document goes when a fraction is above its threshold; null: no such rule."""
 
-    duplicate_lines: Fraction = 0.30  # of lines
-    duplicate_paragraphs: Fraction = 0.30
-    duplicate_line_characters: Fraction = 0.20  # of characters, as all that follow
-    duplicate_paragraph_characters: Fraction = 0.20
-    top_ngrams: Fractions = Field({2: 0.20, 3: 0.18, 4: 0.16})
-    duplicate_ngrams: Fractions = Field({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+    duplicate_lines: Share | None = 0.30  # of lines
+    duplicate_paragraphs: Share | None = 0.30
+    duplicate_line_characters: Share | None = 0.20  # of characters, as all that follow
+    duplicate_paragraph_characters: Share | None = 0.20
+    top_ngrams: Shares = Field({2: 0.20, 3: 0.18, 4: 0.16})
+    duplicate_ngrams: Shares = Field({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
 
 
 class ChineseRepetition(WordRepetition):
@@ -35,8 +35,8 @@ class ChineseRepetition(WordRepetition):
     The thresholds of lines and paragraphs are as published for English.
     """
 
-    top_ngrams: Fractions = Field({4: 0.256, 6: 0.201, 8: 0.171})
-    duplicate_ngrams: Fractions = Field({10: 0.50, 12: 0.45, 14: 0.42, 16: 0.40, 18: 0.38, 20: 0.36})
+    top_ngrams: Shares = Field({4: 0.256, 6: 0.201, 8: 0.171})
+    duplicate_ngrams: Shares = Field({10: 0.50, 12: 0.45, 14: 0.42, 16: 0.40, 18: 0.38, 20: 0.36})
 
 
 class GopherRepetition(Section):
@@ -48,22 +48,23 @@ class GopherRepetition(Section):
 def gopher_repetition(section: GopherRepetition, language: str) -> Callable[[str], Outcome]:
     """Drop documents with much repetition: Rae et al. 2021, arXiv:2112.11446, appendix A.1.1, table A1.
 
-    A duplicate is what occurred before in the document: the second and later copies count, the first does not, and no
-    character counts twice (as in FineWeb's implementation). The top n-gram is the most frequent one, the earliest of
-    several, when it occurs at least twice. Lines are compared without the white space around them.
+    A duplicate is what occurred before in the document: the second and later copies count, the first does not (the
+    paper leaves it open, FineWeb's implementation counts so), and no character counts twice. The top n-gram is the most
+    frequent one, the earliest of several, when it occurs at least twice. Lines are compared without the white space
+    around them; spaces between words are no characters.
     """
     units = units_of(language, "gopher_repetition")
     limits = section.chinese if units == "chinese" else section.words
     split = _characters if units == "chinese" else _words
 
     def apply(text: str) -> Outcome:
-        reasons = (reason for rules in (_line_rules, _ngram_rules) for reason in rules(text, limits, split))
+        reasons = chain(_line_rules(text, limits), _ngram_rules(text, limits, split))
         return Outcome(text, dropped=next(reasons, None))
 
     return apply
 
 
-def _line_rules(text: str, limits: WordRepetition, _: Callable) -> Iterator[str]:
+def _line_rules(text: str, limits: WordRepetition) -> Iterator[str]:
     for name, pieces, of_pieces, of_characters in (
         ("line", lines_of(text), limits.duplicate_lines, limits.duplicate_line_characters),
         (
@@ -118,7 +119,7 @@ def _characters(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 def ngram_fractions(
     units: np.ndarray, lengths: np.ndarray, top: set[int], duplicate: set[int]
-) -> tuple[Fractions, Fractions]:
+) -> tuple[dict[int, float], dict[int, float]]:
     """Per n, the fraction of characters in the most frequent n-gram, and in n-grams that occurred before.
 
     N-grams are numbered by doubling: the one of size a + b at p is the pair of that of size a at p and that of size b

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 
 from pretrain.cleaning.outcome import Outcome, Section, library, primary
 from pretrain.errors import ConfigError
@@ -30,16 +31,25 @@ def stop_words_removed(section: StopWords, language: str) -> Callable[[str], Out
         return lambda text: _without_words(text, stop)
     jieba = library("jieba")
     jieba.setLogLevel(logging.WARNING)
-    tokenizer = jieba.Tokenizer()
+    # HMM: its search for unlisted words is quadratic where nothing is punctuated, and a stop word is always listed.
+    cut = partial(jieba.Tokenizer().lcut, HMM=False)
 
     def apply(text: str) -> Outcome:
-        pieces = tokenizer.lcut(text)
-        kept = [piece for piece in pieces if piece not in stop or not piece.isalpha()]
-        return Outcome("".join(kept), len(pieces) - len(kept))
+        count = 0
+
+        def replacement(run: re.Match) -> str:
+            nonlocal count
+            words = cut(run[0])
+            kept = [word for word in words if word not in stop]
+            count += len(words) - len(kept)
+            return "".join(kept)
+
+        return Outcome(HAN_RUN.sub(replacement, text), count)
 
     return apply
 
 
+HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af]+")
 WORD = re.compile(r"\w+(?:['’]\w+)*[ \t]?")
 
 

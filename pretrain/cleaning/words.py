@@ -18,8 +18,11 @@ CHINESE_STOP_WORDS = frozenset(
 )
 
 # A line that ends in one of these, brackets aside, is a sentence; a Chinese statute ends its items with ； and ：.
-LINE_END = {"words": ".!?\"'”’", "chinese": '。！？…；：”’」』.!?"'}
-SENTENCE_END = {"words": re.compile(r"[.!?…][\"'”’)\]]{0,3}(?=\s|$)"), "chinese": re.compile(r"[。！？…](?![。！？…])")}
+LINE_END = {"words": ".!?\"'”’»؟۔।॥።", "chinese": '。！？…；：”’」』.!?"'}
+SENTENCE_END = {
+    "words": re.compile(r"[.!?…؟۔।॥።][\"'”’)\]]{0,3}(?=\s|$)"),
+    "chinese": re.compile(r"[。！？…](?![。！？…])"),
+}
 CLOSING_BRACKETS = ")）】》]"
 
 Units = Literal["words", "chinese"]
