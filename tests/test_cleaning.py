@@ -34,6 +34,7 @@ def test_every_step_has_a_builder_and_runs_in_the_order_of_the_configuration():
     assert set(UNITS) < set(NAMES)
     everything = config(**dict.fromkeys(NAMES, "true"))
     assert [s.name for s in steps(everything, "zh")] == NAMES
+    assert [s.name for s in steps(everything, "en")] == [name for name in NAMES if name != "script"]
 
 
 def test_a_section_may_be_a_switch_or_a_list_of_languages():
@@ -57,7 +58,7 @@ def test_a_section_may_be_a_switch_or_a_list_of_languages():
             "en",
             "greater than or equal to 2",
         ),
-        ({"script": "true"}, "en", "only Chinese has two scripts"),
+        ({"script": ["en"]}, "en", "only Chinese has two scripts"),
         ({"language": ["tlh"]}, "tlh", "does not know 'tlh'"),
         ({"stopwords": "true"}, "tlh", "no list of stop words is known for 'tlh'"),
     ],
@@ -369,6 +370,9 @@ def test_look_alikes_are_not_masked(text, language):
 def test_each_kind_has_its_placeholder_and_can_be_left_alone():
     text = "a@b.com 8.8.100.100 13800138000"
     assert step("pii", email="<MAIL>", phone="null")(text) == Outcome("<MAIL> |||IP_ADDRESS||| 13800138000", 2)
+    assert step("pii", email="email@example.com")("a@b.com c@d.org") == Outcome(
+        "email@example.com email@example.com", 2
+    )
 
 
 # Stop words

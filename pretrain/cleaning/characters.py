@@ -23,8 +23,13 @@ class Control(Section):
 
 
 class Script(Section):
-    use: bool | list[str] = False  # it can only mean Chinese sources
+    """`use: true` means wherever the source is Chinese."""
+
+    use: bool | list[str] = False
     to: Literal["simplified", "traditional"] = "simplified"
+
+    def covers(self, language: str) -> bool:
+        return (primary(language) == "zh" or self.use is not True) and super().covers(language)
 
 
 def replaced(old: str, new: str) -> int:

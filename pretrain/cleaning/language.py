@@ -37,6 +37,9 @@ def language(section: Language, source: str) -> Callable[[str], Outcome]:
     letters, 33 Chinese characters) there is no verdict: of 747 English articles cut to 50 letters 7 score 0.65 in
     another language, cut to 100 none.
 
+    Of 25,447 articles of English Wikipedia 7 go, 5 of them mostly in another language; of 99,028 Chinese articles,
+    poems and statutes none.
+
     Mandarin, Cantonese and Wu count as one, and a text mostly in Chinese characters without kana or hangul is Chinese,
     of either script and any age, without asking the model. The model takes 120 MB a process.
     """

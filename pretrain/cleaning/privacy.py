@@ -61,7 +61,7 @@ def _masked(text: str, pattern: re.Pattern, holds: Callable[[re.Match], bool], p
 
     def replacement(match: re.Match) -> str:
         nonlocal count
-        if not holds(match):
+        if match["item"] == placeholder or not holds(match):  # FineWeb's placeholder is an address: email@example.com
             return match[0]
         count += 1
         return match[0][: match.start("item") - match.start()] + placeholder

@@ -109,8 +109,9 @@ CLAUSE = re.compile(r"\w+")
 def gopher_quality(section: GopherQuality, language: str) -> Callable[[str], Outcome]:
     """Drop documents that are not prose: Rae et al. 2021, arXiv:2112.11446, appendix A.1.1.
 
-    Words are what white space separates, as in Dolma's implementation. The eight stop words published are English;
-    other languages have lists of their own (`words.stop_words`), and where none is known that rule does not apply.
+    Words are what white space separates, as in Dolma's implementation. What is published is for English: other
+    languages have their own stop words (`words.stop_words`; where none are known that rule does not apply), and those
+    with long words (Finnish, Turkish) want a larger `max_mean_word`.
     """
     units = units_of(language, "gopher_quality")
     common = stop_words(language)
@@ -221,14 +222,12 @@ def c4(section: C4, language: str) -> Callable[[str], Outcome]:
         if section.curly_bracket and "{" in text:
             return Outcome(text, dropped="curly bracket")
         lines, changes = [], 0
-        for line in text.split("\n"):
-            kept = line.strip()
-            if kept and section.citations and "[" in kept:
-                kept = CITATION.sub("", kept).strip()
-            if kept and not _stays(kept, section, limits, units):
-                kept = None
-            changes += kept != line.strip()
-            lines += [] if kept is None else [kept]
+        for line in map(str.strip, text.split("\n")):
+            kept = CITATION.sub("", line).strip() if section.citations and "[" in line else line
+            stays = not kept or _stays(kept, section, limits, units)
+            changes += kept != line or not stays
+            if stays:
+                lines.append(kept)
         new = MANY_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
         reason = below("sentences", len(SENTENCE_END[units].findall(new)), limits.min_sentences)
         return Outcome(new if changes else text, changes, reason)
@@ -261,9 +260,7 @@ class WordPage(Config):
     """Penedo et al. 2024, arXiv:2406.17557, section 3.6: a document goes at these shares, not only beyond them."""
 
     punctuated_lines: Share | None = 0.12  # of lines: this and fewer
-    duplicate_line_characters: Share | None = (
-        0.1  # of characters: this and more (datatrove's default, 0.01, is not the paper's)
-    )
+    duplicate_line_characters: Share | None = 0.1  # of characters: this and more; datatrove's default is 0.01
     short_lines: Share | None = 0.67  # of lines: this and more
     short_line_characters: int = 30  # a line below this is short
 
