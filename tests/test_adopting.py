@@ -339,6 +339,27 @@ def test_ids_that_no_token_has_stay_unused(foreign, tmp_path):
     assert tokenizer.token_text(605) == adopted_text(foreign["gpt2"], last)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "vocab.txt"])
+def test_new_special_tokens_and_slots_come_behind_what_was_adopted(name, foreign, tmp_path):
+    place = foreign["gpt2"] if name == "gpt2" else vocab_txt(tmp_path / "vocab.txt")
+    plain = adopt(place, tmp_path / "plain")
+    more = adopt(place, tmp_path / "more", special_tokens=["<|user|>"], reserved=2, multiple_of=64)
+    size, slot = plain.vocab_size, "<unused{}>" if name == "gpt2" else "[unused{}]"
+    assert more.vocab_size % 64 == 0 and size + 3 <= more.vocab_size < size + 3 + 64
+    assert more.special_tokens["<|user|>"] == size
+    free = 0 if name == "gpt2" else 100  # the vocab.txt has [unused1] to [unused99]
+    numbers = [0, *range(free, 999)] if free else range(999)
+    rows = [more.token_text(token) for token in range(size + 1, more.vocab_size)]
+    assert rows == [slot.format(number) for number, _ in zip(numbers, rows, strict=False)]
+    text = "a<|user|>b <unused0>[unused0]"
+    assert more.encode_batch([text])[0].tolist() == plain.encode_batch([text])[0].tolist()
+    assert size in more.encode_batch([text], special_tokens=True)[0]
+    transformers = pytest.importorskip("transformers")
+    stock = transformers.AutoTokenizer.from_pretrained(more.folder)
+    assert stock(TEXTS, split_special_tokens=True)["input_ids"] == [row.tolist() for row in more.encode_batch(TEXTS)]
+    assert len(stock) == more.vocab_size and stock.convert_tokens_to_ids("<|user|>") == size
+
+
 def adopted_text(place: Path, token: str) -> str:
     return whole(place).decode([whole(place).token_to_id(token)])
 
@@ -442,6 +463,9 @@ ROWS = [
     ("case of a tokenizer.json", nothing_but("lowercase=true"), ["says itself how it normalises text", "remove lower"]),
     ("a size", nothing_but("vocab_size=100"), ["vocab_size = 100 contradicts adopt = ", "taken as it is"]),
     ("digits", nothing_but("digits=single"), ["digits = single contradicts adopt"]),
+    ("a token of its own", nothing_but("special_tokens=['<|endoftext|>']"), ["is a token already", "id 0 of"]),
+    ("a word of a vocab.txt", lambda folder: [f"adopt={vocab_txt(folder / 'vocab.txt')}", "special_tokens=[doc]"],
+     ["'doc' could not be told from text"]),
     ("two ways", nothing_but("extend=x"), ["adopt and extend are two ways"]),
     ("roles alone", nothing_but("adopt=null", "kind=byte", "vocab_size=600", "roles={{eod: x}}"),
      ["roles = {{'eod': 'x'}} is for adopted vocabularies"]),

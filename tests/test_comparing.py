@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pretrain import cli
 from pretrain import tokenizer as stage
 from pretrain.config import build
+from pretrain.corpus import Document
 from pretrain.tokenizer import TokenizerConfig, kinds
-from pretrain.tokenizer.comparing import CompareConfig, differences, frequent_words, overlap, run
+from pretrain.tokenizer.comparing import CompareConfig, counted, differences, overlap, run
 from pretrain.tokenizer.report import texts_of
 from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
 from tests.conftest import SAMPLE
@@ -107,7 +109,7 @@ def test_overlap_by_hand():
 
 def test_words_cut_differently_by_hand():
     a, b = wordpieces("low", "##est", "cat", "汉"), wordpieces("lo", "##w", "##est", "cat", "字")
-    found = differences({"a": a, "b": b}, [("cat", 5), ("lowest", 3), ("low", 4), ("汉", 1)])
+    found = differences({"a": a, "b": b}, Counter({"cat": 5, "lowest": 3, "low": 4, "汉": 1}))
     assert (found["looked_at"], found["cut_alike"]) == (13, 5 / 13)
     assert found["examples"] == [
         {"word": "low", "count": 4, "cuts": {"a": "low", "b": "lo·w"}},
@@ -120,16 +122,15 @@ def test_a_character_of_several_tokens_is_shown_once():
     symbols = sorted(kinds.byte_of_symbol())
     seeds = [*kinds.SPECIALS["byte"].values(), *symbols, *("‿" + c for c in symbols)]
     byte = vocabulary_of(kinds.build(seeds, kinds.Rules("byte")))
-    found = differences({"byte": byte, "other": wordpieces("龘")}, [("龘", 1)])
+    found = differences({"byte": byte, "other": wordpieces("龘")}, Counter(["龘"]))
     assert found["examples"][0]["cuts"] == {"byte": "龘×3", "other": "龘"}
 
 
-def test_frequent_words_are_runs_of_letters_and_short_runs_of_han(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"low low, x2y 汉字。{'长' * 9} {n}" for n in range(400)), encoding="utf-8")
-    words = frequent_words("text", stage.open_corpus(text))
-    held = words[1][1]
-    assert words == [("low", 2 * held), ("x", held), ("y", held), ("汉字", held)] and held > 0
+def test_words_are_runs_of_letters_and_short_runs_of_han():
+    document = Document(f"low low, x2y 汉字。{'长' * 9} é\u0301t", "made", "en", "heldout", "nowhere")
+    words = Counter()
+    assert list(counted([document, document], words)) == [document, document]
+    assert words == {"low": 4, "x": 2, "y": 2, "汉字": 2, "é\u0301t": 2}
 
 
 # What is refused

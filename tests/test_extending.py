@@ -187,7 +187,7 @@ ROWS = [
     ("no room for characters", ["vocab_size=1210"], ["too small for the alphabet", "1200 old tokens", "alphabet_min"]),
     ("no size", ["vocab_size=null"], ["vocab_size is missing"]),
     ("another kind", ["kind=byte"], ["kind = byte contradicts extend = ", "which has its own", "remove kind"]),
-    ("other rules", ["lowercase=false"], ["lowercase = False contradicts extend"]),
+    ("other rules", ["lowercase=false"], ["lowercase = false contradicts extend"]),
     ("other digits", ["digits=single"], ["digits = single contradicts extend"]),
     ("a token of the parent", ["special_tokens=['[DOC]']"], ["'[DOC]' is a token already", "id 5 of"]),
     ("an old slot", ["special_tokens=['[unused1]']"], ["'[unused1]' is a token already"]),

@@ -99,7 +99,7 @@ def test_rates_by_hand():
     """Ten tokens: play ##ing [UNK] , 20 ##24 汉 [UNK] a ##b; the words are playing zzz ab."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", ",", "20", "##24", "汉", "a", "##b"]
     vocabulary = vocabulary_of(kinds.build(tokens, kinds.Rules("bert", True, True)))
-    measured = report.measure(vocabulary, documents("Playing zzz, 2024\n汉龘 ab"))
+    (measured,) = report.measure([vocabulary], documents("Playing zzz, 2024\n汉龘 ab"))
     rates = report.rates(measured)["overall"]
     assert (rates["tokens"], rates["words"], rates["han"], rates["numbers"]) == (10, 3, 2, 1)
     assert rates["tokens_per_word"] == 5 / 3
@@ -122,20 +122,33 @@ def test_a_token_over_several_han_characters_counts_once():
     symbol = {number: c for c, number in kinds.byte_of_symbol().items()}
     word = "".join(symbol[b] for b in "中国".encode())
     vocabulary = vocabulary_of(kinds.build([*seeds, word], kinds.Rules("byte")))
-    rates = report.rates(report.measure(vocabulary, documents("中国人，中国")))["overall"]
+    (measured,) = report.measure([vocabulary], documents("中国人，中国"))
+    rates = report.rates(measured)["overall"]
     assert rates["tokens_per_han"] == (1 + 3 + 1) / 5
-    entries = report.report(vocabulary, report.measure(vocabulary, documents("中国")))["entries"]
+    entries = report.report(vocabulary, measured)["entries"]
     assert (entries["han_words"], entries["marks"], entries["parts_of_characters"]) == (1, 3, 256)
 
 
 def test_text_of_nothing_but_control_characters_has_no_rates(capsys):
     tokens = [*kinds.SPECIALS["bert"].values(), "a"]
     vocabulary = vocabulary_of(kinds.build(tokens, kinds.Rules("bert")))
-    made = report.report(vocabulary, report.measure(vocabulary, documents("\x01\x02")))
+    made = report.report(vocabulary, *report.measure([vocabulary], documents("\x01\x02")))
     assert made["heldout"]["overall"]["tokens"] == 0
     assert made["heldout"]["overall"]["unknown_rate"] is None
     report.show("x", {"vocab_size": 6, **made})
     assert "– characters a token, – unknown" in capsys.readouterr().out
+
+
+def test_a_long_document_is_measured_in_stretches_that_cut_no_word(trained, monkeypatch):
+    held = [document for document in open_corpus(SAMPLE).documents(("heldout",)) if document.source == "kjv"]
+    for tokenizer in trained.values():
+        (whole,) = report.measure([tokenizer.vocabulary], held)
+        with monkeypatch.context() as patch:
+            patch.setattr(report, "BATCH_CHARACTERS", 100)
+            (cut,) = report.measure([tokenizer.vocabulary], held)
+        assert cut.characters == whole.characters
+        assert report.rates(cut) == report.rates(whole)
+    assert list(report._pieces("")) == [""]
 
 
 # The vocabulary

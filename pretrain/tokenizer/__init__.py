@@ -14,6 +14,9 @@ the symbols down as WordPieces. The trainer of `tokenizers` is not used: it give
 (upstream issue 1794). The same text and settings give the same tokenizer.json here, byte for byte, whatever the
 order of the documents, the thread count or the hash seed: counts do not depend on order, and ties are broken by the
 strings.
+
+A vocabulary made elsewhere can be adopted, whatever its model (adopting.py): it gets one of the two templates and is
+then `bert` or `byte` by it. One of ours can be extended (extending.py).
 """
 
 import platform
@@ -40,18 +43,18 @@ from pretrain.tokenizer.vocabulary import Vocabulary
 
 MADE_BY = "python launch/tokenizer.py CONFIG.yaml"
 
-# What is set only when a vocabulary is trained, adopted or extended; every other key is for all three.
+# The keys that make the result, and the ways to a vocabulary that take them.
 KEYS = {
     "kind": ("train", "adopt"),
     "vocab_size": ("train", "extend"),
-    "multiple_of": ("train", "extend"),
+    "multiple_of": ("train", "adopt", "extend"),
     "lowercase": ("train", "adopt"),
     "strip_accents": ("train", "adopt"),
     "digits": ("train",),
     "width": ("train",),
     "alphabet_min_count": ("train", "extend"),
-    "special_tokens": ("train", "extend"),
-    "reserved": ("train", "extend"),
+    "special_tokens": ("train", "adopt", "extend"),
+    "reserved": ("train", "adopt", "extend"),
     "roles": ("adopt",),
 }
 RULES = tuple(field.name for field in fields(Rules))
@@ -64,7 +67,7 @@ class TokenizerConfig(Config):
     out: str
     kind: Literal["bert", "byte"] | None = None  # an adopted one's is seen from its special tokens
     vocab_size: int | None = Field(None, gt=0)  # at most; a small corpus has fewer merges to offer
-    multiple_of: int = Field(1, gt=0)  # vocab_size is rounded up to one; reserved slots fill what merges leave
+    multiple_of: int = Field(1, gt=0)  # the size is one: vocab_size is rounded up, reserved slots fill what is left
 
     lowercase: bool | None = None  # bert only, default true
     strip_accents: bool | None = None  # bert only, default as lowercase, as BERT has it: é becomes e
@@ -93,7 +96,7 @@ class TokenizerConfig(Config):
                     "adopt": f"contradicts adopt = {self.adopt}, which is taken as it is:",
                     "extend": f"contradicts extend = {self.extend}, which has its own:",
                 }[self.way]
-                raise ValueError(f"{key} = {value} {reason} remove {key}")
+                raise ValueError(f"{key} = {_said(value)} {reason} remove {key}")
         for key in ("kind", "vocab_size"):
             if getattr(self, key) is None and self.way in KEYS[key] and self.way != "adopt":
                 raise ValueError(f"{key} is missing" + (" (or adopt, or extend)" if key == "kind" else ""))
@@ -104,8 +107,8 @@ class TokenizerConfig(Config):
         for key, kept in (("lowercase", False), ("strip_accents", False), ("width", "keep"), ("alphabet_min_count", 1)):
             value = getattr(self, key)
             if self.kind == "byte" and value not in (kept, None):
-                said = str(value).lower()
-                raise ValueError(f"{key} = {said} contradicts kind = byte, which keeps every character: remove {key}")
+                reason = f"contradicts kind = byte, which keeps every character: remove {key}"
+                raise ValueError(f"{key} = {_said(value)} {reason}")
         return self
 
     @model_validator(mode="after")
@@ -156,11 +159,11 @@ def run(config: TokenizerConfig) -> dict:
     with publish(Path(config.out), "tokenizer", TokenizerError) as folder:
         made = {"train": train, "adopt": adopt, "extend": extend}[config.way](config, corpus)
         vocabulary = made.vocabulary
-        measured = report.measure(vocabulary, corpus.documents(("heldout",)))
+        measured, *before = report.measure([vocabulary, *made.parents], corpus.documents(("heldout",)))
         found = {"kind": made.kind, "vocab_size": vocabulary.size, "vocab_size_asked": config.vocab_size}
         found |= made.report | report.report(vocabulary, measured, made.words, made.characters)
-        if made.parent:
-            found["parent"] = report.rates(report.measure(made.parent, corpus.documents(("heldout",))))
+        if before:
+            found["parent"] = report.rates(before[0])
         files.write(folder, made)
         write_json(folder / "report.json", found)
         if config.plot:
@@ -275,6 +278,11 @@ def open_tokenizer(folder: Path | str) -> Tokenizer:
     engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     engine.encode_special_tokens = True  # not stored in tokenizer.json: "[SEP]" in a corpus is five characters
     return Tokenizer(engine, index, folder)
+
+
+def _said(value: object) -> str:
+    """As YAML has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_scalar_values(text: str, number: int) -> None:

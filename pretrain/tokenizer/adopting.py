@@ -1,13 +1,14 @@
 """A vocabulary made elsewhere, taken as it is: a `vocab.txt` of BERT's, any `tokenizer.json`, or a folder with one.
 
-Ids and tokens stay; the template becomes ours, `[CLS] … [SEP]` or `… <eod>`, and whatever would make two encodings of
-a text differ from what training sees is switched off: truncation, padding, the dropout of merges.
+Ids and tokens stay, new ones come behind; the template becomes ours, `[CLS] … [SEP]` or `… <eod>`, and whatever would
+make an encoding shorter, longer or random is switched off: truncation, padding, the dropout of merges.
 """
 
 import itertools
 import json
 import random
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from pretrain.corpus import Corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import INDEX, digest
 from pretrain.tokenizer.kinds import PREFIX, SPECIALS, WORD_CHARACTERS, Rules, build, is_reserved, template
-from pretrain.tokenizer.training import Made
+from pretrain.tokenizer.training import Made, check_special_tokens, free_slots
 from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ def adopt(config: "TokenizerConfig", corpus: Corpus) -> Made:
     if kind == "byte":
         roles.setdefault("pad", roles["eod"])  # training pads nothing, so it never sees one
     _make_special(engine, roles)
+    rules = rules_of(engine, roles) if kind == "bert" else None
+    if rules:  # a vocab.txt does not tell special tokens from others
+        check_special_tokens(config.special_tokens, rules)
+    _append(config, kind, engine)
     specials = {role: engine.token_to_id(roles[role]) for role in SPECIALS[kind] if role in roles}
     engine.post_processor = template(kind, {role: (roles[role], token) for role, token in specials.items()})
     engine.encode_special_tokens = True
@@ -71,7 +76,7 @@ def adopt(config: "TokenizerConfig", corpus: Corpus) -> Made:
     return Made(
         vocabulary=vocabulary,
         kind=kind,
-        rules=rules_of(engine, roles) if kind == "bert" else None,
+        rules=rules,
         specials=specials,
         special_tokens={engine.id_to_token(token): token for token in others},
         reserved=sorted(reserved),
@@ -226,6 +231,20 @@ def _make_special(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> None:
     """Make the tokens special that were ordinary rows; the others keep their flags."""
     special = {added.content for added in engine.get_added_tokens_decoder().values() if added.special}
     new = [token for token in dict.fromkeys(roles.values()) if token not in special]
+    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
+
+
+def _append(config: "TokenizerConfig", kind: str, engine: tokenizers.Tokenizer) -> None:
+    """New special tokens and reserved slots behind all others, until the size is the multiple that is asked for."""
+    known = engine.get_vocab()
+    for token in config.special_tokens:
+        if token in known:
+            raise TokenizerError(
+                f"special_tokens: {token!r} is a token already", f"id {known[token]} of {config.adopt}"
+            )
+    size = max(known.values()) + 1 + len(config.special_tokens) + config.reserved
+    slots = islice(free_slots([*known, *config.special_tokens], kind), config.reserved + -size % config.multiple_of)
+    new = [*config.special_tokens, *slots]
     engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
 
 

@@ -7,13 +7,14 @@ index.json    written last
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from pydantic import field_validator
 
 from pretrain.config import Config
-from pretrain.corpus import Corpus, open_corpus
+from pretrain.corpus import Document, open_corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import digest, publish, write_index, write_json
 from pretrain.tokenizer import open_tokenizer, plot, report
@@ -51,8 +52,10 @@ def run(config: CompareConfig) -> dict:
     known = {name: vocabulary_at(place) for name, place in config.vocabularies.items()}
     vocabularies = {name: vocabulary for name, (vocabulary, _) in known.items()}
     with publish(Path(config.out), "compare", TokenizerError) as folder:
-        words = frequent_words(config.corpus, corpus)
-        measured = {name: report.measure(v, corpus.documents(("heldout",))) for name, v in vocabularies.items()}
+        words: Counter[str] = Counter()
+        documents = counted(corpus.documents(("heldout",)), words)
+        measured = dict(zip(vocabularies, report.measure(list(vocabularies.values()), documents), strict=True))
+        _check_heldout(config.corpus, next(iter(measured.values())))
         texts = {name: report.texts_of(vocabulary) for name, vocabulary in vocabularies.items()}
         found = {
             "vocabularies": {
@@ -130,34 +133,29 @@ def _by_text(texts: dict[int, str | None], counts: np.ndarray) -> Counter[str]:
 # Words
 
 
-def frequent_words(name: str, corpus: Corpus) -> list[tuple[str, int]]:
-    """The most frequent words and short runs of Han of the held-out text, with their counts."""
-    words: Counter[str] = Counter()
-    empty = True
-    for document in corpus.documents(("heldout",)):
+def counted(documents: Iterable[Document], words: Counter[str]) -> Iterator[Document]:
+    """The same documents; their words and short runs of Han are counted in `words`."""
+    for document in documents:
         words.update(report.words_in(document.text, LONGEST_HAN))
-        empty = False
-    if empty:
-        remedy = "add documents, or set heldout_fraction in a recipe.yaml"
-        raise CorpusError("vocabularies are compared on held-out documents", f"{name} has none", remedy)
-    return sorted(words.items(), key=lambda item: (-item[1], item[0]))[:DISTINCT_WORDS]
+        yield document
 
 
-def differences(vocabularies: dict[str, Vocabulary], words: list[tuple[str, int]]) -> dict:
+def differences(vocabularies: dict[str, Vocabulary], words: Counter[str]) -> dict:
     """How many running words all vocabularies cut alike, and the ones whose cuts differ by the most tokens.
 
-    A word is looked at behind a space, as most stand.
+    The most frequent words are looked at, each behind a space, as most stand.
     """
-    cuts = {name: _cuts(vocabulary, [word for word, _ in words]) for name, vocabulary in vocabularies.items()}
+    often = sorted(words.items(), key=lambda item: (-item[1], item[0]))[:DISTINCT_WORDS]
+    cuts = {name: _cuts(vocabulary, [word for word, _ in often]) for name, vocabulary in vocabularies.items()}
     alike, differing = 0, []
-    for number, (word, count) in enumerate(words):
+    for number, (word, count) in enumerate(often):
         each = {name: cut[number] for name, cut in cuts.items()}
         sizes = [len(cut) for cut in each.values()]
         if len({tuple(cut) for cut in each.values()}) == 1:
             alike += count
         else:
             differing.append(((min(sizes) - max(sizes)) * count, word, count, each))
-    total = sum(count for _, count in words)
+    total = sum(count for _, count in often)
     return {
         "looked_at": total,
         "cut_alike": alike / total if total else None,
@@ -222,3 +220,9 @@ def _show_words(examples: list[dict], names: list[str]) -> None:
     for example in examples:
         shown.add_row(f"{example['word']} {example['count']:,}", *(example["cuts"][name] for name in names))
     report.console().print(shown)
+
+
+def _check_heldout(name: str, measured: report.Measured) -> None:
+    if not measured.tallies:
+        remedy = "add documents, or set heldout_fraction in a recipe.yaml"
+        raise CorpusError("vocabularies are compared on held-out documents", f"{name} has none", remedy)

@@ -59,7 +59,7 @@ def extend(config: "TokenizerConfig", corpus: Corpus) -> Made:
         report=report,
         identity={"parent": parent.fingerprint},
         recorded={"parent": config.extend},
-        parent=parent.vocabulary,
+        parents=(parent.vocabulary,),
     )
 
 
@@ -81,6 +81,9 @@ def _check(config: "TokenizerConfig", parent: "Tokenizer") -> None:
             f"{config.extend} has {parent.vocab_size:,} already: vocab_size counts them too",
             f"set vocab_size above {parent.vocab_size}",
         )
+    if parent.kind == "byte" and config.alphabet_min_count > 1:
+        said = f"alphabet_min_count = {config.alphabet_min_count} contradicts a parent of kind byte"
+        raise TokenizerError(said, f"{config.extend} has all 256 bytes already", "remove alphabet_min_count")
     for token in config.special_tokens:
         number = parent.vocabulary.engine.token_to_id(token)
         if number is not None:

@@ -7,10 +7,9 @@ digits, and Chinese is counted by the character, as it writes no spaces. A token
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from pretrain.progress import progress
 from pretrain.tokenizer import plot
 from pretrain.tokenizer.vocabulary import Vocabulary
 
-BATCH_DOCUMENTS = 64
+BATCH_CHARACTERS = 1 << 20  # 300 bytes a token while their places are looked at
 LETTER, HAN, DIGIT = 1, 2, 3
 # Han characters by block (Unicode 16): unified ideographs, extensions A to I, compatibility ideographs, 〇.
 HAN_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
@@ -37,9 +36,9 @@ WORDS_LOOKED_AT = 500_000
 
 @dataclass(frozen=True)
 class Measured:
-    """What a text gave: `parts` are documents of one source and language."""
+    """What a text gave."""
 
-    tallies: dict[tuple[str, str], Counter]
+    tallies: dict[tuple[str, str], Counter]  # of each source and language
     tokens: dict[str, np.ndarray]  # source → (V,) how often each token was produced
     characters: Counter[str]
 
@@ -48,29 +47,59 @@ class Measured:
         return sum(self.tokens.values())
 
 
-def measure(vocabulary: Vocabulary, documents: Iterable[Document]) -> Measured:
-    """Encode `documents` and count; the template's tokens are not counted."""
-    tallies: dict[tuple[str, str], Counter] = defaultdict(Counter)
-    tokens: dict[str, np.ndarray] = {}
+def measure(vocabularies: Sequence[Vocabulary], documents: Iterable[Document]) -> list[Measured]:
+    """Encode `documents` with each vocabulary and count, in one pass; the template's tokens are not counted.
+
+    Memory: BATCH_CHARACTERS of text and its tokens, however long a document is.
+    """
     characters: Counter[str] = Counter()
-    documents = iter(documents)
+    found = [Measured({}, {}, characters) for _ in vocabularies]
     with progress("measuring", "held-out documents") as advance:
-        while batch := list(islice(documents, BATCH_DOCUMENTS)):
-            texts = [document.text for document in batch]
-            encodings = vocabulary.engine.encode_batch(texts, add_special_tokens=False)
-            for document, encoding in zip(batch, encodings, strict=True):
-                ids = np.array(encoding.ids, dtype=np.int64)
-                spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-                tallies[document.source, document.language].update(tally(document.text, ids, spans, vocabulary.unknown))
-                counts = tokens.setdefault(document.source, np.zeros(vocabulary.size, dtype=np.int64))
-                counts += np.bincount(ids, minlength=vocabulary.size)
-                characters.update(document.text)
-            advance(len(batch))
-    return Measured(dict(tallies), tokens, characters)
+        for batch in _batches(documents):
+            texts = [piece for _, piece, _ in batch]
+            for vocabulary, measured in zip(vocabularies, found, strict=True):
+                encodings = vocabulary.engine.encode_batch(texts, add_special_tokens=False)
+                for (document, piece, first), encoding in zip(batch, encodings, strict=True):
+                    ids = np.array(encoding.ids, dtype=np.int64)
+                    spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+                    counted = measured.tallies.setdefault((document.source, document.language), Counter())
+                    counted.update(tally(piece, ids, spans, vocabulary.unknown), documents=int(first))
+                    empty = np.zeros(vocabulary.size, dtype=np.int64)
+                    measured.tokens.setdefault(document.source, empty)[:] += np.bincount(ids, minlength=vocabulary.size)
+            for text in texts:
+                characters.update(text)
+            advance(sum(first for _, _, first in batch))
+    return found
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[Document, str, bool]]]:
+    """(document, a piece of it, whether it is the first) of about BATCH_CHARACTERS together."""
+    batch, size = [], 0
+    for document in documents:
+        for number, piece in enumerate(_pieces(document.text)):
+            batch.append((document, piece, number == 0))
+            size += len(piece)
+            if size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A document, or the stretches of a long one, cut before white space where there is some: ` the` is a word."""
+    begin = 0
+    while len(text) - begin > BATCH_CHARACTERS:
+        stop = begin + BATCH_CHARACTERS
+        end = max(text.rfind("\n", begin, stop), text.rfind(" ", begin, stop))
+        end = end if end > begin else stop
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
 
 
 def tally(text: str, ids: np.ndarray, spans: np.ndarray, unknown: int | None) -> Counter:
-    """Counts of one document: `spans` (T, 2) are the characters that each of its tokens `ids` (T,) covers."""
+    """Counts of a text: `spans` (T, 2) are the characters that each of its tokens `ids` (T,) covers."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     kinds = classes()[np.minimum(points, LAST_LETTER)]  # (C,)
     begins, ends = spans[:, 0], spans[:, 1]
@@ -78,7 +107,6 @@ def tally(text: str, ids: np.ndarray, spans: np.ndarray, unknown: int | None) ->
     written = _covered(begins[known], ends[known], len(points))
     ascii_, han = (points >= 0x21) & (points < 0x7F), kinds == HAN
     found = Counter(
-        documents=1,
         characters=len(points),
         bytes=len(text.encode("utf-8")),
         tokens=len(ids),

@@ -36,7 +36,7 @@ class Made:
     report: dict
     words: Counter[str] | None = None  # of the train text, those that were learned from
     characters: set[str] = frozenset()  # of the train text, as normalised
-    parent: Vocabulary | None = None
+    parents: tuple[Vocabulary, ...] = ()  # what it extends: measured beside it
 
 
 def train(config: "TokenizerConfig", corpus: Corpus) -> Made:
