@@ -94,7 +94,7 @@ def test_the_same_comparison_is_the_same_folder(compared, places, tmp_path, caps
     ]
     assert fingerprints[0] == fingerprints[1]
     said = capsys.readouterr().out
-    assert "bert and byte share" in said and "cut alike by all" in said and "en bpe" in said
+    assert "bert and byte share" in said and "cut alike by all" in said and "en: bpe" in said
 
 
 def test_overlap_by_hand():

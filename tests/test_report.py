@@ -166,7 +166,7 @@ def test_coverage_counts_what_can_be_written(trained):
             assert cover["ascii"]["running"] == cover["han"]["running"] == 1
         else:
             rows = {tokenizer.token_text(token) for token in range(tokenizer.vocab_size)}
-            assert cover["han"]["written"] == len({c for c in report._han(held_text()) if c in rows})
+            assert cover["han"]["written"] == len({c for c in report.han_in(held_text()) if c in rows})
             assert 0.95 < cover["han"]["running"] < 1
 
 

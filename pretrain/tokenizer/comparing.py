@@ -24,7 +24,7 @@ from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
 
 DISTINCT_WORDS = 50_000  # of the held-out text, the most frequent, are looked at for different cuts
 LONGEST_HAN = 8  # characters: a longer run is a sentence, not a word
-EXAMPLES = 15
+EXAMPLES = 10
 
 
 class CompareConfig(Config):
@@ -156,12 +156,15 @@ def differences(vocabularies: dict[str, Vocabulary], words: Counter[str]) -> dic
         else:
             differing.append(((min(sizes) - max(sizes)) * count, word, count, each))
     total = sum(count for _, count in often)
+    differing.sort(key=lambda item: item[:2])
+    letters = [item for item in differing if not report.han_in(item[1])][:EXAMPLES]
+    han = [item for item in differing if report.han_in(item[1])][:EXAMPLES]
     return {
         "looked_at": total,
         "cut_alike": alike / total if total else None,
         "examples": [
             {"word": word, "count": count, "cuts": {name: "·".join(cut) for name, cut in each.items()}}
-            for _, word, count, each in sorted(differing, key=lambda item: item[:2])[:EXAMPLES]
+            for _, word, count, each in letters + han
         ],
     }
 
@@ -195,7 +198,9 @@ def show(found: dict) -> None:
     for label, part in parts.items():
         for name, said in each.items():
             heldout = said["heldout"]
-            rows[f"{label} {name}".strip()] = heldout["overall"] if part == "overall" else heldout["languages"][part]
+            rows[f"{label}: {name}" if label else name] = (
+                heldout["overall"] if part == "overall" else heldout["languages"][part]
+            )
     report.table("held-out text", rows)
     for name, said in each.items():
         dead, cover = said["dead"]["heldout"]["tokens"], said["coverage"]["gb2312_level_1"]

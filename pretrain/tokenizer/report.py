@@ -236,11 +236,11 @@ def _coverage(vocabulary: Vocabulary, measured: Measured, train: Iterable[str]) 
     overall = sum(measured.tallies.values(), Counter())
     kinds = {
         "ascii": measured.characters.keys() & ASCII,
-        "han": _han(measured.characters),
+        "han": han_in(measured.characters),
         "gb2312_level_1": _gb2312(),
     }
     if train:
-        kinds["han_of_train"] = _han(train)
+        kinds["han_of_train"] = han_in(train)
     found = {}
     for name, characters in kinds.items():
         found[name] = {"characters": len(characters), "written": len(written(vocabulary, characters))}
@@ -262,7 +262,8 @@ def written(vocabulary: Vocabulary, characters: Iterable[str]) -> set[str]:
     return found
 
 
-def _han(characters: Iterable[str]) -> set[str]:
+def han_in(characters: Iterable[str]) -> set[str]:
+    """The Han characters among them."""
     return {c for c in characters if classes()[min(ord(c), LAST_LETTER)] == HAN}
 
 
