@@ -735,6 +735,16 @@ def test_an_earlier_result_survives_a_failed_run_and_yields_to_a_good_one(tmp_pa
     assert not (second.folder / "vocab.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "way"), [("bert", "train"), ("byte", "train"), ("adopt", "adopt"), ("extend", "extend")]
+)
+def test_the_sample_configurations_are_the_three_ways(name, way, tmp_path):
+    config = load(TokenizerConfig, ROOT / "configs" / "sample" / f"tokenizer-{name}.yaml")
+    assert config.way == way
+    (tmp_path / "resolved.yaml").write_text(dump(config), encoding="utf-8")
+    assert load(TokenizerConfig, tmp_path / "resolved.yaml") == config
+
+
 BAD = [
     ("no kind", ["kind=null"], ["kind is missing (or adopt, or extend)"]),
     ("no size", ["vocab_size=null"], ["vocab_size is missing"]),
