@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pretrain import cleaning
 from pretrain.cleaning import CleanConfig, run
 from pretrain.cleaning.steps import StepsConfig
 from pretrain.config import build
@@ -115,7 +116,7 @@ def test_a_cleaned_corpus_can_be_cleaned_again(tmp_path):
 
 def test_the_sample_is_cleaned_by_its_configuration(tmp_path):
     out = tmp_path / "clean"
-    command = [sys.executable, "launch/clean.py", "configs/sample/clean.yaml", f"out={out}", "workers=2"]
+    command = [sys.executable, "launch/clean.py", "configs/sample/clean.yaml", f"out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "poems" in done.stdout
@@ -242,7 +243,8 @@ def test_the_side_does_not_depend_on_the_steps(tmp_path):
 def evaluated(tmp_path: Path, items: list[str], texts: list[str], **values) -> tuple[list[str], dict]:
     evaluation = file(tmp_path, "evaluation.jsonl", "".join(json.dumps({"text": item}) + "\n" for item in items))
     corpus = made(tmp_path / "corpus", *[english(f"o{n}") for n in range(20)], *texts)
-    left, report = cleaned(corpus, decontaminate={"files": [str(evaluation)]}, **values)
+    wanted = {"files": [str(evaluation)], **values.pop("decontaminate", {})}
+    left, report = cleaned(corpus, decontaminate=wanted, **values)
     return left[20:], report
 
 
@@ -259,7 +261,7 @@ def test_a_document_with_an_ngram_of_an_evaluation_item_goes(tmp_path, make, len
     sample = report["sources"][0]["steps"][1]["dropped_samples"][0]
     assert sample["ngram"] == shared
     assert sample["item"] == {"file": str(tmp_path / "evaluation.jsonl"), "where": "evaluation.jsonl, line 2"}
-    counts = report["decontamination"][str(tmp_path / "evaluation.jsonl")]
+    counts = report["decontamination"]["files"][str(tmp_path / "evaluation.jsonl")]
     assert counts["items by n-gram"] == 2
     assert (counts["items found"], counts["documents dropped"]) == (1, 1)
 
@@ -274,8 +276,33 @@ def test_short_items_are_looked_for_whole_and_very_short_ones_not_at_all(tmp_pat
     ]
     left, report = evaluated(tmp_path, [whole, tiny, "十二个字不是二十个字"], texts)
     assert left == texts[1:]
-    counts = report["decontamination"][str(tmp_path / "evaluation.jsonl")]
+    counts = report["decontamination"]["files"][str(tmp_path / "evaluation.jsonl")]
     assert (counts["items whole"], counts["items too short"], counts["items found"]) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("share, left", [(0, []), (0.2, [0]), (0.5, [0, 1]), (1, [0, 1])])
+def test_the_share_says_how_much_of_an_item_a_document_must_have(tmp_path, share, left):
+    """The item has 100 words and so 88 n-grams; of those the documents have 10 %, 40 %, and all."""
+    words = english("item", 100)[:-1].split()
+    texts = [f"{english(n)} {' '.join(words[:size])} {english(-n)}" for n, size in ((1, 21), (2, 47), (3, 100))]
+    found, report = evaluated(tmp_path, [english("other", 100), " ".join(words)], texts, decontaminate={"share": share})
+    assert found == [texts[n] for n in left]
+    bins = report["decontamination"]["histogram"]
+    assert [round(bin["from"] * 20) for bin in bins if bin["documents"]] == [2, 7, 19]
+    assert sum(bin["dropped"] for bin in bins) == 3 - len(left)
+    assert [bin["example"]["where"] for bin in bins if bin["documents"]] == [f"s.jsonl, line {n}" for n in (21, 22, 23)]
+    samples = report["sources"][0]["steps"][1]["dropped_samples"]
+    assert {round(sample["share"], 3) for sample in samples} == {round(n / 88, 3) for n in (9, 35, 88)[len(left) :]}
+
+
+def test_an_item_that_shares_its_ngrams_with_others_is_counted_for_itself(tmp_path):
+    words = english("item", 60)[:-1].split()
+    items = [" ".join(words[:40]), " ".join(words), " ".join(words[20:])]
+    _, report = evaluated(tmp_path, items, [" ".join(words[18:])])
+    sample = report["sources"][0]["steps"][1]["dropped_samples"][0]
+    assert sample["item"]["where"] == "evaluation.jsonl, line 3"
+    assert sample["share"] == 1
+    assert sample["ngram"] == " ".join(words[20:33])
 
 
 def test_evaluation_items_are_found_in_documents_that_a_step_changed(tmp_path):
@@ -431,7 +458,7 @@ def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_bytes(corpus, refe
 
 
 def done(work: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in work.glob("*/*.done")}
+    return {path.name: path.stat().st_mtime_ns for path in work.glob("pieces-*/*.done")}
 
 
 def has_pieces(work: Path, count: int) -> bool:
@@ -453,8 +480,17 @@ def test_pieces_of_other_settings_are_not_taken(corpus, reference, tmp_path, mon
     first = done(work)
     assert first
     interrupted(monkeypatch, config(corpus, out, **values))
-    assert len(list(work.glob("*/*.done"))) == len(first)  # those of the other settings are gone
+    assert len(list(work.glob("pieces-*/*.done"))) == len(first)  # those of the other settings are gone
     run(config(corpus, out, **values))
+    assert published(out) == reference
+
+
+def test_a_run_that_is_interrupted_while_it_writes_goes_on(corpus, reference, tmp_path, monkeypatch):
+    out, work = tmp_path / "out", tmp_path / ".out.work"
+    interrupted(monkeypatch, config(corpus, out, **settings(corpus)), after=2, function="write_part")
+    assert not out.exists()
+    assert len(done(work)) > 20
+    run(config(corpus, out, **settings(corpus)))
     assert published(out) == reference
 
 
@@ -472,21 +508,19 @@ def test_a_file_that_is_added_leaves_the_finished_pieces_alone(corpus, tmp_path,
     assert first.items() <= done(work).items()
 
 
-def interrupted(monkeypatch, values: CleanConfig, after: int = 5) -> None:
-    """Ctrl-C after some pieces."""
-    from pretrain import cleaning
+def interrupted(monkeypatch, values: CleanConfig, after: int = 5, function: str = "clean_chunk") -> None:
+    """Ctrl-C after some pieces, or parts."""
+    results = []
 
-    pieces = []
-
-    def clean_chunk(job, chunk):
-        if len(pieces) == after:
+    def work(*arguments):
+        if len(results) == after:
             raise KeyboardInterrupt
-        pieces.append(real(job, chunk))
-        return pieces[-1]
+        results.append(real(*arguments))
+        return results[-1]
 
-    real = cleaning.clean_chunk
+    real = getattr(cleaning, function)
     with monkeypatch.context() as patch:
-        patch.setattr(cleaning, "clean_chunk", clean_chunk)
+        patch.setattr(cleaning, function, work)
         with pytest.raises(KeyboardInterrupt):
             run(values)
 

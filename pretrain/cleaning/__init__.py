@@ -13,7 +13,7 @@ What a run has finished when it is killed lies in a folder `.NAME.work` beside `
 not done again. The output is the same, byte for byte, for any number of workers and after any interruption.
 
 Memory: first pass about 60 MB a worker for libraries and four times CHUNK_BYTES for each of AHEAD chunks; second pass
-100 bytes a document and more for near-duplicates (duplicates.py); evaluation texts 12 bytes an n-gram.
+110 bytes a document and more for near-duplicates (duplicates.py); evaluation texts 12 bytes an n-gram.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from pydantic import Field
 
 from pretrain import folders
 from pretrain.cleaning import contamination, plot
-from pretrain.cleaning.contamination import Decontaminate, Evaluated
+from pretrain.cleaning.contamination import Decontaminate, Evaluated, Found
 from pretrain.cleaning.duplicates import Duplicates, Near, bands_of
 from pretrain.cleaning.funnel import READ, Flow, Funnel, table
 from pretrain.cleaning.outcome import Step
@@ -61,7 +61,6 @@ from pretrain.progress import progress
 FORMAT = 1
 LIBRARIES = ("ftfy", "py3langid", "opencc", "jieba", "stopwordsiso", "datasketch", "xxhash", "numpy")
 REPORT, PLOT = "report.json", "funnel.png"
-EVALUATION = "evaluation"  # in the work folder
 
 
 class CleanConfig(Config):
@@ -99,14 +98,14 @@ def run(config: CleanConfig) -> dict:
             written = _third_pass(job, folder, parts, config.workers)
         funnel = cleaned.funnel
         if evaluated:
-            for flows in funnel.flows.values():
-                evaluated.name(flows[CONTAMINATION].dropped)
+            for flow in (flows[CONTAMINATION] for flows in funnel.flows.values()):
+                flow.dropped = [(place, evaluated.named(sample)) for place, sample in flow.dropped]
         count(funnel, rows, verdict, picked, written.excerpts, names)
         funnel.merge(written.funnel)
         report = {
             "sources": [_source(source, funnel, cleaned.skipped, written) for source in corpus.recipe.sources],
             "all": {"steps": _listed(funnel.total()), "written": _sides(written.sides.values())},
-            "decontamination": evaluated and evaluated.report(cleaned.items),
+            "decontamination": evaluated and evaluated.report(cleaned.found, config.decontaminate.share),
             "near_duplicates": _near(config.duplicates.near, verdict, picked, written.excerpts),
         }
         _check(report["all"]["steps"], config)
@@ -124,7 +123,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
     try:
         yield work
     except BaseException:
-        finished = len(list(work.glob("*/*.done")))
+        finished = len(list(work.glob("pieces-*/*.done")))
         if finished:
             print(f"{finished:,} finished pieces are kept in {work}: start again to go on from there", file=sys.stderr)
         else:
@@ -135,47 +134,51 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluated | None]:
     """What the processes have to know, and the evaluation texts. Pieces that other settings left are removed."""
-    sources = corpus.recipe.sources
+    sources, near = corpus.recipe.sources, config.duplicates.near
     # Made here too, although processes make their own: a missing library ends the run before there is work.
     chains = {source.language: steps(config.steps, source.language) for source in sources}
-    shutil.rmtree(work / EVALUATION, ignore_errors=True)
-    evaluated = None
+    evaluated = evaluation = None
     if config.decontaminate.files:
+        aside = work / "evaluation"
+        shutil.rmtree(aside, ignore_errors=True)
         variants = [partial(_applied, chain) for chain in chains.values()]
-        evaluated = contamination.prepare(config.decontaminate, variants, work / EVALUATION)
+        evaluated = contamination.prepare(config.decontaminate, variants, aside)
+        evaluation = work / f"evaluation-{evaluated.digest[:16]}"
+        shutil.rmtree(evaluation, ignore_errors=True)
+        aside.rename(evaluation)
     settings = {
         "format": FORMAT,
         "steps": config.steps.model_dump(mode="json"),
-        "decontaminate": evaluated and evaluated.digest,
-        "near": [*config.duplicates.near.model_dump().values(), bands_of(config.duplicates.near)],
+        "decontaminate": evaluated and [evaluated.digest, config.decontaminate.share],
+        "near": [near.use, near.permutations, near.units, bands_of(near)],  # the threshold is for later
         "paragraphs": config.duplicates.paragraphs.model_dump(),
-        "documents": config.duplicates.documents,
         "samples": config.samples,
         "heldout_fraction": corpus.recipe.heldout_fraction,
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in sources],
         "versions": {**_versions(), "code": _code()},
     }
-    folder = work / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    folder = work / f"pieces-{digest[:16]}"
     for other in work.glob("*"):
-        if other.name not in (folder.name, EVALUATION):
+        if other not in (folder, evaluation):
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".*.tmp"):
         left.unlink()
-    evaluation = work / EVALUATION if evaluated else None
-    return Job(corpus, config.steps, config.duplicates, evaluation, config.samples, folder), evaluated
+    share = config.decontaminate.share
+    return Job(corpus, config.steps, config.duplicates, evaluation, share, config.samples, folder), evaluated
 
 
 def _first_pass(job: Job, chunk_bytes: int, workers: int) -> tuple[list[Piece], Cleaned]:
-    """The pieces in order, and what all of them add to the report. Raises CorpusError for a corpus of no document."""
+    """The pieces in order, and what all of them add to the report."""
     pieces = []
-    total = Cleaned(Piece("", 0, 0), job.funnel(), Skipped(), Counter())
+    total = Cleaned(Piece("", 0, 0), job.funnel(), Skipped(), Found())
     with progress("cleaning", unit="documents") as advance:
         for cleaned in ordered(partial(clean_chunk, job), job.corpus.chunks(chunk_bytes), workers):
             pieces.append(cleaned.piece)
             total.funnel.merge(cleaned.funnel)
             total.skipped.merge(cleaned.skipped)
-            total.items.update(cleaned.items)
+            total.found.merge(cleaned.found)
             advance(sum(flows[READ].counts["documents_in"] for flows in cleaned.funnel.flows.values()))
     if total.skipped:
         print(total.skipped.line(), file=sys.stderr)
@@ -203,7 +206,7 @@ def _third_pass(job: Job, folder: Path, parts: list[Part], workers: int) -> Writ
     """Write every part; what all of them add to the report."""
     total = Written(job.funnel(), {}, {})
     with progress("writing", unit="files", total=len(parts)) as advance:
-        for written in ordered(partial(write_part, job, folder), parts, workers):
+        for written in ordered(partial(write_part, job, folder), parts, max(1, min(workers, len(parts)))):
             total.funnel.merge(written.funnel)
             total.excerpts.update(written.excerpts)
             for source, sides in written.sides.items():
@@ -259,7 +262,9 @@ def _sides(sources: Iterable[dict[str, Counter[str]]]) -> dict[str, dict[str, in
     return {side: dict(counts) for side, counts in total.items()}
 
 
-def _near(near: Near, verdict: Verdict, picked: Picked, excerpts: dict) -> dict:
+def _near(near: Near, verdict: Verdict, picked: Picked, excerpts: dict) -> dict | None:
+    if not near.use:
+        return None
     bands, rows = bands_of(near)
     settings = {"threshold": near.threshold, "permutations": near.permutations, "bands": bands, "rows": rows}
     return {**settings, "crowded": verdict.near.crowded, "histogram": histogram(verdict, picked, excerpts)}

@@ -8,8 +8,8 @@ Near-duplicates: MinHash (Broder 1997) of n-grams of 5 units, banded for localit
 Crawl. Unlike theirs, every candidate is verified: a document goes only if its estimated Jaccard similarity to one that
 stays reaches the threshold, so that a chain of ever less similar copies is not cut at one end for the other.
 
-Memory: 40 bytes a document, 16 more for each of its bands that another document shares, 24 a paragraph. Signatures (4
-bytes a permutation and 8 a band, per document) stay on disk, mapped.
+Memory: 110 bytes a document, 30 more for each of its bands (21 by default) that another document shares, and 70 a
+paragraph. Signatures (4 bytes a permutation and 8 a band, per document) stay on disk, mapped.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from pydantic import Field
 from xxhash import xxh3_64_intdigest
 
 from pretrain.cleaning.grams import combined, hashes_of, units_of, windows
-from pretrain.cleaning.outcome import library
+from pretrain.cleaning.outcome import Section, library
 from pretrain.config import Config
 
 SEED = 1  # of the permutations
@@ -34,19 +34,19 @@ EMPTY = np.uint64(2**32 - 1)  # every number of the signature of a text without 
 NO_KEY = np.uint64(2**64 - 1)
 
 
-class Near(Config):
+class Near(Section):
     """Near-duplicates: a document goes when its Jaccard similarity to an earlier one is estimated ≥ `threshold`.
 
     The estimate has a standard deviation of sqrt(J (1 - J) / permutations): 0.035 at 0.8 with 128.
     """
 
-    use: bool = True
+    use: bool = True  # for every language
     threshold: float = Field(0.8, ge=0.5, le=1)
     permutations: int = Field(128, ge=16, le=1024)
     units: int = Field(5, ge=1)  # words, or characters of Chinese, in an n-gram
 
 
-class Paragraphs(Config):
+class Paragraphs(Section):
     """Exact duplicates by paragraph (a line): later copies go, and a document of which none that long is left."""
 
     use: bool = False
@@ -68,7 +68,7 @@ class Twins:
     first: np.ndarray  # int64
     nearest: np.ndarray  # int64
     similarity: np.ndarray  # float32, estimated
-    crowded: int  # buckets with more documents that stay than are compared
+    crowded: int  # buckets that were full: CROWD documents stay in each, and others were not compared with more
 
     @classmethod
     def none(cls, rows: int) -> "Twins":
@@ -147,10 +147,10 @@ def near_twins(signatures: np.ndarray, keys: np.ndarray, priority: np.ndarray, n
     """
     twins = Twins.none(len(signatures))
     places, buckets = _shared_buckets(keys, priority)
-    room = np.minimum(np.bincount(buckets), CROWD)
-    begin = np.r_[0, np.cumsum(room)]
-    staying = np.empty(begin[-1], np.int64)  # places in `priority`, bucket by bucket
-    filled = np.zeros(len(room), np.int64)
+    room = np.minimum(np.bincount(buckets), CROWD).astype(np.uint8)
+    begin = np.cumsum(room, dtype=np.int64) - room
+    staying = np.empty(int(room.sum(dtype=np.int64)), np.int32)  # places in `priority`, bucket by bucket
+    filled = np.zeros(len(room), np.uint8)
     for low, high in _runs(places):
         row, mine = priority[places[low]], buckets[low:high]
         candidates = np.unique(np.concatenate([staying[begin[b] : begin[b] + filled[b]] for b in mine]))
@@ -170,17 +170,18 @@ def near_twins(signatures: np.ndarray, keys: np.ndarray, priority: np.ndarray, n
 
 
 def _shared_buckets(keys: np.ndarray, priority: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(places in `priority`, their buckets), each (memberships,), by place: the buckets that hold two or more."""
-    places, buckets, count = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    """(places in `priority`, their buckets), each (memberships,) int32, by place: of buckets that hold two or more."""
+    places, buckets, count = [np.empty(0, np.int32)], [np.empty(0, np.int32)], 0
     for band in keys:
         values = np.asarray(band[priority])
         order = np.argsort(values, kind="stable")
         values = values[order]
         begins = _begins(values)
         shared = (~begins | np.r_[~begins[1:], False]) & (values != NO_KEY)
-        places.append(order[shared])
-        buckets.append(count + np.cumsum(begins[shared]) - 1)
+        places.append(order[shared].astype(np.int32))
+        buckets.append((count + np.cumsum(begins[shared]) - 1).astype(np.int32))
         count += int(begins[shared].sum())
+    assert max(count, keys.shape[1]) < 2**31, (count, keys.shape)
     places, buckets = np.concatenate(places), np.concatenate(buckets)
     order = np.argsort(places, kind="stable")
     return places[order], buckets[order]

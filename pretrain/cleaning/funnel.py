@@ -60,6 +60,14 @@ class Funnel:
         self.flows = {source: {step: Flow() for step in names} for source, names in steps.items()}
         self.samples = samples
 
+    def trimmed(self) -> "Funnel":
+        """Without the flows that nothing came to: what a process sends of a recipe of many sources."""
+        counted = {
+            source: {s: flow for s, flow in flows.items() if flow.counts} for source, flows in self.flows.items()
+        }
+        self.flows = {source: flows for source, flows in counted.items() if flows}
+        return self
+
     def merge(self, other: "Funnel") -> None:
         for source, flows in other.flows.items():
             for step, flow in flows.items():

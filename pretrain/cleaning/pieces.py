@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.cleaning.contamination import Evaluation
+from pretrain.cleaning.contamination import Evaluation, Found
 from pretrain.cleaning.duplicates import (
     Duplicates,
     band_keys,
@@ -42,7 +42,7 @@ CONTAMINATION, EXACT, NEAR, PARAGRAPHS = (
     "near-duplicates",
     "duplicate paragraphs",
 )
-SHARED = "it has an n-gram of an evaluation item"
+SHARED = "it has n-grams of an evaluation item"
 VERDICT = ("stays", "repeated", "shown")  # (rows,), (paragraphs,), (rows,) bool: what the whole corpus decided
 PIECE_LEVEL, PART_LEVEL = 1, 3  # of zstd
 
@@ -55,6 +55,7 @@ class Job:
     steps: StepsConfig
     duplicates: Duplicates
     evaluation: Path | None
+    share: float  # of an evaluation item that a document must have to go
     samples: int
     folder: Path
 
@@ -88,7 +89,7 @@ class Cleaned:
     piece: Piece
     funnel: Funnel
     skipped: Skipped
-    items: Counter[int]  # evaluation item → documents dropped for it
+    found: Found  # of evaluation texts
 
 
 def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
@@ -97,27 +98,27 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
     done = job.folder / f"{key}.done"
     if done.exists():
         return pickle.loads(done.read_bytes())
-    funnel, skipped, items = job.funnel(), Skipped(), Counter()
+    funnel, skipped, found = job.funnel(), Skipped(), Found()
     numbers = _Numbers(job)
     zstandard = library("zstandard")
     text = BytesIO()
     with zstandard.ZstdCompressor(PIECE_LEVEL).stream_writer(text, closefd=False) as writer:
         for document in job.corpus.read(chunk, skipped):
-            cleaned = _clean(job, document, funnel, items)
+            cleaned = _clean(job, document, funnel, found)
             if cleaned is not None:
                 numbers.add(document, cleaned)
                 writer.write(_line({**asdict(document), "text": cleaned}))
     arrays = BytesIO()
     np.savez(arrays, **numbers.arrays())
-    cleaned = Cleaned(Piece(key, len(numbers.hashes), len(numbers.paragraphs)), funnel, skipped, items)
+    cleaned = Cleaned(Piece(key, len(numbers.hashes), len(numbers.paragraphs)), funnel.trimmed(), skipped, found)
     for name, data in ((f"{key}.jsonl.zst", text.getbuffer()), (f"{key}.npz", arrays.getbuffer())):
         _write(job.folder / name, data)
     _write(done, pickle.dumps(cleaned))
     return cleaned
 
 
-def _clean(job: Job, document: Document, funnel: Funnel, items: Counter[int]) -> str | None:
-    """The cleaned text of a document; None: a step dropped it. Counted in `funnel`, its evaluation item in `items`."""
+def _clean(job: Job, document: Document, funnel: Funnel, found: Found) -> str | None:
+    """The cleaned text of a document; None: a step dropped it. Counted in `funnel` and `found`."""
     text, size, heldout = document.text, len(document.text.encode()), document.side == "heldout"
     flows = funnel.flows[document.source]
     flows[READ].count(heldout, size, size)
@@ -137,11 +138,12 @@ def _clean(job: Job, document: Document, funnel: Funnel, items: Counter[int]) ->
         text, size = outcome.text, left
     if job.evaluation is not None:
         match = _evaluation(job.evaluation).find(text)
-        flows[CONTAMINATION].count(heldout, size, None if match else size)
+        dropped = match is not None and match.share >= job.share
+        flows[CONTAMINATION].count(heldout, size, None if dropped else size)
         if match:
-            items[match.item] += 1
-            found = {"ngram": match.gram, "item": match.item}
-            funnel.dropped(document.source, CONTAMINATION, document.where, SHARED, text, **found)
+            found.add(match, dropped, document.where, text)
+        if dropped:
+            funnel.dropped(document.source, CONTAMINATION, document.where, SHARED, text, **asdict(match))
             return None
     return text
 
@@ -223,6 +225,7 @@ def write_part(job: Job, folder: Path, part: Part) -> Written:
                 writer.write(_line(document) if copies.any() else line)
     if not written.sides:
         path.unlink()
+    written.funnel.trimmed()
     return written
 
 

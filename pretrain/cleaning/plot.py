@@ -6,7 +6,7 @@ from pretrain.cleaning.outcome import library
 from pretrain.fonts import families, label
 
 SHOWN = 40  # sources; a longer list is in the report
-ROW, COLUMN = 0.34, 0.72  # inches
+ROW, COLUMN, BELOW = 0.34, 0.72, 3.0  # inches; BELOW: of a histogram
 TAKEN, STAYED = "#c44e52", "#4c72b0"
 
 
@@ -17,13 +17,14 @@ def draw(report: dict, path: Path) -> None:
     steps = [step["step"] for step in report["all"]["steps"] if any(_lost(row, step["step"]) for row in rows)]
     names = [label(row["name"], f"source {number}") for number, row in enumerate(rows, int(not several))]
     high, wide = 1.9 + ROW * len(rows), max(8.0, 2.6 + COLUMN * len(steps))
-    heights = [high, 3.2] if report["near_duplicates"] else [high]
+    panels = [_draw_similarities] * bool(report["near_duplicates"]) + [_draw_shares] * bool(report["decontamination"])
+    heights = [high, *[BELOW] * len(panels)]
     # Figure, not pyplot: no window, no state of the process changes.
     figure = library("matplotlib.figure").Figure(figsize=(wide, sum(heights)), dpi=130, layout="constrained")
-    panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_losses(panels[0], rows, names, steps)
-    if report["near_duplicates"]:
-        _draw_similarities(panels[1], report["near_duplicates"])
+    first, *below = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_losses(first, rows, names, steps)
+    for panel, axes in zip(panels, below, strict=True):
+        panel(axes, report)
     figure.savefig(path)
 
 
@@ -47,31 +48,49 @@ def _draw_losses(axes, rows: list[dict], names: list[str], steps: list[str]) -> 
     axes.set_title("bytes taken by each step, of those that came to it", fontsize=10, loc="left")
 
 
-def _draw_similarities(axes, near: dict) -> None:
+def _draw_similarities(axes, report: dict) -> None:
     """How many documents are how similar to the nearest of those they were compared with."""
-    bins, threshold = near["histogram"], near["threshold"]
+    near = report["near_duplicates"]
+    chance = 1 - (1 - 0.5 ** near["rows"]) ** near["bands"]
+    axes.set_title(
+        f"near-duplicates; of pairs at similarity 0.5 about {chance:.0%} were compared, fewer below",
+        fontsize=10,
+        loc="left",
+    )
+    axes.set_xlabel(
+        "estimated Jaccard similarity to the nearest document (report.json has a pair of each bin)", fontsize=9
+    )
+    _draw_histogram(axes, near["histogram"], near["threshold"])
+
+
+def _draw_shares(axes, report: dict) -> None:
+    """How many documents have how much of an evaluation item."""
+    found = report["decontamination"]
+    axes.set_title("documents that share n-grams with an evaluation item", fontsize=10, loc="left")
+    axes.set_xlabel(
+        "share of the item's n-grams that the document has (report.json has an example of each bin)", fontsize=9
+    )
+    _draw_histogram(axes, found["histogram"], found["share"])
+
+
+def _draw_histogram(axes, bins: list[dict], threshold: float) -> None:
+    """Documents that stay and that were dropped, on a logarithmic scale that has a zero."""
     width = bins[0]["to"] - bins[0]["from"]
-    middles = [bin_["from"] + width / 2 for bin_ in bins]
-    dropped = [bin_["dropped"] for bin_ in bins]
-    stayed = [bin_["documents"] - bin_["dropped"] for bin_ in bins]
+    middles = [entry["from"] + width / 2 for entry in bins]
+    dropped = [entry["dropped"] for entry in bins]
+    stayed = [entry["documents"] - entry["dropped"] for entry in bins]
     axes.bar(middles, stayed, 0.9 * width, color=STAYED, label="stay")
-    axes.bar(middles, dropped, 0.9 * width, bottom=stayed, color=TAKEN, label="dropped as near-duplicates")
+    axes.bar(middles, dropped, 0.9 * width, bottom=stayed, color=TAKEN, label="dropped")
     axes.axvline(threshold, color="k", linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
     axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(0, 2 * max(1, *(bin_["documents"] for bin_ in bins)))
+    axes.set_ylim(0, 2 * max(1, *(entry["documents"] for entry in bins)))
     axes.set_xlim(0, 1)
     axes.set_xticks([tenth / 10 for tenth in range(11)])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_ylabel("documents", fontsize=9)
-    axes.set_xlabel(
-        "estimated Jaccard similarity to the nearest document (report.json has a pair of each bin)", fontsize=9
-    )
     axes.grid(axis="y", alpha=0.3)
     axes.tick_params(labelsize=8.5)
-    axes.legend(fontsize=8.5, loc="upper left", frameon=False)
-    chance = 1 - (1 - 0.5 ** near["rows"]) ** near["bands"]
-    title = f"near-duplicates; of pairs at similarity 0.5 about {chance:.0%} were compared, fewer below"
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(fontsize=8.5, loc="upper center", ncols=3, frameon=False)
 
 
 def _lost(row: dict, name: str) -> float:

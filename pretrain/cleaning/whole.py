@@ -1,7 +1,6 @@
 """What only the whole corpus can tell: which documents and paragraphs are copies of others.
 
-Memory: 100 bytes a document at the peak, more where near-duplicates are many (see duplicates.py), 32 a paragraph of
-those that are compared. Signatures and band keys stay on disk.
+Memory: as duplicates.py says. Signatures and band keys stay on disk.
 """
 
 from dataclasses import dataclass
