@@ -209,7 +209,8 @@ def test_no_token_is_impossible(trained, kind):
             assert [piece.id for piece in model.tokenize(text)] == [token]
         else:
             left.add(token)
-    words = stage.training.read(str(SAMPLE), open_corpus(SAMPLE), tokenizer.rules)[0]
+    texts = (document.text for document in open_corpus(SAMPLE).documents(("train",)))
+    words = dict.fromkeys(word for text in texts for word in kinds.words_of(text, vocabulary.engine))
     for word in words:
         left -= {piece.id for piece in model.tokenize(word)}
     for token in sorted(left):
