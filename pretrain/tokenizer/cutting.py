@@ -17,9 +17,9 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from pretrain.tokenizer.kinds import byte_of_symbol
+from pretrain.tokenizer.prefixes import PADDING
 
 BEGIN, END = 0xFE, 0xFF  # around each document: bytes that UTF-8 never has
-PADDING = 8
 CODE_POINTS = 0x110000
 RUN = 24  # code points, as in kinds.BYTE_WORDS
 
