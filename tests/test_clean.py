@@ -317,6 +317,19 @@ def test_evaluation_items_are_found_in_documents_that_a_step_changed(tmp_path):
     assert step(report, "script")["changed"] > 0
 
 
+def test_a_step_that_takes_lines_out_makes_no_item_shorter(tmp_path):
+    """C4's rules for Chinese would leave one line of the item, a fifteenth of its n-grams, which a document quotes."""
+    formula = chinese("formula", 40)
+    item = "\n".join([*(english(n, 40)[:-1] for n in range(9)), formula])
+    evaluation = file(tmp_path, "evaluation.jsonl", json.dumps({"text": item}) + "\n")
+    quoting = [f"{chinese(n)}{formula}{chinese(-n)}" for n in range(1, 3)]
+    corpus = made(tmp_path / "corpus", en=[english(f"o{n}") for n in range(20)] + quoting, zh=[chinese(3) * 9])
+    steps = {**OFF, "c4": {"use": ["zh"]}}
+    _, report = cleaned(corpus, steps=steps, decontaminate={"files": [str(evaluation)], "share": 0.5})
+    assert lost(report, "decontamination") == 0
+    assert report["decontamination"]["histogram"][1]["documents"] == 2
+
+
 def test_an_evaluation_recipe_says_where_its_items_are(tmp_path):
     item = english("item", 40)
     file(tmp_path, "q.jsonl", json.dumps({"question": {"stem": item}}) + "\n")
@@ -577,6 +590,7 @@ CORPORA = {
     "not UTF-8": (b'{"text": "\xff"}\n', "not valid UTF-8"),
     "no field": ('{"body": "one"}\n', "no text under 'text'"),
     "no document": ("\n", "the corpus holds no document"),
+    "an empty file": ("", "the corpus holds no document"),
     "nothing held out": (json.dumps({"text": on("train")}) + "\n", "the heldout side"),
     "nothing to train on": (json.dumps({"text": on("heldout")}) + "\n", "the train side"),
 }

@@ -17,6 +17,7 @@ the cleaning steps leave them: a document whose characters were simplified still
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from pretrain.cleaning.funnel import draw, excerpt
-from pretrain.cleaning.grams import CHARACTER, grams_of, hashes_of, units_of, windows
+from pretrain.cleaning.grams import CHARACTER, grams_of, unit_hashes, units_of, windows
 from pretrain.config import Config
 from pretrain.corpus import open_corpus
 from pretrain.errors import CorpusError
@@ -54,51 +55,55 @@ class Match:
 
 
 class Evaluation:
-    """The n-grams of evaluation items. Memory: 12 bytes an n-gram, mapped from a file; about 300 a short item."""
+    """The n-grams of evaluation items, each in one form or several: as it is, and as cleaning steps leave it.
+
+    Memory: 12 bytes an n-gram, mapped from a file; about 300 a short item; 16 MB.
+    """
 
     def __init__(self, folder: Path):
-        # (pairs,) uint64, sorted, and (pairs,) int32: the n-grams and the items that have them, each pair once
-        self.grams, self.items = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("grams", "items"))
-        self.sizes = np.load(folder / "sizes.npy", mmap_mode="r")  # (items,) int32: distinct n-grams
+        # (pairs,) uint64, sorted, and (pairs,) int32: the n-grams and the forms that have them, each pair once
+        self.grams, self.forms = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("grams", "forms"))
+        # (forms,) int32: how many distinct n-grams a form has, and the item it is of
+        self.sizes, self.items = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("sizes", "items"))
         self.words, self.characters, self.shortest = np.load(folder / "lengths.npy").tolist()
         self._short: dict[int, list[tuple[int, int, int]]] = {}  # first `shortest` units → (units, gram, item)
         for first, units, gram, item in np.load(folder / "short.npy").tolist():
             self._short.setdefault(first, []).append((units, gram, item))
-        self._first = np.sort(np.array(list(self._short), np.uint64))
+        self._first = _Set(np.sort(np.array(list(self._short), np.uint64)))
+        self._all = _Set(self.grams)
 
     def find(self, text: str) -> Match | None:
         """The item of which `text` has the largest share, the first of several; None if it shares no n-gram."""
-        units = units_of(text)
-        hashes = hashes_of(units)
-        if self._short and (match := self._find_short(units, hashes)):
+        hashes = unit_hashes(text)
+        if self._short and (match := self._find_short(text, hashes)):
             return match
         places, grams = grams_of(hashes, self.words, self.characters)
-        hits = _within(grams, self.grams)
+        hits = self._all.has(grams)
         if not hits.any():
             return None
         places, grams = places[hits], grams[hits]
-        distinct, items = self._pairs(np.unique(grams))
-        held, counts = np.unique(items, return_counts=True)
-        shares = np.minimum(1, counts / self.sizes[held])
-        item = held[shares.argmax()]
-        place = int(places[_within(grams, distinct[items == item])].min())
+        distinct, forms = self._pairs(np.unique(grams))
+        held, counts = np.unique(forms, return_counts=True)
+        shares = counts / self.sizes[held]
+        form = held[shares.argmax()]
+        place = int(places[np.isin(grams, distinct[forms == form])].min())
         length = self.characters if int(hashes[place]) & 1 else self.words
-        return Match(int(item), float(shares.max()), _text(units[place : place + length]))
+        return Match(int(self.items[form]), float(shares.max()), _text(units_of(text)[place : place + length]))
 
     def _pairs(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each of `grams` with each item that has it, sorted by n-gram."""
+        """Each of `grams` with each form that has it, sorted by n-gram."""
         low, high = (np.searchsorted(self.grams, grams, side) for side in ("left", "right"))
         sizes = high - low
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return np.repeat(grams, sizes), self.items[np.repeat(low, sizes) + within]
+        return np.repeat(grams, sizes), self.forms[np.repeat(low, sizes) + within]
 
-    def _find_short(self, units: list[str], hashes: np.ndarray) -> Match | None:
+    def _find_short(self, text: str, hashes: np.ndarray) -> Match | None:
         begins = windows(hashes, self.shortest)
-        for place in np.flatnonzero(_within(begins, self._first)).tolist():
+        for place in np.flatnonzero(self._first.has(begins)).tolist():
             for length, gram, item in self._short[int(begins[place])]:
                 whole = windows(hashes[place : place + length], length)
                 if len(whole) and int(whole[0]) == gram:
-                    return Match(item, 1.0, _text(units[place : place + length]))
+                    return Match(item, 1.0, _text(units_of(text)[place : place + length]))
         return None
 
 
@@ -169,39 +174,49 @@ def prepare(config: Decontaminate, variants: list[Callable[[str], str]], folder:
     """
     items: list[Item] = []
     files: dict[str, dict[str, int]] = {}
-    grams, short = [], []
+    forms: list[tuple[int, np.ndarray]] = []  # (item, its distinct n-grams), one or more of each item
+    short: list[tuple[int, np.ndarray]] = []  # (item, unit hashes) of what is looked for whole
     for path in config.files:
         corpus, before = open_corpus(path), len(items)
         for document in corpus.documents():
             name = path if len(corpus.recipe.sources) == 1 else f"{path}, {document.source}"
-            texts = dict.fromkeys([document.text, *(variant(document.text) for variant in variants)])
-            hashes = [hashes_of(units_of(text)) for text in texts]
-            found = [np.unique(grams_of(h, config.words, config.characters)[1]) for h in hashes]
-            whole = [h for h, g in zip(hashes, found, strict=True) if not len(g) and _length(h, config) >= SHORTEST]
-            short += [(h, len(items)) for h in whole]
-            grams.append([g for g in found if len(g)])
-            looked = BY_GRAM if grams[-1] else WHOLE if whole else TOO_SHORT
+            looked = TOO_SHORT
+            for text in dict.fromkeys([document.text, *(variant(document.text) for variant in variants)]):
+                hashes = unit_hashes(text)
+                grams = np.unique(grams_of(hashes, config.words, config.characters)[1])
+                if len(grams):
+                    looked = BY_GRAM
+                    forms.append((len(items), grams))
+                elif _length(hashes, config) >= SHORTEST:
+                    looked = WHOLE if looked == TOO_SHORT else looked
+                    short.append((len(items), hashes))
             files.setdefault(name, dict.fromkeys((BY_GRAM, WHOLE, TOO_SHORT), 0))[looked] += 1
             items.append(Item(name, document.where))
         if len(items) == before:
             raise CorpusError("an evaluation file holds no item", path, "remove it from decontaminate.files")
     folder.mkdir(parents=True)
-    _write(folder, config, grams, short)
+    _write(folder, config, _distinct(forms), short)
     return Evaluated(items, files, fingerprint({"files": digests(folder)}))
 
 
-def _write(folder: Path, config: Decontaminate, grams: list[list[np.ndarray]], short: list) -> None:
-    """`grams`: of each item those of each of its variants; `short`: (hashes, item) of what is looked for whole."""
-    both = [np.unique(np.concatenate([np.empty(0, np.uint64), *variants])) for variants in grams]
-    pairs = np.concatenate(both)
-    order = np.argsort(pairs, kind="stable")
-    np.save(folder / "grams.npy", pairs[order])
-    np.save(
-        folder / "items.npy", np.repeat(np.arange(len(both), dtype=np.int32), [len(found) for found in both])[order]
-    )
-    np.save(folder / "sizes.npy", np.array([min(map(len, variants), default=1) for variants in grams], np.int32))
-    shortest = min((len(hashes) for hashes, _ in short), default=1)
-    wholes = [(windows(h, shortest)[0], len(h), windows(h, len(h))[0], item) for h, item in short]
+def _distinct(forms: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+    """Without the forms of an item that have the same n-grams as one before: most, for case and width are gone."""
+    found: dict[tuple[int, bytes], np.ndarray] = {}
+    for item, grams in forms:
+        found.setdefault((item, blake2b(grams.data, digest_size=16).digest()), grams)
+    return [(item, grams) for (item, _), grams in found.items()]
+
+
+def _write(folder: Path, config: Decontaminate, forms: list, short: list) -> None:
+    grams = np.concatenate([np.empty(0, np.uint64), *(grams for _, grams in forms)])
+    sizes = np.array([len(grams) for _, grams in forms], np.int32)
+    order = np.argsort(grams, kind="stable")
+    np.save(folder / "grams.npy", grams[order])
+    np.save(folder / "forms.npy", np.repeat(np.arange(len(forms), dtype=np.int32), sizes)[order])
+    np.save(folder / "sizes.npy", sizes)
+    np.save(folder / "items.npy", np.array([item for item, _ in forms], np.int32))
+    shortest = min((len(hashes) for _, hashes in short), default=1)
+    wholes = [(windows(h, shortest)[0], len(h), windows(h, len(h))[0], item) for item, h in short]
     np.save(folder / "short.npy", np.array(wholes, np.uint64).reshape(-1, 4))
     np.save(folder / "lengths.npy", np.array([config.words, config.characters, shortest]))
 
@@ -212,11 +227,25 @@ def _length(hashes: np.ndarray, config: Decontaminate) -> float:
     return (len(hashes) - characters) / config.words + characters / config.characters
 
 
-def _within(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(values,) bool: which of them are in the sorted array `known`."""
-    if not len(known):
-        return np.zeros(len(values), bool)
-    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+class _Set:
+    """A sorted array to look for numbers in, behind a table of their first bits: most numbers need no search.
+
+    Memory: the table has 16 places a number, at most 16 MB.
+    """
+
+    def __init__(self, known: np.ndarray):
+        self._known = known
+        bits = min(24, max(8, len(known).bit_length() + 4))
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(1 << bits, bool)
+        self._table[known >> self._shift] = True
+
+    def has(self, values: np.ndarray) -> np.ndarray:
+        """(values,) bool"""
+        found = self._table[values >> self._shift]
+        near = values[found]
+        found[found] = self._known[np.minimum(np.searchsorted(self._known, near), len(self._known) - 1)] == near
+        return found
 
 
 def _text(units: list[str]) -> str:

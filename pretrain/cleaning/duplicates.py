@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 from xxhash import xxh3_64_intdigest
 
-from pretrain.cleaning.grams import combined, hashes_of, units_of, windows
+from pretrain.cleaning.grams import combined, unit_hashes, windows
 from pretrain.cleaning.outcome import Section, library
 from pretrain.config import Config
 
@@ -93,7 +93,7 @@ def signature(text: str, near: Near) -> np.ndarray:
     """(permutations,) uint32: MinHash of a text. One shorter than an n-gram is one itself; no unit at all: EMPTY."""
     minhash = _minhash(near.permutations)
     minhash.clear()
-    hashes = hashes_of(units_of(text))
+    hashes = unit_hashes(text)
     grams = (windows(hashes, min(near.units, len(hashes))) >> np.uint64(32)).tolist() if len(hashes) else []
     for begin in range(0, len(grams), BATCH_GRAMS):
         minhash.update_batch(grams[begin : begin + BATCH_GRAMS])

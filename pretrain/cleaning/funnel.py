@@ -33,10 +33,16 @@ class Flow:
 
     def count(self, heldout: bool, size: int, left: int | None, changes: int = 0) -> None:
         """One document of `size` bytes of which `left` bytes are left; None: it is dropped."""
-        self.counts.update(documents_in=1, bytes_in=size, heldout_in=int(heldout))
+        counts = self.counts
+        counts["documents_in"] += 1
+        counts["bytes_in"] += size
+        counts["heldout_in"] += heldout
         if left is not None:
-            self.counts.update(documents_out=1, bytes_out=left, heldout_out=int(heldout))
-            self.counts.update(changed=int(changes > 0), changes=changes)
+            counts["documents_out"] += 1
+            counts["bytes_out"] += left
+            counts["heldout_out"] += heldout
+            counts["changed"] += changes > 0
+            counts["changes"] += changes
 
     def merge(self, other: "Flow", samples: int) -> None:
         self.counts.update(other.counts)

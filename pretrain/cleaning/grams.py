@@ -24,9 +24,27 @@ def units_of(text: str) -> list[str]:
     return UNIT.findall(unicodedata.normalize("NFKC", text).lower())
 
 
+@lru_cache(maxsize=1)  # decontamination and near-duplicates ask for those of the same text, one after the other
+def unit_hashes(text: str) -> np.ndarray:
+    """(units,) uint64: `hashes_of` the units of a text."""
+    return hashes_of(units_of(text))
+
+
 def hashes_of(units: list[str]) -> np.ndarray:
     """(units,) uint64, the lowest bit set where the unit is a character of an unspaced script."""
-    return np.fromiter(map(_hash, units), np.uint64, len(units))
+    if len(HASHES) > KNOWN_UNITS:
+        HASHES.clear()
+    return np.fromiter(map(HASHES.__getitem__, units), np.uint64, len(units))
+
+
+class _Hashes(dict):
+    def __missing__(self, unit: str) -> int:
+        self[unit] = found = xxh3_64_intdigest(unit.encode()) & ~1 | bool(CHARACTER.match(unit))
+        return found
+
+
+HASHES = _Hashes()
+KNOWN_UNITS = 1 << 18  # kept: 30 MB
 
 
 def grams_of(hashes: np.ndarray, words: int, characters: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,8 +77,3 @@ def combined(columns: list[np.ndarray]) -> np.ndarray:
         found ^= found >> np.uint64(29)
         found += column
     return found * MULTIPLIER ^ found >> np.uint64(32)
-
-
-@lru_cache(maxsize=1 << 17)
-def _hash(unit: str) -> int:
-    return xxh3_64_intdigest(unit.encode()) & ~1 | bool(CHARACTER.match(unit))

@@ -100,11 +100,12 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
         return pickle.loads(done.read_bytes())
     funnel, skipped, found = job.funnel(), Skipped(), Found()
     numbers = _Numbers(job)
+    chains = {source.language: _steps(job.steps, source.language) for source in job.corpus.recipe.sources}
     zstandard = library("zstandard")
     text = BytesIO()
     with zstandard.ZstdCompressor(PIECE_LEVEL).stream_writer(text, closefd=False) as writer:
         for document in job.corpus.read(chunk, skipped):
-            cleaned = _clean(job, document, funnel, found)
+            cleaned = _clean(job, chains[document.language], document, funnel, found)
             if cleaned is not None:
                 numbers.add(document, cleaned)
                 writer.write(_line({**asdict(document), "text": cleaned}))
@@ -117,12 +118,11 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
     return cleaned
 
 
-def _clean(job: Job, document: Document, funnel: Funnel, found: Found) -> str | None:
+def _clean(job: Job, chain: list[Step], document: Document, funnel: Funnel, found: Found) -> str | None:
     """The cleaned text of a document; None: a step dropped it. Counted in `funnel` and `found`."""
     text, size, heldout = document.text, len(document.text.encode()), document.side == "heldout"
     flows = funnel.flows[document.source]
     flows[READ].count(heldout, size, size)
-    chain = _steps(job.steps, document.language)
     mask = partial(_masked, chain)  # a sample shows nobody's number, whichever step it is of
     for step in chain:
         outcome = step.apply(text)

@@ -83,7 +83,7 @@ def _draw_histogram(axes, bins: list[dict], threshold: float) -> None:
     axes.bar(middles, dropped, 0.9 * width, bottom=stayed, color=TAKEN, label="dropped")
     axes.axvline(threshold, color="k", linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
     axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(0, 2 * max(1, *(entry["documents"] for entry in bins)))
+    axes.set_ylim(0, 8 * max(1, *(entry["documents"] for entry in bins)))  # room for the legend
     axes.set_xlim(0, 1)
     axes.set_xticks([tenth / 10 for tenth in range(11)])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

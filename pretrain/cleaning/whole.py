@@ -13,6 +13,14 @@ from pretrain.cleaning.funnel import WHAT, Funnel
 from pretrain.cleaning.grams import combined
 from pretrain.cleaning.pieces import EXACT, NEAR, Piece, load
 
+SMALL = {  # the arrays that are kept in memory
+    "sources": np.uint16,
+    "heldout": bool,
+    "bytes": np.uint32,
+    "hashes": np.uint64,
+    "paragraphs": np.uint64,
+    "paragraph_counts": np.uint32,
+}
 BINS = 20  # of similarity, from 0 to 1
 REASONS = {  # is it held out, is the one it repeats
     (False, False): "it repeats an earlier document",
@@ -47,8 +55,8 @@ def gather(folder: Path, pieces: list[Piece], duplicates: Duplicates) -> Rows:
     """The arrays of all pieces, each as one."""
     rows, near = sum(piece.rows for piece in pieces), duplicates.near
     small = {
-        name: np.concatenate([load(folder, piece, name) for piece in pieces])
-        for name in ("sources", "heldout", "bytes", "hashes", "paragraphs", "paragraph_counts")
+        name: np.concatenate([np.empty(0, dtype), *(load(folder, piece, name) for piece in pieces)])
+        for name, dtype in SMALL.items()
     }
     if not near.use or not rows:
         return Rows(**small, signatures=np.empty((0, 0), np.uint32), keys=np.empty((0, 0), np.uint64))
