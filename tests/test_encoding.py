@@ -201,16 +201,13 @@ def test_long_runs_are_encoded_alike(tokens, name):
 TOKENS = st.dictionaries(st.binary(min_size=1, max_size=20).map(lambda b: bytes(x % 3 for x in b)), st.integers(0, 99))
 
 
-@settings(max_examples=100, deadline=None)
-@given(starts=TOKENS, continuations=TOKENS, draw=st.randoms(use_true_random=False))
-def test_the_longest_tokens_are_those_that_a_loop_finds(starts, continuations, draw):
-    pieces = [*starts, *continuations, b"\0", b"\1"]
-    words = [b"".join(draw.choices(pieces, k=draw.randint(1, 5))) for _ in range(20)]
+def check_matches(starts: dict[bytes, int], continuations: dict[bytes, int], words: list[bytes]) -> None:
+    """`Prefixes.match` finds what a loop over every word finds."""
     ends = np.cumsum([len(word) for word in words])
     buffer = np.frombuffer(b"".join(words) + bytes(PADDING), np.uint8)
     ids = np.full(len(buffer), -1, np.int32)
     stuck = Prefixes(starts, continuations).match(buffer, np.append(0, ends[:-1]), ends, ids)
-    lost = set((np.searchsorted(ends, stuck, side="right")).tolist())
+    lost = set(np.searchsorted(ends, stuck, side="right").tolist())
     for number, word in enumerate(words):
         place, expected = 0, {}
         while place < len(word):
@@ -224,6 +221,20 @@ def test_the_longest_tokens_are_those_that_a_loop_finds(starts, continuations, d
         if number not in lost:
             found = ids[ends[number] - len(word) : ends[number]]
             assert {n: int(token) for n, token in enumerate(found) if token >= 0} == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(starts=TOKENS, continuations=TOKENS, draw=st.randoms(use_true_random=False))
+def test_the_longest_tokens_are_those_that_a_loop_finds(starts, continuations, draw):
+    pieces = [*starts, *continuations, b"\0", b"\1"]
+    check_matches(starts, continuations, [b"".join(draw.choices(pieces, k=draw.randint(1, 5))) for _ in range(20)])
+
+
+def test_the_same_bytes_after_other_blocks_are_another_prefix():
+    blocks = [f"{number:07}".encode() for number in range(2000)]
+    starts = {block: number for number, block in enumerate(blocks)}
+    starts |= {block + (b"x", b"y")[number % 2]: 2000 + number for number, block in enumerate(blocks)}
+    check_matches(starts, {b"x": 4000, b"y": 4001}, [block + letter for block in blocks for letter in (b"x", b"y")])
 
 
 # Batches

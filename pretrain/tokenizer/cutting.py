@@ -115,7 +115,7 @@ class BertWords:
         classes = np.frombuffer(bytearray(raw.translate(self._classes)), np.uint8)
         classes[-PADDING:] = 0
         ids = np.full(len(buffer), -1, np.int32)
-        foreign = places[roles == self.FOREIGN]
+        foreign = places[roles >= self.CHANGED]  # what a change made and would be changed again, too
         alone = np.flatnonzero(roles == self.ALONE)
         places, codes = places[alone], codes[alone]
         _spread(classes, places, codes, 0)
@@ -144,7 +144,7 @@ class BertWords:
 
     def _role(self, code: int, character: str) -> int:
         normal = self._normalise(f"a{character}a")
-        words = self._words(normal)
+        words = [word for word, _ in self._cut(normal)]
         if self._foreign(character) or normal[0] + normal[-1] != "aa":
             return self.FOREIGN
         if words == [f"a{character}a"]:
@@ -152,15 +152,8 @@ class BertWords:
         if len(words) == 3 and words[::2] == ["a", "a"] and len(words[1]) == 1:
             self._ids[code] = self._vocabulary.get(words[1], self._unknown)
             return self.ALONE
-        change = " " if words == ["a", "a"] else normal[1:-1]
-        for new in change.replace(" ", ""):  # is not normalised again, and must not need it
-            if self._foreign(new) or self._words(self._normalise(new)) != [new]:
-                return self.FOREIGN
-        self._changes[code] = change.encode()
+        self._changes[code] = b" " if words == ["a", "a"] else normal[1:-1].encode()
         return self.CHANGED
-
-    def _words(self, normal: str) -> list[str]:
-        return [word for word, _ in self._cut(normal)]
 
     def _foreign(self, character: str) -> bool:
         """Whether what a normaliser does to it depends on its neighbours, or may do so for all that is known here."""
@@ -225,10 +218,7 @@ class ByteWords:
         for _ in range(2):  # a blank of three bytes
             blank -= buffer[blank] & 0xC0 == 0x80
         begins[blank] = True
-        joins = buffer[blank] == ord(" ")
-        if self._single:
-            joins &= classes[text] != self.NUMBER
-        begins[text[joins]] = False
+        begins[text[buffer[blank] == ord(" ")]] = False
 
     def _contract(self, buffer: np.ndarray, classes: np.ndarray, begins: np.ndarray) -> None:
         """`'s|'t|'re|'ve|'m|'ll|'d`, where an apostrophe begins a word: alone, or after a full run of its class."""
