@@ -229,12 +229,13 @@ class ByteWords:
         letters[np.isin(first, list(b"rv")) & (second == ord("e")) | (first == ord("l")) & (second == ord("l"))] = 2
         quote, letters = quote[letters > 0], letters[letters > 0]
         late = np.flatnonzero(~begins[quote] & (classes[quote - 1] == self.OTHER))
-        for n in late.tolist():
-            run = quote[n]
-            while classes[run - 1] == self.OTHER:
-                run -= 1
-            before = np.count_nonzero(buffer[run : quote[n]] & 0xC0 != 0x80)
-            begins[quote[n]] = before % RUN == 0
+        if len(late):
+            borders = np.flatnonzero(begins)
+            runs = borders[np.searchsorted(borders, quote[late], side="right") - 1]
+            runs += buffer[runs] == ord(" ")
+            for n in np.flatnonzero(quote[late] - runs >= RUN):
+                run, mark = runs[n], quote[late[n]]
+                begins[mark] = np.count_nonzero(buffer[run:mark] & 0xC0 != 0x80) % RUN == 0
         alone = begins[quote]
         quote, letters = quote[alone], letters[alone]
         begins[quote + 1] = False

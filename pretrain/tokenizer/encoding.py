@@ -27,14 +27,14 @@ from pretrain.tokenizer.kinds import BYTE_WORDS, SPECIALS, WORD_CHARACTERS, Rule
 from pretrain.tokenizer.prefixes import Prefixes
 
 SMALL = 1 << 14  # characters in a batch: below 4,000 the library is as quick, and tables (0.1 s) must pay
-GROUP = 1 << 18  # characters worked on at once: 40 bytes of arrays for each byte of text
+GROUP = 1 << 18  # characters worked on at once, in arrays of 23 bytes for each byte of text
 
 
 class Encoder:
     """`engine.encode_batch_fast`, faster. On one thread: it is for processes that each encode a part of a corpus.
 
-    A document is never divided, so memory is about 40 times the longest one. Opening is free: tables are built by the
-    first batch that is not small.
+    A document is never divided, so memory is 23 times the longest one (the library: 85 times). Opening is free: tables
+    are built by the first batch that is not small.
     """
 
     def __init__(self, engine: tokenizers.Tokenizer):
@@ -122,9 +122,10 @@ class _Fast:
         words.ids[starts[over]] = self._unknown
         starts, ends = np.delete(starts, over), np.delete(ends, over)
         stuck = self._prefixes.match(words.buffer, starts, ends, words.ids)
-        for n in np.searchsorted(starts, stuck, side="right") - 1:
-            words.ids[starts[n] : ends[n]] = -1
-            words.ids[starts[n]] = self._unknown
+        unknown = np.searchsorted(starts, stuck, side="right") - 1
+        starts, sizes = starts[unknown], ends[unknown] - starts[unknown]
+        words.ids[np.repeat(starts + sizes - np.cumsum(sizes), sizes) + np.arange(sizes.sum())] = -1  # all their bytes
+        words.ids[starts] = self._unknown
 
 
 def _groups(texts: list[str]) -> Iterator[list[str]]:
