@@ -21,9 +21,8 @@ from pretrain.config import build, dump, load
 from pretrain.corpus import side_of
 from pretrain.errors import ConfigError, CorpusError, TokenizerError
 from pretrain.tokenizer import TokenizerConfig, kinds, open_tokenizer, run
-from pretrain.tokenizer.counting import count_words
 from pretrain.tokenizer.kinds import PREFIX
-from pretrain.tokenizer.merging import merge
+from tests.test_merging import naive_merges
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -87,42 +86,6 @@ def byte(tmp_path_factory) -> ours.Tokenizer:
 # Training
 
 
-def naive_merges(words: dict[str, int], tokens: list[str], vocab_size: int, prefix: str) -> list[str]:
-    """Byte-pair merging as one would write it down: recount everything after every merge."""
-    tokens = list(tokens)
-    chains = {word: [word[0], *(prefix + c for c in word[1:])] for word in words}
-    while len(tokens) < vocab_size:
-        pairs = Counter()
-        for word, chain in chains.items():
-            for pair in itertools.pairwise(chain):
-                pairs[pair] += words[word]
-        often = [pair for pair, count in pairs.items() if count >= 2]
-        if not often:
-            break
-        best = min(often, key=lambda pair: (-pairs[pair], pair))
-        new = best[0] + best[1].removeprefix(prefix)
-        for chain in chains.values():
-            i = 0
-            while i < len(chain) - 1:
-                if (chain[i], chain[i + 1]) == best:
-                    chain[i : i + 2] = [new]
-                i += 1
-        if new not in tokens:
-            tokens.append(new)
-    return tokens
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    words=st.dictionaries(st.text(alphabet="ab", min_size=1, max_size=14), st.integers(1, 5), min_size=1, max_size=8),
-    room=st.integers(0, 40),
-)
-def test_merging_equals_a_naive_loop_on_repetitive_words(words, room):
-    seeds = ["[UNK]", "a", "b", "##a", "##b"]
-    expected = naive_merges(words, seeds, len(seeds) + room, "##")
-    assert merge(Counter(words), seeds, len(seeds) + room, "##") == expected
-
-
 def test_a_bert_vocabulary_of_real_text_equals_a_naive_one(tmp_path):
     documents = documents_of("en.txt", 12)
     tokenizer = train(tmp_path, documents, kind="bert", vocab_size=300)
@@ -136,17 +99,6 @@ def test_a_bert_vocabulary_of_real_text_equals_a_naive_one(tmp_path):
     seeds = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *starts, *continuations]
     found = (tokenizer.folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
     assert found == naive_merges(words, seeds, 300, "##")
-
-
-@pytest.mark.parametrize("kind", ["bert", "byte"])
-@pytest.mark.parametrize("lowercase", [True, False])
-def test_words_counted_by_chunk_equal_words_of_whole_documents(kind, lowercase):
-    texts = ["a" + " " * 100 + "b", "\n" * 60, "汉" * 60 + "\t\t x", "\x0b a\x0b", "x\x85 \x1cy"]
-    texts += odd_texts(2000, seed=2)
-    rules = kinds.Rules(kind, lowercase, lowercase)
-    engine = kinds.build(list(kinds.SPECIALS[kind].values()), rules)
-    whole = Counter(word for text in texts for word in kinds.words_of(text, engine))
-    assert count_words(texts, rules) == whole
 
 
 def test_training_twice_gives_identical_bytes(tmp_path):
@@ -597,14 +549,6 @@ def test_auto_tokenizer_opens_every_setting_with_the_same_ids(variants, tmp_path
 @pytest.mark.skipif("TRANSFORMERS4" not in os.environ, reason="set TRANSFORMERS4 to a folder with transformers 4")
 def test_auto_tokenizer_of_transformers_4_does_too(variants, tmp_path):
     check_stock(variants, tmp_path / "texts.json", PYTHONPATH=os.environ["TRANSFORMERS4"])
-
-
-@pytest.mark.parametrize("name", ["digits", "folded", "everything", "accents", "stripped", "byte digits"])
-def test_words_counted_by_chunk_equal_words_of_whole_documents_in_every_setting(variants, name):
-    texts = [*odd_texts(1000, seed=11), "１ ２\u3000３", "x²½ Ⅷ\x0b1", "汉\u0301a ﷺ \u00b4a", "12 34\x8556"]
-    tokenizer = variants[name]
-    whole = Counter(word for text in texts for word in words_in(tokenizer, text))
-    assert count_words(texts, tokenizer.rules) == whole
 
 
 def test_the_size_is_a_multiple_whatever_the_text_offers(tmp_path):

@@ -9,11 +9,11 @@ continuation prefix from outside those 256 (`#` is one of them, hence not `##`):
 
     low 漢 lowest        →  low Ġ ‿æ ‿¼ ‿¢ Ġlow ‿est <eod>
 
-Training counts words, then merges the most frequent pair of symbols again and again (byte-pair encoding), and writes
-the symbols down as WordPieces. The trainer of `tokenizers` is not used: it gives another vocabulary in every run
-(upstream issue 1794). The same text and settings give the same tokenizer.json here, byte for byte, whatever the
-order of the documents, the thread count or the hash seed: counts do not depend on order, and ties are broken by the
-strings.
+Training counts words, then merges the best pair of symbols again and again (the most frequent one, as byte-pair
+encoding does, or the likeliest, as WordPiece was published), and writes the symbols down as WordPieces. The trainer of
+`tokenizers` is not used: it gives another vocabulary in every run (upstream issue 1794). The same text and settings
+give the same tokenizer.json here, byte for byte, whatever the order of the documents, the number of workers, the thread
+count or the hash seed: counts do not depend on order, and ties are broken by the strings.
 
 A vocabulary made elsewhere can be adopted, whatever its model (adopting.py): it gets one of the two templates and is
 then `bert` or `byte` by it. One of ours can be extended (extending.py).
@@ -29,12 +29,13 @@ import numpy as np
 import tokenizers
 from pydantic import Field, model_validator
 
-from pretrain.config import Config
+from pretrain.config import Config, free
 from pretrain.corpus import open_corpus
 from pretrain.errors import TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
 from pretrain.tokenizer import files, plot, report
 from pretrain.tokenizer.adopting import ROLES, adopt
+from pretrain.tokenizer.counting import MAX_DISTINCT
 from pretrain.tokenizer.encoding import Encoder, split
 from pretrain.tokenizer.extending import extend
 from pretrain.tokenizer.kinds import RESERVED, SPECIALS, Rules
@@ -55,6 +56,9 @@ KEYS = {
     "alphabet_min_count": ("train", "extend"),
     "special_tokens": ("train", "adopt", "extend"),
     "reserved": ("train", "adopt", "extend"),
+    "criterion": ("train", "extend"),
+    "max_distinct": ("train", "extend"),
+    "sample_seed": ("train", "extend"),
     "roles": ("adopt",),
 }
 RULES = tuple(field.name for field in fields(Rules))
@@ -77,6 +81,13 @@ class TokenizerConfig(Config):
 
     special_tokens: list[str] = []  # besides our own; text never becomes one unless `encode_batch` is asked to
     reserved: int = Field(0, ge=0)  # slots [unused0] … (byte: <unused0> …) for the tokens of later users
+
+    criterion: Literal["bpe", "wordpiece"] = "bpe"  # what is merged first: see merging.py, with what was measured
+    # Distinct words that are held, one of more than 8 bytes for every 8: the default takes up to 3.5 GB. When there are
+    # more, half of the documents are counted, or a quarter …, chosen by a hash: the report says how many.
+    max_distinct: int = Field(MAX_DISTINCT, gt=0)
+    sample_seed: int = Field(0, ge=0, lt=2**64)
+    workers: int = free(1, ge=1)  # processes that count; the vocabulary is the same
 
     adopt: str | None = None  # a vocab.txt, a tokenizer.json or a folder with one: taken as it is
     roles: dict[str, str] = {}  # special tokens of an adopted one by role, where its files do not say: {eod: </s>}

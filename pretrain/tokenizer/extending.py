@@ -29,7 +29,8 @@ def extend(config: "TokenizerConfig", corpus: Corpus) -> Made:
     _check(config, parent)
     rules, prefix = parent.rules, PREFIX[parent.kind]
     check_special_tokens(config.special_tokens, rules)
-    words, seen = read(config.corpus, corpus, rules)
+    counted = read(config, corpus, rules)
+    words = counted.words
     tokens = [parent.vocabulary.engine.id_to_token(number) for number in range(parent.vocab_size)]
     tokens += config.special_tokens
     tokens += islice(free_slots(tokens, rules.kind), config.reserved)
@@ -44,11 +45,12 @@ def extend(config: "TokenizerConfig", corpus: Corpus) -> Made:
         del words[word]
     model = build(tokens, rules).model
     seeds = len(tokens)
-    tokens = merge(words, tokens, config.size, prefix, pieces=lambda word: [piece.id for piece in model.tokenize(word)])
+    pieces = {"pieces": lambda word: [piece.id for piece in model.tokenize(word)]}
+    tokens = merge(words, tokens, config.size, prefix, criterion=config.criterion, **pieces)
     report = {
         "alphabet_size": len(symbols),
         "merges": len(tokens) - seeds,
-        "train": {**seen["train"], "distinct_words": len(words)},
+        **counted.report(),
     }
     return made(
         filled(tokens, config.multiple_of, rules.kind),

@@ -28,16 +28,6 @@ BYTE_WORDS = {
     for digits, numerals in (("whole", r" ?\p{N}{1,24}"), ("single", r"\p{N}"))
 }
 
-# Chunks repeat, so words are cut out of each distinct chunk once. A chunk must end where a word surely ends. Python's
-# own idea of white space will not do: BERT deletes \x0b, \x0c, \x1c-\x1f and \x85 ("a\x0bb" is one word), and to the
-# pattern above \x1c-\x1f are not white space. Chinese characters are chunks of their own because BERT isolates them.
-_SPACE = " \t\n\r\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff"
-CHUNK = {
-    "bert": re.compile(f"[{_HAN}]|[^{_SPACE}{_HAN}]+"),
-    "byte": re.compile(f"[{_SPACE}\x0b\x0c\x85]*[^{_SPACE}\x0b\x0c\x85]+|[{_SPACE}\x0b\x0c\x85]+"),
-}
-
 
 @dataclass(frozen=True)
 class Rules:

@@ -89,7 +89,7 @@ class _MostFrequent:
     and the pair is looked at again when it comes to the top: rare pairs and pairs that lose to others cost nothing.
     """
 
-    REACH = 8  # pairs this many times rarer than the best are left out until it is their turn
+    REACH = 16  # pairs this many times rarer than the best are left out until it is their turn
 
     def __init__(self, chains: "_Chains", tokens: list[str]):
         self._chains, self._tokens = chains, tokens

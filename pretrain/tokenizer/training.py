@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import tokenizers
 
-from pretrain.corpus import SIDES, Corpus
+from pretrain.corpus import Corpus
 from pretrain.errors import CorpusError, TokenizerError
-from pretrain.tokenizer.counting import alphabet, count_words, spellable
+from pretrain.tokenizer.counting import Counted, alphabet, count_corpus, drop_unspellable
 from pretrain.tokenizer.kinds import PREFIX, RESERVED, SPECIALS, Rules, build, byte_of_symbol, is_reserved, words_of
 from pretrain.tokenizer.merging import merge
 from pretrain.tokenizer.vocabulary import Vocabulary
@@ -46,21 +46,22 @@ def train(config: "TokenizerConfig", corpus: Corpus) -> Made:
     """
     rules = config.rules
     check_special_tokens(config.special_tokens, rules)
-    words, seen = read(config.corpus, corpus, rules)
+    counted = read(config, corpus, rules)
+    words = counted.words
     marks = [*SPECIALS[rules.kind].values(), *config.special_tokens]
     marks += islice(free_slots(marks, rules.kind), config.reserved)
     starts, continuations = alphabet(words, rules.kind, config.alphabet_min_count)
     seeds = marks + starts + continuations
     _check_room(config, len(marks), len(seeds))
     characters = characters_of(words, rules.kind)
-    words = spellable(words, set(starts))
-    tokens = merge(words, seeds, config.size, PREFIX[rules.kind])
+    drop_unspellable(words, set(starts))
+    tokens = merge(words, seeds, config.size, PREFIX[rules.kind], criterion=config.criterion)
     merges = len(tokens) - len(seeds)
     tokens = filled(tokens, config.multiple_of, rules.kind)
     report = {
         "alphabet_size": len(starts),
         "merges": merges,
-        "train": {**seen["train"], "distinct_words": len(words)},
+        **counted.report(),
     }
     train = {"words": words, "characters": characters}
     return made(tokens, rules, config.special_tokens, report=report, identity={}, recorded={}, **train)
@@ -86,12 +87,13 @@ def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest)
     )
 
 
-def read(name: str, corpus: Corpus, rules: Rules) -> tuple[Counter[str], dict[str, Counter]]:
-    """Word counts of the train side; documents, characters, bytes of both. Raises CorpusError if one is empty."""
-    seen = {side: Counter() for side in SIDES}
-    words = count_words(_tallied(corpus, seen), rules)
-    check_sides(name, seen)
-    return words, seen
+def read(config: "TokenizerConfig", corpus: Corpus, rules: Rules) -> Counted:
+    """The words of the train side. Raises CorpusError if a side is empty."""
+    counted = count_corpus(
+        corpus, rules, workers=config.workers, max_distinct=config.max_distinct, seed=config.sample_seed
+    )
+    check_sides(config.corpus, counted.seen)
+    return counted
 
 
 def characters_of(words: Iterable[str], kind: str) -> set[str]:
@@ -151,17 +153,6 @@ def check_sides(name: str, seen: dict[str, Counter]) -> None:
             f"{name} has {train} train and {heldout} held-out documents",
             "add documents (in .txt a blank line ends one), or set heldout_fraction in a recipe.yaml",
         )
-
-
-def _tallied(corpus: Corpus, seen: dict[str, Counter]) -> Iterator[str]:
-    """The train texts; the documents of both sides are counted in `seen`."""
-    for document in corpus.documents():
-        tally = seen[document.side]
-        tally["documents"] += 1
-        tally["characters"] += len(document.text)
-        tally["bytes"] += len(document.text.encode("utf-8"))
-        if document.side == "train":
-            yield document.text
 
 
 def _check_room(config: "TokenizerConfig", marks: int, needed: int) -> None:

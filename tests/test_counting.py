@@ -1,0 +1,263 @@
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.corpus import open_corpus
+from pretrain.errors import TokenizerError
+from pretrain.tokenizer import TokenizerConfig, counting, kinds, run
+from pretrain.tokenizer.counting import alphabet, count_corpus, count_words, drop_unspellable
+from pretrain.tokenizer.kinds import Rules
+from pretrain.tokenizer.tally import BLOCK, Tally, mixed
+from tests.test_tokenizer import documents_of, odd_texts
+
+BERT = [
+    Rules("bert", lowercase, accents, digits, width)
+    for lowercase, accents in ((True, True), (False, False), (True, False), (False, True))
+    for digits in ("whole", "single")
+    for width in ("keep", "fold")
+]
+RULES = [*BERT, Rules("byte"), Rules("byte", digits="single")]
+
+
+def corpus_in_files(folder: Path, files: list[list[str]]) -> str:
+    """A recipe of one source with a file for each list of documents, in this order."""
+    folder.mkdir(parents=True)
+    names = [f"{number}.jsonl" for number in range(len(files))]
+    for name, documents in zip(names, files, strict=True):
+        lines = (json.dumps({"text": text}) + "\n" for text in documents)
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+    source = {"name": "made", "files": names}
+    recipe = {"name": "made", "heldout_fraction": 0.1, "sources": [source]}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    return str(folder)
+
+
+def words_of(texts: list[str], rules: Rules) -> Counter[str]:
+    """One text after another, by `tokenizers` alone."""
+    engine = kinds.build(list(kinds.SPECIALS[rules.kind].values()), rules)
+    return Counter(word for text in texts for word in kinds.words_of(text, engine))
+
+
+# Words
+
+
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: "-".join(map(str, vars(rules).values())))
+def test_words_are_those_that_the_tokenizer_cuts(rules):
+    texts = ["", "a" + " " * 100 + "b", "\n" * 60, "汉" * 60 + "\t\t x", "\x0b a\x0b", "x\x85 \x1cy", "q" * 150]
+    texts += [
+        "１ ２\u3000３",
+        "x²½ Ⅷ\x0b1",
+        "汉\u0301a ﷺ \u00b4a",
+        "12 34\x8556",
+        "=\u0338 ＝\u0338",
+        "か\u3099",
+        "don't 's",
+    ]
+    texts += odd_texts(1000, seed=2)
+    assert count_words(texts, rules) == words_of(texts, rules)
+
+
+@pytest.mark.parametrize("rules", [Rules("bert", True, True), Rules("byte")], ids=lambda rules: rules.kind)
+def test_a_long_text_is_counted_in_parts_without_cutting_a_word(rules, monkeypatch):
+    monkeypatch.setattr(counting, "BATCH", 10)
+    texts = ["\n\n".join(documents_of("en.txt", 3) + documents_of("zh.txt", 9)), *odd_texts(200, seed=3)]
+    texts += ["a\n\n  b \n\nc\n\n d\n\x0be\n'll\n\u0301x\n" * 9]
+    assert count_words(texts, rules) == words_of(texts, rules)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    words=st.dictionaries(st.text("ab漢é\x00", min_size=1, max_size=6).map(lambda s: s * len(s)), st.integers(1, 9)),
+    long=st.integers(110, 140),
+    pieces=st.integers(1, 4),
+)
+def test_a_tally_counts_what_a_counter_counts(words, long, pieces):
+    words = {**words, "x" * long: 3, "é" * long: 1}
+    strings = [word.encode() for word in Counter(words).elements()]
+    random.Random(len(strings)).shuffle(strings)
+    tally = Tally()
+    for part in range(pieces):
+        more = Tally()
+        add(more, strings[part::pieces])
+        tally.update(more)
+    assert counts_of(tally) == {word.encode(): count for word, count in words.items()}
+    assert tally.size == sum(-(-len(word.encode()) // BLOCK) for word in words) <= tally.most
+
+
+def test_a_tally_keeps_strings_of_equal_hash_apart():
+    """Two rows of two numbers: the second numbers make up for what the first ones differ by."""
+    rows = np.frombuffer(b"abcdefghABCDEFGH" + b"abcdefgzABCDEFGH", dtype="<u8").reshape(2, 2).copy()
+    rows[1, 1] += mixed(rows)[0] - mixed(rows)[1]
+    assert mixed(rows)[0] == mixed(rows)[1] and 0xFF not in rows.tobytes() and 0xFE not in rows.tobytes()
+    first, second = rows[0].tobytes(), rows[1].tobytes()
+    tally = Tally()
+    for _ in range(3):
+        add(tally, [first, second, first, b"abcdefgh1", second, first])
+    assert counts_of(tally) == {first: 9, second: 6, b"abcdefgh1": 3}
+
+
+def test_a_tally_counts_beyond_32_bits():
+    tally = Tally()
+    for _ in range(2):
+        tally.add(b"abcdefghij", np.array([0, 0]), np.array([2, 10]), np.array([2**40, 2**62 - 1]))
+    assert counts_of(tally) == {b"ab": 2**41, b"abcdefghij": 2**63 - 2}
+
+
+def add(tally: Tally, strings: list[bytes]) -> None:
+    ends = np.cumsum([0, *map(len, strings)])
+    tally.add(b"".join(strings), ends[:-1], ends[1:])
+
+
+def counts_of(tally: Tally) -> dict[bytes, int]:
+    parts = [(raw.tobytes().split(b"\xfe")[:-1], counts) for raw, counts in tally.items()]
+    found = [pair for strings, counts in parts for pair in zip(strings, counts, strict=True)]
+    assert len(found) == len(dict(found))
+    return dict(found)
+
+
+def test_the_alphabet_is_what_a_loop_over_characters_finds():
+    words = count_words([*documents_of("zh.txt", 30), *odd_texts(300, seed=4), "q" * 101], Rules("bert", True, True))
+    counts, inside = Counter(), set()
+    for word, count in words.items():
+        if len(word) <= 100:
+            counts.update(dict.fromkeys(word, 0))
+            for place, character in enumerate(word):
+                counts[character] += count
+                if place:
+                    inside.add(character)
+    for least in (1, 3):
+        starts = sorted(c for c in counts if counts[c] >= least)
+        assert alphabet(words, "bert", least) == (starts, ["##" + c for c in starts if c in inside])
+    kept = {word: count for word, count in words.items() if len(word) <= 100 and set(word) <= set(starts)}
+    assert len(kept) < len(words)
+    drop_unspellable(words, set(starts))
+    assert words == kept
+
+
+# Corpora
+
+DOCUMENTS = [*documents_of("en.txt", 150), *documents_of("zh.txt", 250)]
+
+
+def train_texts(corpus: str) -> list[str]:
+    return [document.text for document in open_corpus(corpus).documents(("train",))]
+
+
+def test_all_of_the_train_side_is_counted_while_there_is_room(tmp_path):
+    corpus = corpus_in_files(tmp_path / "text", [DOCUMENTS])
+    for rules in (Rules("bert", True, True), Rules("byte")):
+        found = count_corpus(open_corpus(corpus), rules)
+        texts = train_texts(corpus)
+        assert found.words == words_of(texts, rules)
+        size = sum(len(text.encode()) for text in texts)
+        assert found.sample == {
+            "documents": len(texts),
+            "bytes": size,
+            "share_of_documents": 1.0,
+            "share_of_bytes": 1.0,
+            "levels_left_out": 0,
+        }
+        seen = {"documents": len(texts), "characters": sum(map(len, texts)), "bytes": size}
+        assert found.seen["train"] == seen
+        assert found.report() == {"train": {**seen, "distinct_words": len(found.words), "counted": found.sample}}
+        assert sum(side["documents"] for side in found.seen.values()) == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("rules", [Rules("bert", True, True), Rules("byte")], ids=lambda rules: rules.kind)
+@pytest.mark.parametrize("bound", [300, 1500, 5000])
+def test_a_full_tally_leaves_out_the_lowest_levels_of_documents(tmp_path, monkeypatch, rules, bound):
+    """The rule, written down again: as few levels are left out as needed for the others to fit at the end."""
+    monkeypatch.setattr(counting, "SLACK", 1.0)
+    corpus = corpus_in_files(tmp_path / "text", [DOCUMENTS])
+    texts = train_texts(corpus)
+    levels = [counting._level(text.encode(), 0) for text in texts]
+
+    def held(level: int) -> int:
+        """8-byte blocks of the distinct words of a level."""
+        words = words_of([text for text, found in zip(texts, levels, strict=True) if found == level], rules)
+        sizes = (len(word if rules.kind == "byte" else word.encode()) for word in words)
+        return sum(-(-size // 8) for size in sizes)
+
+    lowest = next(n for n in range(20) if sum(map(held, range(n, 20))) <= bound)
+    kept = [text for text, level in zip(texts, levels, strict=True) if level >= lowest]
+    found = count_corpus(open_corpus(corpus), rules, max_distinct=bound)
+    assert found.sample["levels_left_out"] == lowest > 0
+    assert found.words == words_of(kept, rules)
+    assert found.sample["documents"] == len(kept) > 0
+    assert found.sample["share_of_bytes"] == sum(len(t.encode()) for t in kept) / sum(len(t.encode()) for t in texts)
+    assert found.seen["train"]["documents"] == len(texts)
+
+
+def test_levels_halve_and_follow_the_seed():
+    texts = [f"document {number}".encode() for number in range(4000)]
+    levels = [[counting._level(text, seed) for text in texts] for seed in (0, 1)]
+    for found in levels:
+        shares = [found.count(level) / len(texts) for level in range(4)]
+        assert shares == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16], abs=0.03)
+    both = sum(a == b == 0 for a, b in zip(*levels, strict=True)) / len(texts)
+    assert both == pytest.approx(1 / 4, abs=0.03), "the seeds draw independently"
+
+
+def test_a_bound_that_no_sample_fits_in_is_refused(tmp_path):
+    corpus = open_corpus(corpus_in_files(tmp_path / "text", [DOCUMENTS[:20]]))
+    with pytest.raises(TokenizerError, match=r"(?s)max_distinct = 5 is too small.*leave it at 12,000,000"):
+        count_corpus(corpus, Rules("byte"), max_distinct=5)
+
+
+def test_records_that_are_no_documents_are_in_the_report(tmp_path):
+    corpus = corpus_in_files(tmp_path / "text", [DOCUMENTS[:40]])
+    with open(tmp_path / "text" / "0.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"text": ""}\n')
+    report = count_corpus(open_corpus(corpus), Rules("byte")).report()
+    assert report["skipped"]["made"]["empty"]["records"] == 1
+
+
+# Determinism
+
+TEXTS = {
+    "English": documents_of("en.txt", 40),
+    "Chinese": documents_of("zh.txt", 120),
+    "mixed": [*documents_of("en.txt", 20), *documents_of("zh.txt", 60), *odd_texts(40, seed=5)],
+}
+
+
+@pytest.mark.parametrize("kind", ["bert", "byte"])
+@pytest.mark.parametrize(
+    ("language", "max_distinct"), [*((text, counting.MAX_DISTINCT) for text in TEXTS), ("mixed", 1200)]
+)
+def test_ten_trainings_give_the_same_bytes(tmp_path, monkeypatch, language, kind, max_distinct):
+    """Files and documents in any order, cut into any files and chunks, any number of workers."""
+    monkeypatch.setattr(counting, "SLACK", 1.0)
+    texts = TEXTS[language]
+    shuffled = [random.Random(seed).sample(texts, len(texts)) for seed in range(3)]
+    variations = [
+        ([texts], counting.CHUNK_BYTES, 1),
+        ([texts[::-1]], 5000, 1),
+        ([shuffled[0]], 1000, 1),
+        ([texts[::2], texts[1::2]], 5000, 1),
+        ([texts[1::2], texts[::2]], 5000, 1),
+        ([[], shuffled[1][:9], shuffled[1][9:]], 20000, 1),
+        ([[text] for text in shuffled[2]], 10000, 1),
+        ([texts[9:], texts[:9]], 10, 1),
+        ([shuffled[1][:9], shuffled[1][9:]], 5000, 2),
+        ([[text] for text in texts[::-1]], 3000, 3),
+    ]
+    found, reports = set(), []
+    for number, (files, chunk_bytes, workers) in enumerate(variations):
+        monkeypatch.setattr(counting, "CHUNK_BYTES", chunk_bytes)
+        workers = workers if language == "mixed" else 1  # starting processes takes seconds
+        corpus = corpus_in_files(tmp_path / str(number), files)
+        out = tmp_path / f"out{number}"
+        options = {"kind": kind, "vocab_size": 1600, "alphabet_min_count": 2 if kind == "bert" else 1, "plot": False}
+        run(TokenizerConfig(corpus=corpus, out=str(out), workers=workers, max_distinct=max_distinct, **options))
+        found.add((out / "tokenizer.json").read_bytes())
+        reports.append(json.loads((out / "report.json").read_bytes())["train"])
+    assert len(found) == 1
+    assert all(report == reports[0] for report in reports)
+    assert (reports[0]["counted"]["levels_left_out"] > 0) == (max_distinct == 1200)
