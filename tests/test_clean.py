@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain import cleaning
+from pretrain import cleaning, cli
 from pretrain.cleaning import CleanConfig, run
 from pretrain.cleaning.steps import StepsConfig
 from pretrain.config import build
@@ -208,6 +208,44 @@ def test_later_copies_of_a_paragraph_go_and_short_ones_stay(tmp_path):
     assert (taken["changes"], taken["changed"]) == (19, 19)
     assert taken["reasons"] == {"every paragraph of that length is a copy": 1}
     assert taken["bytes_out"] == sum(len(text.encode()) for text in left)
+
+
+GERMAN = (
+    "Der Fischer ging am frühen Morgen hinaus an den See, um nach seinen Netzen zu sehen, und fand sie leer.",
+    "Wer nicht hören will, der muss fühlen, sagte die Großmutter und stellte den Topf wieder auf den Herd.",
+    "Im Winter liegt auf den Dächern der kleinen Stadt so viel Schnee, dass niemand mehr die Ziegel sieht.",
+)
+
+
+def test_everything_planted_in_printed_text_is_found_and_nothing_else_is_touched(tmp_path):
+    """The default steps on the sample. What is planted is made of documents that are not in the corpus, or copies."""
+    english, poems = (
+        (SAMPLE / f"{name}.txt").read_text(encoding="utf-8").strip().split("\n\n") for name in ("en", "zh")
+    )
+    item, poems = poems[0], poems[1:]
+    spare, innocent = english[:80], english[80:]
+    broken = [f"{text} — «déjà vu»" for text in spare[:20]]
+    tagged, addressed, quoting = spare[20:40], spare[40:60], [f"{text}\n{item}" for text in spare[60:]]
+    planted = [
+        *(text.encode().decode("cp1252") for text in broken),
+        *(f"<div>{text}</div><!-- end -->" for text in tagged),
+        *(f"{text}\nWrite to user{n}@mail.example.org." for n, text in enumerate(addressed)),
+        *quoting,
+        *(f"{GERMAN[n % 3]} Das war am {n}. Mai. {GERMAN[(n + 1) % 3]}" for n in range(20)),
+        *(text.replace(" ", "  ") for text in innocent[:20]),
+        *(f"{text} And it was so, {n} times." for n, text in enumerate(innocent[20:40])),
+    ]
+    evaluation = file(tmp_path, "evaluation.txt", item)
+    corpus = made(tmp_path / "corpus", en=innocent + planted, zh=poems)
+    left, report = cleaned(corpus, steps={}, decontaminate={"files": [str(evaluation)]})
+    assert (
+        step(report, "mojibake")["changed"] == step(report, "html")["changed"] == step(report, "pii")["changed"] == 20
+    )
+    assert lost(report, "decontamination") == lost(report, "language") == lost(report, "duplicate documents") == 20
+    assert lost(report, "near-duplicates") == 20
+    assert {*broken, *tagged, *poems, *innocent[:20], *innocent[40:]} <= set(left)
+    assert len(left) == len(innocent) + len(poems) + 60
+    assert not any("example.org" in text for text in left)
 
 
 # The split
@@ -573,7 +611,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_settings_are_refused_and_leave_nothing(tmp_path, name):
+def test_bad_settings_are_refused_and_leave_nothing(tmp_path, refused, name):
     changes, message = BAD[name]
     (tmp_path / "corpus").mkdir()
     made(tmp_path / "corpus", *[english(n) for n in range(20)])
@@ -597,7 +635,7 @@ CORPORA = {
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_bad_corpora_are_refused_and_leave_nothing(tmp_path, name):
+def test_bad_corpora_are_refused_and_leave_nothing(tmp_path, refused, name):
     content, message = CORPORA[name]
     (tmp_path / "corpus").mkdir()
     corpus = made(tmp_path / "corpus", "x")
@@ -628,13 +666,16 @@ def test_an_earlier_result_is_replaced_only_when_the_new_one_is_whole(tmp_path):
     assert len(left) == 30
 
 
-def refused(path: Path) -> str:
-    """What the command says; it ends with 2, without a traceback."""
-    command = [sys.executable, str(ROOT / "launch/clean.py"), str(path)]
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
-    assert done.returncode == 2, (done.returncode, done.stderr)
-    assert "Traceback" not in done.stderr
-    return done.stderr
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys) -> Callable[[Path], str]:
+    """What the command line says of a configuration; it ends with 2."""
+
+    def said(path: Path) -> str:
+        monkeypatch.chdir(tmp_path)
+        assert cli.main("clean", [str(path)]) == 2
+        return capsys.readouterr().err
+
+    return said
 
 
 def tree(folder: Path) -> Counter[str]:
