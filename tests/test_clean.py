@@ -219,11 +219,9 @@ GERMAN = (
 
 def test_everything_planted_in_printed_text_is_found_and_nothing_else_is_touched(tmp_path):
     """The default steps on the sample. What is planted is made of documents that are not in the corpus, or copies."""
-    english, poems = (
-        (SAMPLE / f"{name}.txt").read_text(encoding="utf-8").strip().split("\n\n") for name in ("en", "zh")
-    )
+    prose, poems = ((SAMPLE / f"{name}.txt").read_text(encoding="utf-8").strip().split("\n\n") for name in ("en", "zh"))
     item, poems = poems[0], poems[1:]
-    spare, innocent = english[:80], english[80:]
+    spare, innocent = prose[:80], prose[80:]
     broken = [f"{text} — «déjà vu»" for text in spare[:20]]
     tagged, addressed, quoting = spare[20:40], spare[40:60], [f"{text}\n{item}" for text in spare[60:]]
     planted = [
@@ -644,6 +642,20 @@ def test_bad_corpora_are_refused_and_leave_nothing(tmp_path, refused, name):
     before = tree(tmp_path)
     said = refused(path)
     assert message in said, said
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["zstandard", "datasketch", "matplotlib"])
+def test_a_missing_library_is_named_before_there_is_work(tmp_path, refused, monkeypatch, name):
+    (tmp_path / "corpus").mkdir()
+    made(tmp_path / "corpus", *[english(n) for n in range(20)])
+    path = file(tmp_path, "clean.yaml", yaml.safe_dump({"corpus": "corpus", "out": "out", "steps": OFF}))
+    before = tree(tmp_path)
+    monkeypatch.setitem(sys.modules, name, None)
+    said = refused(path)
+    assert f"needs the package {name}" in said
+    assert "pip install '.[data]'" in said
+    assert "cleaning:" not in said
     assert tree(tmp_path) == before
 
 

@@ -38,7 +38,7 @@ from pretrain.cleaning import contamination, plot
 from pretrain.cleaning.contamination import Decontaminate, Evaluated, Found
 from pretrain.cleaning.duplicates import Duplicates, Near, bands_of
 from pretrain.cleaning.funnel import READ, Flow, Funnel, table
-from pretrain.cleaning.outcome import Step
+from pretrain.cleaning.outcome import Step, library
 from pretrain.cleaning.pieces import (
     CONTAMINATION,
     PARAGRAPHS,
@@ -139,7 +139,9 @@ def _work_folder(out: Path) -> Iterator[Path]:
 def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluated | None]:
     """What the processes have to know, and the evaluation texts. Pieces that other settings left are removed."""
     sources, near = corpus.recipe.sources, config.duplicates.near
-    # Made here too, although processes make their own: a missing library ends the run before there is work.
+    # All that is needed, although it is used in other processes or much later: what is missing ends the run at once.
+    for name in ("zstandard", "matplotlib", *(["datasketch"] if near.use else [])):
+        library(name)
     chains = {source.language: steps(config.steps, source.language) for source in sources}
     evaluated = evaluation = None
     if config.decontaminate.files:
