@@ -122,7 +122,26 @@ def test_the_sample_is_cleaned_by_its_configuration(tmp_path):
     assert "poems" in done.stdout
     assert "cleaning: 1,097 documents" in done.stderr
     assert len(list(open_corpus(out).documents())) == len(list(open_corpus(SAMPLE).documents()))
-    assert (out / "funnel.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("funnel.png", "limits.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_says_what_other_limits_would_drop(tmp_path):
+    texts = [" ".join([f"w{n}x"] + ["word"] * n) for n in range(1, 101)]
+    settings = {
+        "steps": {**OFF, "length": {"use": "true", "min_characters": "null", "min_words": 5}},
+        "duplicates": {"near": {"use": False}},
+    }
+    corpus = made(tmp_path, *texts)
+    _, report = cleaned(corpus, **settings)
+    (found,) = step(report, "length")["rules"]
+    assert (found["rule"], found["sign"], found["limit"]) == ("words", "<", 5)
+    assert (found["documents"], found["dropped"]) == (100, 3)
+    assert (found["limits"]["0.1"], found["limits"]["0.5"]) == (12, 52)  # 2 to 101 words: ten below 12
+    settings["steps"]["length"]["min_words"] = 12
+    shutil.rmtree(tmp_path / "out")
+    left, _ = cleaned(corpus, **settings)
+    assert len(left) == 90
 
 
 # Copies

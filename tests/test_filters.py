@@ -223,10 +223,10 @@ def test_the_thresholds_of_repetition_are_those_of_table_a1():
 @pytest.mark.parametrize(
     ("rule", "limit", "separator", "kept", "reason"),
     [
-        ("duplicate_lines", 0.30, "\n", 3, "duplicate lines 0.400 > 0.3"),
-        ("duplicate_paragraphs", 0.30, "\n\n", 3, "duplicate paragraphs 0.400 > 0.3"),
-        ("duplicate_line_characters", 0.20, "\n", 2, "characters in duplicate lines 0.300 > 0.2"),
-        ("duplicate_paragraph_characters", 0.20, "\n\n", 2, "characters in duplicate paragraphs 0.300 > 0.2"),
+        ("duplicate_lines", 0.30, "\n", 3, "duplicate lines 0.4 > 0.3"),
+        ("duplicate_paragraphs", 0.30, "\n\n", 3, "duplicate paragraphs 0.4 > 0.3"),
+        ("duplicate_line_characters", 0.20, "\n", 2, "characters in duplicate lines 0.3 > 0.2"),
+        ("duplicate_paragraph_characters", 0.20, "\n\n", 2, "characters in duplicate paragraphs 0.3 > 0.2"),
     ],
 )
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -262,7 +262,7 @@ def test_the_top_ngram_on_either_side_of_its_threshold(language, n, limit, total
     fraction = (kept + 1) * n / total
     assert (
         repetition(document(kept + 1), language, top_ngrams={str(n): str(limit)})
-        == f"top {n}-gram {fraction:.3f} > {limit:g}"
+        == f"top {n}-gram {fraction:.4g} > {limit:g}"
     )
 
 
@@ -282,7 +282,7 @@ def test_duplicate_ngrams_on_either_side_of_their_thresholds(language, n, limit)
 
     kept = round(100 * limit)
     assert repetition(document(kept), language, duplicate_ngrams={str(n): str(limit)}) is None
-    reason = f"duplicate {n}-gram {(kept + 1) / 100:.3f} > {limit:g}"
+    reason = f"duplicate {n}-gram {(kept + 1) / 100:.4g} > {limit:g}"
     assert repetition(document(kept + 1), language, duplicate_ngrams={str(n): str(limit)}) == reason
 
 

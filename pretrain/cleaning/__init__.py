@@ -2,7 +2,8 @@
 
     part-00000.jsonl.zst …  what is left, in the recipe's order: text, source, language, side, where; a corpus itself
     report.json             the funnel: documents and bytes in and out of every step, per source, with samples
-    funnel.png              the same as a picture, to choose thresholds by
+    funnel.png              the same as a picture
+    limits.png              what other limits of the filters would drop, to choose them by; where a filter was on
     index.json              counts, options, fingerprints; written last
 
 Three passes. The first takes chunks of the corpus to processes: each document goes through the steps of its language
@@ -64,7 +65,7 @@ LIBRARIES = ("ftfy", "py3langid", "opencc", "jieba", "stopwordsiso", "datasketch
 # The others drop documents, or take lines out and leave the n-grams within the rest: an evaluation item of which such a
 # step left one line would be found in any document with that line.
 REWORDING = ("html", "mojibake", "unicode", "control", "script", "stopwords")
-REPORT, PLOT = "report.json", "funnel.png"
+REPORT, PLOT, LIMITS = "report.json", "funnel.png", "limits.png"
 
 
 class CleanConfig(Config):
@@ -115,7 +116,9 @@ def run(config: CleanConfig) -> dict:
         _check(report["all"]["steps"], config)
         folders.write_json(folder / REPORT, report)
         plot.draw(report, folder / PLOT)
-        index = folders.write_index(folder, _index(config, corpus, evaluated, report["all"]), recorded=(REPORT, PLOT))
+        plot.draw_limits(report, folder / LIMITS)
+        unhashed = tuple(name for name in (REPORT, PLOT, LIMITS) if (folder / name).exists())
+        index = folders.write_index(folder, _index(config, corpus, evaluated, report["all"]), recorded=unhashed)
     table(report)
     return index
 

@@ -1,4 +1,5 @@
-"""What went into every step of cleaning and what came out, per source, with samples of what was dropped and changed.
+"""What went into every step of cleaning and what came out, per source, with samples of what was dropped and changed,
+and what the filters measured.
 
 Which samples are kept is decided by the hash of their place in the corpus: the same ones for any number of workers, and
 not only those at the beginning.
@@ -7,9 +8,15 @@ not only those at the beginning.
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from pretrain.cleaning.rules import SHARES, Distribution, Measured, Rule
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 EXCERPT = 240  # characters of a sample
 CONTEXT = 60  # of them before the first change
@@ -19,6 +26,8 @@ COUNTS = (*(f"{what}_{way}" for what in WHAT for way in ("in", "out")), "changed
 READ = "read"  # the first of the steps: what the corpus gives
 LOG_COLUMNS = 160
 REASONS = 2  # the most frequent ones, in the table
+WHY, LIMIT = "why dropped; what changed", "a document goes at"
+ASKED = SHARES[2::2]  # 0.1 % to half of the documents: in the table of rules
 
 
 @dataclass
@@ -30,6 +39,12 @@ class Flow:
     reasons: Counter[str] = field(default_factory=Counter)  # why documents were dropped, without what was measured
     dropped: list[tuple[str, dict]] = field(default_factory=list)  # samples, by draw
     changed: list[tuple[str, dict]] = field(default_factory=list)
+    rules: dict[Rule, Distribution] = field(default_factory=dict)
+
+    def measure(self, measured: Iterable[Measured]) -> None:
+        """What the rules of the step found of one document."""
+        for one in measured:
+            self.rules.setdefault(one.rule, Distribution()).add(one)
 
     def count(self, heldout: bool, size: int, left: int | None, changes: int = 0) -> None:
         """One document of `size` bytes of which `left` bytes are left; None: it is dropped."""
@@ -49,6 +64,8 @@ class Flow:
         self.reasons.update(other.reasons)
         self.dropped = sorted([*self.dropped, *other.dropped], key=_place)[:samples]
         self.changed = sorted([*self.changed, *other.changed], key=_place)[:samples]
+        for rule, distribution in other.rules.items():
+            self.rules.setdefault(rule, Distribution()).merge(distribution)
 
     def report(self) -> dict:
         return {
@@ -56,6 +73,7 @@ class Flow:
             "reasons": dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))),
             "dropped_samples": [sample for _, sample in self.dropped],
             "changed_samples": [sample for _, sample in self.changed],
+            "rules": [distribution.report(rule) for rule, distribution in self.rules.items()],
         }
 
 
@@ -145,15 +163,11 @@ def difference(before: str, after: str, mask: Callable[[str], str]) -> dict[str,
 def table(report: dict) -> None:
     """Print the funnel: a table a source, and one of all sources where there are several; lines in a log."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS, highlight=False, soft_wrap=False)
     several = len(report["sources"]) > 1
     for source in [*report["sources"], *([{"name": "all sources", **report["all"]}] if several else [])]:
-        grid = Table(title=source["name"], title_justify="left", box=None, pad_edge=False)
-        for name in ("step", "documents", "dropped", "", "bytes", "left", "why dropped; what changed"):
-            left = name in ("step", "why dropped; what changed")
-            grid.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+        grid = _grid(source["name"], ("step", "documents", "dropped", "", "bytes", "left", WHY))
         read, *steps = source["steps"]
         busy = [step for step in steps if step["changed"] or step["documents_out"] < step["documents_in"]]
         for step in [read, *busy]:
@@ -161,6 +175,8 @@ def table(report: dict) -> None:
         console.print(grid)
         idle = [step["step"] for step in steps if step not in busy]
         console.print(f"nothing to do: {', '.join(idle)}\n" if idle else "")
+        if source in report["sources"] and any(step["rules"] for step in steps):
+            console.print(_rules(source["name"], steps), end="\n\n")
 
 
 def _row(step: dict, read_bytes: int) -> list[str]:
@@ -177,6 +193,28 @@ def _row(step: dict, read_bytes: int) -> list[str]:
         f"{step['bytes_out'] / read_bytes:.1%}" if read_bytes else "",
         "; ".join(why),
     ]
+
+
+def _rules(name: str, steps: list[dict]) -> "Table":
+    """A row for each limit of a filter, and what other limits would take."""
+    others = (f"{share:.1%} at".replace(".0%", "%") for share in ASKED)
+    grid = _grid(f"{name}: the limits, and those that would drop …", ("step", LIMIT, "documents", "dropped", *others))
+    for step in steps:
+        for rule in step["rules"]:
+            others = ["-" if (at := rule["limits"][f"{share:g}"]) is None else f"{at:g}" for share in ASKED]
+            limit, dropped = f"{rule['rule']} {rule['sign']} {rule['limit']:g}", rule["dropped"]
+            grid.add_row(step["step"], limit, f"{rule['documents']:,}", f"{dropped:,}" if dropped else "", *others)
+    return grid
+
+
+def _grid(title: str, columns: Iterable[str]) -> "Table":
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in columns:
+        left = name in ("step", WHY, LIMIT)
+        grid.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+    return grid
 
 
 def draw(name: str) -> str:

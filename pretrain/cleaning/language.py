@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from pretrain.cleaning.outcome import Outcome, Section, library, primary
+from pretrain.cleaning.rules import Measured, Rule
 from pretrain.errors import ConfigError
 
 # Written so alike that the identifier cannot tell them apart in a paragraph.
@@ -46,21 +47,21 @@ def language(section: Language, source: str) -> Callable[[str], Outcome]:
     own = family(source)
     if own not in _families():
         raise ConfigError(f"the language filter does not know {source!r}", "leave it out: language: [en, zh]")
-    identifier = _identifier()
+    identifier, rule = _identifier(), Rule("score of another language", "≥", section.min_score)
 
     def apply(text: str) -> Outcome:
         sample = _sample(text, section.sample_characters)
         if len(sample.encode("utf-8", "surrogatepass")) < section.min_bytes or (own == "zh" and _is_han(sample)):
             return Outcome(text)
         if family(identifier.classify(sample)[0]) == own:
-            return Outcome(text)
+            return Outcome(text, measured=(Measured(rule, 0.0),))
         scores: dict[str, float] = {}
         for label, score in identifier.rank(sample):
             scores[family(label)] = scores.get(family(label), 0.0) + score
         found, score = max(scores.items(), key=lambda item: item[1])
-        if found == own or score < section.min_score:
-            return Outcome(text)
-        return Outcome(text, dropped=f"language {found} {score:.2f}, not {source}")
+        one = Measured(rule, 0.0 if found == own else score)
+        reason = f"language {found} {score:.2f}, not {source}" if one.broken else None
+        return Outcome(text, dropped=reason, measured=(one,))
 
     return apply
 

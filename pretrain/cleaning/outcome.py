@@ -1,13 +1,14 @@
 """What a cleaning step is made of: its section of the configuration, what it does to one document, its name."""
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from pretrain.cleaning.rules import Measured
 from pretrain.config import NULL, Config
 from pretrain.errors import CorpusError
 
@@ -24,6 +25,17 @@ class Outcome:
     text: str
     changes: int = 0
     dropped: str | None = None
+    measured: tuple[Measured, ...] = field(default=(), compare=False)  # by the rules the document came to
+
+
+def judged(text: str, found: Iterable[Measured], changes: int = 0) -> Outcome:
+    """Drop the document for the first rule it breaks; the rules after that one are not evaluated."""
+    measured = []
+    for one in found:
+        measured.append(one)
+        if one.broken:
+            return Outcome(text, changes, one.reason, tuple(measured))
+    return Outcome(text, changes, None, tuple(measured))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""The funnel as a picture: what each step took of each source, and how similar the nearest documents are."""
+"""The report as pictures: what each step took of each source and how similar the nearest documents are; what other
+limits of the filters would take.
+"""
 
 from pathlib import Path
 
@@ -7,11 +9,13 @@ from pretrain.fonts import families, label
 
 SHOWN = 40  # sources; a longer list is in the report
 ROW, COLUMN, BELOW = 0.34, 0.72, 3.0  # inches; BELOW: of a histogram
+LINES = 8  # sources in a panel of a filter: the largest
+ACROSS, PANEL = 4, (3.3, 2.3)  # panels a row; inches
 TAKEN, STAYED = "#c44e52", "#4c72b0"
 
 
 def draw(report: dict, path: Path) -> None:
-    """Write the picture of a report as PNG."""
+    """Write the picture of the funnel as PNG."""
     several = len(report["sources"]) > 1
     rows = [*([{"name": "all sources", **report["all"]}] if several else []), *report["sources"][:SHOWN]]
     steps = [step["step"] for step in report["all"]["steps"] if any(_lost(row, step["step"]) for row in rows)]
@@ -91,6 +95,59 @@ def _draw_histogram(axes, bins: list[dict], threshold: float) -> None:
     axes.grid(axis="y", alpha=0.3)
     axes.tick_params(labelsize=8.5)
     axes.legend(fontsize=8.5, loc="upper center", ncols=3, frameon=False)
+
+
+def draw_limits(report: dict, path: Path) -> None:
+    """Write, as PNG, a panel for each rule of the filters: the share of documents that other limits would drop.
+
+    Nothing is written where no filter was on.
+    """
+    sources = sorted(report["sources"], key=lambda source: -source["steps"][0]["documents_in"])[:LINES]
+    steps = report["all"]["steps"]
+    panels = {_title(step, rule): [] for step in steps for rule in step["rules"]}
+    for number, source in enumerate(sources):
+        for step in source["steps"]:
+            for rule in step["rules"]:
+                panels[_title(step, rule)].append((number, rule))
+    if not panels:
+        return
+    rows = -(-len(panels) // ACROSS)
+    size = (PANEL[0] * min(ACROSS, len(panels)), PANEL[1] * rows + 0.6)
+    figure = library("matplotlib.figure").Figure(figsize=size, dpi=130, layout="constrained")
+    grid = figure.subplots(rows, min(ACROSS, len(panels)), squeeze=False).ravel()
+    names = [label(source["name"], f"source {number}") for number, source in enumerate(sources, 1)]
+    for axes, (title, rules) in zip(grid, panels.items(), strict=False):
+        _draw_limits(axes, title, rules)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    lines = [library("matplotlib.lines").Line2D([], [], color=f"C{number}", marker=".") for number in range(len(names))]
+    font = {"family": families("".join(names)), "size": 8.5}
+    figure.legend(lines, names, loc="outside upper left", ncols=4, frameon=False, prop=font)
+    figure.supylabel("documents that the limit would drop, of those that come to it", fontsize=9)
+    figure.savefig(path)
+
+
+def _draw_limits(axes, title: str, rules: list[tuple[int, dict]]) -> None:
+    """One line a source: limits and the share they would drop; dashed, the limit that was set."""
+    limits = [limit for _, rule in rules for limit in [*rule["limits"].values(), rule["limit"]] if limit is not None]
+    for number, rule in rules:
+        points = [(limit, float(share)) for share, limit in rule["limits"].items() if limit is not None]
+        axes.plot(*zip(*points, strict=True) if points else ([], []), color=f"C{number}", marker=".", linewidth=1)
+        axes.axvline(rule["limit"], color=f"C{number}", linestyle="--", linewidth=1, alpha=0.7)
+    if max(limits) > 100 and min(limits) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_minor_formatter("")
+    axes.set_yscale("log")
+    axes.set_ylim(7e-5, 0.7)
+    axes.set_yticks([1e-4, 1e-3, 1e-2, 1e-1, 0.5], ["0.01%", "0.1%", "1%", "10%", "50%"])
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.tick_params(labelsize=7.5)
+    axes.grid(alpha=0.3)
+
+
+def _title(step: dict, rule: dict) -> str:
+    return f"{step['step']}\n{rule['rule']} {rule['sign']}"
 
 
 def _lost(row: dict, name: str) -> float:

@@ -5,26 +5,14 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from pretrain.cleaning.outcome import Outcome, Section, Share, primary
+from pretrain.cleaning.outcome import Outcome, Section, Share, judged, primary
 from pretrain.cleaning.repetition import duplicate_fractions
+from pretrain.cleaning.rules import Measured, measured
 from pretrain.cleaning.words import SENTENCE_END, UNSPACED, Units, ends_sentence, lines_of, stop_words, units_of
 from pretrain.config import Config
 
 Count = int | None  # null: no such rule
 Ratio = float | None
-
-
-def below(name: str, value: float, limit: float | None) -> str | None:
-    return f"{name} {value:.4g} < {limit:g}" if limit is not None and value < limit else None
-
-
-def above(name: str, value: float, limit: float | None) -> str | None:
-    return f"{name} {value:.4g} > {limit:g}" if limit is not None and value > limit else None
-
-
-def _filter(rules: Callable[[str], Iterator[str | None]]) -> Callable[[str], Outcome]:
-    """A step that drops a document for the first rule that gives a reason; the rules after it are not evaluated."""
-    return lambda text: Outcome(text, dropped=next(filter(None, rules(text)), None))
 
 
 # Length
@@ -47,16 +35,16 @@ def length(section: Length, language: str) -> Callable[[str], Outcome]:
     """
     spaced = primary(language) not in UNSPACED
 
-    def rules(text: str) -> Iterator[str | None]:
+    def rules(text: str) -> Iterator[Measured]:
         words = text.split()
         characters = sum(map(len, words))
-        yield below("characters", characters, section.min_characters)
-        yield above("characters", characters, section.max_characters)
+        yield from measured("characters", characters, "<", section.min_characters)
+        yield from measured("characters", characters, ">", section.max_characters)
         if spaced:
-            yield below("words", len(words), section.min_words)
-            yield above("words", len(words), section.max_words)
+            yield from measured("words", len(words), "<", section.min_words)
+            yield from measured("words", len(words), ">", section.max_words)
 
-    return _filter(rules)
+    return lambda text: judged(text, rules(text))
 
 
 # Gopher
@@ -116,49 +104,50 @@ def gopher_quality(section: GopherQuality, language: str) -> Callable[[str], Out
     units = units_of(language, "gopher_quality")
     common = stop_words(language)
     if units == "chinese":
-        return _filter(lambda text: _chinese_quality(text, section.chinese, common))
-    return _filter(lambda text: _word_quality(text, section.words, common))
+        return lambda text: judged(text, _chinese_quality(text, section.chinese, common))
+    return lambda text: judged(text, _word_quality(text, section.words, common))
 
 
-def _word_quality(text: str, limits: WordQuality, common: frozenset[str]) -> Iterator[str | None]:
+def _word_quality(text: str, limits: WordQuality, common: frozenset[str]) -> Iterator[Measured]:
     words = text.split()
-    yield below("words", len(words), limits.min_words)
-    yield above("words", len(words), limits.max_words)
+    yield from measured("words", len(words), "<", limits.min_words)
+    yield from measured("words", len(words), ">", limits.max_words)
     n_words = max(len(words), 1)
     mean = sum(map(len, words)) / n_words
-    yield below("mean word length", mean, limits.min_mean_word)
-    yield above("mean word length", mean, limits.max_mean_word)
-    yield above("# per word", text.count("#") / n_words, limits.max_symbols_per_word)
-    yield above("ellipses per word", _ellipses(text) / n_words, limits.max_symbols_per_word)
+    yield from measured("mean word length", mean, "<", limits.min_mean_word)
+    yield from measured("mean word length", mean, ">", limits.max_mean_word)
+    yield from measured("# per word", text.count("#") / n_words, ">", limits.max_symbols_per_word)
+    yield from measured("ellipses per word", _ellipses(text) / n_words, ">", limits.max_symbols_per_word)
     yield from _line_shares(text, limits)
     lettered = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words)
-    yield below("words with a letter", lettered / n_words, limits.min_words_with_letter)
+    yield from measured("words with a letter", lettered / n_words, "<", limits.min_words_with_letter)
     if common:
-        yield below("stop words", len(common & set(map(str.lower, set(words)))), limits.min_stop_words)
+        yield from measured("stop words", len(common & set(map(str.lower, set(words)))), "<", limits.min_stop_words)
 
 
-def _chinese_quality(text: str, limits: ChineseQuality, common: frozenset[str]) -> Iterator[str | None]:
+def _chinese_quality(text: str, limits: ChineseQuality, common: frozenset[str]) -> Iterator[Measured]:
     characters = "".join(text.split())
-    yield below("characters", len(characters), limits.min_characters)
-    yield above("characters", len(characters), limits.max_characters)
+    yield from measured("characters", len(characters), "<", limits.min_characters)
+    yield from measured("characters", len(characters), ">", limits.max_characters)
     n_characters = max(len(characters), 1)
     clauses = CLAUSE.findall(text)
     mean = sum(map(len, clauses)) / max(len(clauses), 1)
-    yield below("mean clause length", mean, limits.min_mean_clause)
-    yield above("mean clause length", mean, limits.max_mean_clause)
-    yield above("# per character", text.count("#") / n_characters, limits.max_symbols_per_character)
-    yield above("ellipses per character", _ellipses(text) / n_characters, limits.max_symbols_per_character)
+    yield from measured("mean clause length", mean, "<", limits.min_mean_clause)
+    yield from measured("mean clause length", mean, ">", limits.max_mean_clause)
+    yield from measured("# per character", text.count("#") / n_characters, ">", limits.max_symbols_per_character)
+    yield from measured("ellipses per character", _ellipses(text) / n_characters, ">", limits.max_symbols_per_character)
     yield from _line_shares(text, limits)
-    yield below("letters", sum(map(str.isalpha, characters)) / n_characters, limits.min_letters)
-    yield below("stop words", len(common & set(characters)), limits.min_stop_words)
+    yield from measured("letters", sum(map(str.isalpha, characters)) / n_characters, "<", limits.min_letters)
+    yield from measured("stop words", len(common & set(characters)), "<", limits.min_stop_words)
 
 
-def _line_shares(text: str, limits: WordQuality | ChineseQuality) -> Iterator[str | None]:
+def _line_shares(text: str, limits: WordQuality | ChineseQuality) -> Iterator[Measured]:
     lines = lines_of(text)
     n_lines = max(len(lines), 1)
-    yield above("bullet lines", sum(line.startswith(BULLETS) for line in lines) / n_lines, limits.max_bullet_lines)
+    bullets = sum(line.startswith(BULLETS) for line in lines)
+    yield from measured("bullet lines", bullets / n_lines, ">", limits.max_bullet_lines)
     ellipses = sum(line.endswith(("...", "…")) for line in lines)
-    yield above("lines ending in an ellipsis", ellipses / n_lines, limits.max_ellipsis_lines)
+    yield from measured("lines ending in an ellipsis", ellipses / n_lines, ">", limits.max_ellipsis_lines)
 
 
 def _ellipses(text: str) -> int:
@@ -229,8 +218,8 @@ def c4(section: C4, language: str) -> Callable[[str], Outcome]:
             if stays:
                 lines.append(kept)
         new = MANY_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
-        reason = below("sentences", len(SENTENCE_END[units].findall(new)), limits.min_sentences)
-        return Outcome(new if changes else text, changes, reason)
+        sentences = len(SENTENCE_END[units].findall(new))
+        return judged(new if changes else text, measured("sentences", sentences, "<", limits.min_sentences), changes)
 
     return apply
 
@@ -284,17 +273,14 @@ def fineweb(section: FineWeb, language: str) -> Callable[[str], Outcome]:
     units = units_of(language, "fineweb")
     limits = section.chinese if units == "chinese" else section.words
 
-    def rules(text: str) -> Iterator[str | None]:
+    def rules(text: str) -> Iterator[Measured]:
         lines = lines_of(text)
         n_lines = max(len(lines), 1)
         punctuated = sum(ends_sentence(line, units) for line in lines) / n_lines
-        if limits.punctuated_lines is not None and punctuated <= limits.punctuated_lines:
-            yield f"punctuated lines {punctuated:.4g} ≤ {limits.punctuated_lines:g}"
+        yield from measured("punctuated lines", punctuated, "≤", limits.punctuated_lines)
         repeated = duplicate_fractions(lines)[1]
-        if limits.duplicate_line_characters is not None and repeated >= limits.duplicate_line_characters:
-            yield f"characters in duplicate lines {repeated:.4g} ≥ {limits.duplicate_line_characters:g}"
+        yield from measured("characters in duplicate lines", repeated, "≥", limits.duplicate_line_characters)
         short = sum(len(line) < limits.short_line_characters for line in lines) / n_lines
-        if limits.short_lines is not None and short >= limits.short_lines:
-            yield f"short lines {short:.4g} ≥ {limits.short_lines:g}"
+        yield from measured("short lines", short, "≥", limits.short_lines)
 
-    return _filter(rules)
+    return lambda text: judged(text, rules(text))

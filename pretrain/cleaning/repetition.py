@@ -8,7 +8,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from pretrain.cleaning.outcome import Outcome, Section, Share
+from pretrain.cleaning.outcome import Outcome, Section, Share, judged
+from pretrain.cleaning.rules import Measured, measured
 from pretrain.cleaning.words import lines_of, units_of
 from pretrain.config import Config
 
@@ -58,13 +59,12 @@ def gopher_repetition(section: GopherRepetition, language: str) -> Callable[[str
     split = _characters if units == "chinese" else _words
 
     def apply(text: str) -> Outcome:
-        reasons = chain(_line_rules(text, limits), _ngram_rules(text, limits, split))
-        return Outcome(text, dropped=next(reasons, None))
+        return judged(text, chain(_line_rules(text, limits), _ngram_rules(text, limits, split)))
 
     return apply
 
 
-def _line_rules(text: str, limits: WordRepetition) -> Iterator[str]:
+def _line_rules(text: str, limits: WordRepetition) -> Iterator[Measured]:
     for name, pieces, of_pieces, of_characters in (
         ("line", lines_of(text), limits.duplicate_lines, limits.duplicate_line_characters),
         (
@@ -75,21 +75,18 @@ def _line_rules(text: str, limits: WordRepetition) -> Iterator[str]:
         ),
     ):
         share, characters = duplicate_fractions(pieces)
-        if of_pieces is not None and share > of_pieces:
-            yield f"duplicate {name}s {share:.3f} > {of_pieces:g}"
-        if of_characters is not None and characters > of_characters:
-            yield f"characters in duplicate {name}s {characters:.3f} > {of_characters:g}"
+        yield from measured(f"duplicate {name}s", share, ">", of_pieces)
+        yield from measured(f"characters in duplicate {name}s", characters, ">", of_characters)
 
 
 PARAGRAPH_END = re.compile(r"\n{2,}")
 
 
-def _ngram_rules(text: str, limits: WordRepetition, split: Callable) -> Iterator[str]:
+def _ngram_rules(text: str, limits: WordRepetition, split: Callable) -> Iterator[Measured]:
     top, duplicate = ngram_fractions(*split(text), set(limits.top_ngrams), set(limits.duplicate_ngrams))
     for name, found, allowed in (("top", top, limits.top_ngrams), ("duplicate", duplicate, limits.duplicate_ngrams)):
         for n, limit in allowed.items():
-            if found[n] > limit:
-                yield f"{name} {n}-gram {found[n]:.3f} > {limit:g}"
+            yield from measured(f"{name} {n}-gram", found[n], ">", limit)
 
 
 def duplicate_fractions(pieces: list[str]) -> tuple[float, float]:

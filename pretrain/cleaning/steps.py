@@ -109,6 +109,6 @@ def _dropping_empty(apply: Callable[[str], Outcome]) -> Callable[[str], Outcome]
         outcome = apply(text)
         if outcome.dropped or outcome.text is text or outcome.text.strip():
             return outcome
-        return Outcome(outcome.text, outcome.changes, "nothing left")
+        return Outcome(outcome.text, outcome.changes, "nothing left", outcome.measured)
 
     return checked
