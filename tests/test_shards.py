@@ -16,7 +16,8 @@ import yaml
 from pretrain import folders, shards
 from pretrain.corpus import SIDES, open_corpus, side_of
 from pretrain.errors import CorpusError, ShardError
-from pretrain.shards import PieceWriter, Shards, ShardsConfig, check_tokenizer, read_idx, run, write_idx
+from pretrain.shards import Shards, ShardsConfig, check_tokenizer, run
+from pretrain.shards.megatron import PieceWriter, read_idx, write_idx
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from pretrain.tokenizer import run as train_tokenizer
 from tests.conftest import ROOT, SAMPLE, Prepared

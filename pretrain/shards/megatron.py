@@ -1,0 +1,75 @@
+"""Megatron's indexed dataset: a `.bin` of ids and an `.idx` that says where each document lies.
+
+The layout of `.idx` (little endian), after Megatron-LM's `indexed_dataset.py`, version 1: magic `MMIDIDX\\0\\0`, uint64
+version, uint8 dtype code, uint64 sequences, uint64 documents + 1, int32 lengths, int64 byte offsets, int64 document
+index. Ids are uint16 up to 65,500 of them, else int32: the format has no uint32.
+"""
+
+import struct
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.errors import ShardError
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
+UINT16_VOCABULARY = 65_500
+
+
+def dtype_of(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= UINT16_VOCABULARY else np.int32)
+
+
+class PieceWriter:
+    """One `.bin`/`.idx` pair, written document by document; memory is 4 bytes a document."""
+
+    def __init__(self, prefix: Path, dtype: np.dtype):
+        self.prefix, self.dtype = prefix, np.dtype(dtype)
+        self.lengths = array("i")
+        self._bin = open(prefix.with_suffix(".bin"), "wb")
+
+    def add(self, ids: np.ndarray) -> None:
+        self._bin.write(ids.astype(self.dtype, copy=False).tobytes())
+        self.lengths.append(len(ids))
+
+    def close(self) -> None:
+        self._bin.close()
+        lengths = np.frombuffer(self.lengths, np.int32)
+        write_idx(self.prefix.with_suffix(".idx"), lengths, self.dtype)
+
+
+def write_idx(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
+    """Write Megatron's index for documents of `lengths` (n,) int32 tokens, one sequence a document."""
+    n = len(lengths)
+    offsets = np.zeros(n, np.int64)
+    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
+    with open(path, "wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, CODES[np.dtype(dtype)], n, n + 1))
+        file.write(lengths.astype("<i4").tobytes())
+        file.write((offsets * np.dtype(dtype).itemsize).astype("<i8").tobytes())
+        file.write(np.arange(n + 1, dtype="<i8").tobytes())
+
+
+def read_idx(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
+    """(dtype of ids, lengths (n,) int32, byte offsets (n,) int64) of a Megatron index, the arrays mapped.
+
+    Raises ShardError when the header or the file's size is not what the format says.
+    """
+    with open(path, "rb") as file:
+        header = file.read(HEADER.size)
+    if len(header) < HEADER.size or header[:9] != MAGIC:
+        raise ShardError(f"{path} is not a Megatron index", f"expected magic {MAGIC!r}, found {header[:9]!r}")
+    _, version, code, n, documents = HEADER.unpack(header)
+    dtype = next((dtype for dtype, known in CODES.items() if known == code), None)
+    expected = HEADER.size + 12 * n + 8 * documents
+    if version != 1 or dtype is None or path.stat().st_size != expected:
+        raise ShardError(
+            f"{path} cannot be read",
+            f"version {version}, dtype code {code}, {path.stat().st_size:,} bytes",
+            f"expected version 1, code in {sorted(CODES.values())}, {expected:,} bytes",
+        )
+    lengths = np.memmap(path, "<i4", "r", HEADER.size, (n,))
+    return dtype, lengths, np.memmap(path, "<i8", "r", HEADER.size + 4 * n, (n,))
