@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pretrain.errors import UserError
 
 INDEX = "index.json"
 SMALL = 256 << 20  # bytes
+SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # of NumPy
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
 
@@ -28,9 +30,10 @@ def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iter
     Refuses (`what`), before any work, to replace a folder that holds anything but an earlier result of the same stage.
     """
     folder = Path(folder)
+    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays a link
     check_output(folder, what)
     held = _stage(folder / INDEX)
-    if held not in (stage, "") and folder.exists() and any(folder.iterdir()):
+    if held not in (stage, "") and folder.exists() and (not os.access(folder, os.R_OK) or any(folder.iterdir())):
         found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
         raise what("the output folder holds something else", f"{folder} has {found}", "choose another out=")
     aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
@@ -51,6 +54,9 @@ def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iter
             shutil.rmtree(old)
         else:
             aside.rename(folder)
+    except PermissionError as error:
+        found = f"{error.filename}: {error.strerror}"
+        raise what("permission denied", found, "change the permissions, or choose another out=") from None
     except Exception as error:
         if not _disk_full(error):
             raise
@@ -63,9 +69,12 @@ def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iter
 
 def check_output(folder: Path, what: type[UserError] = UserError) -> None:
     """Raise `what` when `folder` cannot be a folder because it, or one above it, is a file."""
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise what("the output folder cannot be made", f"{path} is a file", "choose another out=")
+    try:
+        file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    except OSError as error:  # no permission to look, or a name that is too long
+        raise what("the output folder cannot be made", f"{folder}: {error.strerror}", "choose another out=") from None
+    if file:
+        raise what("the output folder cannot be made", f"{file} is a file", "choose another out=")
 
 
 def digest(path: Path) -> dict:
@@ -185,9 +194,11 @@ def _stage(index: Path) -> str | None:
 
 
 def _disk_full(error: Exception) -> bool:
-    """True for ENOSPC and EDQUOT; safetensors wraps them in an error of its own."""
+    """True for ENOSPC and EDQUOT; safetensors wraps them in an error of its own, NumPy counts what it could write."""
     number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
+    said = str(error)
+    full = f"os error {errno.ENOSPC}" in said or SHORT_WRITE.fullmatch(said) is not None
+    return full or number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _sync(folder: Path) -> None:

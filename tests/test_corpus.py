@@ -3,11 +3,14 @@
 import gzip
 import hashlib
 import json
+import os
 import pickle
 import random
 import subprocess
 import sys
+import tempfile
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,47 @@ def test_names_that_stand_for_nothing_or_for_a_file_again_are_refused(tmp_path):
     assert texts(recipe(tmp_path, *twice)) == ["a", "a"]  # of two sources: perhaps under two fields
 
 
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a")
+    message = refused(source(tmp_path, files=["*.txt"]))
+    assert "a file's name is not valid UTF-8" in message and "caf\\udce9.txt" in message and "rename" in message
+    message.encode()
+    assert "File name too long" in refused(source(tmp_path, files=["x" * 5000]))
+
+
+@pytest.mark.parametrize("files", [["f"], ["f/**/*.txt"], ["f/g/b.txt"]])
+def test_a_folder_that_may_not_be_read_is_refused_rather_than_passed_over(files):
+    def message() -> str:
+        if os.getuid() == 0:  # root may read everything
+            os.setuid(65534)
+        return refused(source(folder, files=files))
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file(folder, "f/a.txt", "a")
+        file(folder, "f/g/b.txt", "b")
+        file(folder, "recipe.yaml", "")
+        for path, mode in ((folder, 0o755), (folder / "recipe.yaml", 0o666), (folder / "f/g", 0)):
+            path.chmod(mode)
+        said = in_child(message)
+        (folder / "f/g").chmod(0o755)
+    assert "cannot read a text file" in said and "f/g" in said and "of source 's': Permission denied" in said
+
+
+def in_child(work: Callable[[], str]) -> str:
+    """What `work` returns in a process of its own."""
+    reading, writing = os.pipe()
+    if not os.fork():
+        try:
+            os.write(writing, work().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.wait()
+    with open(reading, "rb") as stream:
+        return stream.read().decode()
+
+
 def test_a_folder_with_a_file_of_no_known_format_is_refused_rather_than_read_in_part(tmp_path):
     file(tmp_path, "a/1.txt", "a")
     file(tmp_path, "a/2.pdf", "b")
@@ -158,6 +202,7 @@ def test_a_missing_file_is_refused_before_any_work(tmp_path):
         ({"sources": [{"name": "a", "files": []}]}, "the source 'a' needs either files: or dataset:"),
         ({"sources": [{"name": "a", "files": ["a.txt"]}] * 2}, "two sources share a name: a, a"),
         ({"sources": [{"name": "a", "files": ["a.txt"], "format": "csv"}]}, "sources.0.format = 'csv'"),
+        ({"sources": [{"name": "a", "files": ["a.txt"], "language": "English"}]}, "no tag such as en, zh-Hant or und"),
     ],
 )
 def test_a_senseless_recipe_is_refused(tmp_path, keys, fragment):

@@ -253,7 +253,8 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte(tmp_path, pack, content
 BAD_LINES = [
     (b'{"body": "a", "id": 1}', "no text", ("no text under 'text'", "its keys: body, id", "set field:")),
     (b'{"text": null}', "no text", ("no text under 'text'", "null")),
-    (b'[["a"]]', "no text", ("no text under 'text'", "a list of lists")),
+    (b'[{"text": "a"}, {"text": "b"}]', "no text", ("no text under 'text'", "a list of 2, not an object")),
+    (b'{"\\ud800": "a"}', "no text", ("no text under 'text'", "its keys: \\ud800")),
     (b"{'text': 'a'}", "not JSON", ("a line is not JSON",)),
     (b'{"text": "a"', "not JSON", ("a line is not JSON",)),
     (b"[" * 100_000, "not JSON", ("a line is not JSON",)),
@@ -279,17 +280,18 @@ def test_bad_records_are_counted_and_left_out_when_the_source_says_so(tmp_path):
     path = source(tmp_path, files=["text.jsonl"], bad_records="skip", max_record_bytes=150_000)
     found = Skipped()
     assert [document.text for document in open_corpus(path).documents(skipped=found)] == ["first", "last"]
-    counts = {"no text": 3, "not JSON": 4, "not Unicode": 2, "not UTF-8": 1, "too long": 1, "empty": 1}
+    counts = {"no text": 4, "not JSON": 4, "not Unicode": 2, "not UTF-8": 1, "too long": 1, "empty": 1}
     assert found.counts == {"s": counts}
     assert found.report()["s"]["not Unicode"] == {
         "records": 2,
         "samples": [
             {"where": f"text.jsonl, line {line}", "found": f"a lone surrogate at character {character}"}
-            for line, character in ((9, 3), (10, 1))
+            for line, character in ((10, 3), (11, 1))
         ],
     }
+    json.dumps(found.report(), ensure_ascii=False).encode()
     assert found.line() == (
-        "no document from 12 records: s 3 no text, 4 not JSON, 2 not Unicode, 1 not UTF-8, 1 too long, 1 empty "
+        "no document from 13 records: s 4 no text, 4 not JSON, 2 not Unicode, 1 not UTF-8, 1 too long, 1 empty "
         "(first: text.jsonl, line 2)"
     )
 

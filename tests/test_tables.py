@@ -14,7 +14,7 @@ import pytest
 from pretrain.corpus import Skipped, open_corpus
 from pretrain.errors import ConfigError
 from tests.conftest import ROOT
-from tests.corpora import places, recipe, refused, skipped, source, texts
+from tests.corpora import file, places, recipe, refused, skipped, source, texts
 from tests.hub import COMMIT, hub
 
 DOCUMENTS = [f"document {n} 漢字 " + "x" * (n % 13) for n in range(2000)]
@@ -115,6 +115,31 @@ def test_a_column_that_is_not_there_is_refused_and_no_bad_record(tmp_path, name)
         for fragment in ("no column for 'body'", str(tmp_path / name), "id, text, a, a.b", "set field:"):
             assert fragment in message
     assert "row 1: a number" in refused(source(tmp_path, files=[name], field="id"))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    write(tmp_path / name, pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]))
+    message = refused(source(tmp_path, files=[name]))
+    assert "a table has several columns 'text'" in message and str(tmp_path / name) in message
+
+
+@pytest.mark.parametrize(
+    "state", ["{", '{"_data_files": 3}', '{"_data_files": [{"name": "a"}]}', '{"splits": 3}', '{"splits": [3]}']
+)
+def test_a_damaged_record_of_a_saved_dataset_is_refused(tmp_path, state):
+    name = "dataset_dict.json" if "splits" in state else "state.json"
+    file(tmp_path, f"f/{name}", state)
+    for keys in ({"files": ["f"]}, {"dataset": {"name": "f"}}):
+        message = refused(source(tmp_path, **keys))
+        assert "a saved dataset is damaged" in message and f"f/{name}" in message, message
+
+
+def test_a_state_of_another_program_is_passed_over(tmp_path):
+    file(tmp_path, "f/a.txt", "a")
+    for state in ("[]", '{"step": 3}', "3"):
+        file(tmp_path, "f/state.json", state)
+        assert texts(source(tmp_path, files=["f"])) == ["a"]
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -89,6 +89,9 @@ def run(config: CleanConfig) -> dict:
     out, corpus = Path(config.out), open_corpus(config.corpus)
     if out.resolve() == Path(config.corpus).resolve():
         raise CorpusError("the output folder is the corpus itself", config.out, "choose another out=")
+    if held := corpus.held_in(out):
+        found = f"{held} is in {config.out}"
+        raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
     names = [source.name for source in corpus.recipe.sources]
     with folders.publish(out, "clean", CorpusError) as folder:
         with _work_folder(out) as work:
@@ -127,6 +130,7 @@ def run(config: CleanConfig) -> dict:
 def _work_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` for what is finished of the first pass. It goes when all is written, stays otherwise."""
     work = out.with_name(f".{out.name}.work")
+    folders.check_output(work, CorpusError)
     try:
         yield work
     except BaseException:
@@ -168,7 +172,7 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluate
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = work / f"pieces-{digest[:16]}"
-    for other in work.glob("*"):
+    for other in (*work.glob("pieces-*"), *work.glob("evaluation-*")):
         if other not in (folder, evaluation):
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)

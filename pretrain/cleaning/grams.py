@@ -65,7 +65,9 @@ def grams_of(hashes: np.ndarray, words: int, characters: int) -> tuple[np.ndarra
 
 def windows(hashes: np.ndarray, length: int) -> np.ndarray:
     """(units - length + 1,) uint64: a hash of every `length` neighbouring units; empty if there are fewer."""
-    count = max(0, len(hashes) - length + 1)
+    count = len(hashes) - length + 1
+    if count <= 0:
+        return np.empty(0, np.uint64)
     return combined([hashes[offset : offset + count] for offset in range(length)])
 
 

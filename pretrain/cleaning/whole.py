@@ -3,6 +3,7 @@
 Memory: as duplicates.py says. Signatures and band keys stay on disk.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,14 +62,23 @@ def gather(folder: Path, pieces: list[Piece], duplicates: Duplicates) -> Rows:
     if not near.use or not rows:
         return Rows(**small, signatures=np.empty((0, 0), np.uint32), keys=np.empty((0, 0), np.uint64))
     shape = (rows, near.permutations)
-    signatures = np.lib.format.open_memmap(folder / "signatures.npy", "w+", np.uint32, shape)
-    keys = np.lib.format.open_memmap(folder / "keys.npy", "w+", np.uint64, (bands_of(near)[0], rows))
+    signatures = _mapped(folder / "signatures.npy", np.uint32, shape)
+    keys = _mapped(folder / "keys.npy", np.uint64, (bands_of(near)[0], rows))
     row = 0
     for piece in pieces:
         signatures[row : row + piece.rows] = load(folder, piece, "signatures")
         keys[:, row : row + piece.rows] = load(folder, piece, "keys")
         row += piece.rows
     return Rows(**small, signatures=signatures, keys=keys)
+
+
+def _mapped(path: Path, dtype: type, shape: tuple[int, int]) -> np.ndarray:
+    """A new array in a file. Its room is taken at once: on a full disk an OSError here, a bus error when written to."""
+    found = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return found
 
 
 def judge(rows: Rows, duplicates: Duplicates) -> Verdict:

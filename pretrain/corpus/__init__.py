@@ -19,6 +19,8 @@ Memory, whatever the size of a corpus: a few chunks of CHUNK_BYTES; a longer doc
 
 import hashlib
 import json
+import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -33,7 +35,7 @@ from pretrain.config import Config, load
 from pretrain.corpus import hub
 from pretrain.corpus.bad import EMPTY, Bad, Skipped, refusal
 from pretrain.corpus.compressed import COPY_AGAIN
-from pretrain.corpus.files import expand, format_of
+from pretrain.corpus.files import expand, format_of, reached
 from pretrain.corpus.hub import HubDataset
 from pretrain.corpus.reading import Chunk, Part, chunks_of, parts_of, records_of
 from pretrain.errors import CorpusError
@@ -42,6 +44,7 @@ SIDES = ("train", "heldout")
 CHUNK_BYTES = 4 << 20
 NARROW_SPACES = bytes(ord(" ") if chr(c).isspace() and c < 128 else c for c in range(256))  # for bytes.translate
 WIDE_SPACES = [chr(c) for c in range(128, 0x3001) if chr(c).isspace()]
+LANGUAGE = re.compile("[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*")  # as BCP 47 has it; `English` would be no English
 CLEAN_BY = "python launch/clean.py CONFIG.yaml"
 
 
@@ -49,7 +52,7 @@ class Source(Config):
     name: str
     files: list[str] | None = None  # relative to the recipe: files, patterns (`**` too), folders
     dataset: HubDataset | None = None  # instead of files
-    language: str = "und"  # BCP 47
+    language: str = "und"  # BCP 47; und: not known
     licence: str = "unstated"
     format: Literal["txt", "jsonl", "parquet", "arrow"] | None = None  # default: from each file's name
     documents: Literal["blocks", "file"] = "blocks"  # txt: what is between blank lines, or each file
@@ -58,7 +61,10 @@ class Source(Config):
     max_record_bytes: int = Field(64 << 20, gt=0)  # of a line or a document as stored
 
     @model_validator(mode="after")
-    def _files_or_dataset(self) -> "Source":
+    def _consistent(self) -> "Source":
+        if not LANGUAGE.fullmatch(self.language):
+            said = f"the source {self.name!r} has language: {self.language!r}"
+            raise ValueError(f"{said}, which is no tag such as en, zh-Hant or und")
         if (not self.files) == (self.dataset is None):
             raise ValueError(f"the source {self.name!r} needs either files: or dataset:")
         if self.dataset and (self.format or self.documents == "file"):
@@ -149,7 +155,9 @@ class Corpus:
         for source in self.recipe.sources:
             for file in self.files(source):
                 path, form = self.root / file, self._format(source, file)
-                if not path.is_file():
+                with reached(source.name):
+                    there = path.is_file()
+                if not there:
                     raise CorpusError("no such text file", f"{path}, of source {source.name!r}")
                 if source.documents == "file" and form != "txt":
                     found = f"{path}, of source {source.name!r}, is {form}"
@@ -162,11 +170,18 @@ class Corpus:
         """The files of a source, relative to the recipe; none of a dataset that `datasets` streams."""
         if source.name not in self._files:
             names = source.files
-            if source.dataset:
-                folder = hub.saved_folder(source.dataset, self.root)
-                names = [folder] if folder else []
-            self._files[source.name] = expand(names, self.root, source.name)
+            with reached(source.name):
+                if source.dataset:
+                    folder = hub.saved_folder(source.dataset, self.root)
+                    names = [folder] if folder else []
+                self._files[source.name] = expand(names, self.root, source.name)
         return self._files[source.name]
+
+    def held_in(self, folder: Path) -> Path | None:
+        """The first file of the corpus that lies in `folder`."""
+        above = os.path.join(os.path.realpath(folder), "")
+        paths = (self.root / file for source in self.recipe.sources for file in self.files(source))
+        return next((path for path in paths if os.path.realpath(path).startswith(above)), None)
 
     def _format(self, source: Source, file: str) -> str:
         return source.format or format_of(self.root / file)
@@ -237,6 +252,9 @@ class Cleaned:
     def documents(self, sides: tuple[str, ...] = SIDES, skipped: Skipped | None = None) -> Iterator[Document]:
         for chunk in self.chunks():
             yield from (document for document in self.read(chunk) if document.side in sides)
+
+    def held_in(self, folder: Path) -> Path | None:
+        return self.folder if Path(folder).resolve() in self.folder.resolve().parents else None
 
     def fingerprint(self) -> dict:
         return {"clean": self.index["fingerprint"]}

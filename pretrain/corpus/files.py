@@ -3,7 +3,10 @@
 import glob
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 
 from pretrain.corpus.compressed import SUFFIXES
@@ -37,11 +40,14 @@ def expand(names: list[str], root: Path, source: str) -> list[str]:
     A name is a file, a pattern (`*`, `?`, `[…]`, `**` for folders of any depth) or a folder, which is all that is
     in it. Patterns and folders are sorted by code point, so that the order is the same on every machine.
 
-    Raises CorpusError for a name that stands for nothing, and for a file that comes twice.
+    Raises CorpusError for a name that stands for nothing, for a file that comes twice, and for a name that is not
+    Unicode: places are written into what the stages publish.
     """
     found = [file for name in names for file in _expand(name, root, source)]
     first: dict[str, str] = {}
     for file in found:
+        if not file.isascii() and not _is_unicode(file):
+            raise CorpusError("a file's name is not valid UTF-8", ascii(str(root / file)), "rename the file")
         real = os.path.realpath(root / file)
         if real in first:
             said = f"{root / file}, of source {source!r}" + (f", is {first[real]}" if first[real] != file else "")
@@ -70,6 +76,9 @@ def _expand(name: str, root: Path, source: str) -> list[str]:
     if not glob.has_magic(name):
         remedy = "a recipe names its files relative to itself"
         raise CorpusError("no such text file", f"{path}, of source {source!r}", remedy)
+    if "**" in Path(name).parts:
+        for _ in _inside(root.joinpath(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts))):
+            pass
     matches = glob.glob(name, root_dir=root, recursive=True)
     found = sorted({match for match in matches if not (root / match).is_dir() and not _passed_over(match)})
     if not found:
@@ -87,22 +96,57 @@ def _folder(name: str, root: Path, source: str) -> list[str]:
         raise CorpusError("a saved dataset has several splits", f"{path}, of source {source!r}", remedy)
     if state:
         return [str(Path(name) / file["filename"]) for file in state["_data_files"]]
-    inside = glob.glob("**/*", root_dir=path, recursive=True)
-    found = sorted(str(Path(name) / file) for file in inside if not (path / file).is_dir() and not _passed_over(file))
+    found = sorted(str(Path(name) / file) for file in _inside(path) if not _passed_over(file))
     if not found:
         raise CorpusError("a folder holds no text", f"{path}, of source {source!r}", "name another one")
     return found
+
+
+def _inside(folder: Path) -> Iterator[str]:
+    """The files below a folder but hidden ones, relative to it. Raises OSError where it cannot look: `glob` goes on."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for at, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(at).relative_to(folder)
+        yield from (str(relative / name) for name in files if not name.startswith("."))
+
+
+@contextmanager
+def reached(source: str) -> Iterator[None]:
+    """What the system says of a file or a folder that it does not let us see becomes a CorpusError."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}, of source {source!r}: {error.strerror}"
+        raise CorpusError("cannot read a text file", where, "change its permissions, or name another one") from None
 
 
 def saved(folder: Path, name: str) -> dict | None:
     """What `datasets.save_to_disk` wrote in a folder: dataset_dict.json of several splits, state.json of one."""
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise CorpusError("a saved dataset is damaged", f"{folder / name}: {error}", "save it again") from None
-    return found if {"splits", "_data_files"} & found.keys() else None
+    if not isinstance(found, dict) or not {"splits", "_data_files"} & found.keys():
+        return None
+    splits, files = found.get("splits", []), found.get("_data_files", [])
+    named = isinstance(files, list) and all(isinstance(f, dict) and isinstance(f.get("filename"), str) for f in files)
+    if not named or not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+        raise CorpusError("a saved dataset is damaged", f"{folder / name} does not name its files", "save it again")
+    return found
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _passed_over(file: str) -> bool:

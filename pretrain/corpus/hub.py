@@ -41,10 +41,10 @@ def saved_folder(dataset: HubDataset, root: Path) -> str | None:
         raise CorpusError("a saved dataset has no configs", str(folder), "remove config:")
     if splits and dataset.split in splits["splits"]:
         return str(Path(dataset.name) / dataset.split)
-    if state and state["_split"] in (None, dataset.split):
+    if state and state.get("_split") in (None, dataset.split):
         return dataset.name
     if splits or state:
-        raise _no_split(dataset.split, splits["splits"] if splits else [state["_split"]], folder)
+        raise _no_split(dataset.split, splits["splits"] if splits else [state.get("_split")], folder)
     return None
 
 

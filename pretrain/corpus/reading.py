@@ -204,7 +204,10 @@ def _json_line(part: Part, begin: int, end: int, line: int, field: str, limit: i
     if isinstance(stored, Bad):
         return stored
     try:
-        text = text_of(json.loads(stored), field)
+        value = json.loads(stored)
+        if isinstance(value, list):  # a whole corpus, written as one array, is no document
+            return Bad(NO_TEXT, where, f"a list of {len(value):,}, not an object")
+        text = text_of(value, field)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
         return Bad(NOT_JSON, where, str(error)) if stored.strip() else None
     except NoText as found:
@@ -254,7 +257,8 @@ def text_of(value: Any, path: str) -> str:
     if rest and key in value:
         return text_of(value[key], rest)
     keys = ", ".join(map(str, value)) or "none"
-    raise NoText(f"its keys: {keys}"[:SHOWN_CHARACTERS])
+    shown = f"its keys: {keys}"[:SHOWN_CHARACTERS]
+    raise NoText(shown.encode(errors="backslashreplace").decode())  # a key may be a lone surrogate
 
 
 def _name(value: Any) -> str:

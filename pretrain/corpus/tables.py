@@ -60,6 +60,8 @@ def column_of(data: bytes) -> tuple[str, pa.ChunkedArray]:
 def column(names: list[str], field: str, where: str) -> str:
     """The column that `field` names or is inside of. Raises CorpusError when there is none."""
     for name in (field, field.partition(".")[0]):
+        if names.count(name) > 1:
+            raise CorpusError(f"a table has several columns {name!r}", where, "rename all but one")
         if name in names:
             return name
     found = f"its columns: {', '.join(names)}"
