@@ -163,6 +163,11 @@ def test_merging_goes_on_from_an_existing_vocabulary(criterion, cut, words, room
     assert merge(Counter(words), tokens, len(tokens) + room, "##", criterion=criterion, pieces=pieces) == expected
 
 
+@pytest.mark.parametrize("criterion", ["bpe", "wordpiece"])
+def test_of_no_words_nothing_is_merged(criterion):
+    assert merge(Counter(), ["a", "##a"], 9, "##", criterion=criterion) == ["a", "##a"]
+
+
 def test_counts_beyond_32_bits_are_exact():
     words = Counter({"ab": 2**40, "cb": 2**40 + 1, "ad": 2**40 + 2})
     seeds = ["a", "c", "##b", "##d"]

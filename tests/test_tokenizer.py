@@ -663,6 +663,14 @@ def test_a_corpus_without_train_or_heldout_documents_is_refused(tmp_path):
     refused(tmp_path, CorpusError, "0 train and 1 held-out", held, kind="bert", vocab_size=500)
 
 
+@pytest.mark.parametrize("character", ["\u200b", "\x01", "\ue000", "\u0301", "x" * 101])
+def test_train_text_without_a_word_is_refused(tmp_path, character):
+    corpus = corpus_of(tmp_path / "text", [" ".join([character] * n) for n in range(1, 40)])
+    message = "(?s)no word to learn from.*control characters, words of more than 100.*byte"
+    refused(tmp_path, CorpusError, message, corpus, kind="bert", vocab_size=500)
+    assert train(tmp_path, kind="byte", vocab_size=600, documents=[character * n for n in range(1, 40)]).lossless
+
+
 def test_text_that_breaks_off_leaves_nothing_half_written(tmp_path):
     path = tmp_path / "text.txt.gz"
     path.write_bytes(gzip.compress(("\n\n".join(documents_of("en.txt", 50))).encode())[:-100])

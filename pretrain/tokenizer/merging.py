@@ -62,7 +62,7 @@ def merge(
     chains = _Chains(words, ids, prefix, pieces)
     choices = {"bpe": _MostFrequent, "wordpiece": _MostLikely}[criterion]
     with progress("merging", "tokens", vocab_size - len(tokens)) as advance:
-        more = True
+        more = bool(words)
         while more and len(tokens) < vocab_size:
             more = False
             choice = choices(chains, tokens)

@@ -11,7 +11,7 @@ import tokenizers
 from pretrain.corpus import Corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.tokenizer.counting import Counted, alphabet, count_corpus, drop_unspellable
-from pretrain.tokenizer.kinds import PREFIX, RESERVED, SPECIALS, Rules, build, byte_of_symbol, is_reserved, words_of
+from pretrain.tokenizer.kinds import PREFIX, RESERVED, SPECIALS, WORD_CHARACTERS, Rules, build, byte_of_symbol, is_reserved, words_of
 from pretrain.tokenizer.merging import merge
 from pretrain.tokenizer.vocabulary import Vocabulary
 
@@ -42,7 +42,8 @@ class Made:
 def train(config: "TokenizerConfig", corpus: Corpus) -> Made:
     """The vocabulary that the train side of `corpus` gives.
 
-    Raises CorpusError when a side is empty, TokenizerError when a special token is a word or the alphabet does not fit.
+    Raises CorpusError when a side is empty or has no words, TokenizerError when a special token is a word or the
+    alphabet does not fit.
     """
     rules = config.rules
     check_special_tokens(config.special_tokens, rules)
@@ -55,6 +56,13 @@ def train(config: "TokenizerConfig", corpus: Corpus) -> Made:
     _check_room(config, len(marks), len(seeds))
     characters = characters_of(words, rules.kind)
     drop_unspellable(words, set(starts))
+    if not words:
+        raise CorpusError(
+            "the train text has no word to learn from",
+            f"{config.corpus}: all of it is control characters, words of more than {WORD_CHARACTERS} characters"
+            f" or characters seen less than {config.alphabet_min_count} times",
+            "look at the text, or take a kind that keeps every character: byte",
+        )
     tokens = merge(words, seeds, config.size, PREFIX[rules.kind], criterion=config.criterion)
     merges = len(tokens) - len(seeds)
     tokens = filled(tokens, config.multiple_of, rules.kind)
