@@ -33,6 +33,7 @@ from pretrain.errors import TokenizerError
 from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer, run
+from pretrain.tokenizer.adopting import opened
 from tests.conftest import SAMPLE, run_values
 
 TEXTS = [
@@ -293,6 +294,16 @@ def test_a_vocab_txt_is_cut_as_bert_cuts_it(tmp_path):
     assert index["reserved"] == list(range(1, 100))
 
 
+def test_line_ends_and_a_mark_of_byte_order_are_no_part_of_a_vocab_txt(tmp_path):
+    path = vocab_txt(tmp_path / "vocab.txt")
+    expected = opened(str(path)).engine.get_vocab()
+    text = path.read_text(encoding="utf-8")
+    for number, data in enumerate(("\ufeff" + text, text.replace("\n", "\r\n"), text.removesuffix("\n"))):
+        other = tmp_path / f"{number}.txt"
+        other.write_bytes(data.encode("utf-8"))
+        assert opened(str(other)).engine.get_vocab() == expected
+
+
 def test_case_is_what_is_said_then_what_the_folder_says_then_what_the_vocabulary_shows(tmp_path):
     uncased, cased = vocab_txt(tmp_path / "uncased" / "vocab.txt"), vocab_txt(tmp_path / "cased" / "vocab.txt", "God")
     config = tmp_path / "cased" / "tokenizer_config.json"
@@ -443,6 +454,14 @@ def nothing_held_out(folder: Path) -> list[str]:
     return [f"corpus={folder / 'one.txt'}"]
 
 
+def model(**keys: object) -> Callable:
+    """A tokenizer.json with nothing but a model: WordPiece if no type is said."""
+    values = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    whole = {"model": values | {"max_input_chars_per_word": 100} | keys}
+    parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    return file("tokenizer.json", json.dumps({"version": "1.0", "added_tokens": [], **dict.fromkeys(parts), **whole}))
+
+
 LINES = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n"
 ROWS = [
     ("no such place", nothing_but("adopt=nowhere"), ["no such tokenizer", "looked for: nowhere", "vocab.txt"]),
@@ -451,6 +470,12 @@ ROWS = [
     ("a SentencePiece file", file("spiece.model", bytes([10, 14, 10, 5, 60, 255])), ["is not JSON", "spiece.model"]),
     ("a JSON list", file("tokenizer.json", "[1, 2]"), ["not what its name says", "holds no JSON object"]),
     ("a broken model", file("tokenizer.json", '{"model": {"type": "BPE"}}'), ["`tokenizers` can open"]),
+    ("no tokens", model(vocab={}), ["tokenizer.json has no tokens"]),
+    ("one id for two", model(vocab={"[UNK]": 0, "</s>": 1, "a": 1}), ["one id to two tokens", "id 1: '</s>' and 'a'"]),
+    ("a far id", model(vocab={"[UNK]": 0, "</s>": 4_000_000_000}), ["no model has room", "'</s>' has the id 4,000,0"]),
+    ("an unknown token it lacks", model(vocab={"</s>": 0, "a": 1}), ["no token for what it does not know", "[UNK]"]),
+    ("no unknown token", model(type="Unigram", unk_id=None, vocab=[["</s>", 0.0], ["a", -1.0]]),
+     ["no token for what it does not know", "name one that it has"]),
     ("another JSON", file("config.json", '{"model_type": "bert"}'), ["no model, but: model_type"]),
     ("a vocab.txt in GBK", file("vocab.txt", LINES.encode() + "汉".encode("gbk")), ["is UTF-8", "vocab.txt, byte 34"]),
     ("a token twice", file("vocab.txt", LINES + "b\na\n"), ["new token on every line", "line 8: 'a' of line 6 again"]),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TOKENIZER, VOCAB = "tokenizer.json", "vocab.txt"
 SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")  # the second has the last word
+MOST_IDS = 1 << 22  # a model has a row for each, holes too; the largest published vocabularies have a million
 # The roles, and what their tokens are called where no file says it.
 ROLES = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>"),
@@ -106,6 +107,7 @@ def opened(place: str, lowercase: bool | None = None, strip_accents: bool | None
         engine = _engine(path)
     else:
         raise TokenizerError(f"{path} says itself how it normalises text", "remove lowercase and strip_accents")
+    _check_ids(path, engine)
     return Foreign(engine, _roles(settings, engine), files)
 
 
@@ -185,7 +187,7 @@ def _engine(path: Path) -> tokenizers.Tokenizer:
 def _wordpiece(path: Path, settings: dict, lowercase: bool | None, strip_accents: bool | None) -> tokenizers.Tokenizer:
     """BERT's tokenizer over a vocab.txt: a token a line, ids in their order."""
     try:
-        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        tokens = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"a {VOCAB} is UTF-8", f"{path}, byte {error.start + 1}") from None
     tokens = [token.removesuffix("\r") for token in tokens]
@@ -209,6 +211,25 @@ def _wordpiece(path: Path, settings: dict, lowercase: bool | None, strip_accents
     if strip_accents is None:
         strip_accents = settings.get("strip_accents")
     return build(tokens, Rules("bert", lowercase, lowercase if strip_accents is None else strip_accents))
+
+
+def _check_ids(path: Path, engine: tokenizers.Tokenizer) -> None:
+    """Raise TokenizerError unless every token has an id of its own, and every text has some."""
+    owner: dict[int, str] = {}
+    for token, number in sorted(engine.get_vocab().items()):
+        if number in owner:
+            raise TokenizerError(f"{path} gives one id to two tokens", f"id {number}: {owner[number]!r} and {token!r}")
+        if number >= MOST_IDS:
+            found = f"{token!r} has the id {number:,}: a model has a row for every id up to the largest"
+            raise TokenizerError(f"{path} has an id that no model has room for", found)
+        owner[number] = token
+    if not owner:
+        raise TokenizerError(f"{path} has no tokens", "it was never trained")
+    try:
+        engine.encode_batch_fast(probes())
+    except Exception as error:  # the one type that `tokenizers` raises
+        remedy = "add the unknown token that its model names, or name one that it has"
+        raise TokenizerError(f"{path} has no token for what it does not know", str(error), remedy) from None
 
 
 # Special tokens

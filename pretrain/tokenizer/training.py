@@ -11,7 +11,17 @@ import tokenizers
 from pretrain.corpus import Corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.tokenizer.counting import Counted, alphabet, count_corpus, drop_unspellable
-from pretrain.tokenizer.kinds import PREFIX, RESERVED, SPECIALS, WORD_CHARACTERS, Rules, build, byte_of_symbol, is_reserved, words_of
+from pretrain.tokenizer.kinds import (
+    PREFIX,
+    RESERVED,
+    SPECIALS,
+    WORD_CHARACTERS,
+    Rules,
+    build,
+    byte_of_symbol,
+    is_reserved,
+    words_of,
+)
 from pretrain.tokenizer.merging import merge
 from pretrain.tokenizer.vocabulary import Vocabulary
 
