@@ -83,11 +83,12 @@ def digest(path: Path) -> dict:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def digests(folder: Path) -> dict[str, dict]:
-    """`digest` of every file below `folder` but its index, by relative name, sorted."""
+def digests(folder: Path, known: dict[str, dict] | None = None) -> dict[str, dict]:
+    """`digest` of every file below `folder` but its index, by relative name, sorted; unless it is `known`."""
+    known = known or {}
     files = (path for path in folder.rglob("*") if path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in files)
-    return {name: digest(folder / name) for name in names if name != INDEX}
+    return {name: known.get(name) or digest(folder / name) for name in names if name != INDEX}
 
 
 def fingerprint(index: dict) -> str:
@@ -97,12 +98,15 @@ def fingerprint(index: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_index(folder: Path, index: dict, recorded: tuple[str, ...] = ()) -> dict:
+def write_index(
+    folder: Path, index: dict, recorded: tuple[str, ...] = (), known: dict[str, dict] | None = None
+) -> dict:
     """Add the digests of `folder`'s files and the fingerprint to `index`, write it last, return it.
 
-    Files named in `recorded` hold places or times: checked like the others, but not part of the identity.
+    Files named in `recorded` hold places or times: checked like the others, but not part of the identity. Those in
+    `known` were hashed while they were written, and are not read again.
     """
-    found = digests(folder)
+    found = digests(folder, known)
     index = {**index, "files": {name: entry for name, entry in found.items() if name not in recorded}}
     if recorded:
         index[RECORDED] = {**index.get(RECORDED, {}), "files": {name: found[name] for name in recorded}}

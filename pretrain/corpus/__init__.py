@@ -23,7 +23,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,7 @@ from pretrain.corpus.bad import EMPTY, Bad, Skipped, refusal
 from pretrain.corpus.compressed import COPY_AGAIN
 from pretrain.corpus.files import expand, format_of, reached
 from pretrain.corpus.hub import HubDataset
-from pretrain.corpus.reading import Chunk, Part, chunks_of, parts_of, records_of
+from pretrain.corpus.reading import Chunk, Part, chunks_of, parts_of, records_of, together
 from pretrain.errors import CorpusError
 
 SIDES = ("train", "heldout")
@@ -95,6 +95,15 @@ class Document:
     where: str  # file, relative to the recipe, and line
 
 
+@dataclass(frozen=True)
+class Group:
+    """Files of one source that one process may open, one after another: what it sends for is only their names."""
+
+    source: int  # its number in the recipe
+    files: tuple[str, ...]  # as the source has them; none of a dataset that is streamed
+    bytes: int  # as stored
+
+
 class Corpus:
     """A recipe and the folder its file names start from. Iterating reads; nothing is kept but the hashes of files."""
 
@@ -108,13 +117,21 @@ class Corpus:
     def __reduce__(self):
         return Corpus, (self.recipe, self.root)  # to read a chunk is all that is asked of a corpus in another process
 
-    def chunks(self, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-        """The whole text in stretches of about `size` bytes, in the recipe's order: what `read` takes, anywhere.
-
-        Raises CorpusError for a missing or damaged file.
-        """
+    def groups(self, size: int = CHUNK_BYTES) -> Iterator[Group]:
+        """The files in the recipe's order, small ones together until they have `size` bytes: what `chunks` takes."""
         for number, source in enumerate(self.recipe.sources):
-            yield from chunks_of(self._parts(source, size), number, size)
+            sizes = ((file, (self.root / file).stat().st_size) for file in self.files(source))
+            yield from (Group(number, files, stored) for files, stored in together(sizes, size))
+            if self._is_streamed(source):
+                yield Group(number, (), 0)
+
+    def chunks(self, size: int = CHUNK_BYTES, group: Group | None = None) -> Iterator[Chunk]:
+        """The text in stretches of about `size` bytes, in the recipe's order: what `read` takes, anywhere.
+
+        All of it, or that of a group; they are the same stretches. Raises CorpusError for a missing or damaged file.
+        """
+        for one in self.groups(size) if group is None else (group,):
+            yield from chunks_of(self._parts(self.recipe.sources[one.source], one.files, size), one.source, size)
 
     def read(self, chunk: Chunk, skipped: Skipped | None = None) -> Iterator[Document]:
         """The documents of a chunk, in order. Records that give none are added to `skipped`.
@@ -139,12 +156,19 @@ class Corpus:
         for chunk in self.chunks():
             yield from (document for document in self.read(chunk, skipped) if document.side in sides)
 
-    def fingerprint(self) -> dict:
+    def fingerprint(self, map: Callable = map) -> dict:
         """Identity of the text: per source and file the SHA-256 of the bytes as stored, how it is read, the split.
 
         Where files are and what they are called is no part of it, nor by which pattern they were found. Of a
-        dataset of the hub it is the name and the commit. Files are hashed once for a corpus.
+        dataset of the hub it is the name and the commit. Files are hashed once for a corpus, by `map`, which may use
+        other processes.
         """
+        paths = [path for source in self.recipe.sources for path in self._stored(source)]
+        new = [path for path in dict.fromkeys(paths) if path not in self._hashes]
+        for path, found in zip(new, map(folders.digest, new), strict=True):
+            if self._states.get(path, _state(path)) != _state(path):
+                raise CorpusError("a file changed while it was read", str(path), "start again when it is at rest")
+            self._hashes[path] = found["sha256"]
         return {
             "heldout_fraction": self.recipe.heldout_fraction,
             "sources": [self._identity(source) for source in self.recipe.sources],
@@ -186,8 +210,8 @@ class Corpus:
     def _format(self, source: Source, file: str) -> str:
         return source.format or format_of(self.root / file)
 
-    def _parts(self, source: Source, size: int) -> Iterator[Part]:
-        for file in self.files(source):
+    def _parts(self, source: Source, files: tuple[str, ...], size: int) -> Iterator[Part]:
+        for file in files:
             path, form = self.root / file, self._format(source, file)
             if form in ("parquet", "arrow"):
                 from pretrain.corpus import tables  # imports pyarrow
@@ -196,7 +220,7 @@ class Corpus:
             else:
                 cut = "lines" if form == "jsonl" else source.documents
                 yield from parts_of(path, file, cut, size, source.max_record_bytes)
-        if self._is_streamed(source):
+        if not files:
             yield from hub.parts_of(self._dataset(source), source.field, size)
 
     def _is_streamed(self, source: Source) -> bool:
@@ -209,21 +233,18 @@ class Corpus:
 
     def _identity(self, source: Source) -> dict:
         found = {"name": source.name, "field": source.field, "max_record_bytes": source.max_record_bytes}
-        paths = [self.root / file for file in self.files(source)]
         if self._is_streamed(source):
-            resolved = self._dataset(source)
-            found["dataset"], paths = resolved.identity(), resolved.files
+            found["dataset"] = self._dataset(source).identity()
         else:
             found["formats"] = [self._format(source, file) for file in self.files(source)]
             found["documents"] = source.documents
-        return {**found, "sha256": [self._hash(path) for path in paths]}
+        return {**found, "sha256": [self._hashes[path] for path in self._stored(source)]}
 
-    def _hash(self, path: Path) -> str:
-        if path not in self._hashes:
-            self._hashes[path] = folders.digest(path)["sha256"]
-            if self._states.get(path, _state(path)) != _state(path):
-                raise CorpusError("a file changed while it was read", str(path), "start again when it is at rest")
-        return self._hashes[path]
+    def _stored(self, source: Source) -> list[Path]:
+        """The files whose bytes are the identity of a source."""
+        if self._is_streamed(source):
+            return self._dataset(source).files
+        return [self.root / file for file in self.files(source)]
 
 
 class Cleaned:
@@ -234,10 +255,16 @@ class Cleaned:
         named = [Source(**source, files=["part-*"]) for source in index["sources"]]
         self.recipe = Recipe(name=index["name"], heldout_fraction=index["heldout_fraction"], sources=named)
 
-    def chunks(self, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-        names = sorted(name for name in self.index["files"] if name.startswith("part-"))
-        parts = (part for n in names for part in parts_of(self.folder / n, n, "lines", size, sys.maxsize))
-        return chunks_of(parts, 0, size)
+    def groups(self, size: int = CHUNK_BYTES) -> Iterator[Group]:
+        files = sorted(
+            (name, entry["bytes"]) for name, entry in self.index["files"].items() if name.startswith("part-")
+        )
+        return (Group(0, names, stored) for names, stored in together(files, size))
+
+    def chunks(self, size: int = CHUNK_BYTES, group: Group | None = None) -> Iterator[Chunk]:
+        for one in self.groups(size) if group is None else (group,):
+            parts = (part for n in one.files for part in parts_of(self.folder / n, n, "lines", size, sys.maxsize))
+            yield from chunks_of(parts, 0, size)
 
     def read(self, chunk: Chunk, skipped: Skipped | None = None) -> Iterator[Document]:
         """The documents of a chunk, in order; there are no bad records. Raises CorpusError for altered ones."""
@@ -256,7 +283,7 @@ class Cleaned:
     def held_in(self, folder: Path) -> Path | None:
         return self.folder if Path(folder).resolve() in self.folder.resolve().parents else None
 
-    def fingerprint(self) -> dict:
+    def fingerprint(self, map: Callable = map) -> dict:
         return {"clean": self.index["fingerprint"]}
 
     def check(self) -> None:

@@ -76,15 +76,20 @@ class NoText(Exception):
 
 def chunks_of(parts: Iterable[Part], source: int, size: int) -> Iterator[Chunk]:
     """Parts together until they have `size` bytes: small files share a chunk."""
+    return (Chunk(source, held) for held, _ in together(((part, len(part.data)) for part in parts), size))
+
+
+def together(items: Iterable[tuple[Any, int]], size: int) -> Iterator[tuple[tuple, int]]:
+    """Things with their bytes, in order, as many together as reach `size` bytes; and what these have together."""
     held, held_bytes = [], 0
-    for part in parts:
-        held.append(part)
-        held_bytes += len(part.data) + PART_BYTES
-        if held_bytes >= size:
-            yield Chunk(source, tuple(held))
+    for item, item_bytes in items:
+        held.append(item)
+        held_bytes += item_bytes
+        if held_bytes + PART_BYTES * len(held) >= size:
+            yield tuple(held), held_bytes
             held, held_bytes = [], 0
     if held:
-        yield Chunk(source, tuple(held))
+        yield tuple(held), held_bytes
 
 
 def parts_of(path: Path, file: str, cut: str, size: int, limit: int) -> Iterator[Part]:
