@@ -1,46 +1,10 @@
-"""Order and windows: every sample once an epoch, computed per index, the same on every machine."""
+"""Windows of one set: every block once an epoch, from place to stream position to ids and back."""
 
 import numpy as np
 import pytest
 
 from pretrain.shards import Shards
-from pretrain.windows import Windows, hash64, mix, permute
-
-
-def test_every_index_appears_once():
-    for n in [*range(1, 130), 1000, 4095, 4096, 4097, 5000, 10_007, 65_537]:
-        assert np.array_equal(np.sort(permute(np.arange(n), n, 3, 0)), np.arange(n)), n
-
-
-def test_a_trillion_items_permute_without_a_table():
-    n = 10**12
-    index = np.arange(0, n, n // 10_000)
-    out = permute(index, n, 3, 0)
-    assert len(np.unique(out)) == len(index) and out.min() >= 0 and out.max() < n
-    assert np.histogram(out, bins=10, range=(0, n))[0].min() > 850  # 1000 a tenth expected, σ = 30
-
-
-@pytest.mark.parametrize("n", [3, 7, 64, 5000])
-def test_positions_are_uniform_over_keys(n):
-    """χ² of where index 0 and the last index land over 200·min(n, 64) keys, on at most 64 bins."""
-    bins = min(n, 64)
-    keys = 200 * bins
-    for index in (0, n - 1):
-        landed = np.array([int(permute(np.array([index]), n, key, 1)[0]) for key in range(keys)])
-        counts = np.bincount(landed * bins // n, minlength=bins)
-        expected = np.bincount(np.arange(n) * bins // n, minlength=bins) * keys / n
-        chi2 = float(((counts - expected) ** 2 / expected).sum())
-        assert chi2 < bins - 1 + 5 * (2 * (bins - 1)) ** 0.5, (n, index, chi2)
-
-
-def test_neighbours_do_not_stay_neighbours():
-    out = permute(np.arange(20_000), 20_000, 1, 0)
-    assert np.mean(np.abs(np.diff(out)) == 1) < 0.001
-
-
-def test_the_hash_is_the_written_out_one():
-    assert int(mix(np.uint64(0x9E3779B97F4A7C15))) == 0xE220A8397B1DCDAF  # first output of SplitMix64 seeded with 0
-    assert len({int(hash64(*parts)) for parts in [(1, 2), (2, 1), (1, 2, 0), (12,), (1,), (0, 1, 2)]}) == 6
+from pretrain.windows import Windows
 
 
 def test_each_epoch_reads_every_block_once_and_in_another_order(prepared):
@@ -72,3 +36,45 @@ def test_the_stream_is_preceded_by_an_end_mark(prepared):
     stream = shards.gather(np.array([0]), 64)[0]
     assert rows[0, 0] == shards.specials["eod"] and np.array_equal(rows[0, 1:], stream[:32])
     assert np.array_equal(rows[1], stream[:33]) and np.array_equal(rows[2], stream[31:64])
+
+
+@pytest.mark.parametrize("block_tokens", [8, 64])  # a set of more and of fewer than 4096 blocks
+@pytest.mark.parametrize("corpus", [0, 3])
+def test_every_token_leads_back_to_its_place(block_tokens, corpus, prepared):
+    windows = Windows(Shards(prepared.shards["bert"]), block_tokens, seed=5, corpus=corpus)
+    stream = np.arange(windows.shards.tokens)
+    for epoch in (0, 3):
+        places = windows.places_of(stream, epoch)
+        first = epoch * windows.blocks * block_tokens
+        read = places >= 0
+        assert np.array_equal(np.sort(places[read]), np.arange(first, first + windows.blocks * block_tokens))
+        assert np.array_equal(windows.starts(places[read]), stream[read])
+        assert (~read).sum() == windows.shards.tokens % block_tokens
+
+
+def test_two_sets_of_a_run_have_orders_of_their_own(prepared):
+    shards = Shards(prepared.shards["bert"])
+    places = np.arange(0, 64 * 64, 64)
+    starts = [Windows(shards, 64, 5, corpus=corpus).starts(places) for corpus in range(3)]
+    assert not any(np.array_equal(a, b) for a in starts for b in starts if a is not b)
+
+
+def test_the_left_out_tokens_are_not_always_the_same(prepared):
+    windows = Windows(Shards(prepared.shards["bert"]), 4096, seed=5)
+    assert windows.shards.tokens % 4096
+    seen = np.zeros(windows.shards.tokens, bool)
+    for epoch in range(40):
+        seen |= windows.places_of(np.arange(windows.shards.tokens), epoch) >= 0
+    assert seen.mean() > 0.99
+
+
+def test_words_come_from_what_the_set_was_opened_with(prepared):
+    class EverySecond:
+        def gather(self, starts, length):
+            return (starts[:, None] + np.arange(length)) % 2 == 0
+
+    shards = Shards(prepared.shards["bert"])
+    words = Windows(shards, 64, 5, EverySecond()).words(np.array([3, 4]), 4)
+    assert words.tolist() == [[False, True, False, True], [True, False, True, False]]
+    with pytest.raises(AssertionError, match="without its words"):
+        Windows(shards, 64, 5).words(np.array([0]), 4)
