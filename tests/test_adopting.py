@@ -444,6 +444,12 @@ def empty_folder(folder: Path) -> list[str]:
     return [f"adopt={folder / 'empty'}"]
 
 
+def said_in_words(folder: Path) -> list[str]:
+    vocab_txt(folder / "bert" / "vocab.txt")
+    (folder / "bert" / "tokenizer_config.json").write_text('{"do_lower_case": "yes"}', encoding="utf-8")
+    return [f"adopt={folder / 'bert'}"]
+
+
 def one_of_ours(folder: Path) -> list[str]:
     adopt(vocab_txt(folder / "vocab.txt"), folder / "ours")
     return [f"adopt={folder / 'ours'}"]
@@ -480,6 +486,7 @@ ROWS = [
     ("a vocab.txt in GBK", file("vocab.txt", LINES.encode() + "汉".encode("gbk")), ["is UTF-8", "vocab.txt, byte 34"]),
     ("a token twice", file("vocab.txt", LINES + "b\na\n"), ["new token on every line", "line 8: 'a' of line 6 again"]),
     ("an empty line", file("vocab.txt", LINES + "\nb\n"), ["new token on every line", "line 7: nothing"]),
+    ("case in words", said_in_words, ["do_lower_case is true or false", "vocab.txt says 'yes'"]),
     ("no mask", file("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n"), ["special tokens of BERT", "not in it: [MASK]"]),
     ("an encoder without roles", nothing_but("kind=bert"), ["an encoder needs", "cls, sep, mask", "eod <|endoftext|>"]),
     ("a role of nobody", nothing_but("roles={{end: x}}"), ["roles.end", "one of the roles pad, unk, cls"]),

@@ -210,14 +210,6 @@ def test_a_bound_that_no_sample_fits_in_is_refused(tmp_path):
         count_corpus(corpus, Rules("byte"), max_distinct=5)
 
 
-def test_records_that_are_no_documents_are_in_the_report(tmp_path):
-    corpus = corpus_in_files(tmp_path / "text", [DOCUMENTS[:40]])
-    with open(tmp_path / "text" / "0.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"text": ""}\n')
-    report = count_corpus(open_corpus(corpus), Rules("byte")).report()
-    assert report["skipped"]["made"]["empty"]["records"] == 1
-
-
 # Determinism
 
 TEXTS = {

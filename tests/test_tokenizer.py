@@ -21,6 +21,8 @@ from pretrain.config import build, dump, load
 from pretrain.corpus import side_of
 from pretrain.errors import ConfigError, CorpusError, TokenizerError
 from pretrain.tokenizer import TokenizerConfig, kinds, open_tokenizer, run
+from pretrain.tokenizer.comparing import CompareConfig
+from pretrain.tokenizer.comparing import run as compare
 from pretrain.tokenizer.kinds import PREFIX
 from tests.test_merging import naive_merges
 
@@ -675,6 +677,31 @@ def test_text_that_breaks_off_leaves_nothing_half_written(tmp_path):
     path = tmp_path / "text.txt.gz"
     path.write_bytes(gzip.compress(("\n\n".join(documents_of("en.txt", 50))).encode())[:-100])
     refused(tmp_path, CorpusError, "damaged", str(path), kind="bert", vocab_size=500)
+
+
+@pytest.mark.parametrize("way", ["train", "adopt", "extend", "compare"])
+def test_records_that_give_no_document_are_counted_printed_and_on_record(byte, uncased, tmp_path, capsys, way):
+    corpus = Path(corpus_of(tmp_path / "text", [*documents_of("en.txt", 40), ""]))
+    with open(corpus / "text.jsonl", "a", encoding="utf-8") as file:
+        file.write('{broken\n{"words": 1}\n')
+    recipe = json.loads((corpus / "recipe.yaml").read_text())
+    recipe["sources"][0]["bad_records"] = "skip"
+    (corpus / "recipe.yaml").write_text(json.dumps(recipe))
+    values = {"corpus": str(corpus), "out": str(tmp_path / "out"), "plot": False}
+    if way == "compare":
+        found = compare(CompareConfig(**values, vocabularies={"a": str(byte.folder), "b": str(uncased.folder)}))
+    else:
+        keys = {"train": {"kind": "byte", "vocab_size": 600}, "adopt": {"adopt": str(uncased.folder / "vocab.txt")}}
+        keys["extend"] = {"extend": str(byte.folder), "vocab_size": 4001}
+        found = run(TokenizerConfig(**values, **keys[way]))
+    assert {kind: part["records"] for kind, part in found["skipped"]["made"].items()} == {
+        "empty": 1,
+        "not JSON": 1,
+        "no text": 1,
+    }
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["skipped"] == found["skipped"]
+    said = capsys.readouterr().out
+    assert "no document from 3 records: made 1 empty, 1 not JSON, 1 no text (first: text.jsonl, line 41)" in said
 
 
 def test_an_earlier_result_survives_a_failed_run_and_yields_to_a_good_one(tmp_path):

@@ -30,7 +30,7 @@ import tokenizers
 from pydantic import Field, model_validator
 
 from pretrain.config import Config, free
-from pretrain.corpus import open_corpus
+from pretrain.corpus import Skipped, open_corpus
 from pretrain.errors import TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
 from pretrain.tokenizer import files, plot, report
@@ -166,15 +166,17 @@ def run(config: TokenizerConfig) -> dict:
     """
     if config.plot:
         plot.check()
-    corpus = open_corpus(config.corpus)
+    corpus, skipped = open_corpus(config.corpus), Skipped()
     with publish(Path(config.out), "tokenizer", TokenizerError) as folder:
         made = {"train": train, "adopt": adopt, "extend": extend}[config.way](config, corpus)
         vocabulary = made.vocabulary
-        measured, *before = report.measure([vocabulary, *made.parents], corpus.documents(("heldout",)))
+        measured, *before = report.measure([vocabulary, *made.parents], corpus.documents(("heldout",), skipped))
         found = {"kind": made.kind, "vocab_size": vocabulary.size, "vocab_size_asked": config.vocab_size}
         found |= made.report | report.report(vocabulary, measured, made.words, made.characters)
         if before:
             found["parent"] = report.rates(before[0])
+        if skipped:
+            found["skipped"] = skipped.report()
         files.write(folder, made)
         write_json(folder / "report.json", found)
         if config.plot:
@@ -202,6 +204,8 @@ def run(config: TokenizerConfig) -> dict:
         }
         write_index(folder, index, recorded=("report.png",) if config.plot else ())
     report.show(config.out, found)
+    if skipped:
+        print(skipped.line())
     return found
 
 

@@ -201,6 +201,9 @@ def _wordpiece(path: Path, settings: dict, lowercase: bool | None, strip_accents
     if missing:
         remedy = "a vocabulary without them needs a tokenizer.json"
         raise TokenizerError(f"{path} lacks special tokens of BERT", f"not in it: {', '.join(missing)}", remedy)
+    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if not isinstance(settings.get(key), bool | None):
+            raise TokenizerError(f"{key} is true or false", f"{SETTINGS[1]} beside {path} says {settings[key]!r}")
     if settings.get("tokenize_chinese_chars") is False:
         raise TokenizerError(f"{path} is not for BERT's Chinese characters", "take the tokenizer.json of its folder")
     if lowercase is None:

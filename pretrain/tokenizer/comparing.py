@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import field_validator
 
 from pretrain.config import Config
-from pretrain.corpus import Document, open_corpus
+from pretrain.corpus import Document, Skipped, open_corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import digest, publish, write_index, write_json
 from pretrain.tokenizer import open_tokenizer, plot, report
@@ -48,12 +48,12 @@ def run(config: CompareConfig) -> dict:
     """Compare, publish `config.out`, return the report. Raises CorpusError or TokenizerError."""
     if config.plot:
         plot.check()
-    corpus = open_corpus(config.corpus)
+    corpus, skipped = open_corpus(config.corpus), Skipped()
     known = {name: vocabulary_at(place) for name, place in config.vocabularies.items()}
     vocabularies = {name: vocabulary for name, (vocabulary, _) in known.items()}
     with publish(Path(config.out), "compare", TokenizerError) as folder:
         words: Counter[str] = Counter()
-        documents = counted(corpus.documents(("heldout",)), words)
+        documents = counted(corpus.documents(("heldout",), skipped), words)
         measured = dict(zip(vocabularies, report.measure(list(vocabularies.values()), documents), strict=True))
         _check_heldout(config.corpus, next(iter(measured.values())))
         texts = {name: report.texts_of(vocabulary) for name, vocabulary in vocabularies.items()}
@@ -65,6 +65,8 @@ def run(config: CompareConfig) -> dict:
             "overlap": overlap(texts, {name: part.counts for name, part in measured.items()}),
             "words": differences(vocabularies, words),
         }
+        if skipped:
+            found["skipped"] = skipped.report()
         write_json(folder / "report.json", found)
         if config.plot:
             lengths = {name: np.array([len(text) for text in part.values() if text]) for name, part in texts.items()}
@@ -77,6 +79,8 @@ def run(config: CompareConfig) -> dict:
         }
         write_index(folder, index, recorded=("report.png",) if config.plot else ())
     show(found)
+    if skipped:
+        print(skipped.line())
     print(f"written to {config.out}")
     return found
 

@@ -22,7 +22,7 @@ from itertools import islice
 
 import numpy as np
 
-from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Corpus, Skipped
+from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Corpus
 from pretrain.errors import TokenizerError
 from pretrain.parallel import ordered
 from pretrain.progress import progress
@@ -43,12 +43,10 @@ class Counted:
     words: Counter[str]  # exactly those that the finished tokenizer will hand to WordPiece
     seen: dict[str, Counter]  # side → documents, characters, bytes
     sample: dict  # what part of the train side was counted
-    skipped: Skipped
 
     def report(self) -> dict:
         """As JSON has it; call it when the words that nothing is learned from are taken out."""
-        found = {"train": {**self.seen["train"], "distinct_words": len(self.words), "counted": self.sample}}
-        return found | ({"skipped": self.skipped.report()} if self.skipped else {})
+        return {"train": {**self.seen["train"], "distinct_words": len(self.words), "counted": self.sample}}
 
 
 @dataclass
@@ -58,7 +56,6 @@ class _Part:
     seen: dict[str, Counter] = field(default_factory=lambda: {side: Counter() for side in SIDES})
     train: list[Counter] = field(default_factory=lambda: [Counter() for _ in range(LEVELS)])  # documents, bytes
     words: dict[int, Tally] = field(default_factory=dict)  # by level
-    skipped: Skipped = field(default_factory=Skipped)
 
     def update(self, other: "_Part", lowest: int) -> None:
         for side, counts in other.seen.items():
@@ -68,7 +65,6 @@ class _Part:
         for level, tally in other.words.items():
             if level >= lowest:
                 self.words.setdefault(level, Tally()).update(tally)
-        self.skipped.merge(other.skipped)
 
 
 def count_words(texts: Iterable[str], rules: Rules) -> Counter[str]:
@@ -119,7 +115,7 @@ def count_corpus(
         words.update(total.words.pop(level))
     sample = {unit: counted[unit] for unit in ("documents", "bytes")}
     sample |= {f"share_of_{unit}": counted[unit] / train[unit] if counted else 1.0 for unit in sample}
-    return Counted(_spelled(words, rules.kind), total.seen, {**sample, "levels_left_out": lowest}, total.skipped)
+    return Counted(_spelled(words, rules.kind), total.seen, {**sample, "levels_left_out": lowest})
 
 
 def alphabet(words: Counter[str], kind: str, min_count: int) -> tuple[list[str], list[str]]:
@@ -161,7 +157,7 @@ def _counted(corpus: Corpus, rules: Rules, seed: int, item: tuple[Chunk, int]) -
     chunk, lowest = item
     part = _Part()
     texts: dict[int, list[str]] = {}
-    for document in corpus.read(chunk, part.skipped):
+    for document in corpus.read(chunk):
         data = document.text.encode("utf-8")
         seen = part.seen[document.side]
         seen["documents"] += 1
