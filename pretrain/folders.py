@@ -20,6 +20,7 @@ from pretrain.errors import UserError
 INDEX = "index.json"
 SMALL = 256 << 20  # bytes
 SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # of NumPy
+CHECKSUM = "checksum"  # the key of a hash of the whole index; `fingerprint` leaves out what is recorded
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
 
@@ -92,10 +93,8 @@ def digests(folder: Path, known: dict[str, dict] | None = None) -> dict[str, dic
 
 
 def fingerprint(index: dict) -> str:
-    """The identity of an index: SHA-256 of its canonical JSON without `recorded` and `fingerprint`."""
-    identity = {key: value for key, value in index.items() if key not in (RECORDED, "fingerprint")}
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    """The identity of an index: SHA-256 of its canonical JSON without `recorded`, `fingerprint` and `checksum`."""
+    return _sha256({key: value for key, value in index.items() if key not in (RECORDED, "fingerprint", CHECKSUM)})
 
 
 def write_index(
@@ -111,6 +110,7 @@ def write_index(
     if recorded:
         index[RECORDED] = {**index.get(RECORDED, {}), "files": {name: found[name] for name in recorded}}
     index["fingerprint"] = fingerprint(index)
+    index[CHECKSUM] = checksum(index)
     write_json(folder / INDEX, index)
     return index
 
@@ -141,8 +141,11 @@ def listed(index: dict) -> dict[str, dict]:
 def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
     """Every listed file is there with its listed size: what every opening checks, at the cost of a stat each."""
     for name, entry in listed(index).items():
-        path = Path(folder) / name
-        found = path.stat().st_size if path.exists() else None
+        path = f"{folder}/{name}"  # of thousands of files a Path each would take longer than to ask for their sizes
+        try:
+            found = os.stat(path).st_size
+        except OSError:
+            found = None
         if found != entry["bytes"]:
             state = "is missing" if found is None else f"has {found:,} bytes, not {entry['bytes']:,}: truncated?"
             raise what(f"{path} {state}", "copy it again from where it was made, or rebuild the folder")
@@ -171,19 +174,47 @@ def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda fi
         elif digest(path)["sha256"] != entry["sha256"]:
             found.append(f"{name}: altered, its SHA-256 differs")
         advance(1)
-    present = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
+    inner = {path for place in within(folder) for path in place.rglob("*")}
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path not in inner)
+    present = {path.relative_to(folder).as_posix() for path in files}
     return found + [f"{name}: extra, not in the index" for name in sorted(present - set(listed(index)) - {INDEX})]
+
+
+def within(folder: Path) -> list[Path]:
+    """The published folders that lie in a published folder: what was derived from it later, with an index each."""
+    return sorted(path.parent for path in Path(folder).glob(f"*/{INDEX}") if _stage(path) is not None)
+
+
+def index_faults(folder: Path, index: dict) -> list[str]:
+    """What is wrong with the bytes of an index that says what it should: those of its record, or of white space."""
+    same = (Path(folder) / INDEX).read_bytes() == _json(index).encode()
+    same = same and index.get(CHECKSUM) in (None, checksum(index))  # None: of an older index
+    return [] if same else [f"{INDEX}: altered, its bytes are not those that were written"]
+
+
+def checksum(index: dict) -> str:
+    """SHA-256 of a whole index, what is recorded included."""
+    return _sha256({key: value for key, value in index.items() if key != CHECKSUM})
 
 
 def write_json(path: Path, value: object) -> None:
     """Write aside, sync, rename: a reader sees the old file or the new one."""
     aside = path.with_name(f".{path.name}.tmp")
     with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-        file.write("\n")
+        file.write(_json(value))
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+def _sha256(value: object) -> str:
+    """Of the canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stage(index: Path) -> str | None:

@@ -45,17 +45,17 @@ def run(paths: list[Path]) -> None:
 
 
 def published(path: Path) -> list[Path]:
-    """The folders that `path` stands for: itself, or the checkpoints of a run."""
+    """The folders that `path` stands for: itself and what was derived inside it, or the checkpoints of a run."""
     if not (path / folders.INDEX).exists() and (path / "checkpoints").is_dir():
         return sorted((path / "checkpoints").glob("step_*")) or [path]
-    return [path]
+    return [path, *folders.within(path)]
 
 
 def check(folder: Path) -> list[str]:
     """What is wrong with a published folder, a line each; if nothing is, says so. Raises UserError for its index."""
     index = folders.read_index(folder, UserError, MADE_BY)
     with progress(f"hashing {folder}", "files", len(folders.listed(index))) as advance:
-        faults = folders.faults(folder, index, advance)
+        faults = folders.faults(folder, index, advance) + folders.index_faults(folder, index)
     if faults:
         return [f"{folder}/{fault}" for fault in faults]
     notes = []

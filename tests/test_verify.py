@@ -13,7 +13,7 @@ from pretrain.config import build
 from pretrain.errors import UserError
 from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
-from pretrain.shards import ShardsConfig
+from pretrain.shards import Shards, ShardsConfig
 from pretrain.shards import run as build_shards
 from tests.conftest import ROOT, Prepared, run_values
 
@@ -113,6 +113,66 @@ def test_any_single_bit_of_any_file_is_noticed(damaged):
         path.write_bytes(flipped)
         assert verify.check(damaged / "shards") == [f"{path}: altered, its SHA-256 differs"]
         path.write_bytes(whole)
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "truncated": lambda path, draw: path.write_bytes(path.read_bytes()[: -draw.randrange(1, 4)]),
+    "emptied": lambda path, draw: path.write_bytes(b""),
+    "longer": lambda path, draw: path.write_bytes(path.read_bytes() + b"\n"),
+    "deleted": lambda path, draw: path.unlink(),
+    "extra": lambda path, draw: path.with_name(f"{path.name}.bak").write_bytes(path.read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("folder", ["tokenizer", "shards", "run/checkpoints/step_00000002"])
+def test_every_damage_to_every_file_names_it_and_exits_2(damaged, capsys, folder, damage):
+    draw = random.Random(1)
+    for path in sorted(p for p in (damaged / folder).rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        DAMAGES[damage](path, draw)
+        assert verify.main([str(damaged / folder)]) == 2, path
+        name = f"{path.name}.bak" if damage == "extra" else path.name
+        said = capsys.readouterr()
+        assert name in said.err or (name == "index.json" and str(damaged / folder) in said.err), said.err
+        assert "intact" not in said.out
+        path.with_name(f"{path.name}.bak").unlink(missing_ok=True)
+        path.write_bytes(whole)
+    assert verify.main([str(damaged / folder)]) == 0
+
+
+def test_any_single_bit_of_an_index_is_noticed(damaged, capsys):
+    """Those of what is recorded, which is no part of the fingerprint, and of white space too."""
+    path, draw = damaged / "shards/index.json", random.Random(2)
+    whole = path.read_bytes()
+    at = whole.index(b'"recorded"')
+    for place in [*draw.sample(range(len(whole)), 100), *range(at, at + 100)]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << draw.randrange(7)
+        path.write_bytes(flipped)
+        assert verify.main([str(damaged / "shards")]) == 2, (place, whole[place - 20 : place + 20])
+        assert f"{damaged}/shards" in capsys.readouterr().err
+
+
+def test_a_folder_derived_inside_another_is_no_part_of_it_and_is_checked_with_it(damaged, capsys):
+    shards = damaged / "shards"
+    published(shards / "words", "words", shards=shards)
+    assert verify.main([str(shards)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"{shards}: shards", f"{shards}/words: words"]
+    Shards(shards)  # not extra files to the reader either
+    flip(shards / "words/model.safetensors", random.Random(0))
+    (shards / "words/more").write_bytes(b"")
+    assert verify.main([str(shards)]) == 2
+    said = capsys.readouterr().err
+    assert f"{shards}/words/model.safetensors: altered" in said and f"{shards}/words/more: extra" in said
 
 
 @pytest.mark.parametrize(

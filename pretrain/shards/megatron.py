@@ -54,10 +54,30 @@ def write_idx(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
 
 
 def read_idx(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
-    """(dtype of ids, lengths (n,) int32, byte offsets (n,) int64) of a Megatron index, the arrays mapped.
+    """(dtype of ids, lengths (n,) int32, byte offsets (n,) int64) of a Megatron index of n sequences, arrays mapped.
 
     Raises ShardError when the header or the file's size is not what the format says.
     """
+    dtype, n, _ = _header(path)
+    return dtype, np.memmap(path, "<i4", "r", HEADER.size, (n,)), np.memmap(path, "<i8", "r", HEADER.size + 4 * n, (n,))
+
+
+def read_document_index(path: Path) -> np.ndarray:
+    """(documents + 1,) int64, mapped: the first sequence of each document, and the number of sequences.
+
+    Raises ShardError when the file is not what the format says.
+    """
+    _, n, documents = _header(path)
+    return np.memmap(path, "<i8", "r", HEADER.size + 12 * n, (documents,))
+
+
+def documents_of_size(size: int) -> int:
+    """How many documents an index of `size` bytes has, if each is one sequence, as here."""
+    return (size - HEADER.size - 8) // 20
+
+
+def _header(path: Path) -> tuple[np.dtype, int, int]:
+    """(dtype of ids, sequences, documents + 1) of a Megatron index."""
     with open(path, "rb") as file:
         header = file.read(HEADER.size)
     if len(header) < HEADER.size or header[:9] != MAGIC:
@@ -71,5 +91,4 @@ def read_idx(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
             f"version {version}, dtype code {code}, {path.stat().st_size:,} bytes",
             f"expected version 1, code in {sorted(CODES.values())}, {expected:,} bytes",
         )
-    lengths = np.memmap(path, "<i4", "r", HEADER.size, (n,))
-    return dtype, lengths, np.memmap(path, "<i8", "r", HEADER.size + 4 * n, (n,))
+    return dtype, n, documents

@@ -1,67 +1,139 @@
-"""Opened shards: one side of a set as one stream of ids, mapped, not read."""
+"""Opened shards: one side of a set as one stream of ids; where its documents lie, and where they came from."""
 
+import json
+from bisect import bisect_right
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pretrain import folders
 from pretrain.errors import ShardError
-from pretrain.tokenizer import Tokenizer
+from pretrain.shards.mapping import MappedFiles
+from pretrain.shards.megatron import documents_of_size, read_idx
+
+if TYPE_CHECKING:
+    from pretrain.tokenizer import Tokenizer
 
 MADE_BY = "python launch/shards.py CONFIG.yaml"
+ORIGINS = "origins.json"
+OPENED = 8  # indexes, and sidecars, of pieces that are held mapped: each keeps a descriptor or two
 
 
 class Shards:
-    """One side of a shard folder as one stream of `tokens` ids, mapped, not read.
+    """One side of a shard folder as one stream of `tokens` ids and `documents` documents, both numbered from 0.
 
-    Opening costs a stat a file and, for sets up to 256 MiB, one checksum pass. Raises ShardError for anything that
-    is missing, truncated or (small sets) altered.
+    Opening reads the index and asks for the size of each file; up to 256 MiB, or with `checksums`, every byte is
+    hashed. No piece is opened before it is needed, and nothing is held in proportion to the tokens or documents.
+    Raises ShardError for anything that is missing, truncated or (where it is hashed) altered.
     """
 
-    def __init__(self, folder: Path | str, side: str = "train"):
+    def __init__(self, folder: Path | str, side: str = "train", checksums: bool = False):
         self.folder, self.side = Path(folder), side
-        self.index = open_index(self.folder)
+        self.index = open_index(self.folder, checksums)
         self.fingerprint: str = self.index["fingerprint"]
         self.specials: dict[str, int] = self.index["specials"]
         self.vocab_size: int = self.index["vocab_size"]
         found = self.index["sides"][side]
         self.tokens: int = found["tokens"]
         self.documents: int = found["documents"]
-        self.raw_bytes: int = found["raw_bytes"]
+        self.raw_bytes: int | None = found["raw_bytes"]  # None: not known
+        self.pieces: list[str] = found["pieces"]
         dtype = np.dtype(self.index["dtype"])
-        self._pieces = [np.memmap(self.folder / f"{name}.bin", dtype, "r") for name in found["pieces"]]
-        self._ends = np.cumsum([len(piece) for piece in self._pieces])  # stream position after each piece
-        assert self._ends[-1] == self.tokens, (self._ends[-1], self.tokens)
+        files = self.index["files"]
+        self.piece_tokens = np.array([files[f"{name}.bin"]["bytes"] // dtype.itemsize for name in self.pieces])
+        self.piece_documents = np.array([documents_of_size(files[f"{name}.idx"]["bytes"]) for name in self.pieces])
+        self._ids = MappedFiles([self.folder / f"{name}.bin" for name in self.pieces], self.piece_tokens, dtype)
+        self._after = np.cumsum(self.piece_documents)  # number of the first document after each piece
+        assert self._ids.ends[-1] == self.tokens, (self._ids.ends[-1], self.tokens)
+        assert self._after[-1] == self.documents, (self._after[-1], self.documents)
+        self._idx = lru_cache(OPENED)(self._open_idx)
+        self.sidecar = lru_cache(OPENED)(self._open_sidecar)
+
+    def __reduce__(self):
+        return Shards, (self.folder, self.side)  # another process opens it for itself
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Stream positions starts[b] … starts[b] + length - 1 as (B, length) int32; all must lie in the stream."""
-        assert starts.min() >= 0 and starts.max() + length <= self.tokens, (starts.min(), starts.max(), self.tokens)
-        if len(self._pieces) == 1:
-            return self._pieces[0][starts[:, None] + np.arange(length)].astype(np.int32)
-        rows = np.empty((len(starts), length), np.int32)
-        for row, start in zip(rows, starts.tolist(), strict=True):
-            done = 0
-            while done < length:
-                piece = int(np.searchsorted(self._ends, start + done, side="right"))
-                first = start + done - (int(self._ends[piece - 1]) if piece else 0)
-                part = self._pieces[piece][first : first + length - done]
-                row[done : done + len(part)] = part
-                done += len(part)
-        return rows
+        return self._ids.rows(starts, length)
+
+    def document_at(self, position: int) -> tuple[int, int]:
+        """The document that a stream position lies in, and where in it: (number, token)."""
+        assert 0 <= position < self.tokens, (position, self.tokens)
+        piece = int(np.searchsorted(self._ids.ends, position, side="right"))
+        _, offsets = self._idx(piece)
+        at = int(position - self._ids.begins[piece])
+        # Not np.searchsorted: it would copy the whole array, which is not aligned in the file.
+        inside = bisect_right(offsets, at * self._ids.dtype.itemsize) - 1
+        return self._first(piece) + inside, at - int(offsets[inside]) // self._ids.dtype.itemsize
+
+    def span(self, document: int) -> tuple[int, int]:
+        """The stream positions of a document: first, and one past its last."""
+        piece, inside = self._place(document)
+        lengths, offsets = self._idx(piece)
+        begin = int(self._ids.begins[piece]) + int(offsets[inside]) // self._ids.dtype.itemsize
+        return begin, begin + int(lengths[inside])
+
+    def document(self, document: int) -> np.ndarray:
+        """The ids of a document as it is stored, with its template: (tokens,) int32."""
+        begin, end = self.span(document)
+        piece = self._place(document)[0]
+        return self._ids.read(piece, begin - int(self._ids.begins[piece]), end - begin).astype(np.int32)
+
+    def origin(self, document: int) -> str:
+        """Where a document came from, such as `en.jsonl, line 12`. Raises ShardError if the set does not know."""
+        if "origin" not in sidecars(self.index):
+            raise ShardError(
+                f"{self.folder} does not say where its documents came from",
+                "it was built before origins were kept, or was made elsewhere",
+                f"rebuild it with: {MADE_BY}",
+            )
+        piece, inside = self._place(document)
+        file, number = self.sidecar(piece, "origin")[inside].tolist()
+        return f"{self.places[file]} {number}"
 
     def unigram(self) -> np.ndarray:
         """(V,) int64: how often each id occurs on this side."""
         return np.load(self.folder / f"{self.side}.unigram.npy")
 
+    @cached_property
+    def places(self) -> list[str]:
+        """What the file numbers of the sidecar `origin` stand for, such as `en.jsonl, line`."""
+        return json.loads((self.folder / ORIGINS).read_text(encoding="utf-8"))
 
-def open_index(folder: Path) -> dict:
-    """The checked index of a shard folder: sizes always, checksums when the set is small."""
+    def _place(self, document: int) -> tuple[int, int]:
+        """(piece, number within it) of a document."""
+        assert 0 <= document < self.documents, (document, self.documents)
+        piece = int(np.searchsorted(self._after, document, side="right"))
+        return piece, int(document) - self._first(piece)
+
+    def _first(self, piece: int) -> int:
+        """The number of a piece's first document."""
+        return int(self._after[piece] - self.piece_documents[piece])
+
+    def _open_idx(self, piece: int) -> tuple[np.ndarray, np.ndarray]:
+        """(lengths in tokens, offsets in bytes) of a piece's documents, mapped."""
+        return read_idx(self.folder / f"{self.pieces[piece]}.idx")[1:]
+
+    def _open_sidecar(self, piece: int, name: str) -> np.ndarray:
+        """One row a document of a piece, mapped: `raw` or `origin`."""
+        return np.load(self.folder / f"{self.pieces[piece]}.{name}.npy", mmap_mode="r")
+
+
+def sidecars(index: dict) -> list[str]:
+    """Names of the arrays of one row a document that lie beside each piece."""
+    return index.get("sidecars", ["raw"])  # format 1 had no more
+
+
+def open_index(folder: Path, checksums: bool = False) -> dict:
+    """The checked index of a shard folder: sizes always, every byte when the set is small or `checksums` asks."""
     index = folders.read_index(folder, ShardError, MADE_BY, stage="shards")
-    folders.check(folder, index, ShardError, f"rebuild it with: {MADE_BY}")
+    folders.check(folder, index, ShardError, f"rebuild it with: {MADE_BY}", thorough=checksums)
     return index
 
 
-def check_tokenizer(index: dict, folder: Path | str, tokenizer: Tokenizer) -> None:
+def check_tokenizer(index: dict, folder: Path | str, tokenizer: "Tokenizer") -> None:
     """Raise ShardError unless `tokenizer` is the one these shards were built with."""
     if index["tokenizer"] != tokenizer.fingerprint:
         raise ShardError(
