@@ -300,6 +300,11 @@ def planted(rng: random.Random) -> dict[str, list[str]]:
             f"212-555-{four[2]}",
             f"212.555.{four[3]}",
             f"1-800-555-{four[0]}",
+            f"212 555 {four[1]}",
+            f"(212) 555 {four[2]}",
+            f"(+852) 8177 {four[3]}",
+            f"+86（10）6234{four[0]}",
+            f"（+86）{mobile}{four[0]}{four[1]}",
             f"{mobile}{four[0]}{four[1]}",
             f"{mobile}-{four[0]}-{four[1]}",
             f"{mobile} {four[0]} {four[1]}",
@@ -356,6 +361,7 @@ LOOK_ALIKES = [
     "logo@2x.png getty@tty1.service git@github.com:user/repo.git @user user@host a@b @app.route foo@ @ bar",
     "4111 1111 1111 1112 (no card), 4111-1111 1111-1111, 1234567812345670, 110101199001011234 (no resident)",
     "990101199001010010 110101199013010010 11010119900230",  # no province, no month, too short
+    "212 345 678 and 234 567 8901 2345, 12 212 555 1234, 1,212 555 1234, (+) 123, (+1) 2345",
     "0x138001380001, abc13800138000, 13800138000abc, 138001380001, 1380013800, 12800138000",
     "Phone 2010-2015, call 1990-1995, mobile phones in 2010, the telephone of 1876",
 ]

@@ -31,7 +31,7 @@ def pii(section: Pii, language: str) -> Callable[[str], Outcome]:
         IP address   public IPv4 and IPv6; not `v1.20.3.4`, `section 10.1.2.3`, `3.3.3.11`
         resident ID  18 digits with province, date of birth and check digit (GB 11643-1999)
         card         13 to 19 digits with an issuer's prefix, in its grouping, and Luhn's check (ISO/IEC 7812-1)
-        phone        `+` and 8 to 15 digits (E.164); 415-555-0132, (415) 555-0132; a number after "tel:" or 电话;
+        phone        `+` and 8 to 15 digits (E.164); 415-555-0132, (415) 555 0132; a number after "tel:" or 电话;
                      Chinese mobile (138 0013 8000) and landline (010-62345678, (021) 5555 1234)
     """
     kinds = [(getattr(section, name), *rest) for name, *rest in KINDS if getattr(section, name) is not None]
@@ -167,10 +167,16 @@ def _is_card(match: re.Match) -> bool:
 
 
 # Phone numbers
-INTERNATIONAL = re.compile(r"(?<![0-9A-Za-z_+])(?P<item>\+[1-9](?:[ .()-]{0,2}[0-9]){7,14})" + AFTER)
+INTERNATIONAL = re.compile(
+    r"(?<![0-9A-Za-z_+])(?P<item>(?:[(（]\+[1-9][0-9]{0,2}[)）]|\+[1-9][ .()（）-]{0,2}[0-9])"
+    r"(?:[ .()（）-]{0,2}[0-9]){6,13})" + AFTER
+)
 AMERICAN = re.compile(
-    BEFORE + r"(?<![0-9]-)(?P<item>(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?[2-9][0-9]{2}[.-][0-9]{4}"
+    BEFORE + r"(?<![0-9]-)(?P<item>(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?[2-9][0-9]{2}[ .-][0-9]{4}"
     r"|[2-9][0-9]{2}(?P<separator>[.-])[2-9][0-9]{2}(?P=separator)[0-9]{4}))(?!-[0-9])" + AFTER
+)
+SPACED = re.compile(  # nowhere in 110 MB of encyclopaedia, books and statutes; not in a row of numbers
+    BEFORE + r"(?<![0-9] )(?P<item>(?:1 )?[2-9][0-9]{2} [2-9][0-9]{2} [0-9]{4})(?! [0-9])" + AFTER
 )
 CHINESE_MOBILE = re.compile(
     BEFORE + r"(?P<item>(?:(?:0086|86)[ -]?)?1[3-9][0-9](?P<separator>[ -]?)[0-9]{4}(?P=separator)[0-9]{4})" + AFTER
@@ -193,7 +199,7 @@ def _is_international(match: re.Match) -> bool:
     number = match["item"]
     return (
         (len(number) > 10 or not number[1:].isdigit())
-        and number.count("(") == number.count(")")
+        and sum(map(number.count, "(（")) == sum(map(number.count, ")）"))
         and number[-4:] != " 000"
     )
 
@@ -226,6 +232,7 @@ KINDS = (
             (CHINESE_MOBILE, _is_mobile),
             (CHINESE_LANDLINE, _always),
             (AMERICAN, _always),
+            (SPACED, _always),
             (NAMED, _is_named),
         ),
     ),
