@@ -1,7 +1,5 @@
-import json
 import random
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +8,11 @@ from hypothesis import strategies as st
 
 from pretrain.corpus import open_corpus
 from pretrain.errors import TokenizerError
-from pretrain.tokenizer import TokenizerConfig, counting, kinds, run
+from pretrain.tokenizer import counting, kinds
 from pretrain.tokenizer.counting import alphabet, count_corpus, count_words, drop_unspellable
 from pretrain.tokenizer.kinds import Rules
 from pretrain.tokenizer.tally import BLOCK, Tally, mixed
-from tests.test_tokenizer import documents_of, odd_texts
+from tests.test_tokenizer import corpus_of, documents_of, odd_texts
 
 BERT = [
     Rules("bert", lowercase, accents, digits, width)
@@ -23,19 +21,6 @@ BERT = [
     for width in ("keep", "fold")
 ]
 RULES = [*BERT, Rules("byte"), Rules("byte", digits="single")]
-
-
-def corpus_in_files(folder: Path, files: list[list[str]]) -> str:
-    """A recipe of one source with a file for each list of documents, in this order."""
-    folder.mkdir(parents=True)
-    names = [f"{number}.jsonl" for number in range(len(files))]
-    for name, documents in zip(names, files, strict=True):
-        lines = (json.dumps({"text": text}) + "\n" for text in documents)
-        (folder / name).write_text("".join(lines), encoding="utf-8")
-    source = {"name": "made", "files": names}
-    recipe = {"name": "made", "heldout_fraction": 0.1, "sources": [source]}
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    return str(folder)
 
 
 def words_of(texts: list[str], rules: Rules) -> Counter[str]:
@@ -150,7 +135,7 @@ def train_texts(corpus: str) -> list[str]:
 
 
 def test_all_of_the_train_side_is_counted_while_there_is_room(tmp_path):
-    corpus = corpus_in_files(tmp_path / "text", [DOCUMENTS])
+    corpus = corpus_of(tmp_path / "text", DOCUMENTS)
     for rules in (Rules("bert", True, True), Rules("byte")):
         found = count_corpus(open_corpus(corpus), rules)
         texts = train_texts(corpus)
@@ -174,7 +159,7 @@ def test_all_of_the_train_side_is_counted_while_there_is_room(tmp_path):
 def test_a_full_tally_leaves_out_the_lowest_levels_of_documents(tmp_path, monkeypatch, rules, bound):
     """The rule, written down again: as few levels are left out as needed for the others to fit at the end."""
     monkeypatch.setattr(counting, "SLACK", 1.0)
-    corpus = corpus_in_files(tmp_path / "text", [DOCUMENTS])
+    corpus = corpus_of(tmp_path / "text", DOCUMENTS)
     texts = train_texts(corpus)
     levels = [counting._level(text.encode(), 0) for text in texts]
 
@@ -205,51 +190,6 @@ def test_levels_halve_and_follow_the_seed():
 
 
 def test_a_bound_that_no_sample_fits_in_is_refused(tmp_path):
-    corpus = open_corpus(corpus_in_files(tmp_path / "text", [DOCUMENTS[:20]]))
+    corpus = open_corpus(corpus_of(tmp_path / "text", DOCUMENTS[:20]))
     with pytest.raises(TokenizerError, match=r"(?s)max_distinct = 5 is too small.*leave it at 12,000,000"):
         count_corpus(corpus, Rules("byte"), max_distinct=5)
-
-
-# Determinism
-
-TEXTS = {
-    "English": documents_of("en.txt", 40),
-    "Chinese": documents_of("zh.txt", 120),
-    "mixed": [*documents_of("en.txt", 20), *documents_of("zh.txt", 60), *odd_texts(40, seed=5)],
-}
-
-
-@pytest.mark.parametrize("kind", ["bert", "byte"])
-@pytest.mark.parametrize(
-    ("language", "max_distinct"), [*((text, counting.MAX_DISTINCT) for text in TEXTS), ("mixed", 1200)]
-)
-def test_ten_trainings_give_the_same_bytes(tmp_path, monkeypatch, language, kind, max_distinct):
-    """Files and documents in any order, cut into any files and chunks, any number of workers."""
-    monkeypatch.setattr(counting, "SLACK", 1.0)
-    texts = TEXTS[language]
-    shuffled = [random.Random(seed).sample(texts, len(texts)) for seed in range(3)]
-    variations = [
-        ([texts], counting.CHUNK_BYTES, 1),
-        ([texts[::-1]], 5000, 1),
-        ([shuffled[0]], 1000, 1),
-        ([texts[::2], texts[1::2]], 5000, 1),
-        ([texts[1::2], texts[::2]], 5000, 1),
-        ([[], shuffled[1][:9], shuffled[1][9:]], 20000, 1),
-        ([[text] for text in shuffled[2]], 10000, 1),
-        ([texts[9:], texts[:9]], 10, 1),
-        ([shuffled[1][:9], shuffled[1][9:]], 5000, 2),
-        ([[text] for text in texts[::-1]], 3000, 3),
-    ]
-    found, reports = set(), []
-    for number, (files, chunk_bytes, workers) in enumerate(variations):
-        monkeypatch.setattr(counting, "CHUNK_BYTES", chunk_bytes)
-        workers = workers if language == "mixed" else 1  # starting processes takes seconds
-        corpus = corpus_in_files(tmp_path / str(number), files)
-        out = tmp_path / f"out{number}"
-        options = {"kind": kind, "vocab_size": 1600, "alphabet_min_count": 2 if kind == "bert" else 1, "plot": False}
-        run(TokenizerConfig(corpus=corpus, out=str(out), workers=workers, max_distinct=max_distinct, **options))
-        found.add((out / "tokenizer.json").read_bytes())
-        reports.append(json.loads((out / "report.json").read_bytes())["train"])
-    assert len(found) == 1
-    assert all(report == reports[0] for report in reports)
-    assert (reports[0]["counted"]["levels_left_out"] > 0) == (max_distinct == 1200)

@@ -40,12 +40,14 @@ ODDITIES = [
 ]
 
 
-def corpus_of(folder: Path, documents: list[str], heldout_fraction: float = 0.1) -> str:
-    """A recipe of one source with exactly these documents, in this order."""
+def corpus_of(folder: Path, *files: list[str], heldout_fraction: float = 0.1) -> str:
+    """A recipe of one source with exactly these documents, in this order, each list in a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({"text": text}) + "\n" for text in documents)
-    (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")
-    sources = [{"name": "made", "files": ["text.jsonl"]}]
+    names = ["text.jsonl"] if len(files) == 1 else [f"{number}.jsonl" for number in range(len(files))]
+    for name, documents in zip(names, files, strict=True):
+        lines = (json.dumps({"text": text}) + "\n" for text in documents)
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+    sources = [{"name": "made", "files": names}]
     recipe = json.dumps({"name": "made", "heldout_fraction": heldout_fraction, "sources": sources})  # JSON is YAML
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     return str(folder)
@@ -103,47 +105,68 @@ def test_a_bert_vocabulary_of_real_text_equals_a_naive_one(tmp_path):
     assert found == naive_merges(words, seeds, 300, "##")
 
 
-def test_training_twice_gives_identical_bytes(tmp_path):
-    """Both kinds, three languages; hash seeds, thread counts and document orders, each in a process of its own."""
-    texts = {"en": documents_of("en.txt", 25), "zh": documents_of("zh.txt", 100)}
-    texts["mixed"] = [*texts["en"][:15], *texts["zh"][:60], *odd_texts(40, seed=3)]
-    script = """
+# Each in a process of its own: hash seed, threads, order of the documents, files they are spread over, bytes of a
+# chunk, processes that count.
+TRAININGS = [
+    ("0", 1, "as they are", 1, 4 << 20, 1),
+    ("1", 4, "reversed", 1, 5000, 1),
+    ("2", 2, "shuffled", 1, 1000, 1),
+    ("3", 1, "as they are", 2, 5000, 1),
+    ("4", 3, "shuffled", 7, 20_000, 1),
+    ("5", 1, "reversed", 60, 10_000, 1),
+    ("6", 8, "as they are", 3, 10, 1),
+    ("7", 1, "shuffled", 2, 5000, 2),
+    ("8", 2, "reversed", 20, 3000, 3),
+    ("random", 4, "shuffled", 5, 4 << 20, 1),
+]
+TRAIN = """
 import json, sys
 from pathlib import Path
-from pretrain.tokenizer import TokenizerConfig, run
-out = Path(sys.argv[2])
-for corpus in json.loads(sys.argv[1]):
-    for kind, lowercase in (("bert", True), ("bert", False), ("byte", None)):
-        folder = out / f"{Path(corpus).name}-{kind}-{lowercase}"
-        settings = {"kind": kind, "vocab_size": 2000, "lowercase": lowercase, "plot": False}
-        run(TokenizerConfig(corpus=corpus, out=str(folder), **settings))
+from pretrain.tokenizer import TokenizerConfig, counting, run
+if __name__ == "__main__":
+    counting.SLACK, counting.CHUNK_BYTES = 1.0, int(sys.argv[1])
+    for name, values in json.loads(Path(sys.argv[2]).read_text()).items():
+        run(TokenizerConfig(out=str(Path(sys.argv[2]).parent / name), plot=False, **values))
 """
-    variations = [
-        {"PYTHONHASHSEED": "0", "RAYON_NUM_THREADS": "1"},
-        {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "4", "TOKENIZERS_PARALLELISM": "true"},
-        {"PYTHONHASHSEED": "2", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
-        {"PYTHONHASHSEED": "3", "order": "shuffled"},
-        {"PYTHONHASHSEED": "4", "RAYON_NUM_THREADS": "3", "order": "reversed"},
-        {"PYTHONHASHSEED": "random", "order": "shuffled"},
-    ]
+
+
+def test_ten_trainings_give_identical_bytes(tmp_path):
+    """Both kinds, three languages, both criteria, all of the text and a sample."""
+    texts = {"en": documents_of("en.txt", 25), "zh": documents_of("zh.txt", 100)}
+    texts["mixed"] = [*texts["en"][:15], *texts["zh"][:60], *odd_texts(40, seed=3)]
+    kinds_of = {"bert": {"alphabet_min_count": 2}, "cased": {"lowercase": False}, "byte": {}}
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN, encoding="utf-8")
     results = []
-    for number, variation in enumerate(variations):
-        corpora = []
-        for name, documents in texts.items():
-            documents = list(documents)
-            if variation.get("order") == "shuffled":
+    for number, (seed, threads, order, files, chunk_bytes, workers) in enumerate(TRAININGS):
+        folder, jobs = tmp_path / str(number), {}
+        for language, documents in texts.items():
+            documents = documents[::-1] if order == "reversed" else list(documents)
+            if order == "shuffled":
                 random.Random(number).shuffle(documents)
-            elif variation.get("order") == "reversed":
-                documents.reverse()
-            corpora.append(corpus_of(tmp_path / f"text{number}" / name, documents))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **{k: v for k, v in variation.items() if k.isupper()}}
-        out = tmp_path / f"out{number}"
-        command = [sys.executable, "-c", script, json.dumps(corpora), str(out)]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+            corpus = corpus_of(folder / "text" / language, *(documents[n::files] for n in range(files)))
+            values = {"corpus": corpus, "vocab_size": 2000}
+            for name, keys in kinds_of.items():
+                keys = values | {"kind": "byte" if name == "byte" else "bert"} | keys
+                jobs[f"{language}-{name}"] = keys | {"criterion": "wordpiece" if language == "zh" else "bpe"}
+                if language == "mixed" and name != "cased":
+                    sampled = {"criterion": "wordpiece", "max_distinct": 1200, "workers": workers}
+                    jobs[f"{language}-{name}-sampled"] = keys | sampled
+        (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+        environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": "true"}
+        environment |= {"RAYON_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, str(script), str(chunk_bytes), str(folder / "jobs.json")]
+        subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
         names = ("tokenizer.json", "tokenizer_config.json", "report.json")
-        results.append({(f.name, name): (f / name).read_bytes() for f in sorted(out.iterdir()) for name in names})
-    assert len(results[0]) == 27
+        results.append({(job, name): (folder / job / name).read_bytes() for job in jobs for name in names})
+    assert len(results) >= 10 and len(results[0]) == 33
     assert all(result == results[0] for result in results[1:])
+    left_out = {
+        job: json.loads(report)["train"]["counted"]["levels_left_out"]
+        for (job, name), report in results[0].items()
+        if name == "report.json"
+    }
+    assert all((levels > 0) == job.endswith("sampled") for job, levels in left_out.items())
 
 
 def test_training_sees_only_the_train_side(tmp_path):
