@@ -1,4 +1,5 @@
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pretrain.cleaning.duplicates import (
     near_twins,
     signature,
 )
-from pretrain.cleaning.grams import grams_of, hashes_of, units_of, windows
+from pretrain.cleaning.grams import grams_of, hashes_of, unit_hashes, units_of, windows
 from pretrain.config import ConfigError, build
 
 NEAR = Near()
@@ -59,6 +60,19 @@ def found_among(texts: list[str], heldout: int = 0, near: Near = NEAR):
 )
 def test_units_are_words_or_characters_without_case_width_and_punctuation(text, units):
     assert units_of(text) == units
+
+
+def test_a_long_text_is_hashed_in_stretches_to_the_same_numbers():
+    han = "".join(chr(0x4E00 + n) for n in range(90))
+    lines = [f"{n}: ΟΔΟΣ e\u0301 {han}" * (n % 5) for n in range(10_000)]
+    text = "\n".join(["x" * 300_000, *lines])
+    tracemalloc.start()
+    found = unit_hashes(text)
+    signature(text, Near())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 110 << 20, peak  # of 1.9 million units; 162 MB as one list
+    assert (found == hashes_of(units_of(text))).all()
 
 
 def test_windows_are_equal_exactly_where_the_units_are():

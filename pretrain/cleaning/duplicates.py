@@ -94,9 +94,9 @@ def signature(text: str, near: Near) -> np.ndarray:
     minhash = _minhash(near.permutations)
     minhash.clear()
     hashes = unit_hashes(text)
-    grams = (windows(hashes, min(near.units, len(hashes))) >> np.uint64(32)).tolist() if len(hashes) else []
+    grams = windows(hashes, min(near.units, len(hashes))) >> np.uint64(32) if len(hashes) else hashes
     for begin in range(0, len(grams), BATCH_GRAMS):
-        minhash.update_batch(grams[begin : begin + BATCH_GRAMS])
+        minhash.update_batch(grams[begin : begin + BATCH_GRAMS].tolist())
     return minhash.digest()
 
 
