@@ -20,6 +20,7 @@ STAGES = {
     "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
     "compare": ("pretrain.tokenizer.comparing", "CompareConfig"),
     "shards": ("pretrain.shards", "ShardsConfig"),
+    "reshard": ("pretrain.shards.editing", "ReshardConfig"),
     "pretrain": ("pretrain.run", "RunConfig"),
     "export": ("pretrain.export", "ExportConfig"),
     "finetune": ("pretrain.finetune", "FinetuneConfig"),

@@ -59,14 +59,14 @@ def check(folder: Path) -> list[str]:
     if faults:
         return [f"{folder}/{fault}" for fault in faults]
     notes = []
-    for what, place in made_with(folder, index).items():
+    for what, fingerprint, place in made_with(folder, index):
         try:
             found = folders.read_index(place, UserError, MADE_BY)["fingerprint"]
         except UserError:
-            notes.append(f"  made with {what} {index[what][:12]}…, not checked: {place} has no index of ours")
+            notes.append(f"  made with {what} {fingerprint[:12]}…, not checked: {place} has no index of ours")
             continue
-        if found != index[what]:
-            faults.append(f"{folder}: made with {what} {index[what][:12]}…, but {place} is now {found[:12]}…")
+        if found != fingerprint:
+            faults.append(f"{folder}: made with {what} {fingerprint[:12]}…, but {place} is now {found[:12]}…")
     if not faults:
         size = sum(entry["bytes"] for entry in folders.listed(index).values())
         print(f"{folder}: {index['stage']}, {len(folders.listed(index))} files, {size:,} bytes: intact")
@@ -75,9 +75,11 @@ def check(folder: Path) -> list[str]:
     return faults
 
 
-def made_with(folder: Path, index: dict) -> dict[str, Path]:
-    """The folders this one was made with, where it recorded their places: by the index's key of their fingerprint."""
+def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
+    """The folders this one was made with, where it recorded their places: (what, fingerprint, place)."""
     places = index.get(folders.RECORDED, {})
     if index["stage"] == "checkpoint":
         places = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]
-    return {what: Path(places[at]) for what, at in PLACES.items() if what in index and at in places}
+    one = [(what, index[what], Path(places[at])) for what, at in PLACES.items() if what in index and places.get(at)]
+    parts = zip(index.get("parts", ()), places.get("parts", ()), strict=True)  # of a set made of sets
+    return one + [("shards", part["shards"], Path(place)) for part, place in parts]

@@ -22,11 +22,10 @@ from tests.simulated import simulate
 PIECES, PIECE_TOKENS = 4_000, 250_000_000
 
 
-def write_set(folder: Path, documents: list[list[list[int]]], code: int = 8, **changes) -> Path:
-    """A shard folder of these pieces of documents of ids, byte by byte as the layout is documented."""
-    folder.mkdir(parents=True)
-    letter, size = {8: ("H", 2), 4: ("i", 4)}[code]
-    names = [f"train-{n:05d}" for n in range(len(documents))]
+def write_pieces(folder: Path, side: str, documents: list[list[list[int]]], vocab_size: int) -> dict:
+    """The pieces of one side, byte by byte as the layout is documented; the side's entry in the index."""
+    code, letter, size = (8, "H", 2) if vocab_size < 65_500 else (4, "i", 4)
+    names = [f"{side}-{n:05d}" for n in range(len(documents))]
     for name, piece in zip(names, documents, strict=True):
         (folder / f"{name}.bin").write_bytes(b"".join(struct.pack(f"<{len(ids)}{letter}", *ids) for ids in piece))
         head = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(piece), len(piece) + 1)
@@ -36,19 +35,24 @@ def write_set(folder: Path, documents: list[list[list[int]]], code: int = 8, **c
         np.save(folder / f"{name}.raw.npy", np.array([9 * len(ids) for ids in piece], np.uint32))
         origin = [(n % 2, 100 * int(name[-5:]) + n) for n in range(len(piece))]
         np.save(folder / f"{name}.origin.npy", np.array(origin, [("file", "<u4"), ("number", "<u8")]))
-    (folder / "origins.json").write_text('["en.jsonl, line", "zh.parquet, row"]', encoding="utf-8")
     ids = np.concatenate([document for piece in documents for document in piece])
-    side = {"pieces": names, "documents": sum(map(len, documents)), "tokens": len(ids), "raw_bytes": 9 * len(ids)}
-    index = {
-        "stage": "shards",
-        "dtype": {8: "uint16", 4: "int32"}[code],
-        "vocab_size": 100_000,
-        "specials": {"eod": 0},
-        "sidecars": ["raw", "origin"],
-        "sides": {"train": side},
-        **changes,
-    }
-    folders.write_index(folder, index)
+    np.save(folder / f"{side}.unigram.npy", np.bincount(ids, minlength=vocab_size))
+    return {"pieces": names, "documents": sum(map(len, documents)), "tokens": len(ids), "raw_bytes": 9 * len(ids)}
+
+
+def index_of(sides: dict[str, dict]) -> dict:
+    index = {"stage": "shards", "format": 2, "dtype": "uint16", "specials": {"eod": 0}, "sidecars": ["raw", "origin"]}
+    return {**index, "sides": sides}
+
+
+def write_set(folder: Path, documents: list[list[list[int]]], vocab_size: int = 30_000, **changes) -> Path:
+    """A shard folder with a training side of these pieces of documents of ids."""
+    folder.mkdir(parents=True)
+    entry = write_pieces(folder, "train", documents, vocab_size)
+    folders.write_json(folder / "origins.json", ["en.jsonl, line", "zh.parquet, row"])
+    index = {**index_of({"train": entry}), "vocab_size": vocab_size}
+    index["dtype"] = "uint16" if vocab_size < 65_500 else "int32"
+    folders.write_index(folder, {**index, **changes}, recorded=("origins.json",))
     return folder
 
 
@@ -58,10 +62,10 @@ def draw(rng: np.random.Generator, pieces: int, most: int, top: int) -> list[lis
     return [[rng.integers(0, top, n).tolist() for n in piece] for piece in lengths]
 
 
-@pytest.fixture(scope="module", params=[8, 4], ids=["uint16", "int32"])
+@pytest.fixture(scope="module", params=[65_000, 100_000], ids=["uint16", "int32"])
 def made(request, tmp_path_factory) -> tuple[Path, list[list[list[int]]]]:
     """A set of 300 pieces, from a few bytes to several pages each, and its documents."""
-    top = 65_000 if request.param == 8 else 100_000
+    top = request.param
     pieces = draw(np.random.default_rng(1), 280, 60, top) + draw(np.random.default_rng(2), 20, 6_000, top)
     pieces[7], pieces[8] = [[5]], [[6], [7]]  # shorter than any window
     return write_set(tmp_path_factory.mktemp("made") / "shards", pieces, request.param), pieces

@@ -5,6 +5,7 @@ version, uint8 dtype code, uint64 sequences, uint64 documents + 1, int32 lengths
 index. Ids are uint16 up to 65,500 of them, else int32: the format has no uint32.
 """
 
+import hashlib
 import struct
 from array import array
 from pathlib import Path
@@ -24,21 +25,27 @@ def dtype_of(vocab_size: int) -> np.dtype:
 
 
 class PieceWriter:
-    """One `.bin`/`.idx` pair, written document by document; memory is 4 bytes a document."""
+    """One `.bin`/`.idx` pair, written some documents at a time; memory is 4 bytes a document."""
 
     def __init__(self, prefix: Path, dtype: np.dtype):
         self.prefix, self.dtype = prefix, np.dtype(dtype)
         self.lengths = array("i")
         self._bin = open(prefix.with_suffix(".bin"), "wb")
+        self._hash, self._bytes = hashlib.sha256(), 0
 
-    def add(self, ids: np.ndarray) -> None:
-        self._bin.write(ids.astype(self.dtype, copy=False).tobytes())
-        self.lengths.append(len(ids))
+    def add(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> None:
+        """A document of `ids`, or several of `lengths` that lie one after another in it."""
+        data = np.ascontiguousarray(ids, self.dtype).data
+        self._bin.write(data)
+        self._hash.update(data)
+        self._bytes += data.nbytes
+        self.lengths.extend([len(ids)] if lengths is None else lengths.tolist())
 
-    def close(self) -> None:
+    def close(self) -> dict:
+        """Write the index too; `{"bytes", "sha256"}` of the ids."""
         self._bin.close()
-        lengths = np.frombuffer(self.lengths, np.int32)
-        write_idx(self.prefix.with_suffix(".idx"), lengths, self.dtype)
+        write_idx(self.prefix.with_suffix(".idx"), np.frombuffer(self.lengths, np.int32), self.dtype)
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
 
 
 def write_idx(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:

@@ -49,7 +49,7 @@ class Shards:
         assert self._ids.ends[-1] == self.tokens, (self._ids.ends[-1], self.tokens)
         assert self._after[-1] == self.documents, (self._after[-1], self.documents)
         self._idx = lru_cache(OPENED)(self._open_idx)
-        self.sidecar = lru_cache(OPENED)(self._open_sidecar)
+        self._sidecar = lru_cache(OPENED)(self._open_sidecar)
 
     def __reduce__(self):
         return Shards, (self.folder, self.side)  # another process opens it for itself
@@ -83,15 +83,26 @@ class Shards:
 
     def origin(self, document: int) -> str:
         """Where a document came from, such as `en.jsonl, line 12`. Raises ShardError if the set does not know."""
-        if "origin" not in sidecars(self.index):
-            raise ShardError(
-                f"{self.folder} does not say where its documents came from",
-                "it was built before origins were kept, or was made elsewhere",
-                f"rebuild it with: {MADE_BY}",
-            )
+        places = self.places
         piece, inside = self._place(document)
         file, number = self.sidecar(piece, "origin")[inside].tolist()
-        return f"{self.places[file]} {number}"
+        return f"{places[file]} {number}"
+
+    def piece_ids(self, piece: int) -> np.ndarray:
+        """The ids of a whole piece, in the dtype they are stored in: a view that lives as long as this object."""
+        return self._ids.read(piece, 0, int(self.piece_tokens[piece]))
+
+    def piece_index(self, piece: int) -> tuple[np.ndarray, np.ndarray]:
+        """(lengths in tokens (documents,) int32, offsets in bytes (documents,) int64) of a piece, mapped."""
+        return self._idx(piece)
+
+    def numbers(self, piece: int) -> np.ndarray:
+        """(documents,) int64: the numbers of a piece's documents."""
+        return np.arange(self._first(piece), self._after[piece])
+
+    def sidecar(self, piece: int, name: str) -> np.ndarray:
+        """One row a document of a piece, mapped: `raw`, uint32 bytes of text, or `origin`, ("file", "number")."""
+        return self._sidecar(piece, name)
 
     def unigram(self) -> np.ndarray:
         """(V,) int64: how often each id occurs on this side."""
@@ -100,6 +111,12 @@ class Shards:
     @cached_property
     def places(self) -> list[str]:
         """What the file numbers of the sidecar `origin` stand for, such as `en.jsonl, line`."""
+        if "origin" not in sidecars(self.index):
+            raise ShardError(
+                f"{self.folder} does not say where its documents came from",
+                "it was built before origins were kept, or was made elsewhere",
+                f"rebuild it with: {MADE_BY}",
+            )
         return json.loads((self.folder / ORIGINS).read_text(encoding="utf-8"))
 
     def _place(self, document: int) -> tuple[int, int]:
@@ -117,7 +134,6 @@ class Shards:
         return read_idx(self.folder / f"{self.pieces[piece]}.idx")[1:]
 
     def _open_sidecar(self, piece: int, name: str) -> np.ndarray:
-        """One row a document of a piece, mapped: `raw` or `origin`."""
         return np.load(self.folder / f"{self.pieces[piece]}.{name}.npy", mmap_mode="r")
 
 
