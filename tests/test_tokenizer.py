@@ -755,6 +755,8 @@ BAD = [
     ("accents of byte", ["kind=byte", "strip_accents=true"], ["strip_accents = true contradicts kind = byte"]),
     ("width of byte", ["kind=byte", "width=fold"], ["width = fold contradicts kind = byte"]),
     ("no multiple", ["multiple_of=0"], ["multiple_of = '0'", "greater than 0"]),
+    ("slots without end", ["reserved=100000000000"], ["reserved = '100000000000'", "less than or equal to 1048576"]),
+    ("a multiple without end", ["multiple_of=100000000"], ["multiple_of = '100000000'", "less than or equal to 65536"]),
     ("fewer than no slots", ["reserved=-1"], ["reserved = '-1'", "greater than or equal to 0"]),
     ("an empty special token", ["special_tokens=['']"], ["special_tokens.0 = ''", "white space"]),
     ("white space", ["special_tokens=['[A]', '[A B]']"], ["special_tokens.1 = '[A B]'", "white space"]),

@@ -71,7 +71,7 @@ class TokenizerConfig(Config):
     out: str
     kind: Literal["bert", "byte"] | None = None  # an adopted one's is seen from its special tokens
     vocab_size: int | None = Field(None, gt=0)  # at most; a small corpus has fewer merges to offer
-    multiple_of: int = Field(1, gt=0)  # the size is one: vocab_size is rounded up, reserved slots fill what is left
+    multiple_of: int = Field(1, gt=0, le=1 << 16)  # the size is one: vocab_size is rounded up, then slots are added
 
     lowercase: bool | None = None  # bert only, default true
     strip_accents: bool | None = None  # bert only, default as lowercase, as BERT has it: é becomes e
@@ -80,7 +80,7 @@ class TokenizerConfig(Config):
     alphabet_min_count: int = Field(1, gt=0)  # bert only: characters seen less often in train text become [UNK]
 
     special_tokens: list[str] = []  # besides our own; text never becomes one unless `encode_batch` is asked to
-    reserved: int = Field(0, ge=0)  # slots [unused0] … (byte: <unused0> …) for the tokens of later users
+    reserved: int = Field(0, ge=0, le=1 << 20)  # slots [unused0] … (byte: <unused0> …) for the tokens of later users
 
     criterion: Literal["bpe", "wordpiece"] = "bpe"  # what is merged first: see merging.py, with what was measured
     # Distinct words that are held, one of more than 8 bytes for every 8: the default takes up to 3.5 GB. When there are
