@@ -14,22 +14,23 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pretrain import masking
 from pretrain.config import Config
 from pretrain.errors import ConfigError
 from pretrain.model import Transformer
-from pretrain.windows import MASK, RANDOM_TOKEN, REPLACE, hash64
+from pretrain.permutation import RANDOM_TOKEN, REPLACE
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. Targets are listed: slot k of window b asks for targets[b, k] at target_index[b, k]."""
+    """One micro-batch, in int32: half the bytes to make and to move. Slot k of window b asks for targets[b, k]."""
 
-    inputs: Tensor  # (B, T) int64
-    targets: Tensor  # (B, K) int64
-    target_index: Tensor | None  # (B, K) int64; None: K = T, slot k is position k
+    inputs: Tensor  # (B, T)
+    targets: Tensor  # (B, K)
+    target_index: Tensor | None  # (B, K), ascending: where the targets stand; None: K = T, slot k is position k
     weights: Tensor | None  # (B, K) float32, 0 for an empty slot; None: every slot is filled
-    segments: Tensor  # (B, T) int64: number of the document inside the window
-    position_ids: Tensor  # (B, T) int64: restarting at every document
+    segments: Tensor  # (B, T): number of the document inside the window
+    position_ids: Tensor  # (B, T): restarting at every document
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{name: None if x is None else x.to(device, non_blocking=True) for name, x in self._items()})
@@ -45,11 +46,20 @@ class Batch:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
+class SpanConfig(Config):
+    """Runs of units masked together: their length is geometric (Joshi et al. 2020, arXiv:1907.10529, section 3.1)."""
+
+    p: float = Field(0.2, gt=0, lt=1)  # of a span to end after each unit; 3.8 units in the mean at 0.2 and 10
+    longest: int = Field(10, gt=0, le=1000)
+
+
 class MaskedLMConfig(Config):
     kind: Literal["masked_lm"]
     mask_ratio: float = Field(0.15, gt=0, lt=1)  # of a window's tokens: K = round(mask_ratio · T)
     mask_share: float = Field(0.8, ge=0, le=1)  # of the targets: replaced by [MASK]
     random_share: float = Field(0.1, ge=0, le=1)  # replaced by a random token; the rest stays
+    unit: Literal["token", "word"] = "token"  # what is masked as a whole; Chinese words need the stage `words`
+    span: SpanConfig | None = None  # mask spans of several units
 
     @model_validator(mode="after")
     def _shares(self) -> "MaskedLMConfig":
@@ -71,10 +81,13 @@ ObjectiveConfig = MaskedLMConfig | CausalLMConfig
 class MaskedLM:
     """Predict K masked tokens of a window from both sides (Devlin et al. 2018, arXiv:1810.04805, section 3.1).
 
-    Exactly K = round(mask_ratio · T) positions are drawn without replacement among those that hold text; masks are a
-    hash of (seed, place of the window in the run), so the next epoch draws others. The window's first and last
-    position become [CLS] and [SEP] unless they are: a cut document loses at most 2 tokens a window. A window of
-    almost nothing but marks leaves slots empty (weight 0).
+    Exactly K = round(mask_ratio · T) of the tokens that hold text are asked for, each with the same probability, alone
+    or in words or spans (masking.py); what is drawn is a hash of (seed, place of the window in the run), so the next
+    epoch draws anew. The window's first and last position become [CLS] and [SEP] unless they are: a cut document loses
+    at most 2 tokens a window. A window of almost nothing but marks leaves slots empty (weight 0).
+
+    A word or a span is shown as [MASK], as random tokens or as it is in one piece: one draw for all of its tokens, as
+    SpanBERT has it. (BERT's own whole-word code draws for each token, which shows the model words half masked.)
     """
 
     causal = False
@@ -87,43 +100,62 @@ class MaskedLM:
                 f"this tokenizer has only: {', '.join(specials)}",
                 "use a tokenizer of kind bert, or objective.kind=causal_lm",
             )
-        self.config, self.specials, self.vocab_size, self.seed = config, specials, vocab_size, seed
+        self.config, self.specials, self.seed = config, specials, seed
+        self.wants_words = config.unit == "word"
         self.targets = max(1, round(config.mask_ratio * seq_len))
-        self.plain = np.setdiff1d(np.arange(vocab_size), list(specials.values()))  # what a random token may be
+        self.special = np.zeros(vocab_size, bool)
+        self.special[list(specials.values())] = True
+        self.plain = np.flatnonzero(~self.special).astype(np.int32)  # what a random token may be
 
-    def batch(self, ids: np.ndarray, keys: np.ndarray) -> Batch:
-        """Rows (B, T) and the key (B,) of each → Batch. A pure function of both and the seed."""
-        B, T = ids.shape
-        special = self.specials
-        inputs = ids.astype(np.int64)
-        inputs[:, 0] = special["cls"]
-        inputs[:, -1] = special["sep"]
-        starts = inputs == special["cls"]
-        maskable = ~np.isin(inputs, list(special.values()))
+    def batch(self, ids: np.ndarray, keys: np.ndarray, words: np.ndarray | None = None) -> Batch:
+        """Rows (B, T), the key (B,) of each and, if `wants_words`, where words begin (B, T) → Batch.
 
-        draw = hash64(MASK, self.seed, keys[:, None], np.arange(T)) >> np.uint64(1)
-        draw = np.where(maskable, draw, draw | np.uint64(1) << np.uint64(63))  # marks come last
-        chosen = np.argpartition(draw, self.targets - 1, axis=1)[:, : self.targets] if self.targets < T else None
-        chosen = np.sort(chosen if chosen is not None else np.tile(np.arange(T), (B, 1)), axis=1)
-        row = np.arange(B)[:, None]
-        filled = maskable[row, chosen]
-        targets = inputs[row, chosen]
-
-        share = (hash64(REPLACE, self.seed, keys[:, None], chosen) >> np.uint64(11)) * 2.0**-53  # [0, 1)
-        other = hash64(RANDOM_TOKEN, self.seed, keys[:, None], chosen) % np.uint64(len(self.plain))
-        config = self.config
-        shown = np.where(share < config.mask_share + config.random_share, self.plain[other.astype(np.int64)], targets)
-        shown = np.where(share < config.mask_share, special["mask"], shown)
-        inputs[row, chosen] = np.where(filled, shown, targets)
-        segments, position_ids = layout(starts)
+        A pure function of these and the seed.
+        """
+        inputs = ids.astype(np.int32)
+        inputs[:, 0] = self.specials["cls"]
+        inputs[:, -1] = self.specials["sep"]
+        marks = np.take(self.special, inputs)
+        draws = masking.Draws(self.seed, keys, inputs.shape[1])
+        chosen, unit = self._chosen(marks, draws, words)
+        row = np.arange(0, inputs.size, inputs.shape[1])[:, None]
+        targets = inputs.ravel()[chosen + row]
+        filled = ~marks.ravel()[chosen + row]
+        inputs.ravel()[chosen + row] = self._shown(targets, filled, chosen, unit, draws)
+        segments, position_ids = layout(inputs == self.specials["cls"])
         return Batch(
             inputs=torch.from_numpy(inputs),
             targets=torch.from_numpy(targets),
-            target_index=torch.from_numpy(chosen.astype(np.int64)),
+            target_index=torch.from_numpy(chosen.astype(np.int32)),
             weights=torch.from_numpy(filled.astype(np.float32)),
             segments=torch.from_numpy(segments),
             position_ids=torch.from_numpy(position_ids),
         )
+
+    def _chosen(self, marks: np.ndarray, draws: masking.Draws, words: np.ndarray | None):
+        """The positions asked for and the first position of the unit of each, both (B, K)."""
+        span = self.config.span
+        if words is None and span is None:
+            chosen = masking.tokens(marks, draws, self.targets)
+            return chosen, chosen
+        begins = ~marks if words is None else words
+        if span is not None:
+            begins = masking.spans(begins, marks, draws, span.p, span.longest)
+        return masking.units(begins, marks, draws, self.targets)
+
+    def _shown(
+        self, targets: np.ndarray, filled: np.ndarray, chosen: np.ndarray, unit: np.ndarray, draws: masking.Draws
+    ):
+        """What stands in the place of the targets, (B, K)."""
+        config = self.config
+        share = (draws.at(REPLACE, np.arange(len(unit))[:, None], unit) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+        masked = filled & (share < config.mask_share)
+        random = filled & (share >= config.mask_share) & (share < config.mask_share + config.random_share)
+        shown = np.where(masked, np.int32(self.specials["mask"]), targets)
+        row, slot = np.nonzero(random)
+        other = draws.at(RANDOM_TOKEN, row, chosen[row, slot]) % np.uint64(len(self.plain))
+        shown[row, slot] = self.plain[other.astype(np.int64)]
+        return shown
 
 
 class CausalLM:
@@ -135,19 +167,23 @@ class CausalLM:
 
     causal = True
     lead = 1
+    wants_words = False
 
     def __init__(self, config: CausalLMConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
         self.end = specials["eod" if "eod" in specials else "sep"]
         self.targets = seq_len
 
-    def batch(self, ids: np.ndarray, keys: np.ndarray) -> Batch:
-        """Rows (B, T + 1), the first id being the one before the window → Batch of T inputs and T targets."""
-        ids = ids.astype(np.int64)
-        inputs = ids[:, :-1]
-        segments, position_ids = layout(inputs == self.end)
+    def batch(self, ids: np.ndarray, keys: np.ndarray, words: np.ndarray | None = None) -> Batch:
+        """Rows (B, T + 1), the first id being the one before the window → Batch of T inputs and T targets.
+
+        Inputs and targets are views of one array.
+        """
+        ids = np.ascontiguousarray(ids, np.int32)
+        segments, position_ids = layout(ids[:, :-1] == self.end)
+        tokens = torch.from_numpy(ids)
         return Batch(
-            inputs=torch.from_numpy(np.ascontiguousarray(inputs)),
-            targets=torch.from_numpy(np.ascontiguousarray(ids[:, 1:])),
+            inputs=tokens[:, :-1],
+            targets=tokens[:, 1:],
             target_index=None,
             weights=None,
             segments=torch.from_numpy(segments),
@@ -160,13 +196,20 @@ Objective = MaskedLM | CausalLM
 
 
 def layout(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(B, T) bool, True where a document starts → its number and the positions inside it, both (B, T) int64.
+    """(B, T) bool, True where a document starts → its number and the positions inside it, both (B, T) int32.
 
     What stands before the first start of a row is a document too: the rest of one cut by the window.
     """
-    segments = np.cumsum(starts, axis=1, dtype=np.int64)
-    index = np.arange(starts.shape[1], dtype=np.int64)
-    return segments, index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+    B, T = starts.shape
+    begins = starts.copy()
+    begins[:, 0] = True
+    at = np.flatnonzero(begins).astype(np.int32)  # few, so that what follows copies long runs
+    first = np.searchsorted(at, np.arange(0, B * T + 1, T, dtype=np.int32))  # of each row, among all
+    lengths = masking.gaps(at, B * T)
+    number = np.arange(len(at)) - np.repeat(first[:-1] - starts[:, 0], first[1:] - first[:-1])
+    segments = np.repeat(number.astype(np.int32), lengths)
+    position_ids = np.arange(B * T, dtype=np.int32) - np.repeat(at, lengths)
+    return segments.reshape(B, T), position_ids.reshape(B, T)
 
 
 class Learner(nn.Module):
@@ -180,9 +223,11 @@ class Learner(nn.Module):
         """The summed loss; or, with `each`, per slot the nll (nats, fp32) and the likeliest token, both (B, K)."""
         hidden = self.model(batch.inputs, batch.segments, batch.position_ids)
         if batch.target_index is not None:
-            hidden = hidden.gather(1, batch.target_index[..., None].expand(-1, -1, hidden.shape[-1]))  # (B, K, D)
+            index = batch.target_index.long()[..., None].expand(-1, -1, hidden.shape[-1])
+            hidden = hidden.gather(1, index)  # (B, K, D)
         logits = self.model.logits(hidden).float()
-        nll = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.targets)
+        targets = batch.targets.long()
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         if each:
             return nll, logits.argmax(-1)
         return nll.sum() if batch.weights is None else (nll * batch.weights).sum()

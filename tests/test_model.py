@@ -122,7 +122,7 @@ def test_the_loss_on_k_rows_is_the_loss_picked_from_all_rows():
     loss = Learner(net)(batch)
     logits = net.logits(net(batch.inputs, batch.segments, batch.position_ids))
     marked = torch.full((1, T), -100)
-    marked.scatter_(1, batch.target_index, batch.targets)
+    marked.scatter_(1, batch.target_index.long(), batch.targets.long())
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), marked, ignore_index=-100, reduction="sum")
     torch.testing.assert_close(loss, expected)
 
