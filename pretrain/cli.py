@@ -20,6 +20,7 @@ STAGES = {
     "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
     "compare": ("pretrain.tokenizer.comparing", "CompareConfig"),
     "shards": ("pretrain.shards", "ShardsConfig"),
+    "adopt": ("pretrain.shards.adopting", "AdoptConfig"),
     "reshard": ("pretrain.shards.editing", "ReshardConfig"),
     "pretrain": ("pretrain.run", "RunConfig"),
     "export": ("pretrain.export", "ExportConfig"),
@@ -40,7 +41,11 @@ def main(stage: str, argv: list[str] | None = None) -> int:
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over the file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher inserts it
+    if stage == "shards":
+        parser.add_argument("--scheduler", metavar="tcp://…", help="of a Dask cluster that does the work: scheduler=…")
     arguments = parser.parse_intermixed_args(argv)
+    if scheduler := getattr(arguments, "scheduler", None):
+        arguments.overrides.append(f"scheduler={scheduler}")
     status = guarded(lambda: _run(stage, arguments.config, arguments.overrides))
     if _is_connected_rank():
         # Gloo's threads hold the tensors of a collective a moment longer than its caller. One that is caught by the

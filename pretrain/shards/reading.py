@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pretrain.tokenizer import Tokenizer
 
 MADE_BY = "python launch/shards.py CONFIG.yaml"
-ORIGINS = "origins.json"
+ORIGIN = np.dtype([("file", "<u4"), ("number", "<u8")])  # a row of the sidecar of that name
+ORIGINS = "origins.json"  # what its files are
 OPENED = 8  # indexes, and sidecars, of pieces that are held mapped: each keeps a descriptor or two
 
 
