@@ -455,6 +455,12 @@ def one_of_ours(folder: Path) -> list[str]:
     return [f"adopt={folder / 'ours'}"]
 
 
+def one_of_ours_after_a_crash(folder: Path) -> list[str]:
+    overrides = one_of_ours(folder)
+    (folder / "ours" / "index.json").write_bytes(b"")
+    return overrides
+
+
 def nothing_held_out(folder: Path) -> list[str]:
     (folder / "one.txt").write_text("just one document", encoding="utf-8")
     return [f"corpus={folder / 'one.txt'}"]
@@ -502,6 +508,7 @@ ROWS = [
     ("roles alone", nothing_but("adopt=null", "kind=byte", "vocab_size=600", "roles={{eod: x}}"),
      ["roles = {{'eod': 'x'}} is for adopted vocabularies"]),
     ("one of ours", one_of_ours, ["one of ours already", "use it where it is"]),
+    ("an emptied one of ours", one_of_ours_after_a_crash, ["one of ours already", "use it where it is"]),
     ("nothing held out", nothing_held_out, ["needs held-out documents", "{folder}/one.txt", "heldout_fraction"]),
 ]  # fmt: skip
 

@@ -137,9 +137,12 @@ def _cutting(engine: tokenizers.Tokenizer) -> list:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether `folder` is one of the tokenizer stage, whole or damaged."""
-    index = folder / INDEX
-    return index.is_file() and '"stage": "tokenizer"' in index.read_text(encoding="utf-8", errors="replace")
+    """Whether `folder` is one of the tokenizer stage, whole or damaged; nobody else writes an empty index."""
+    try:
+        text = (folder / INDEX).read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return '"stage": "tokenizer"' in text or not text.strip()
 
 
 def _files(path: Path) -> tuple[Path, dict[str, Path]]:
