@@ -23,7 +23,7 @@ test: .venv/ready
 		"Python 3.11 or 3.12 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		--constraint constraints.txt --editable '.[export,finetune,data,dev]'
+		--constraint constraints.txt --editable '.[export,finetune,data,dask,dev]'
 	touch $@
 
 clean:

@@ -1,4 +1,7 @@
-"""Tokenise a corpus into memory-mapped shards: python launch/shards.py CONFIG.yaml [key=value ...]"""
+"""Tokenise a corpus into memory-mapped shards: python launch/shards.py CONFIG.yaml [key=value ...]
+
+A killed build goes on when it is started again. With --scheduler tcp://… the workers of a Dask cluster do the work.
+"""
 
 if __name__ == "__main__":
     import sys

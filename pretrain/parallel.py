@@ -1,4 +1,4 @@
-"""Work over processes: results in the order of the items, whatever the number of workers."""
+"""Work over processes, of this machine or a cluster: results in the order of the items, however many there are."""
 
 import multiprocessing
 import os
@@ -6,32 +6,37 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-from pretrain.errors import PretrainError
+from pretrain.errors import PretrainError, UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AHEAD = 2  # items in flight for each worker: bounds memory, and hides the time it takes to make the next
+CONNECT_S = 30  # to a scheduler
 
 
-def ordered(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`work(item)` of each item, in order; in `workers` processes, or in this one when `workers` is 1.
+def ordered(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, executor: Executor | None = None
+) -> Iterator[Result]:
+    """`work(item)` of each item, in order; by `workers` processes, or in this one when `workers` is 1.
 
-    `work` and the items are pickled: a function of a module, or a partial of one. What it raises is raised here.
-    Raises PretrainError when a process dies. Memory: at most AHEAD · workers items and results.
+    They are new processes, or those of `executor`, whoever provides it: that is all that is asked of a cluster. `work`
+    and the items are pickled: a function of a module, or a partial of one. What it raises is raised here. Raises
+    PretrainError when a process dies. Memory: at most AHEAD · workers items and results.
     """
-    if workers == 1:
+    if executor is None and workers == 1:
         yield from map(work, items)
         return
-    # Not forked: a progress bar or a tokenizer may have started threads here, which a fork would leave half-alive.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin) as pool:
-        submitted = _submitted(pool, work, items)
+    with processes(workers) if executor is None else nullcontext(executor) as executor:
+        submitted = _submitted(executor, work, items)
+        flying: deque[Future] = deque()
         try:
-            flying = deque(islice(submitted, AHEAD * workers))
+            flying.extend(islice(submitted, AHEAD * workers))
             while flying:
                 result = flying.popleft().result()
                 flying.extend(islice(submitted, 1))
@@ -39,14 +44,53 @@ def ordered(work: Callable[[Item], Result], items: Iterable[Item], workers: int)
         except BrokenProcessPool:
             raise PretrainError("a worker process died: was it out of memory? Take fewer workers") from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in flying:
+                future.cancel()
 
 
-def _submitted(pool: ProcessPoolExecutor, work: Callable, items: Iterable) -> Iterator[Future]:
+@contextmanager
+def processes(workers: int) -> Iterator[Executor]:
+    """Processes of this machine."""
+    # Not forked: a progress bar or a tokenizer may have started threads here, which a fork would leave half-alive.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()  # their time is then part of ours, as the system counts it
+
+
+@contextmanager
+def cluster(scheduler: str) -> Iterator[tuple[Executor, int]]:
+    """The workers of a running Dask cluster, and how many of them there are. Raises UserError if there are none.
+
+    A task whose worker is lost is given to another one, so that its work must bear to be done twice.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise UserError("a cluster needs Dask", "not installed: distributed", "pip install '.[dask]'") from None
+    try:
+        client = distributed.Client(scheduler, timeout=CONNECT_S)
+    except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        what = f"no Dask scheduler answers at {scheduler}"
+        raise UserError(what, str(error), "start one: dask scheduler, and dask worker --nthreads 1 beside it") from None
+    with client:
+        workers = sum(client.nthreads().values())
+        if not workers:
+            raise UserError(f"the Dask cluster at {scheduler} has no worker", "start some: dask worker --nthreads 1")
+        try:
+            yield client.get_executor(pure=False), workers
+        except (distributed.scheduler.KilledWorker, CancelledError) as error:
+            raise PretrainError(f"the Dask cluster at {scheduler} lost its workers: {error}") from None
+
+
+def _submitted(executor: Executor, work: Callable, items: Iterable) -> Iterator[Future]:
     """A future of each item. What making an item raises comes in its turn, as it does with one worker."""
     try:
         for item in items:
-            yield pool.submit(work, item)
+            yield executor.submit(work, item)
     except Exception as error:
         failed: Future = Future()
         failed.set_exception(error)

@@ -3,30 +3,54 @@
     index.json              counts, checksums, fingerprints of tokenizer and corpus; written last
     train-00000.bin/.idx    one Megatron sequence a document: the ids, as the tokenizer's template makes them
     train-00000.raw.npy     (documents,) uint32: bytes of raw text of each document, for bits per byte
+    train-00000.origin.npy  (documents,) of `file`, `number`: where each came from, as 12 of "en.jsonl, line"
+    origins.json            what `file` stands for; not part of the identity, as no name or place is
     train.unigram.npy       (V,) int64: how often each id occurs on this side
     heldout-…               the same for the other side
 
-Documents are stored without regard to the objective: no mask, no shift, no padding.
+Documents are stored without regard to the objective: no mask, no shift, no padding. They are in the recipe's order, or
+shuffled by a seed.
+
+The build (building.py) is done by any number of processes and can be killed at any moment: what is finished lies in a
+folder `.NAME.work` beside the output, and the same command goes on from there. With `scheduler` they are the workers of
+a Dask cluster; corpus, tokenizer and output must then be on a file system that all of them see under the same names.
 """
 
-from array import array
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial, reduce
+from itertools import chain
+from operator import add
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from pydantic import Field
 
 from pretrain import folders
-from pretrain.config import Config
-from pretrain.corpus import SIDES, Skipped, open_corpus
-from pretrain.errors import CorpusError, ShardError
+from pretrain.config import Config, free
+from pretrain.corpus import CHUNK_BYTES, SIDES, Cleaned, Corpus, Skipped, open_corpus
+from pretrain.errors import CorpusError, ShardError, TokenizerError
+from pretrain.parallel import cluster, ordered, processes
 from pretrain.progress import progress
-from pretrain.shards.megatron import PieceWriter, dtype_of
-from pretrain.shards.reading import Shards, check_tokenizer, open_index
-from pretrain.tokenizer import open_tokenizer
+from pretrain.shards import building
+from pretrain.shards.building import SIDECARS, Block, Job, Piece, items_of, pieces_of, tokenise, write_piece
+from pretrain.shards.megatron import dtype_of
+from pretrain.shards.reading import ORIGINS, Shards, check_tokenizer, open_index
+from pretrain.shards.shuffling import make_run, runs_of, shuffled_pieces
+from pretrain.tokenizer import MADE_BY as TOKENIZER_MADE_BY
+from pretrain.tokenizer import Tokenizer
 
 __all__ = ["Shards", "ShardsConfig", "check_tokenizer", "open_index", "run"]
 
-BATCH_CHARACTERS = 1 << 20
+FORMAT = 2  # 1 had no origins
+Each = Callable[[Callable, Iterable], Iterator]  # as `map`: the results, in order, of a function of each thing
 
 
 class ShardsConfig(Config):
@@ -36,99 +60,214 @@ class ShardsConfig(Config):
     tokenizer: str  # folder of the tokenizer stage
     out: str
     piece_tokens: int = Field(1 << 30, gt=0)  # a piece is closed by the document that reaches this
+    shuffle_seed: int | None = Field(None, ge=0, lt=2**63)  # documents in random order; null: in the recipe's
+    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10)  # of text that a process takes at a time; 64 MB from 1 TB on
+    workers: int = free(1, ge=1)  # processes of this machine
+    scheduler: str | None = free(None)  # tcp://…, of a Dask cluster whose workers do the work instead
 
 
 def run(config: ShardsConfig) -> dict:
     """Tokenise a corpus into `config.out`. Returns the index. Raises CorpusError, TokenizerError or ShardError."""
-    corpus = open_corpus(config.corpus)
-    tokenizer, skipped = open_tokenizer(config.tokenizer), Skipped()
-    with folders.publish(Path(config.out), "shards", ShardError) as folder:
-        sides = {side: _Side(folder, side, tokenizer.vocab_size, config.piece_tokens) for side in SIDES}
-        with progress("tokenising", unit="documents") as advance:
-            for documents in _batches(corpus.documents(skipped=skipped)):
-                for document, ids in zip(documents, tokenizer.encode_batch([d.text for d in documents]), strict=True):
-                    sides[document.side].add(ids, len(document.text.encode("utf-8")))
-                advance(len(documents))
-        counted = {side: writer.close() for side, writer in sides.items()}
-        for side, found in counted.items():
-            if not found["documents"]:
-                other = sum(entry["documents"] for entry in counted.values())
-                raise CorpusError(
-                    f"the {side} side of the corpus is empty",
-                    f"{config.corpus} has {other:,} documents, heldout_fraction {corpus.recipe.heldout_fraction}",
-                    "add text, or choose another heldout_fraction in the recipe",
-                )
+    # Workers elsewhere are in another folder than this process.
+    placed = (lambda path: Path(path).absolute()) if config.scheduler else Path
+    out, corpus = Path(config.out), open_corpus(placed(config.corpus))
+    if held := corpus.held_in(out):
+        found = f"{held} is in {config.out}"
+        raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
+    tokenizer = _tokenizer(placed(config.tokenizer))
+    with (
+        _work_folder(out) as work,
+        folders.publish(out, "shards", ShardError) as folder,
+        _processes(config) as (each, workers),
+    ):
+        job = _job(config, corpus, tokenizer, work)
+        blocks = _tokenise(job, each, workers)
+        _check(blocks, config, corpus)
+        places = list(dict.fromkeys(place for block in blocks for place in block.places))
+        aside, pieces = _plan(job, blocks, places, config, each)
+        sides, files, unigrams = _write(aside, pieces, blocks, tokenizer.vocab_size, each)
+        for name in files:
+            (aside / name).rename(folder / name)
+        for side, unigram in unigrams.items():
+            np.save(folder / f"{side}.unigram.npy", unigram)
+        folders.write_json(folder / ORIGINS, places)
         index = {
             "stage": "shards",
-            "format": 1,
+            "format": FORMAT,
             "kind": tokenizer.kind,
             "dtype": str(dtype_of(tokenizer.vocab_size)),
             "vocab_size": tokenizer.vocab_size,
             "specials": tokenizer.specials,
+            "sidecars": list(SIDECARS),
+            "shuffle_seed": config.shuffle_seed,
             "tokenizer": tokenizer.fingerprint,
-            "corpus": corpus.fingerprint(),
-            "sides": counted,
+            "corpus": corpus.fingerprint(each),
+            "sides": sides,
             "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer},
         }
-        index = folders.write_index(folder, index)
-    if skipped:
-        print(skipped.line())
-    for side, found in counted.items():
+        index = folders.write_index(folder, index, recorded=(ORIGINS,), known=files)
+    for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
     return index
 
 
-class _Side:
-    """Writes one side's pieces and counts what goes in."""
-
-    def __init__(self, folder: Path, side: str, vocab_size: int, piece_tokens: int):
-        self.folder, self.side, self.piece_tokens = folder, side, piece_tokens
-        self.dtype = dtype_of(vocab_size)
-        self.unigram = np.zeros(vocab_size, np.int64)
-        self.pieces: list[str] = []
-        self.documents = self.tokens = self.raw_bytes = 0
-        self._piece: PieceWriter | None = None
-
-    def add(self, ids: np.ndarray, raw_bytes: int) -> None:
-        if self._piece is None:
-            self._name = f"{self.side}-{len(self.pieces):05d}"
-            self._piece = PieceWriter(self.folder / self._name, self.dtype)
-            self._raw, self._piece_tokens = array("I"), 0
-        self._piece.add(ids)
-        self._raw.append(raw_bytes)
-        self._piece_tokens += len(ids)
-        self.unigram += np.bincount(ids, minlength=len(self.unigram))
-        self.documents, self.tokens = self.documents + 1, self.tokens + len(ids)
-        self.raw_bytes += raw_bytes
-        if self._piece_tokens >= self.piece_tokens:
-            self._close_piece()
-
-    def close(self) -> dict:
-        self._close_piece()
-        np.save(self.folder / f"{self.side}.unigram.npy", self.unigram)
-        return {
-            "pieces": self.pieces,
-            "documents": self.documents,
-            "tokens": self.tokens,
-            "raw_bytes": self.raw_bytes,
-        }
-
-    def _close_piece(self) -> None:
-        if self._piece is not None:
-            self._piece.close()
-            np.save(self.folder / f"{self._name}.raw.npy", np.frombuffer(self._raw, np.uint32))
-            self.pieces.append(self._name)
-            self._piece = None
+def _tokenizer(folder: Path) -> Tokenizer:
+    """The checked tokenizer, held for what is done in this process."""
+    building.opened.cache_clear()
+    index = folders.read_index(folder, TokenizerError, TOKENIZER_MADE_BY, stage="tokenizer")
+    return building.opened(folder, index["fingerprint"])
 
 
-def _batches(documents):
-    """Lists of documents of about BATCH_CHARACTERS together: encode_batch runs over threads, memory stays flat."""
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+@contextmanager
+def _work_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what is finished. It goes when all is published, and stays otherwise."""
+    out = out.resolve() if out.is_symlink() else out.absolute()
+    work = out.with_name(f".{out.name}.work")
+    folders.check_output(work, ShardError)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = open(work / "lock", "wb")  # not inherited by workers; a killed process gives it up
+    except OSError as error:
+        raise ShardError(
+            "the output folder cannot be made", f"{work}: {error.strerror}", "choose another out="
+        ) from None
+    with lock:
+        _lock(lock, out)
+        try:
+            yield work
+        except BaseException:
+            finished = sum(1 for _ in work.glob("chunks-*/[!.]*"))
+            if finished:
+                kept = f"{finished:,} finished chunks are kept in {work}"
+                print(f"{kept}: start again to go on from there", file=sys.stderr)
+            else:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)  # a worker of a killed build may still be writing there
+
+
+def _lock(file: BinaryIO, out: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ShardError("another process is building these shards", str(out), "wait for it, or end it") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+@contextmanager
+def _processes(config: ShardsConfig) -> Iterator[tuple[Each, int]]:
+    """`each(work, items)`: the results in order; and the number of processes that they come from."""
+    if config.scheduler:
+        with cluster(config.scheduler) as (executor, workers):
+            yield partial(ordered, workers=workers, executor=executor), workers
+    elif config.workers == 1:
+        yield map, 1
+    else:
+        with processes(config.workers) as executor:
+            yield partial(ordered, workers=config.workers, executor=executor), config.workers
+
+
+def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, work: Path) -> Job:
+    """What the processes have to know. Chunks that other settings left are removed."""
+    settings = {
+        "format": FORMAT,
+        "tokenizer": tokenizer.fingerprint,
+        "heldout_fraction": corpus.recipe.heldout_fraction,
+        "sources": [source.model_dump(mode="json", exclude={"files"}) for source in corpus.recipe.sources],
+        "numpy": np.__version__,
+        "tokenizers": importlib.metadata.version("tokenizers"),
+        "code": _code(),
+    }
+    folder = _alone(work, "chunks", settings)
+    dtype = dtype_of(tokenizer.vocab_size)
+    return Job(corpus, tokenizer.folder, tokenizer.fingerprint, dtype, folder, config.chunk_bytes)
+
+
+def _tokenise(job: Job, each: Each, workers: int) -> list[Block]:
+    """The blocks of the corpus, in order."""
+    blocks, skipped = [], Skipped()
+    with progress("tokenising", unit="documents") as advance:
+        for made in each(partial(tokenise, job), items_of(job.corpus, job.chunk_bytes, workers)):
+            for block in made:
+                skipped.merge(block.skipped)
+                advance(sum(side.documents for side in block.sides))
+            blocks += made
+    if skipped:
+        print(skipped.line())
+    return blocks
+
+
+def _check(blocks: list[Block], config: ShardsConfig, corpus: Corpus | Cleaned) -> None:
+    """Raise CorpusError when a side of the corpus is empty."""
+    counts = [sum(block.sides[number].documents for block in blocks) for number in range(len(SIDES))]
+    for side, count in zip(SIDES, counts, strict=True):
+        if not count:
+            for block in blocks:
+                block.path.unlink(missing_ok=True)  # they are of no use
+            raise CorpusError(
+                f"the {side} side of the corpus is empty",
+                f"{config.corpus} has {sum(counts):,} documents, heldout_fraction {corpus.recipe.heldout_fraction}",
+                "add text, or choose another heldout_fraction in the recipe",
+            )
+
+
+def _plan(
+    job: Job, blocks: list[Block], places: list[str], config: ShardsConfig, each: Each
+) -> tuple[Path, Iterator[Piece]]:
+    """The folder for what is decided here, and the pieces of the output. When documents are shuffled, runs are made."""
+    numbers = {place: number for number, place in enumerate(places)}
+    files = [np.array([numbers[place] for place in block.places], np.uint32) for block in blocks]
+    seed, sides = config.shuffle_seed, range(len(SIDES))
+    decided = [job.folder.name, [block.path.name for block in blocks], seed]
+    if seed is None:
+        pieces = (pieces_of(side, blocks, files, config.piece_tokens) for side in sides)
+    else:
+        folder = _alone(job.folder.parent, "runs", decided)
+        runs: list[Block] = []
+        with progress("shuffling", unit="runs") as advance:
+            for run in each(partial(make_run, seed, job.dtype), runs_of(folder, blocks, files)):
+                runs.append(run)
+                advance(1)
+        pieces = (shuffled_pieces(side, tuple(runs), config.piece_tokens) for side in sides)
+    return _alone(job.folder.parent, "pieces", [decided, config.piece_tokens]), chain.from_iterable(pieces)
+
+
+def _write(
+    folder: Path, pieces: Iterator[Piece], blocks: list[Block], vocab_size: int, each: Each
+) -> tuple[dict[str, dict], dict[str, dict], dict[str, np.ndarray]]:
+    """Write the pieces. What each side holds, the digest of each file, and how often each id occurs on each side."""
+    sides = {
+        side: {"pieces": [], **vars(reduce(add, (block.sides[number] for block in blocks)))}
+        for number, side in enumerate(SIDES)
+    }
+    files, unigrams = {}, {side: np.zeros(vocab_size, np.int64) for side in SIDES}
+    with progress("writing", unit="pieces") as advance:
+        for written in each(partial(write_piece, folder, vocab_size), pieces):
+            sides[written.side]["pieces"].append(written.name)
+            unigrams[written.side] += written.unigram
+            files |= written.files
+            advance(1)
+    return sides, files, unigrams
+
+
+def _alone(work: Path, kind: str, decided: object) -> Path:
+    """A folder for what was decided so; what was decided otherwise is removed, and what a killed process left."""
+    name = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
+    folder = work / f"{kind}-{name}"
+    for other in work.glob(f"{kind}-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    return folder
+
+
+def _code() -> str:
+    """Identity of the code that makes a block: one made by another version is not taken for one of this."""
+    found = hashlib.sha256()
+    for package in ("corpus", "tokenizer", "shards"):
+        for path in sorted((Path(__file__).parent.parent / package).glob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()
