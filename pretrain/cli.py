@@ -20,6 +20,7 @@ STAGES = {
     "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
     "compare": ("pretrain.tokenizer.comparing", "CompareConfig"),
     "shards": ("pretrain.shards", "ShardsConfig"),
+    "words": ("pretrain.words", "WordsConfig"),
     "adopt": ("pretrain.shards.adopting", "AdoptConfig"),
     "reshard": ("pretrain.shards.editing", "ReshardConfig"),
     "pretrain": ("pretrain.run", "RunConfig"),
