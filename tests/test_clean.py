@@ -127,7 +127,9 @@ def test_the_sample_is_cleaned_by_its_configuration(tmp_path):
 
 
 def test_the_report_says_what_other_limits_would_drop(tmp_path):
-    texts = [" ".join([f"w{n}x"] + ["word"] * n) for n in range(1, 101)]
+    texts = [on("train", lambda m, n=n: " ".join([f"w{n}x{m}"] + ["word"] * n)) for n in range(1, 101)]
+    heldout = [on("heldout", lambda m: f"{m} held out"), on("heldout", lambda m: f"{m} held out, " + "longer " * 30)]
+    texts += heldout  # neither is counted, the first is below every limit
     settings = {
         "steps": {**OFF, "length": {"use": "true", "min_characters": "null", "min_words": 5}},
         "duplicates": {"near": {"use": False}},
@@ -137,11 +139,12 @@ def test_the_report_says_what_other_limits_would_drop(tmp_path):
     (found,) = step(report, "length")["rules"]
     assert (found["rule"], found["sign"], found["limit"]) == ("words", "<", 5)
     assert (found["documents"], found["dropped"]) == (100, 3)
+    assert lost(report, "length") == 4
     assert (found["limits"]["0.1"], found["limits"]["0.5"]) == (12, 52)  # 2 to 101 words: ten below 12
     settings["steps"]["length"]["min_words"] = 12
     shutil.rmtree(tmp_path / "out")
     left, _ = cleaned(corpus, **settings)
-    assert len(left) == 90
+    assert len(left) == 90 + 1
 
 
 # Copies

@@ -276,10 +276,12 @@ def planted(rng: random.Random) -> dict[str, list[str]]:
             "first.last+tag@sub-domain.co.uk",
             "zhang_san@163.com",
             "renée@ecole-x.fr",
+            "o'brien@mail.example.ie",
             f"{digits(9)}@qq.com",
         ],
         "IP_ADDRESS": [ip(), "2001:4860:4860::8888", "2400:3200:0:0:0:0:0:1", "240e:56:4000:8000::69"],
         "RESIDENT_ID": [resident(), resident(), resident().replace("X", "x")],
+        "SOCIAL_SECURITY_NUMBER": [f"{rng.randint(100, 665)}-{rng.randint(10, 99)}-{four[0][:3]}1"],
         "CARD_NUMBER": [
             card("4", 16),
             card("4", 16, (4, 4, 4, 4), " "),
@@ -361,6 +363,7 @@ LOOK_ALIKES = [
     "logo@2x.png getty@tty1.service git@github.com:user/repo.git @user user@host a@b @app.route foo@ @ bar",
     "4111 1111 1111 1112 (no card), 4111-1111 1111-1111, 1234567812345670, 110101199001011234 (no resident)",
     "990101199001010010 110101199013010010 11010119900230",  # no province, no month, too short
+    "000-12-3456, 666-12-3456, 912-12-3456, 123-00-4567, 123-45-0000, 1123-45-6789, 123-45-67890, 123-45-6789-1",
     "212 345 678 and 234 567 8901 2345, 12 212 555 1234, 1,212 555 1234, (+) 123, (+1) 2345",
     "0x138001380001, abc13800138000, 13800138000abc, 138001380001, 1380013800, 12800138000",
     "Phone 2010-2015, call 1990-1995, mobile phones in 2010, the telephone of 1876",

@@ -77,7 +77,8 @@ def test_short_text_is_never_dropped_for_its_language():
 
 
 def test_code_and_tables_are_not_surely_another_language():
-    for text in ("def f(x):\n    return x + 1\n" * 10, "1\t2\t3\n" * 50, "https://example.org/a?b=c " * 10):
+    numbers = "\n".join(f"{n} {n * n % 97} {n * 7 % 13}.{n % 10}" for n in range(200))
+    for text in (numbers, "def f(x):\n    return x + 1\n" * 10, "1\t2\t3\n" * 50, "https://example.org/a?b=c " * 10):
         assert step("language", "en")(text).dropped is None
 
 

@@ -14,6 +14,8 @@ from pretrain.errors import ConfigError
 # Written so alike that the identifier cannot tell them apart in a paragraph.
 ALIKE = ({"no", "nn", "nb"}, {"bs", "hr", "sr", "sh"}, {"id", "ms"}, {"uz", "uzs"}, {"ku", "sdh"})
 
+NO_LANGUAGE = "zxx"  # ISO 639-2: what tables of numbers are taken for
+
 
 class Language(Section):
     """`use: true` means wherever py3langid knows the source's language: `und` and languages it does not know pass."""
@@ -59,7 +61,7 @@ def language(section: Language, source: str) -> Callable[[str], Outcome]:
         for label, score in identifier.rank(sample):
             scores[family(label)] = scores.get(family(label), 0.0) + score
         found, score = max(scores.items(), key=lambda item: item[1])
-        one = Measured(rule, 0.0 if found == own else score)
+        one = Measured(rule, 0.0 if found in (own, NO_LANGUAGE) else score)
         reason = f"language {found} {score:.2f}, not {source}" if one.broken else None
         return Outcome(text, dropped=reason, measured=(one,))
 

@@ -126,7 +126,8 @@ def _clean(job: Job, chain: list[Step], document: Document, funnel: Funnel, foun
     mask = partial(_masked, chain)  # a sample shows nobody's number, whichever step it is of
     for step in chain:
         outcome = step.apply(text)
-        flows[step.name].measure(outcome.measured)
+        if not heldout:  # thresholds are chosen by train text alone
+            flows[step.name].measure(outcome.measured)
         if outcome.dropped:
             flows[step.name].count(heldout, size, None)
             funnel.dropped(document.source, step.name, document.where, outcome.dropped, text, mask=mask)

@@ -1,4 +1,4 @@
-"""Personal data masked: e-mail and IP addresses, phone numbers, Chinese resident IDs, payment cards."""
+"""Personal data masked: e-mail and IP addresses, phone numbers, Chinese and American identities, payment cards."""
 
 import ipaddress
 import re
@@ -16,6 +16,7 @@ class Pii(Section):
     email: str | None = "|||EMAIL_ADDRESS|||"
     ip_address: str | None = "|||IP_ADDRESS|||"
     resident_id: str | None = "|||RESIDENT_ID|||"
+    social_security: str | None = "|||SOCIAL_SECURITY_NUMBER|||"
     card: str | None = "|||CARD_NUMBER|||"
     phone: str | None = "|||PHONE_NUMBER|||"
 
@@ -30,6 +31,7 @@ def pii(section: Pii, language: str) -> Callable[[str], Outcome]:
         e-mail       with a top-level domain; not `logo@2x.png`, `getty@tty1.service`, `git@github.com`
         IP address   public IPv4 and IPv6; not `v1.20.3.4`, `section 10.1.2.3`, `3.3.3.11`
         resident ID  18 digits with province, date of birth and check digit (GB 11643-1999)
+        social security   123-45-6789, of the numbers that are given out; none in 100 MB of encyclopaedia and books
         card         13 to 19 digits with an issuer's prefix, in its grouping, and Luhn's check (ISO/IEC 7812-1)
         phone        `+` and 8 to 15 digits (E.164); 415-555-0132, (415) 555 0132; a number after "tel:" or 电话;
                      Chinese mobile (138 0013 8000) and landline (010-62345678, (021) 5555 1234)
@@ -75,7 +77,7 @@ BEFORE, AFTER = r"(?<![0-9A-Za-z_])(?<![0-9][.,])", r"(?![0-9A-Za-z_])(?![.,][0-
 
 # E-mail: at most 64 characters before the sign (RFC 5321, section 4.5.3.1), so the pattern stays linear.
 EMAIL = re.compile(
-    r"(?<![0-9A-Za-zÀ-ɏ._%+-])(?P<item>(?P<local>[0-9A-Za-zÀ-ɏ._%+-]{1,64})[@＠]"
+    r"(?<![0-9A-Za-zÀ-ɏ._%+-])(?P<item>(?P<local>(?:[A-Za-z]['’])?[0-9A-Za-zÀ-ɏ._%+-]{1,64})[@＠]"
     r"(?:[0-9A-Za-z](?:[0-9A-Za-z-]{0,61}[0-9A-Za-z])?\.){1,8}(?P<top>[A-Za-z]{2,24}))(?![0-9A-Za-z_@-])"
 )
 # Top-level names that no mail goes to: file types and systemd units.
@@ -140,6 +142,11 @@ def _is_resident_id(match: re.Match) -> bool:
     return (
         int(match["province"]) in PROVINCES and sum(d * 2**place for place, d in enumerate(reversed(digits))) % 11 == 1
     )
+
+
+SOCIAL_SECURITY = re.compile(
+    BEFORE + r"(?<![0-9]-)(?P<item>(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4})(?!-[0-9])" + AFTER
+)
 
 
 # Payment cards: groups of four, or 4-6-5 (American Express) and 4-6-4 (Diners Club); one separator throughout.
@@ -223,6 +230,7 @@ KINDS = (
     ("email", re.compile("[@＠]"), ((EMAIL, _is_email),)),
     ("ip_address", DOTTED, ((IPV4, _is_public_ipv4), (IPV6, _is_public_ipv6))),
     ("resident_id", SEVEN_DIGITS, ((RESIDENT_ID, _is_resident_id),)),
+    ("social_security", SEVEN_DIGITS, ((SOCIAL_SECURITY, _always),)),
     ("card", SEVEN_DIGITS, ((CARD, _is_card),)),
     (
         "phone",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-# Of documents that came to a rule: for each the report says what limit would drop that many.
+# Of train documents that came to a rule: for each the report says what limit would drop that many.
 SHARES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5)
 BROKEN: dict[str, Callable[[float, float], bool]] = {
     "<": float.__lt__,
@@ -48,7 +48,7 @@ def measured(name: str, value: float, sign: str, limit: float | None) -> Iterato
 
 @dataclass
 class Distribution:
-    """The values of one rule over the documents that came to it. Memory: two significant digits, so 90 a decade."""
+    """The values of one rule over the train documents that came to it. Kept to two significant digits: 90 a decade."""
 
     values: Counter[float] = field(default_factory=Counter)
     dropped: int = 0
