@@ -1,11 +1,13 @@
 """How a stage is started: `python launch/STAGE.py CONFIG.yaml [key=value ...]`.
 
 Exit 0: done. Exit 2: the user's mistake, said in a few lines without a traceback. Exit 1: ours, with the traceback.
+Exit 130: Ctrl-C.
 """
 
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -70,6 +72,9 @@ def guarded(work) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; no half-made folder has its name", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
     return 0
 
 

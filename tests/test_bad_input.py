@@ -1,6 +1,7 @@
 """What a user gets wrong, through the real command lines: a message that helps, exit 2, and nothing half-written."""
 
 import os
+import signal
 import shutil
 import subprocess
 import sys
@@ -347,3 +348,8 @@ def test_a_command_line_without_configuration_shows_its_form(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main("shards", [])
     assert ended.value.code == 2 and "launch/shards.py" in capsys.readouterr().err
+
+
+def test_control_c_ends_a_stage_without_a_traceback(capsys):
+    assert cli.guarded(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
