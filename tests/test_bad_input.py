@@ -1,8 +1,8 @@
 """What a user gets wrong, through the real command lines: a message that helps, exit 2, and nothing half-written."""
 
 import os
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
