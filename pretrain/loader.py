@@ -3,41 +3,20 @@
 Workers only compute ahead. Rank, micro-batch, worker count and prefetch depth cut the same samples differently.
 """
 
-import hashlib
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+import torch
 
-from pretrain.errors import ConfigError, PretrainError
-from pretrain.interrupt import SIGNALS
+from pretrain.errors import ConfigError
 from pretrain.objectives import OBJECTIVES, Batch, Objective, ObjectiveConfig
-from pretrain.optim import Phase
+from pretrain.order import Order
+from pretrain.permutation import DIGEST, hash64, mix
+from pretrain.phases import Phase, locate
+from pretrain.readahead import ahead
 from pretrain.windows import Windows
-
-PREFETCH = 4  # micro-batches a worker computes ahead
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a step stands: its phase, the phase's first block of the run, its first sample within the phase."""
-
-    phase: Phase
-    first_block: int
-    first_sample: int
-
-
-def locate(step: int, phases: list[Phase], block_tokens: int) -> Position:
-    """Position of optimizer step `step` (0-based). A phase begins at the first block no earlier phase has touched."""
-    first_block = 0
-    for phase in phases:
-        if step < phase.steps:
-            return Position(phase, first_block, step * phase.batch)
-        step -= phase.steps
-        first_block += -(-phase.steps * phase.batch_tokens // block_tokens)
-    raise AssertionError("the step lies past the last phase")
 
 
 def windows_at_once(phase: Phase, phases: list[Phase], micro_batch: int) -> int:
@@ -71,12 +50,12 @@ class MicroBatch:
     digest: int  # sum over samples of a 63-bit hash of what the sample holds: the same however they are cut
 
 
-class Batches(Dataset):
+class Batches:
     """Item i is micro-batch i of this rank, counted from step 0 of the run."""
 
     def __init__(
         self,
-        windows: Windows,
+        corpora: Windows | dict[str, Windows],
         objective: ObjectiveConfig,
         phases: list[Phase],
         seed: int,
@@ -86,8 +65,9 @@ class Batches(Dataset):
         begun: int = 0,
     ):
         """`begun` leading phases are over: they need not divide among the ranks of today."""
-        self.windows, self.phases, self.rank = windows, phases, rank
-        shards = windows.shards
+        self.order = Order({"": corpora} if isinstance(corpora, Windows) else corpora, phases)
+        self.phases, self.rank = phases, rank
+        shards = self.order.windows[0].shards  # of the same tokenizer as all others
         build = OBJECTIVES[objective.kind]
         self.objectives: dict[int, Objective] = {
             phase.seq_len: build(objective, shards.specials, shards.vocab_size, phase.seq_len, seed) for phase in phases
@@ -113,58 +93,66 @@ class Batches(Dataset):
         begun = 0  # steps of earlier phases
         for phase, rounds, at_once in zip(self.phases, self.rounds, self.at_once, strict=True):
             if item < phase.steps * rounds:
-                position = locate(begun + item // rounds, self.phases, self.windows.block_tokens)
+                position = locate(begun + item // rounds, self.phases)
                 first = position.first_sample + (self.rank * rounds + item % rounds) * at_once
-                return self.take(np.arange(first, first + at_once), phase, position.first_block)
+                return self.take(position.number, first, at_once)
             item, begun = item - phase.steps * rounds, begun + phase.steps
         raise IndexError("past the last step")
 
-    def take(self, samples: np.ndarray, phase: Phase, first_block: int) -> MicroBatch:
-        """Any samples (B,) of a phase, by number."""
-        objective = self.objectives[phase.seq_len]
-        places = self.windows.places(samples, phase.seq_len, first_block)
-        ids = self.windows.rows(self.windows.starts(places), phase.seq_len, objective.lead)
-        batch = objective.batch(ids, places)
-        return MicroBatch(batch, int(samples[0]), batch.filled(), digest(batch, samples))
+    def take(self, phase: int, first: int, count: int) -> MicroBatch:
+        """Samples first … first + count - 1 of the phase of that number."""
+        seq_len = self.phases[phase].seq_len
+        objective = self.objectives[seq_len]
+        samples = self.order.samples(phase, first, count)
+        words = self.order.words(samples, seq_len) if objective.wants_words else None
+        batch = objective.batch(self.order.rows(samples, seq_len, objective.lead), samples.keys, words)
+        return MicroBatch(batch, first, batch.filled(), digest(batch, first))
 
 
-def digest(batch: Batch, samples: np.ndarray) -> int:
-    """63-bit sum over rows of a hash of (sample, inputs, targets): adds up over micro-batches and ranks."""
-    total = 0
-    inputs, targets = batch.inputs.numpy(), batch.targets.numpy()
-    for row, sample in enumerate(samples.tolist()):
-        text = b"".join((sample.to_bytes(8, "little"), inputs[row].tobytes(), targets[row].tobytes()))
-        total += int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-    return total % 2**63
+def digest(batch: Batch, first: int) -> int:
+    """63-bit sum over rows of a hash of (sample, inputs, targets): adds up over micro-batches and ranks.
+
+    A row is hashed by a random number for each of its places (multilinear; Lemire & Kaser 2014, "Strongly universal
+    string hashing is fast"), 2 G tokens a second where a cryptographic hash of each row took 0.13 G.
+    """
+    rows = hash64(first + np.arange(len(batch.inputs)))
+    for which, ids in enumerate((batch.inputs.numpy(), batch.targets.numpy())):
+        rows = mix(rows ^ np.einsum("bt,t->b", ids, _weights(which, ids.shape[1])).view(np.uint64))
+    return int(rows.sum(dtype=np.uint64)) % 2**63
 
 
-def _leave_signals_to_the_rank(_: int) -> None:
-    """A signal to the process group reaches workers too; one that died of it would end the rank before it has saved."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+@lru_cache(maxsize=64)
+def _weights(which: int, length: int) -> np.ndarray:
+    return (hash64(DIGEST, which, np.arange(length)) | np.uint64(1)).view(np.int64)
 
 
-def steps(batches: Batches, first_step: int, workers: int) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of each step from `first_step` on, in lists, computed ahead by `workers` processes."""
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(batches.first_item(first_step), len(batches)),
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=_leave_signals_to_the_rank,
-        # Forked, whatever the process's default: they need no second import, and a kill leaves no named semaphores.
-        multiprocessing_context="fork" if workers else None,
-    )
-    items = iter(loader)
+def steps(batches: Batches, first_step: int, workers: int, prefetch: int = 4) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of each step from `first_step` on, in lists.
+
+    `workers` processes compute them, each up to `prefetch` micro-batches ahead; 0 workers: this process does.
+    Raises PretrainError when one of the processes dies.
+    """
+    items = range(batches.first_item(first_step), len(batches))
+    if workers:
+        found = map(_unpacked, ahead(partial(_packed, batches), items, workers, prefetch))
+    else:
+        found = map(batches.__getitem__, items)
     for phase, rounds in zip(batches.phases, batches.rounds, strict=True):
         skipped = min(first_step, phase.steps)
         first_step -= skipped
         for _ in range(phase.steps - skipped):
-            try:
-                taken = [next(items) for _ in range(rounds)]
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise PretrainError(f"a process of data.workers died: {error}; was it out of memory?") from None
-            yield taken
+            yield [next(found) for _ in range(rounds)]
+
+
+def _packed(batches: Batches, item: int) -> tuple[dict, dict]:
+    """A micro-batch as arrays, which pickle in a tenth of the time of tensors."""
+    torch.set_num_threads(1)  # the threads of the rank do not live on in a fork
+    micro = batches[item]
+    arrays = {name: None if tensor is None else tensor.numpy() for name, tensor in vars(micro.batch).items()}
+    return {**vars(micro), "batch": None}, arrays
+
+
+def _unpacked(packed: tuple[dict, dict]) -> MicroBatch:
+    numbers, arrays = packed
+    tensors = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
+    return MicroBatch(**{**numbers, "batch": Batch(**tensors)})

@@ -1,10 +1,11 @@
 """AdamW with the usual two groups, and the learning rate as a pure function of the step."""
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from pretrain.config import Config
+from pretrain.phases import Phase
 
 
 class OptimConfig(Config):
@@ -15,33 +16,6 @@ class OptimConfig(Config):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0)  # largest global gradient norm
-
-
-class Phase(Config):
-    """A stretch of the run. Most runs are one phase."""
-
-    steps: int = Field(gt=0)
-    seq_len: int = Field(gt=1)  # tokens a window
-    batch_tokens: int = Field(gt=0)  # input tokens an optimizer step, over all ranks
-    decay_steps: int = Field(0, ge=0)  # the last steps of the phase, in which the rate falls to the floor
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Phase":
-        if self.decay_steps > self.steps:
-            raise ValueError(f"phases: decay_steps = {self.decay_steps} is more than steps = {self.steps}")
-        if self.batch_tokens % self.seq_len:
-            below = self.batch_tokens // self.seq_len * self.seq_len
-            nearest = " or ".join(f"{n}" for n in (below, below + self.seq_len) if n)
-            raise ValueError(
-                f"phases: batch_tokens = {self.batch_tokens} is not whole windows of seq_len = {self.seq_len}: "
-                f"take {nearest}"
-            )
-        return self
-
-    @property
-    def batch(self) -> int:
-        """Windows an optimizer step."""
-        return self.batch_tokens // self.seq_len
 
 
 def lr_at(step: int, optim: OptimConfig, phases: list[Phase]) -> float:

@@ -28,10 +28,11 @@ from pretrain.evaluate import HeldOut, Scores, unigram_entropy
 from pretrain.metrics import reports
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
-from pretrain.optim import OptimConfig, Phase, adamw
+from pretrain.optim import OptimConfig, adamw
+from pretrain.phases import Phase, tokens_after
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.tokenizer import open_tokenizer
-from pretrain.trainer import Intervals, Job, tokens_after, train
+from pretrain.trainer import Intervals, Job, train
 from pretrain.windows import INIT, Windows, hash64
 
 SUMMARY = "summary.json"

@@ -14,7 +14,8 @@ from pretrain.errors import PretrainError
 from pretrain.evaluate import HeldOut, Scores
 from pretrain.interrupt import Interrupt
 from pretrain.metrics import Metrics, StepReport, duration, log_line, memory_gib, peak_flops
-from pretrain.optim import OptimConfig, Phase, lr_at
+from pretrain.optim import OptimConfig, lr_at
+from pretrain.phases import Phase, locate, tokens_after
 from pretrain.samples import sample_text
 from pretrain.tokenizer import Tokenizer
 from pretrain.windows import DROPOUT, hash64
@@ -81,7 +82,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
             micro_batches = next(batches)
             data_wait_s = time.perf_counter() - started
 
-            position = loader.locate(state.step, job.phases, job.batches.windows.block_tokens)
+            phase = locate(state.step, job.phases).phase
             lr = lr_at(state.step, job.optim, job.phases)
             digests = sum(micro.digest for micro in micro_batches) % 2**62  # two ranks' sum stays below 2^63
             agreed = torch.tensor([sum(micro.filled for micro in micro_batches), digests >> 31, digests & (2**31 - 1)])
@@ -97,7 +98,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
 
             skips = skips + 1 if grad_norm is None else 0
             state = TrainState(state.step + 1, state.steps_applied + (grad_norm is not None))
-            tokens += position.phase.batch_tokens
+            tokens += phase.batch_tokens
             report = StepReport(
                 step=state.step,
                 loss=loss_sum / filled,
@@ -108,12 +109,12 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
                 step_s=time.perf_counter() - started,
                 data_wait_s=data_wait_s,
             )
-            since.add(report, position.phase.batch_tokens)
+            since.add(report, phase.batch_tokens)
             last = state.step == job.steps
             if metrics:
                 metrics.record(report)
                 if last or state.step % job.intervals.log == 0:
-                    flops = job.flops_per_token[position.phase.seq_len]
+                    flops = job.flops_per_token[phase.seq_len]
                     values = since.values(report, flops / peak / world.size if peak else None)
                     values["memory/gib"] = memory_gib(engine.device)
                     metrics.scalars(values, state.step, tokens)
@@ -148,7 +149,7 @@ def evaluate(job: Job, state: TrainState, tokens: int, metrics: Metrics | None) 
     length curriculum would stand still until its end.
     """
     started = time.perf_counter()
-    phase = loader.locate(state.step - 1, job.phases, job.batches.windows.block_tokens).phase
+    phase = locate(state.step - 1, job.phases).phase
     heldout = job.heldout[phase.seq_len]
     at_once = loader.windows_at_once(phase, job.phases, job.micro_batch)
     scores = heldout.score(job.engine, job.world, at_once)
@@ -160,15 +161,6 @@ def evaluate(job: Job, state: TrainState, tokens: int, metrics: Metrics | None) 
         took = duration(time.perf_counter() - started)
         print(f"held-out at step {state.step}: {found}  ({scores.targets:,} targets, {took})", flush=True)
     return scores
-
-
-def tokens_after(step: int, phases: list[Phase]) -> int:
-    """Input tokens behind a run that has done `step` steps."""
-    tokens = 0
-    for phase in phases:
-        taken = min(step, phase.steps)
-        tokens, step = tokens + taken * phase.batch_tokens, step - taken
-    return tokens
 
 
 class _Interval:

@@ -64,6 +64,14 @@ class Windows:
         place = unpermute(np.where(inside, block, 0), self.blocks, *self._key(epoch))
         return np.where(inside, (epoch * self.blocks + place) * self.block_tokens + part, -1)
 
+    def grid(self, first: int, last: int, seq_len: int, epoch: int) -> np.ndarray:
+        """Where those windows of `seq_len` begin that `epoch` cuts out of the stream and that hold one of the positions
+        first … last - 1."""
+        begin, end = self._offset(epoch), self._offset(epoch) + self.blocks * self.block_tokens
+        inside = range(max(first, begin) - begin, min(last, end) - begin)
+        numbers = np.arange(inside.start // seq_len, (inside.stop - 1) // seq_len + 1) if inside else np.arange(0)
+        return begin + numbers * seq_len
+
     def _key(self, epoch: int) -> tuple[int, ...]:
         return (self.seed, epoch, self.corpus) if self.corpus else (self.seed, epoch)
 

@@ -1,26 +1,40 @@
 """The content of a step depends on nothing but (shards, seed, step)."""
 
 import itertools
+import multiprocessing
 import os
 import signal
+import sys
+import time
+import tracemalloc
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from pretrain import loader
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.objectives import CausalLMConfig, MaskedLMConfig
-from pretrain.optim import Phase
+from pretrain.phases import Phase
+from pretrain.readahead import ahead
 from pretrain.shards import Shards
 from pretrain.windows import Windows
 
 PHASES = [Phase(steps=5, seq_len=32, batch_tokens=256), Phase(steps=3, seq_len=64, batch_tokens=1024)]
 
 
-def batches(prepared, objective, micro_batch=2, rank=0, world=1, seed=3) -> loader.Batches:
-    shards = Shards(prepared.shards["bert" if objective.kind == "masked_lm" else "byte"])
-    return loader.Batches(Windows(shards, 64, seed), objective, PHASES, seed, micro_batch, rank, world)
+def batches(prepared, objective, micro_batch=2, rank=0, world=1, seed=3, mixed=False) -> loader.Batches:
+    """Of one corpus; or `mixed` of two, train and held-out side of the same shards, otherwise in each phase."""
+    folder = prepared.shards["bert" if objective.kind == "masked_lm" else "byte"]
+    if not mixed:
+        return loader.Batches(Windows(Shards(folder), 64, seed), objective, PHASES, seed, micro_batch, rank, world)
+    corpora = {
+        name: Windows(Shards(folder, side), 64, seed, corpus=number)
+        for number, (name, side) in enumerate((("a", "train"), ("b", "heldout")))
+    }
+    mixtures = [{"a": 5, "b": 3}, {"a": 1, "b": 2}]
+    phases = [phase.model_copy(update={"mixture": m}) for phase, m in zip(PHASES, mixtures, strict=True)]
+    return loader.Batches(corpora, objective, phases, seed, micro_batch, rank, world)
 
 
 OBJECTIVES = [MaskedLMConfig(kind="masked_lm", mask_ratio=0.3), CausalLMConfig(kind="causal_lm")]
@@ -39,11 +53,26 @@ def global_batch(prepared, objective, step, micro_batch, world, workers=0) -> di
 @pytest.mark.parametrize("step", [0, 4, 5, 7])
 def test_ranks_and_micro_batches_cut_the_same_batch(objective, step, prepared):
     whole = global_batch(prepared, objective, step, micro_batch=4, world=1)
-    for micro_batch, world in itertools.product((1, 2), (1, 2)):
+    for micro_batch, world in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4)):
         other = global_batch(prepared, objective, step, micro_batch, world)
         assert whole.keys() == other.keys()
         for name, tensor in whole.items():
             assert torch.equal(tensor, other[name]), (name, micro_batch, world)
+
+
+GRID = itertools.product((1, 2), (1, 2), ((0, 1), (1, 1), (1, 5), (3, 1), (3, 5)))
+
+
+@pytest.mark.parametrize(("world", "micro_batch", "ahead"), GRID)
+def test_no_cut_and_no_read_ahead_changes_a_batch(world, micro_batch, ahead, prepared):
+    """Ranks x micro-batches x (workers, prefetch depth), over the change of a phase, of two corpora."""
+    found = []
+    for rank in range(world):
+        items = batches(prepared, OBJECTIVES[0], micro_batch, rank, world, mixed=True)
+        found.append([sum(micro.digest for micro in step) for step in loader.steps(items, 3, *ahead)])
+    together = [sum(ranks) % 2**63 for ranks in zip(*found, strict=True)]
+    one = batches(prepared, OBJECTIVES[0], 4, mixed=True)
+    assert together == [sum(micro.digest for micro in step) % 2**63 for step in loader.steps(one, 3, 0)]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
@@ -52,18 +81,111 @@ def test_workers_change_nothing(objective, prepared):
     ahead = list(loader.steps(batches(prepared, objective), 2, workers=2))
     assert len(plain) == len(ahead) == 6
     for step, other in zip(plain, ahead, strict=True):
-        assert [micro.digest for micro in step] == [micro.digest for micro in other]
-        assert all(torch.equal(a.batch.inputs, b.batch.inputs) for a, b in zip(step, other, strict=True))
+        for micro, same in zip(step, other, strict=True):
+            assert micro.digest == same.digest
+            for name, tensor in vars(micro.batch).items():
+                assert tensor is None or torch.equal(tensor, getattr(same.batch, name)), name
 
 
-def test_a_killed_worker_is_an_error_not_a_hang(prepared):
-    import multiprocessing
-
-    steps = loader.steps(batches(prepared, OBJECTIVES[0], micro_batch=1), 0, workers=2)
+@pytest.mark.parametrize("kill", range(8))
+def test_a_killed_worker_is_an_error_not_a_hang(kill, prepared):
+    """kill -9 after 0, 2, 4 … steps, of either worker, while the rank waits for it or is busy with something else."""
+    before = set(children())
+    steps = loader.steps(long_run(prepared), 0, workers=2)
     next(steps)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(PretrainError, match=r"a process of data\.workers died"):
+    workers = sorted(set(children()) - before)
+    assert len(workers) == 2
+    started = time.monotonic()
+    for _ in range(kill // 2):
+        next(steps)
+    os.kill(workers[kill % 2], signal.SIGKILL)
+    time.sleep(0.2 * (kill // 4))
+    with pytest.raises(PretrainError, match=r"a process of data\.workers died: process \d+ by SIGKILL; was it out of"):
         list(steps)
+    assert time.monotonic() - started < 5
+    assert set(children()) <= before, "a worker was left behind"
+
+
+def long_run(prepared) -> loader.Batches:
+    """More than processes compute while a test looks elsewhere."""
+    windows, phase = Windows(Shards(prepared.shards["bert"]), 64, 3), Phase(steps=10**6, seq_len=64, batch_tokens=256)
+    return loader.Batches(windows, OBJECTIVES[0], [phase], 3, micro_batch=1, rank=0, world=1)
+
+
+def children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def test_workers_end_with_the_rank(prepared, tmp_path):
+    """kill -9 of the rank: its workers notice and leave."""
+    pipe, theirs = multiprocessing.get_context("fork").Pipe()
+    rank = multiprocessing.get_context("fork").Process(target=_rank, args=(prepared, theirs))
+    rank.start()
+    workers = pipe.recv()
+    assert len(workers) == 3
+    rank.kill()
+    rank.join()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _rank(prepared, pipe) -> None:
+    steps = loader.steps(long_run(prepared), 0, workers=3)
+    next(steps)
+    pipe.send(children())
+    time.sleep(60)
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_what_a_worker_raises_is_raised_in_the_rank():
+    found = ahead(lambda item: 12 // (3 - item), range(9), workers=2, depth=3)
+    assert [next(found) for _ in range(3)] == [4, 6, 12]
+    with pytest.raises(ZeroDivisionError) as error:
+        next(found)
+    assert error.value.__notes__ == ["in a process of data.workers, at micro-batch 3"]
+
+
+@pytest.mark.parametrize("workers", [1, 3, 20])
+def test_results_come_in_order_and_processes_end(workers):
+    before = set(children())
+    assert list(ahead(lambda item: item * 2, range(10), workers, depth=1)) == list(range(0, 20, 2))
+    assert list(ahead(lambda item: item, range(0), workers, depth=1)) == []
+    stopped = ahead(lambda item: bytes(1 << 20), range(1000), workers, depth=2)
+    next(stopped)
+    stopped.close()
+    assert set(children()) <= before
+
+
+def test_any_step_is_reached_at_once(prepared):
+    """Step 10⁹ of a run of 10¹² tokens costs what step 0 costs: the same calls, and no memory for what lies between."""
+    shards = Shards(prepared.shards["bert"])
+    phases = [Phase(steps=10**9, seq_len=32, batch_tokens=1024), Phase(steps=10**9, seq_len=64, batch_tokens=1024)]
+    for step in (0, 999_999_999, 10**9, 2 * 10**9 - 1):
+        items = loader.Batches(Windows(shards, 64, 3), OBJECTIVES[0], phases, 3, 2, 0, 1)
+        tracemalloc.start()
+        counted = sum(1 for _ in _calls(lambda at=step, items=items: items[items.first_item(at)]))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 16 << 20 and counted < 20_000, (step, peak, counted)
+
+
+def _calls(work) -> list[str]:
+    """Every Python call that `work` makes."""
+    made = []
+    sys.setprofile(lambda frame, event, _: made.append(event) if event == "call" else None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return made
 
 
 def test_seeking_to_a_step_gives_what_running_there_gives(prepared):
@@ -95,6 +217,6 @@ def test_phases_of_shorter_windows_take_as_many_more_at_once(prepared):
 
 def test_the_digest_adds_up_over_any_cut(prepared):
     items = batches(prepared, OBJECTIVES[0])
-    whole = items.take(np.arange(8), PHASES[0], 0).digest
-    parts = [items.take(np.arange(first, first + 2), PHASES[0], 0).digest for first in range(0, 8, 2)]
+    whole = items.take(0, 0, 8).digest
+    parts = [items.take(0, first, 2).digest for first in range(0, 8, 2)]
     assert whole == sum(parts) % 2**63

@@ -1,0 +1,172 @@
+"""The order of a run: step → samples → corpus, epoch and stream position, and back, all in O(1) and without state.
+
+    sample i of a phase ──▶ block i // n of the phase ──mixture──▶ corpus, its k-th block in the phase
+      ──▶ block (blocks of earlier phases + k) of that corpus's order ──permutation of the epoch──▶ stream position
+
+What is mixed is blocks, not windows: a block is the unit that an epoch visits once, so phases of other sequence
+lengths and other mixtures still repeat nothing within an epoch of any corpus, and every phase begins, in each corpus,
+at the first block that no earlier phase has touched: a function of the earlier phases alone.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pretrain.mixture import Mixture
+from pretrain.phases import Phase, locate
+from pretrain.windows import Windows
+
+CHUNK = 8192  # samples placed at once: alone a sample costs 150 µs, in a chunk 0.1 µs
+CHUNKS_KEPT = 4
+CORPUS_BIT = 52  # above the bits of a place, for 4.5e15 tokens of each corpus
+
+
+class Samples(NamedTuple):
+    """Successive samples of a phase, each array (B,) int64."""
+
+    corpora: np.ndarray  # number of the corpus
+    keys: np.ndarray  # what every random bit of the sample hangs on: its place in the corpus's order, and the corpus
+    starts: np.ndarray  # position in the corpus's stream
+
+
+@dataclass(frozen=True, order=True)
+class Reading:
+    """One window of the run: `tokens` ids from `start` of a corpus's stream, as sample `sample` of its phase."""
+
+    step: int
+    sample: int
+    corpus: str
+    epoch: int
+    start: int
+    tokens: int
+
+
+class Order:
+    """Which text every sample of a run is. The number of a corpus is its place in `corpora`."""
+
+    def __init__(self, corpora: dict[str, Windows], phases: list[Phase]):
+        """A phase without a mixture draws from the one corpus there is."""
+        self.corpora, self.phases, self.names = corpora, phases, list(corpora)
+        self.windows = list(corpora.values())
+        assert [windows.corpus for windows in self.windows] == list(range(len(corpora)))
+        (self.block_tokens,) = {windows.block_tokens for windows in self.windows}
+        self.mixtures = [
+            Mixture(tuple((phase.mixture or dict.fromkeys(self.names, 1)).get(name, 0) for name in self.names))
+            for phase in phases
+        ]
+        assert all(phase.mixture or len(corpora) == 1 for phase in phases), "a mixture is needed to draw from several"
+        blocks = [-(-phase.steps * phase.batch_tokens // self.block_tokens) for phase in phases]
+        taken = [mixture.counts(n) for mixture, n in zip(self.mixtures, blocks, strict=True)]
+        self.first_blocks = np.cumsum([np.zeros(len(corpora), np.int64), *taken], axis=0)  # (phases + 1, C)
+        self._chunks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+
+    def samples(self, phase: int, first: int, count: int) -> Samples:
+        """Samples first … first + count - 1 of the phase of that number."""
+        parts = []
+        assert first >= 0 and first + count <= self.phases[phase].samples, (first, count, self.phases[phase].samples)
+        while count:
+            chunk, at = divmod(first, CHUNK)
+            parts.append(self._chunk(phase, chunk)[:, at : at + count])
+            first, count = first + parts[-1].shape[1], count - parts[-1].shape[1]
+        return Samples(*(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)))
+
+    def rows(self, samples: Samples, seq_len: int, lead: int) -> np.ndarray:
+        """(B, lead + seq_len) int32: the ids of samples, each with `lead` tokens from before it."""
+        return self._each(samples, lambda windows, starts: windows.rows(starts, seq_len, lead))
+
+    def words(self, samples: Samples, seq_len: int) -> np.ndarray:
+        """(B, seq_len) bool: where words begin in them."""
+        return self._each(samples, lambda windows, starts: windows.words(starts, seq_len))
+
+    def step(self, step: int) -> list[Reading]:
+        """The windows of optimizer step `step` (0-based), in the order of the global batch."""
+        position = locate(step, self.phases)
+        phase = position.phase
+        found = self.samples(position.number, position.first_sample, phase.batch)
+        return [
+            Reading(
+                step=step,
+                sample=position.first_sample + n,
+                corpus=self.names[corpus],
+                epoch=(key & (1 << CORPUS_BIT) - 1) // self.block_tokens // self.windows[corpus].blocks,
+                start=start,
+                tokens=phase.seq_len,
+            )
+            for n, (corpus, key, start) in enumerate(zip(*(column.tolist() for column in found), strict=True))
+        ]
+
+    def readings(self, corpus: str, first: int, last: int) -> list[Reading]:
+        """Every window of the run that holds one of the stream positions first … last - 1 of a corpus, by step.
+
+        The inverse of `step`; the cost grows with the epochs of the run and the windows of the stretch, nothing else.
+        """
+        number = self.names.index(corpus)
+        windows, begins = self.windows[number], self.first_blocks[:, number]
+        steps_before = np.cumsum([0] + [phase.steps for phase in self.phases])
+        found = []
+        for epoch in range(-(-int(begins[-1]) // windows.blocks)):
+            for seq_len in sorted({phase.seq_len for phase in self.phases}):
+                starts = windows.grid(first, last, seq_len, epoch)
+                places = windows.places_of(starts, epoch)
+                blocks, parts = np.divmod(places, self.block_tokens)
+                of_phase = np.searchsorted(begins, blocks, side="right") - 1  # skips phases that draw nothing of it
+                for p, phase in enumerate(self.phases):
+                    mine = np.flatnonzero(of_phase == p) if phase.seq_len == seq_len else ()
+                    if not len(mine):
+                        continue
+                    items = self.mixtures[p].items(number, blocks[mine] - begins[p])
+                    samples = items * (self.block_tokens // seq_len) + parts[mine] // seq_len
+                    for sample, start in zip(samples.tolist(), starts[mine].tolist(), strict=True):
+                        if sample < phase.samples:  # the last block of a phase may be left unfinished
+                            step = int(steps_before[p]) + sample // phase.batch
+                            found.append(Reading(step, sample, corpus, epoch, start, seq_len))
+        return sorted(found)
+
+    def drawn(self, phase: int) -> np.ndarray:
+        """Tokens the phase of that number takes from each corpus, (C,) int64."""
+        blocks = self.first_blocks[phase + 1] - self.first_blocks[phase]
+        unfinished = int(blocks.sum()) * self.block_tokens - self.phases[phase].steps * self.phases[phase].batch_tokens
+        (last,), _ = self.mixtures[phase].draw(np.array([blocks.sum() - 1]))
+        return blocks * self.block_tokens - unfinished * (np.arange(len(blocks)) == last)
+
+    def epochs(self) -> np.ndarray:
+        """How often the run goes through each corpus, (C,) float64: blocks it touches of those an epoch has."""
+        return self.first_blocks[-1] / np.array([windows.blocks for windows in self.windows])
+
+    def _chunk(self, phase: int, chunk: int) -> np.ndarray:
+        """(3, at most CHUNK) int64: the columns of `Samples`. Kept, since loaders ask for successive samples."""
+        found = self._chunks.get((phase, chunk))
+        if found is None:
+            end = min((chunk + 1) * CHUNK, self.phases[phase].samples)
+            found = self._chunks[phase, chunk] = self._place(phase, np.arange(chunk * CHUNK, end))
+            if len(self._chunks) > CHUNKS_KEPT:
+                self._chunks.popitem(last=False)
+        return found
+
+    def _place(self, phase: int, samples: np.ndarray) -> np.ndarray:
+        seq_len = self.phases[phase].seq_len
+        items, part = np.divmod(samples, self.block_tokens // seq_len)
+        corpora, blocks = self.mixtures[phase].draw(items)
+        places = (self.first_blocks[phase][corpora] + blocks) * self.block_tokens + part * seq_len
+        starts = np.empty_like(places)
+        for number, windows in enumerate(self.windows):
+            mine = corpora == number
+            starts[mine] = windows.starts(places[mine])
+        return np.stack([corpora, places | corpora << CORPUS_BIT, starts])
+
+    def _each(self, samples: Samples, read: Callable[[Windows, np.ndarray], np.ndarray]) -> np.ndarray:
+        """What `read` finds in each corpus, put together in the order of the samples."""
+        numbers = np.unique(samples.corpora) if len(self.windows) > 1 else np.zeros(1, np.int64)
+        if len(numbers) == 1:
+            return read(self.windows[numbers[0]], samples.starts)
+        found = None
+        for number in numbers:
+            mine = samples.corpora == number
+            part = read(self.windows[number], samples.starts[mine])
+            if found is None:
+                found = np.empty((len(samples.starts), *part.shape[1:]), part.dtype)
+            found[mine] = part
+        return found
