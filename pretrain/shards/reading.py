@@ -45,7 +45,7 @@ class Shards:
         files = self.index["files"]
         self.piece_tokens = np.array([files[f"{name}.bin"]["bytes"] // dtype.itemsize for name in self.pieces])
         self.piece_documents = np.array([documents_of_size(files[f"{name}.idx"]["bytes"]) for name in self.pieces])
-        self._ids = MappedFiles([self.folder / f"{name}.bin" for name in self.pieces], self.piece_tokens, dtype)
+        self._ids = MappedFiles([f"{folder}/{name}.bin" for name in self.pieces], self.piece_tokens, dtype)
         self._after = np.cumsum(self.piece_documents)  # number of the first document after each piece
         assert self._ids.ends[-1] == self.tokens, (self._ids.ends[-1], self.tokens)
         assert self._after[-1] == self.documents, (self._after[-1], self.documents)
@@ -58,6 +58,10 @@ class Shards:
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Stream positions starts[b] … starts[b] + length - 1 as (B, length) int32; all must lie in the stream."""
         return self._ids.rows(starts, length)
+
+    def ahead(self, starts: np.ndarray, length: int) -> None:
+        """Have the system begin to read what `gather` will be asked for; worth 1 to 2 µs a row where disks are slow."""
+        self._ids.ahead(starts, length)
 
     def document_at(self, position: int) -> tuple[int, int]:
         """The document that a stream position lies in, and where in it: (number, token)."""
@@ -90,8 +94,9 @@ class Shards:
         return f"{places[file]} {number}"
 
     def piece_ids(self, piece: int) -> np.ndarray:
-        """The ids of a whole piece, in the dtype they are stored in: a view that lives as long as this object."""
-        return self._ids.read(piece, 0, int(self.piece_tokens[piece]))
+        """The ids of a whole piece, in the dtype they are stored in, mapped to be read from end to end."""
+        path = self.folder / f"{self.pieces[piece]}.bin"
+        return np.memmap(path, self._ids.dtype, "r", shape=(int(self.piece_tokens[piece]),)).view(np.ndarray)
 
     def piece_index(self, piece: int) -> tuple[np.ndarray, np.ndarray]:
         """(lengths in tokens (documents,) int32, offsets in bytes (documents,) int64) of a piece, mapped."""
