@@ -125,6 +125,7 @@ class Words:
                 f"find them again with: {MADE_BY}",
             )
         folders.check(folder, index, ShardError, f"make it again with: {MADE_BY}")
+        self.fingerprint: str = index["fingerprint"]
         self.tokens = shards.tokens
         self._bytes = MappedFiles([folder / f"{shards.side}.bits"], np.array([-(-self.tokens // 8)]), np.uint8)
 
@@ -146,6 +147,7 @@ class MarkedWords:
     """The same from the ids alone: a token begins a word unless it is written as the continuation of one."""
 
     def __init__(self, shards: Shards, tokenizer: Tokenizer):
+        self.fingerprint = tokenizer.fingerprint  # which decides it, with the ids
         self._shards, self._begins = shards, ~_Tokens(tokenizer).continues
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
