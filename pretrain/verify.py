@@ -82,4 +82,7 @@ def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
         places = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]
     one = [(what, index[what], Path(places[at])) for what, at in PLACES.items() if what in index and places.get(at)]
     parts = zip(index.get("parts", ()), places.get("parts", ()), strict=True)  # of a set made of sets
-    return one + [("shards", part["shards"], Path(place)) for part, place in parts]
+    corpora = {corpus["name"]: corpus["shards"] for corpus in places.get("corpora") or ()}  # of a run that mixes some
+    mixed = [(f"corpus {name}", fingerprint, corpora[name]) for name, fingerprint in index.get("corpora", ())]
+    several = [("shards", part["shards"], place) for part, place in parts] + mixed
+    return one + [(what, fingerprint, Path(place)) for what, fingerprint, place in several]

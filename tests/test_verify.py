@@ -248,6 +248,23 @@ def test_every_link_of_the_chain_is_followed(chain, capsys, folder, source):
         index.write_bytes(whole)
 
 
+def test_every_corpus_of_a_run_that_mixes_some_is_followed(prepared, tmp_path, capsys):
+    sets = {"wiki": shutil.copytree(prepared.shards["bert"], tmp_path / "wiki")}
+    sets["web"] = shutil.copytree(prepared.shards["bert"], tmp_path / "web")
+    index = folders.read_index(sets["web"], UserError, "")
+    folders.write_index(sets["web"], {key: index[key] for key in index if key != "files"} | {"corpus": "another"})
+    prints = {name: folders.read_index(place, UserError, "")["fingerprint"] for name, place in sets.items()}
+    with folders.publish(tmp_path / "step", "checkpoint", UserError) as aside:
+        corpora = [f"  - {{name: {name}, shards: {place}}}" for name, place in sets.items()]
+        (aside / "config.yaml").write_text("data:\n  shards: null\n  corpora:\n" + "\n".join(corpora), encoding="utf-8")
+        folders.write_index(aside, {"stage": "checkpoint", "corpora": [list(pair) for pair in prints.items()]})
+    assert verify.check(tmp_path / "step") == [] and len(capsys.readouterr().out.splitlines()) == 1
+    shutil.rmtree(sets["web"])
+    shutil.copytree(sets["wiki"], sets["web"])
+    (fault,) = verify.check(tmp_path / "step")
+    assert f"made with corpus web {prints['web'][:12]}…, but {sets['web']} is now {prints['wiki'][:12]}…" in fault
+
+
 def test_nothing_is_written_and_torch_is_not_needed(chain):
     before = {path: path.stat().st_mtime_ns for path in chain.rglob("*")}
     code = "import sys; from pretrain.verify import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"

@@ -102,6 +102,7 @@ def run(config: ShardsConfig) -> dict:
             "shuffle_seed": config.shuffle_seed,
             "tokenizer": tokenizer.fingerprint,
             "corpus": corpus.fingerprint(each),
+            "split": {"by": "text", "heldout_fraction": corpus.recipe.heldout_fraction},
             "sides": sides,
             "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer},
         }

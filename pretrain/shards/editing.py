@@ -283,7 +283,7 @@ def _places(sources: list[Shards]) -> tuple[list[str], list[np.ndarray]]:
     named = []
     for source in sources:
         mark = source.fingerprint[:12]
-        own = source.places if "origin" in sidecars(source.index) else [f"shards {mark}, document"]
+        own = source.places if source.has_origins else [f"shards {mark}, document"]
         named.append([place if of.get(place, mark) == mark else f"{mark}: {place}" for place in own])
         of |= dict.fromkeys(named[-1], mark)
     number = {place: n for n, place in enumerate(of)}
@@ -294,7 +294,7 @@ def _origins(source: Shards, piece: int, files: np.ndarray) -> np.ndarray:
     """The rows of a piece's sidecar `origin` in the new table."""
     numbers = source.numbers(piece)
     rows = np.zeros(len(numbers), ORIGIN)
-    if "origin" in sidecars(source.index):
+    if source.has_origins:
         known = source.sidecar(piece, "origin")
         rows["file"], rows["number"] = files[known["file"]], known["number"]
     else:
@@ -304,7 +304,7 @@ def _origins(source: Shards, piece: int, files: np.ndarray) -> np.ndarray:
 
 def _changed(source: Shards, piece: int, files: np.ndarray) -> dict[str, np.ndarray]:
     """The sidecars of a piece that is taken whole which do not stay as they are."""
-    same = "origin" in sidecars(source.index) and np.array_equal(files, np.arange(len(files)))
+    same = source.has_origins and np.array_equal(files, np.arange(len(files)))
     return {} if same else {"origin": _origins(source, piece, files)}
 
 

@@ -114,10 +114,15 @@ class Shards:
         """(V,) int64: how often each id occurs on this side."""
         return np.load(self.folder / f"{self.side}.unigram.npy")
 
+    @property
+    def has_origins(self) -> bool:
+        """Whether the set knows where its documents came from."""
+        return "origin" in sidecars(self.index)
+
     @cached_property
     def places(self) -> list[str]:
         """What the file numbers of the sidecar `origin` stand for, such as `en.jsonl, line`."""
-        if "origin" not in sidecars(self.index):
+        if not self.has_origins:
             raise ShardError(
                 f"{self.folder} does not say where its documents came from",
                 "it was built before origins were kept, or was made elsewhere",
