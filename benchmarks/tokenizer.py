@@ -14,66 +14,37 @@ within a round.
 """
 
 import argparse
-import gzip
 import hashlib
-import io
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # this file has the name of a library
 
+from benchmarks.measuring import (  # noqa: E402
+    ONE_THREAD,
+    documents,
+    machine,
+    medians,
+    pairs,
+    process,
+    ratio,
+    versions,
+    write_recipe,
+)
+
 BATCH_CHARACTERS = 1 << 20  # as the shards stage
 VOCABULARY, VOCABULARY_MEGABYTES = 30_000, 20
-ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 # Text
-
-
-def documents(path: Path, megabytes: float) -> Iterator[str]:
-    """The first documents of a file, as many as reach `megabytes` of UTF-8."""
-    size = 0
-    for text in _read(path):
-        yield text
-        size += len(text.encode("utf-8"))
-        if size >= megabytes * 1e6:
-            return
-
-
-def _read(path: Path) -> Iterator[str]:
-    with _opened(path) as lines:
-        if ".jsonl" in path.suffixes:
-            yield from (json.loads(line)["text"] for line in lines)
-            return
-        document = []
-        for line in lines:
-            if line.strip():
-                document.append(line)
-            elif document:
-                yield "".join(document).rstrip("\n")
-                document = []
-        if document:
-            yield "".join(document).rstrip("\n")
-
-
-def _opened(path: Path) -> io.TextIOBase:
-    if path.suffix == ".zst":
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(open(path, "rb"))
-        return io.TextIOWrapper(reader, encoding="utf-8")
-    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8")
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -94,8 +65,7 @@ def write_corpus(folder: Path, texts: Iterable[str]) -> Path:
     with open(folder / "text.txt", "w", encoding="utf-8") as file:
         for text in texts:
             file.write("\n".join(line for line in text.split("\n") if line.strip()) + "\n\n")
-    recipe = {"name": "benchmark", "heldout_fraction": 0.01, "sources": [{"name": "text", "files": ["text.txt"]}]}
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    write_recipe(folder, "text.txt")
     return folder / "text.txt"
 
 
@@ -111,10 +81,10 @@ def train(arguments: argparse.Namespace) -> list[dict]:
                 size = file.stat().st_size / 1e6
                 rounds = [_train_round(file, Path(scratch), arguments.vocab_size) for _ in range(arguments.rounds)]
             result = {"text": name, "file": text.name, "megabytes": round(size, 1), "vocab_size": arguments.vocab_size}
-            result["contestants"] = _medians(rounds)
+            result["contestants"] = medians(rounds)
             result["ratios"] = {
-                "CPU, tokenizers / ours": _ratio(rounds, "tokenizers, 1 thread", "ours, 1 worker", "cpu_s"),
-                "wall on two": _ratio(rounds, "tokenizers, 2 threads", "ours, 2 workers", "wall_s"),
+                "CPU, tokenizers / ours": ratio(rounds, "tokenizers, 1 thread", "ours, 1 worker", "cpu_s"),
+                "wall on two": ratio(rounds, "tokenizers, 2 threads", "ours, 2 workers", "wall_s"),
             }
             made = {who: {round_[who]["vocabulary"] for round_ in rounds} for who in rounds[0]}
             result["different vocabularies made"] = {who: len(found) for who, found in made.items()}
@@ -131,13 +101,19 @@ def _train_round(file: Path, scratch: Path, vocab_size: int) -> dict[str, dict]:
         config = scratch / "config.yaml"
         config.write_text(json.dumps({"corpus": str(file.parent / "recipe.yaml"), "out": str(out), **values}))
         command = [sys.executable, str(ROOT / "launch" / "tokenizer.py"), str(config)]
-        found[f"ours, {workers} worker{'s' * (workers > 1)}"] = _process(command, ONE_THREAD, out / "tokenizer.json")
+        found[f"ours, {workers} worker{'s' * (workers > 1)}"] = _made(command, ONE_THREAD, out / "tokenizer.json")
     for threads in (1, 2):
         out = scratch / "theirs.json"
         command = [sys.executable, __file__, "their-trainer", str(file), str(vocab_size), str(out)]
         environment = ONE_THREAD | {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
-        found[f"tokenizers, {threads} thread{'s' * (threads > 1)}"] = _process(command, environment, out)
+        found[f"tokenizers, {threads} thread{'s' * (threads > 1)}"] = _made(command, environment, out)
     return found
+
+
+def _made(command: list[str], environment: dict[str, str], product: Path) -> dict:
+    """What a whole process and its children took, and the hash of what they made."""
+    product.unlink(missing_ok=True)
+    return {**process(command, environment), "vocabulary": hashlib.sha256(product.read_bytes()).hexdigest()}
 
 
 def their_trainer(file: str, vocab_size: str, out: str) -> None:
@@ -153,23 +129,6 @@ def their_trainer(file: str, vocab_size: str, out: str) -> None:
     )
     tokenizer.train([file], trainer)
     tokenizer.save(out)
-
-
-def _process(command: list[str], environment: dict[str, str], product: Path) -> dict:
-    """What a whole process and its children took, and the hash of what they made."""
-    product.unlink(missing_ok=True)
-    started = time.perf_counter()
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return {
-        "cpu_s": used.ru_utime + used.ru_stime,
-        "wall_s": time.perf_counter() - started,
-        "peak_mb_of_largest_process": used.ru_maxrss / 1024,
-        "vocabulary": hashlib.sha256(product.read_bytes()).hexdigest(),
-    }
 
 
 # encode
@@ -271,7 +230,7 @@ def _tokie(folder: Path):
 
 def _encoded(name: str, text: Path, kind: str, rounds: list[dict]) -> dict:
     theirs = rounds[0]["tokenizers"]
-    contestants = _medians(rounds)
+    contestants = medians(rounds)
     for who, found in contestants.items():
         for ids in ("ids", "ids but for the template"):
             found[f"{ids} equal"] = all(round_[who][ids] == theirs[ids] for round_ in rounds)
@@ -283,7 +242,7 @@ def _encoded(name: str, text: Path, kind: str, rounds: list[dict]) -> dict:
         "tokens": theirs["tokens"],
         "contestants": contestants,
         "ratios": {
-            f"{who} / tokenizers": _ratio(rounds, who, "tokenizers", "mb_per_cpu_s")
+            f"{who} / tokenizers": ratio(rounds, who, "tokenizers", "mb_per_cpu_s")
             for who in contestants
             if who != "tokenizers"
         },
@@ -299,45 +258,9 @@ def _peak_mb() -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
-def _medians(rounds: list[dict[str, dict]]) -> dict[str, dict]:
-    """Median, least and most of every figure of every contestant."""
-    found = {}
-    for who, first in rounds[0].items():
-        found[who] = {}
-        for figure in (key for key, value in first.items() if isinstance(value, float)):
-            values = [round_[who][figure] for round_ in rounds]
-            found[who][figure] = [round(f(values), 3) for f in (statistics.median, min, max)]
-    return found
-
-
-def _ratio(rounds: list[dict[str, dict]], above: str, below: str, figure: str) -> float:
-    return round(statistics.median(round_[above][figure] / round_[below][figure] for round_ in rounds), 2)
-
-
 def _shown(result: dict) -> dict:
     print(json.dumps(result, ensure_ascii=False, indent=1), flush=True)
     return result
-
-
-def _machine() -> dict:
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {"processor": model, "cores": os.cpu_count(), "memory_gb": round(memory), "system": platform.system()}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("tokenizers", "numpy", "tokie"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _pairs(values: list[str]) -> dict[str, Path]:
-    return {name: Path(path) for name, path in (value.split("=", 1) for value in values)}
 
 
 def main() -> None:
@@ -360,9 +283,14 @@ def main() -> None:
             options.add_argument("--kinds", nargs="+", default=["bert", "byte"])
             options.add_argument("--vocabularies")
     arguments = parser.parse_args()
-    arguments.texts = _pairs(arguments.texts)
+    arguments.texts = pairs(arguments.texts)
     command = " ".join(["python benchmarks/tokenizer.py", *sys.argv[1:]])
-    head = {"command": command, "date": str(date.today()), "machine": _machine(), "versions": _versions()}
+    head = {
+        "command": command,
+        "date": str(date.today()),
+        "machine": machine(),
+        "versions": versions("tokenizers", "numpy", "tokie"),
+    }
     head |= {"rounds": arguments.rounds, "load_average_before": [round(load, 1) for load in os.getloadavg()]}
     head["figures"] = "[median, least, most] over rounds; rates in millions of bytes per CPU second"
     results = arguments.section(arguments)

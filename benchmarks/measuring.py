@@ -1,0 +1,108 @@
+"""What the benchmarks share: text to measure on, whole processes and their cost, medians over rounds."""
+
+import gzip
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def documents(path: Path, megabytes: float) -> Iterator[str]:
+    """The first documents of a file, as many as reach `megabytes` of UTF-8."""
+    size = 0
+    for text in _read(path):
+        yield text
+        size += len(text.encode("utf-8"))
+        if size >= megabytes * 1e6:
+            return
+
+
+def _read(path: Path) -> Iterator[str]:
+    with _opened(path) as lines:
+        if ".jsonl" in path.suffixes:
+            yield from (json.loads(line)["text"] for line in lines)
+            return
+        document = []
+        for line in lines:
+            if line.strip():
+                document.append(line)
+            elif document:
+                yield "".join(document).rstrip("\n")
+                document = []
+        if document:
+            yield "".join(document).rstrip("\n")
+
+
+def _opened(path: Path) -> io.TextIOBase:
+    if path.suffix == ".zst":
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(open(path, "rb"))
+        return io.TextIOWrapper(reader, encoding="utf-8")
+    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8")
+
+
+def write_recipe(folder: Path, file: str) -> Path:
+    """A corpus of one file, one document in a hundred held out."""
+    recipe = {"name": "benchmark", "heldout_fraction": 0.01, "sources": [{"name": "text", "files": [file]}]}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return folder / "recipe.yaml"
+
+
+def process(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """What a whole process and its children took."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return {
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "wall_s": time.perf_counter() - started,
+        "peak_mb_of_largest_process": used.ru_maxrss / 1024,
+    }
+
+
+def medians(rounds: list[dict[str, dict]]) -> dict[str, dict]:
+    """Median, least and most of every figure of every contestant."""
+    found = {}
+    for who, first in rounds[0].items():
+        found[who] = {}
+        for figure in (key for key, value in first.items() if isinstance(value, float)):
+            values = [round_[who][figure] for round_ in rounds]
+            found[who][figure] = [round(f(values), 3) for f in (statistics.median, min, max)]
+    return found
+
+
+def ratio(rounds: list[dict[str, dict]], above: str, below: str, figure: str) -> float:
+    return round(statistics.median(round_[above][figure] / round_[below][figure] for round_ in rounds), 2)
+
+
+def machine() -> dict:
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return {"processor": model, "cores": os.cpu_count(), "memory_gb": round(memory), "system": platform.system()}
+
+
+def versions(*names: str) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def pairs(values: list[str]) -> dict[str, Path]:
+    return {name: Path(path) for name, path in (value.split("=", 1) for value in values)}
