@@ -14,7 +14,10 @@ a and b, which occur a, b and together n times among N symbols, is
 To first order that is n ln(n N / (a b)). The often quoted score n / (a b) leaves out the weight n: it merges what
 occurs twice and always together first, and reaches a size only by a threshold made for it.
 
-`bpe` is the default because it measures better. Characters per token of held-out text, 30,000 entries from 10 MB:
+`bpe` is the default: every corpus has more characters a token with it, and no model learns measurably better with the
+other. Bits per byte of a decoder of 1.4 M parameters with 8,192 `byte` entries, mean and range of three seeds: English
+(800 steps) 2.159 (2.134-2.184) with bpe, 2.167 (2.141-2.182) with wordpiece; Chinese (400 steps) 2.827 (2.809-2.853)
+and 2.806 (2.800-2.811). Characters per token of held-out text, 30,000 entries from 10 MB:
 
                           bpe    wordpiece   n / (a b), n ≥ 100
     English, bert         4.312  4.266       3.663 (8,032 entries: no more pairs)
