@@ -21,7 +21,7 @@ import yaml
 
 from pretrain import shards
 from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Group, Skipped, open_corpus
-from pretrain.errors import ShardError, TokenizerError, UserError
+from pretrain.errors import CorpusError, ShardError, TokenizerError, UserError
 from pretrain.permutation import hash64
 from pretrain.shards import Shards, ShardsConfig, building, run, shuffling
 from pretrain.shards.building import ROW, Piece, Stretch, begins, items_of, write_block, write_piece
@@ -172,7 +172,7 @@ def test_where_files_are_called_otherwise_the_fingerprint_stays(prepared, tmp_pa
     assert len(fingerprints) == 1
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_500, "uint16"), (65_501, "int32"), (250_000, "int32")])
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_499, "uint16"), (65_500, "int32"), (250_000, "int32")])
 def test_ids_of_a_large_vocabulary_are_int32(tmp_path, vocab_size, dtype):
     """A vocabulary of this size takes minutes to train, so the ids are made here."""
     assert dtype_of(vocab_size) == dtype
@@ -197,7 +197,7 @@ def test_ids_of_a_large_vocabulary_are_int32(tmp_path, vocab_size, dtype):
 def test_files_are_read_by_the_process_that_tokenises_them_when_there_are_enough(corpus):
     opened = open_corpus(corpus)
     alone, many = list(items_of(opened, 1500, 1)), list(items_of(opened, 1500, 2))
-    assert all(isinstance(item, Group) for item in alone)
+    assert alone == list(opened.chunks(1500))
     sent = [item for item in many if isinstance(item, Chunk)]
     assert {part.file for chunk in sent for part in chunk.parts} == {"en.txt"}  # more than a fair share
     assert sum(isinstance(item, Group) for item in many) > 3
@@ -206,7 +206,7 @@ def test_files_are_read_by_the_process_that_tokenises_them_when_there_are_enough
         for item in items:
             yield from [item] if isinstance(item, Chunk) else opened.chunks(1500, item)
 
-    assert list(chunks(alone)) == list(chunks(many)) == list(opened.chunks(1500))
+    assert list(chunks(many)) == alone
 
 
 def test_memory_does_not_grow_with_the_corpus(prepared, tmp_path):
@@ -502,6 +502,15 @@ def test_the_work_of_a_lost_worker_is_done_by_another(prepared, corpus, referenc
     run(config(prepared, corpus, tmp_path / "out", scheduler=scheduler.scheduler_address, chunk_bytes=4000))
     thread.join(TIMEOUT_S)
     assert contents(tmp_path / "out") == reference
+
+
+def test_what_is_wrong_with_the_text_is_said_by_a_cluster_too(prepared, tmp_path, scheduler):
+    path = recipe(tmp_path / "recipe.yaml", ["some text"] * 9)
+    (tmp_path / "recipe.txt").write_bytes(b"text\n\n" * 99 + b"\xff")
+    with pytest.raises(CorpusError, match="not valid UTF-8") as error:
+        run(config(prepared, path, tmp_path / "out", scheduler=scheduler.scheduler_address))
+    assert "line 199" in str(error.value)
+    assert set(os.listdir(tmp_path)) == {"recipe.yaml", "recipe.txt"}
 
 
 def test_a_cluster_that_is_not_there_is_said_to_be_missing(prepared, corpus, tmp_path, monkeypatch):

@@ -203,6 +203,13 @@ def test_a_side_without_a_document_is_refused(prepared, tmp_path):
     assert "1 documents, heldout_fraction = 0.001" in str(error.value)
 
 
+def test_a_pair_that_is_named_twice_is_refused(prepared, tmp_path):
+    pairs = [write_pair(tmp_path / name, [[[5, 6]], [[7]]]) for name in ("one", "two")]
+    with pytest.raises(ShardError, match="would stand twice") as error:
+        adopt(prepared, "byte", tmp_path / "out", *pairs)
+    assert f"{pairs[0]}.bin and {pairs[1]}.bin" in str(error.value)
+
+
 def test_an_adopted_set_trains(prepared, tmp_path):
     """Through the command line, from a pair as the tool writes it by default."""
     write_pair(tmp_path / "text_document", [[ids] for ids in bare(prepared, "byte")], 4)

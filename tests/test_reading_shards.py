@@ -268,6 +268,16 @@ def test_a_set_of_a_trillion_tokens_opens_without_being_read(trillion):
     assert found["origin"] == "b.parquet, row 13"
 
 
+def test_a_limit_of_the_address_space_is_said(trillion):
+    code = (
+        "import resource, sys; from pretrain.cli import guarded; from pretrain.shards import Shards\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); sys.exit(guarded(lambda: Shards(sys.argv[1])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(trillion)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "bytes of address space: Cannot allocate memory" in done.stderr and "ulimit -v" in done.stderr
+
+
 def test_one_missing_or_truncated_file_among_thousands_is_named(trillion):
     for name, found in (("train-02345.bin", "truncated"), ("train-03999.origin.npy", "is missing")):
         path = trillion / name

@@ -70,6 +70,11 @@ def run(config: AdoptConfig) -> dict:
     """Publish `config.pairs` as shards. Returns the index. Raises ShardError or TokenizerError."""
     tokenizer = open_tokenizer(config.tokenizer)
     pairs = [open_pair(prefix) for prefix in config.pairs]
+    digests = [folders.digest(Path(f"{pair.prefix}.bin")) for pair in pairs]
+    for number, digest in enumerate(digests):
+        if digest in digests[:number]:
+            same = f"{config.pairs[digests.index(digest)]}.bin and {config.pairs[number]}.bin"
+            raise ShardError("documents would stand twice", f"{same} are the same, byte by byte", "leave one out")
     spelling = [tokenizer.vocabulary.raw(token) for token in range(tokenizer.vocab_size)]
     kept = ["raw", "origin"] if tokenizer.counts_bytes else ["origin"]
     read = removed = 0

@@ -119,6 +119,6 @@ def _libc() -> ctypes.CDLL:
 def _mmap(libc: ctypes.CDLL, address: int | None, size: int, access: int, flags: int, descriptor: int) -> int:
     found = libc.mmap(address, size, access, flags, descriptor, 0)
     if found in (None, FAILED):
-        number = ctypes.get_errno()
-        raise OSError(number, f"mapping {size:,} bytes: {os.strerror(number)}")
+        found = f"{size:,} bytes of address space: {os.strerror(ctypes.get_errno())}"
+        raise ShardError("token files cannot be mapped", found, "is it limited? `ulimit -v` should say unlimited")
     return found

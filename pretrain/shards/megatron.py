@@ -2,7 +2,7 @@
 
 The layout of `.idx` (little endian), after Megatron-LM's `indexed_dataset.py`, version 1: magic `MMIDIDX\\0\\0`, uint64
 version, uint8 dtype code, uint64 sequences, uint64 documents + 1, int32 lengths, int64 byte offsets, int64 document
-index. Ids are uint16 up to 65,500 of them, else int32: the format has no uint32.
+index. Ids are uint16 where there are fewer than 65,500, else int32, as its tool has it: the format has no uint32.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from pretrain.errors import ShardError
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
-UINT16_VOCABULARY = 65_500
+INT32_VOCABULARY = 65_500
 
 
 def dtype_of(vocab_size: int) -> np.dtype:
-    return np.dtype(np.uint16 if vocab_size <= UINT16_VOCABULARY else np.int32)
+    return np.dtype(np.uint16 if vocab_size < INT32_VOCABULARY else np.int32)
 
 
 class PieceWriter:
