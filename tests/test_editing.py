@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from pretrain import cli, folders, verify
-from pretrain.config import build
+from pretrain.config import build, load
 from pretrain.errors import ConfigError, ShardError
 from pretrain.shards import Shards
 from pretrain.shards.editing import ReshardConfig, run
+from tests.conftest import ROOT
 from tests.test_reading_shards import index_of, write_pieces
 
 TOKENIZER = "ab" * 32
@@ -309,6 +310,18 @@ def test_a_set_that_changed_since_is_named_by_verify(wiki, web, tmp_path, capsys
     assert (
         f"made with shards {Shards(web).fingerprint[:12]}…, but {copy} is now {Shards(wiki).fingerprint[:12]}…" in said
     )
+
+
+def test_the_sample_configuration_takes_the_chinese_documents(prepared, tmp_path):
+    shards = prepared.shards["bert"]
+    changes = [f"parts.0.shards={shards}", f"out={tmp_path}/out"]
+    run(load(ReshardConfig, ROOT / "configs/sample/reshard-zh.yaml", changes))
+    for side in ("train", "heldout"):
+        found, whole = Shards(tmp_path / "out", side), Shards(shards, side)
+        chinese = [number for number in range(whole.documents) if whole.origin(number).startswith("zh.txt, line ")]
+        assert 0 < found.documents == len(chinese) < whole.documents
+        assert [found.origin(number) for number in range(found.documents)] == [whole.origin(n) for n in chinese]
+        assert all(np.array_equal(found.document(n), whole.document(old)) for n, old in enumerate(chinese))
 
 
 def test_the_command_line(wiki, web, tmp_path, capsys):
