@@ -28,11 +28,31 @@ class Scores:
     loss: float
     accuracy: float
     targets: int
-    bits_per_byte: float | None
+    bytes_per_target: float | None  # of raw text
 
-    def items(self) -> dict[str, float]:
-        found = {"heldout/loss": self.loss, "heldout/accuracy": self.accuracy}
-        return found | ({} if self.bits_per_byte is None else {"heldout/bits_per_byte": self.bits_per_byte})
+    @property
+    def bits_per_byte(self) -> float | None:
+        return self.loss / math.log(2) / self.bytes_per_target if self.bytes_per_target else None
+
+    def values(self) -> dict[str, float]:
+        found = {"loss": self.loss, "accuracy": self.accuracy}
+        return found | ({} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte})
+
+
+def together(scores: list[Scores], weights: tuple[int, ...]) -> Scores:
+    """The scores of a text mixed of corpora by `weights`: those of a phase's mixture.
+
+    Not weighted by the held-out text there is: with the weights of the mixture the held-out loss is of the same text as
+    the training loss, and it stays put when a corpus holds out more.
+    """
+    drawn = [(score, weight / sum(weights)) for score, weight in zip(scores, weights, strict=True) if weight]
+    defined = all(score.bytes_per_target for score, _ in drawn)
+    return Scores(
+        loss=sum(part * score.loss for score, part in drawn),
+        accuracy=sum(part * score.accuracy for score, part in drawn),
+        targets=sum(score.targets for score, _ in drawn),
+        bytes_per_target=sum(part * score.bytes_per_target for score, part in drawn) if defined else None,
+    )
 
 
 class HeldOut:
@@ -82,7 +102,7 @@ class HeldOut:
             loss=nll / targets,
             accuracy=right / targets,
             targets=round(targets),
-            bits_per_byte=nll / math.log(2) / nbytes if nbytes else None,
+            bytes_per_target=nbytes / targets if nbytes else None,
         )
 
     def _of_rank(self, world: World, micro_batch: int) -> Iterator[Batch]:

@@ -53,11 +53,7 @@ class Order:
         self.windows = list(corpora.values())
         assert [windows.corpus for windows in self.windows] == list(range(len(corpora)))
         (self.block_tokens,) = {windows.block_tokens for windows in self.windows}
-        self.mixtures = [
-            Mixture(tuple((phase.mixture or dict.fromkeys(self.names, 1)).get(name, 0) for name in self.names))
-            for phase in phases
-        ]
-        assert all(phase.mixture or len(corpora) == 1 for phase in phases), "a mixture is needed to draw from several"
+        self.mixtures = [Mixture(phase.weights(self.names)) for phase in phases]
         blocks = [-(-phase.steps * phase.batch_tokens // self.block_tokens) for phase in phases]
         taken = [mixture.counts(n) for mixture, n in zip(self.mixtures, blocks, strict=True)]
         self.first_blocks = np.cumsum([np.zeros(len(corpora), np.int64), *taken], axis=0)  # (phases + 1, C)

@@ -47,6 +47,11 @@ class Phase(Config):
     def samples(self) -> int:
         return self.steps * self.batch
 
+    def weights(self, names: list[str]) -> tuple[int, ...]:
+        """The weight of each of a run's corpora; without a mixture there is one corpus, and it has all."""
+        assert self.mixture or len(names) == 1, names
+        return tuple((self.mixture or {names[0]: 1}).get(name, 0) for name in names)
+
 
 def check_weights(where: str, weights: dict[str, int]) -> None:
     """Raise ValueError unless there is a weight, and the weights in lowest terms add up to at most RESOLUTION."""

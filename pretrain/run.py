@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from pretrain import checkpoint, config, export, folders, loader
+from pretrain import checkpoint, config, data, export, folders, loader
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, append_only, free
+from pretrain.data import Corpus, DataConfig
 from pretrain.engine import (
     DeepSpeedEngine,
     Engine,
@@ -23,34 +24,24 @@ from pretrain.engine import (
     find_world,
     join,
 )
-from pretrain.errors import ConfigError, ResumeError, ShardError
+from pretrain.errors import ConfigError, ResumeError
 from pretrain.evaluate import HeldOut, Scores, unigram_entropy
 from pretrain.metrics import reports
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
 from pretrain.optim import OptimConfig, adamw
+from pretrain.permutation import INIT, hash64
 from pretrain.phases import Phase, tokens_after
-from pretrain.shards import Shards, check_tokenizer
-from pretrain.tokenizer import open_tokenizer
+from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.trainer import Intervals, Job, train
-from pretrain.windows import INIT, Windows, hash64
 
 SUMMARY = "summary.json"
 LAST_STEPS = 20  # over which the last training loss of a summary is averaged
 
 
-class DataConfig(Config):
-    shards: str = free()  # a folder of the shards stage; another place is fine, other contents are not
-    tokenizer: str = free()  # the folder they were built with
-    # The unit of shuffling: a multiple of every seq_len, of phases appended later too, since it is fixed when a run
-    # begins. None: the first phase's seq_len.
-    block_tokens: int | None = Field(None, gt=0)
-    workers: int = free(0, ge=0)  # processes that compute batches ahead
-
-
 class EvaluateConfig(Config):
     every_steps: int = free(0, ge=0)  # 0: at the end
-    max_tokens: int = free(1 << 20, gt=0)  # of the held-out stream
+    max_tokens: int = free(1 << 20, gt=0)  # of the held-out stream of each corpus
 
 
 class CheckpointConfig(Config):
@@ -81,6 +72,7 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _agree(self) -> "RunConfig":
         """Checks that span sections; each names both settings."""
+        data.mixed(self.phases, self.data)
         wants_causal = OBJECTIVES[self.objective.kind].causal
         if self.model.causal != wants_causal:
             raise ValueError(f"objective.kind = {self.objective.kind} needs model.causal = {str(wants_causal).lower()}")
@@ -97,9 +89,15 @@ class RunConfig(Config):
         return self
 
     def resolved(self) -> "RunConfig":
-        """The same run with `data.block_tokens` written out, as it is saved and compared."""
-        data = self.data.model_copy(update={"block_tokens": self.block_tokens})
-        return self.model_copy(update={"data": data})
+        """The same run with `data.block_tokens` and every mixture written out, as it is saved and compared."""
+        section = self.data.model_copy(update={"block_tokens": self.block_tokens})
+        return self.model_copy(update={"data": section, "phases": data.mixed(self.phases, self.data)})
+
+    def named(self, name: str) -> "RunConfig":
+        """The same run with a name for its one corpus: so a run of data.shards goes on with data.corpora."""
+        return self.model_copy(
+            update={"phases": [phase.model_copy(update={"mixture": {name: 1}}) for phase in self.phases]}
+        )
 
     @property
     def block_tokens(self) -> int:
@@ -124,16 +122,16 @@ def run(cfg: RunConfig) -> dict:
     tokenizer = open_tokenizer(cfg.data.tokenizer)
     if cfg.export:
         export.check(cfg.model, cfg.export.dialect, tokenizer.kind)
-    shards, unseen = Shards(cfg.data.shards, "train"), Shards(cfg.data.shards, "heldout")
-    check_tokenizer(shards.index, cfg.data.shards, tokenizer)
-    _check_sizes(cfg, shards, unseen)
+    corpora = data.open_corpora(cfg.data, tokenizer)
+    data.check_sizes(corpora, cfg.block_tokens, max(phase.seq_len for phase in cfg.phases))
+    vocab_size = corpora[0].train.vocab_size
     identity = {
         "settings": config.frozen(cfg),
-        "shards": shards.fingerprint,
+        **data.identity(corpora),
         "tokenizer": tokenizer.fingerprint,
-        "vocab_size": shards.vocab_size,
+        "vocab_size": vocab_size,
     }
-    found = _checkpoint_of(cfg, folder, identity, world.speaks)
+    found = _checkpoint_of(cfg, folder, corpora, tokenizer, world.speaks)
     state = found.state if found else TrainState()
     summary = _summary_of(folder, cfg.steps)
     if state.step == cfg.steps and summary:
@@ -141,9 +139,11 @@ def run(cfg: RunConfig) -> dict:
             print(f"{folder}: all {cfg.steps} steps are done; append a phase to go on")
         return summary
 
-    windows = Windows(shards, cfg.block_tokens, cfg.seed)
+    whole_words = cfg.objective.kind == "masked_lm" and cfg.objective.unit == "word"
+    plan = data.order(corpora, cfg.phases, cfg.block_tokens, cfg.seed, whole_words)
+    data.check_epochs(corpora, plan)
     batches = loader.Batches(
-        windows,
+        plan.corpora,
         cfg.objective,
         cfg.phases,
         cfg.seed,
@@ -154,15 +154,18 @@ def run(cfg: RunConfig) -> dict:
     )
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
     heldout = {
-        phase.seq_len: HeldOut(unseen, cfg.objective, phase.seq_len, cfg.evaluate.max_tokens, token_bytes)
+        phase.seq_len: {
+            corpus.name: HeldOut(corpus.heldout, cfg.objective, phase.seq_len, cfg.evaluate.max_tokens, token_bytes)
+            for corpus in corpora
+        }
         for phase in cfg.phases
     }
 
     text = config.dump(cfg)
-    model = Transformer(cfg.model, shards.vocab_size)
+    model = Transformer(cfg.model, vocab_size)
     parameters = sum(p.numel() for p in model.parameters())
     flops = {n: model.flops_per_token(n, objective.targets) for n, objective in batches.objectives.items()}
-    engine = _engine(cfg, world, model, shards, batches, found)
+    engine = _engine(cfg, world, model, corpora, batches, found)
     if world.speaks:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +185,7 @@ def run(cfg: RunConfig) -> dict:
         world=world,
         batches=batches,
         workers=cfg.data.workers,
+        prefetch=cfg.data.prefetch,
         heldout=heldout,
         micro_batch=cfg.engine.micro_batch,
         tokenizer=tokenizer,
@@ -194,38 +198,49 @@ def run(cfg: RunConfig) -> dict:
         what = f"{cfg.objective.kind}, {parameters:,} parameters, {cfg.steps} steps"
         where = f"{engine.name}, {world.size} x {engine.device.type}, {cfg.engine.precision}"
         begin = f"continuing after step {state.step}" if found else "from scratch"
-        print(f"{folder}: {what}; {where}; {begin}", flush=True)
+        print(f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), sep="\n", flush=True)
     state, scores = train(job, state)
     if state.step < cfg.steps:
         return {}
-    summary = _summarise(job, state, scores, unseen)
+    summary = _summarise(job, state, scores, corpora)
     summary |= {"parameters": parameters, "seconds": round(time.monotonic() - started, 1)}  # of the last attempt
     if world.speaks:
         folders.write_json(folder / SUMMARY, summary)
     return summary
 
 
-def _summarise(job: Job, state: TrainState, scores: Scores, unseen: Shards) -> dict:
+def _summarise(job: Job, state: TrainState, scores: dict[str, Scores], corpora: list[Corpus]) -> dict:
     """The end of a run in numbers: nats per target, the last loss over 20 steps; only rank 0 knows the losses."""
+    last, together = job.phases[-1], scores[""]
+    unseen = [corpus.heldout for corpus in corpora]
+    counts = data.unigram(unseen, last.weights([corpus.name for corpus in corpora]))
     losses = [report.loss for report in reports(job.folder)] if job.world.speaks else []
-    marks = [] if job.heldout[job.phases[-1].seq_len].objective.causal else list(unseen.specials.values())
-    return {
+    causal = next(iter(job.heldout[last.seq_len].values())).objective.causal
+    marks = [] if causal else list(unseen[0].specials.values())
+    summary = {
         "steps": state.step,
         "steps_skipped": state.step - state.steps_applied,
         "tokens": tokens_after(state.step, job.phases),
         "first_loss": losses[0] if losses else None,
         "last_loss": float(np.mean(losses[-LAST_STEPS:])) if losses else None,
-        "heldout_loss": scores.loss,
-        "heldout_accuracy": scores.accuracy,
-        "heldout_bits_per_byte": scores.bits_per_byte,
-        "heldout_targets": scores.targets,
-        "unigram_entropy": unigram_entropy(unseen.unigram(), marks),  # of the held-out tokens an objective asks for
+        "heldout_loss": together.loss,
+        "heldout_accuracy": together.accuracy,
+        "heldout_bits_per_byte": together.bits_per_byte,
+        "heldout_targets": together.targets,
+        "unigram_entropy": unigram_entropy(counts, marks),  # of the held-out tokens an objective asks for
         "checkpoint": str(checkpoint.newest(job.folder, job.world.speaks)),
     }
+    each = {name: found.values() for name, found in scores.items() if name}
+    return summary | ({"heldout": each} if each else {})
 
 
 def _engine(
-    cfg: RunConfig, world: World, model: Transformer, shards: Shards, batches: loader.Batches, found: Checkpoint | None
+    cfg: RunConfig,
+    world: World,
+    model: Transformer,
+    corpora: list[Corpus],
+    batches: loader.Batches,
+    found: Checkpoint | None,
 ) -> Engine:
     """The engine with fresh weights, or with those and the optimizer state of a checkpoint."""
     if cfg.engine.deterministic and device_of(world).type == "cuda":
@@ -237,12 +252,15 @@ def _engine(
             for name, p in model.named_parameters():
                 p.copy_(load("weights", name))
     else:
-        initialise(model, int(hash64(INIT, cfg.seed) >> np.uint64(1)), torch.from_numpy(shards.unigram()))
+        weights = cfg.phases[0].weights([corpus.name for corpus in corpora])
+        counts = data.unigram([corpus.train for corpus in corpora], weights)
+        initialise(model, int(hash64(INIT, cfg.seed) >> np.uint64(1)), torch.from_numpy(counts))
     on_cuda = device_of(world).type == "cuda"
     if world.launched:
         join(world, cfg.engine.timeout_s)
         begin = found.index["fingerprint"] if found else "none"
-        check_agreement(world, {"checkpoint": begin, "shards": shards.fingerprint, "configuration": config.dump(cfg)})
+        read = " ".join(corpus.train.fingerprint for corpus in corpora)
+        check_agreement(world, {"checkpoint": begin, "shards": read, "configuration": config.dump(cfg)})
     kind = DeepSpeedEngine if world.launched else LocalEngine
     engine = kind(Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip, world)
     if load:
@@ -271,33 +289,24 @@ def _check_output(folder: Path) -> None:
         )
 
 
-def _check_sizes(cfg: RunConfig, shards: Shards, unseen: Shards) -> None:
-    """Raise ShardError unless either side fills at least one window (a block, for the training side)."""
-    for side, need, key in (
-        (shards, cfg.block_tokens, "data.block_tokens"),
-        (unseen, max(phase.seq_len for phase in cfg.phases), "phases: seq_len"),
-    ):
-        if side.tokens < need:
-            raise ShardError(
-                f"the {side.side} side is shorter than one window",
-                f"{cfg.data.shards} has {side.tokens:,} {side.side} tokens, {key} = {need:,}",
-                "add text, hold out a larger fraction, or train with shorter windows",
-            )
-
-
-def _checkpoint_of(cfg: RunConfig, folder: Path, identity: dict, speak: bool) -> Checkpoint | None:
+def _checkpoint_of(
+    cfg: RunConfig, folder: Path, corpora: list[Corpus], tokenizer: Tokenizer, speak: bool
+) -> Checkpoint | None:
     """The newest checkpoint of this run, if there is one and it may be continued with `cfg`."""
     newest = checkpoint.newest(folder, speak)
     if newest is None:
         return None
     found = Checkpoint(newest)
     old = config.build(RunConfig, config.parse(found.config_text, str(newest)), f"{newest}/{checkpoint.CONFIG}")
+    if cfg.data.corpora and not old.data.corpora:
+        old = old.named(cfg.data.corpora[0].name)
     begins = np.cumsum([0] + [phase.steps for phase in old.phases[:-1]])
     begun = int((begins < found.state.step).sum())  # phases that have begun; later ones may be edited or added
     lines = config.resume_conflicts(old, cfg, {"phases": begun})
-    for what, where in (("shards", cfg.data.shards), ("tokenizer", cfg.data.tokenizer)):
-        if found.index[what] != identity[what]:
-            lines.append(f"{what}: this run began with {found.index[what][:12]}…, {where} is {identity[what][:12]}…")
+    lines += data.conflicts(found.index, old.phases[:begun], corpora)
+    if found.index["tokenizer"] != tokenizer.fingerprint:
+        began = f"tokenizer: this run began with {found.index['tokenizer'][:12]}…"
+        lines.append(f"{began}, {cfg.data.tokenizer} is {tokenizer.fingerprint[:12]}…")
     if lines:
         raise ResumeError(
             f"{folder} was begun with other settings and cannot be continued with these",

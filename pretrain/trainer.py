@@ -11,14 +11,14 @@ from pretrain import checkpoint, loader
 from pretrain.checkpoint import TrainState
 from pretrain.engine import Engine, World, seed_everything
 from pretrain.errors import PretrainError
-from pretrain.evaluate import HeldOut, Scores
+from pretrain.evaluate import HeldOut, Scores, together
 from pretrain.interrupt import Interrupt
 from pretrain.metrics import Metrics, StepReport, duration, log_line, memory_gib, peak_flops
 from pretrain.optim import OptimConfig, lr_at
+from pretrain.permutation import DROPOUT, hash64
 from pretrain.phases import Phase, locate, tokens_after
 from pretrain.samples import sample_text
 from pretrain.tokenizer import Tokenizer
-from pretrain.windows import DROPOUT, hash64
 
 SKIPS_IN_A_ROW = 20  # steps without a finite gradient after which a run is given up
 
@@ -46,7 +46,8 @@ class Job:
     world: World
     batches: loader.Batches
     workers: int
-    heldout: dict[int, HeldOut]  # by sequence length
+    prefetch: int
+    heldout: dict[int, dict[str, HeldOut]]  # by sequence length and corpus
     micro_batch: int
     tokenizer: Tokenizer
     flops_per_token: dict[int, float]  # by sequence length
@@ -59,7 +60,7 @@ class Job:
         return sum(phase.steps for phase in self.phases)
 
 
-def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
+def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | None]:
     """Train from `state` to the last step, or until interrupted; a checkpoint is there in either case.
 
     Returns where the run stands, and the held-out scores of its end (None when interrupted).
@@ -74,7 +75,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
     skips = 0
     scores = evaluate(job, state, tokens, metrics) if state.step == job.steps else None  # killed before its summary
     engine.train(True)
-    batches = loader.steps(job.batches, state.step, job.workers)
+    batches = loader.steps(job.batches, state.step, job.workers, job.prefetch)
     since = _Interval()
     with Interrupt(watch_launcher=world.launched) as interrupt:
         while state.step < job.steps:
@@ -142,25 +143,38 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, Scores | None]:
     return state, scores if state.step == job.steps else None
 
 
-def evaluate(job: Job, state: TrainState, tokens: int, metrics: Metrics | None) -> Scores:
-    """Score held-out windows as long as those of the last step, and show a sample; a collective.
+def evaluate(job: Job, state: TrainState, tokens: int, metrics: Metrics | None) -> dict[str, Scores]:
+    """Score held-out windows as long as those of the last step, and show samples; a collective.
 
     Not as long as the last phase's: of positions it has not trained yet a model knows nothing, and the curve of a
-    length curriculum would stand still until its end.
+    length curriculum would stand still until its end. Returns the scores of each corpus by name, and under "" those of
+    the mixture of the last step's phase.
     """
     started = time.perf_counter()
     phase = locate(state.step - 1, job.phases).phase
     heldout = job.heldout[phase.seq_len]
     at_once = loader.windows_at_once(phase, job.phases, job.micro_batch)
-    scores = heldout.score(job.engine, job.world, at_once)
-    sample = sample_text(heldout, job.engine, job.tokenizer)
+    each = {name: corpus.score(job.engine, job.world, at_once) for name, corpus in heldout.items()}
+    weights = phase.weights(list(heldout))
+    found = {**each, "": together(list(each.values()), weights)}
+    drawn = [name for name, weight in zip(heldout, weights, strict=True) if weight]
+    samples = {name: sample_text(heldout[name], job.engine, job.tokenizer) for name in drawn}
     if metrics:
-        metrics.scalars(scores.items(), state.step, tokens)
-        metrics.text("sample", sample, state.step)
-        found = "  ".join(f"{tag.removeprefix('heldout/')} {value:.4f}" for tag, value in scores.items().items())
+        for name, scores in found.items():
+            within = f"heldout/{name}/" if name else "heldout/"
+            metrics.scalars({within + key: value for key, value in scores.values().items()}, state.step, tokens)
+        for name, sample in samples.items():
+            metrics.text(f"sample/{name}" if name else "sample", sample, state.step)
         took = duration(time.perf_counter() - started)
-        print(f"held-out at step {state.step}: {found}  ({scores.targets:,} targets, {took})", flush=True)
-    return scores
+        print(f"held-out at step {state.step}: {_shown(found[''], took)}", flush=True)
+        for name in filter(None, each):
+            print(f"  {name.ljust(max(map(len, each)))}  {_shown(each[name])}", flush=True)
+    return found
+
+
+def _shown(scores: Scores, *notes: str) -> str:
+    found = "  ".join(f"{key} {value:.4f}" for key, value in scores.values().items())
+    return f"{found}  ({', '.join([f'{scores.targets:,} targets', *notes])})"
 
 
 class _Interval:

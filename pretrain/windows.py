@@ -12,10 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pretrain.permutation import DROPOUT, INIT, MASK, OFFSET, RANDOM_TOKEN, REPLACE, hash64, permute, unpermute
+from pretrain.permutation import OFFSET, hash64, permute, unpermute
 from pretrain.shards import Shards
-
-__all__ = ["DROPOUT", "INIT", "MASK", "RANDOM_TOKEN", "REPLACE", "Windows", "WordStarts", "hash64"]
 
 
 class WordStarts(Protocol):

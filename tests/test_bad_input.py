@@ -172,6 +172,13 @@ def nothing_but(*overrides: str) -> Callable[[Work], list[str]]:
     return lambda work: [override.format(work=work, prepared=work.prepared) for override in overrides]
 
 
+def corpora_of(*entries: str, also: tuple[str, ...] = ()) -> Callable[[Work], list[str]]:
+    """data.corpora in place of data.shards; an entry is what stands between the braces."""
+    listed = ", ".join(f"{{{{{entry}}}}}" for entry in entries)
+    return nothing_but("data.shards=null", f"data.corpora=[{listed}]", *also)
+
+
+BERT, BYTE = "shards: {prepared.shards[bert]}, weight: 1", "shards: {prepared.shards[byte]}, weight: 1"
 TWICE = "seed: 1\nout: a\nseed: 2\n"
 WIDE = ("model.max_positions=262144", "phases.0.seq_len={0}", "phases.0.batch_tokens={0}", "engine.micro_batch=1")
 
@@ -245,6 +252,27 @@ ROWS = [  # what is wrong, stage, how it comes about, fragments of the message: 
      ["the train side is shorter than one window", "data.block_tokens = 262,144", "add text"]),
     ("a window longer than the held-out side", "pretrain", nothing_but(*(text.format(32768) for text in WIDE)),
      ["the heldout side is shorter than one window", "seq_len = 32,768", "hold out a larger fraction"]),
+    ("one corpus and several", "pretrain", nothing_but("data.corpora=[{{name: en, shards: a, weight: 1}}]"),
+     ["data.shards (one corpus) or data.corpora (several) says what to read: both are given"]),
+    ("a mixture of an unnamed corpus", "pretrain", nothing_but("phases.0.mixture={{en: 1}}"),
+     ["phases: mixture names corpora, but data.shards is one without a name: use data.corpora"]),
+    ("a mixture with a misspelt name", "pretrain",
+     corpora_of(f"name: wiki, {BERT}", also=("phases.0.mixture={{wki: 1}}",)),
+     ["mixture has 'wki'", "no name in data.corpora: did you mean wiki?"]),
+    ("a corpus that nothing draws from", "pretrain",
+     corpora_of(f"name: a, {BERT}", "name: b, shards: {prepared.shards[byte]}"),
+     ["nothing draws from 'b'", "give it a weight, or name it in phases: mixture"]),
+    ("weights that are too fine", "pretrain", corpora_of(f"name: a, {BERT}000", f"name: b, {BYTE}0001"),
+     ["adds up to 11001 in lowest terms, the most is 4096", "for example {{a: 372, b: 3724}}"]),
+    ("two corpora of one name", "pretrain", corpora_of(f"name: a, {BERT}", f"name: a, {BYTE}"),
+     ["data.corpora: two corpora are named 'a'"]),
+    ("corpora of different tokenizers", "pretrain", corpora_of(f"name: a, {BERT}", f"name: b, {BYTE}"),
+     ["the corpora a and b were built with different tokenizers", "says {bert}", "says {byte}", "rebuild one"]),
+    ("the same shards twice", "pretrain", corpora_of(f"name: a, {BERT}", f"name: b, {BERT}"),
+     ["the corpora a and b are the same shards", "name it once"]),
+    ("a corpus that would be seen too often", "pretrain", corpora_of(f"name: a, {BERT}, max_epochs: 0.001"),
+     ["a corpus would be seen too often", "data.corpora.0, a: 256 of the run's 256 tokens", "max_epochs = 0.001",
+      "lower its weight, run fewer steps, add text, or raise max_epochs"]),
     ("a batch of broken windows", "pretrain", nothing_but("phases.0.batch_tokens=100"),
      ["batch_tokens = 100", "seq_len = 32", "take 96 or 128"]),
     ("a batch that does not divide among the ranks", "pretrain", nothing_but("engine.micro_batch=3"),

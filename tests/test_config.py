@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config import Config, build, dump, load, parse, resume_conflicts
+from pretrain.config import NULL, Config, build, dump, load, parse, resume_conflicts
 from pretrain.corpus import Recipe
 from pretrain.errors import ConfigError
 from pretrain.finetune import FinetuneConfig
@@ -72,7 +72,7 @@ def refused(kind: type[Config], path: Path, *overrides: str) -> str:
         ("phases.0.seq_length", "did you mean phases.0.seq_len?"),
         ("phases.0.micro_batch", "did you mean engine.micro_batch?"),
         ("objective.mask_ration", "did you mean objective.mask_ratio?"),
-        ("data.zzz", "(known here: shards, tokenizer, block_tokens, workers)"),
+        ("data.zzz", "(known here: shards, corpora, tokenizer, block_tokens, workers, prefetch)"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(path, key, suggestion):
@@ -94,13 +94,34 @@ def test_a_key_inside_a_list_is_named_with_its_place(tmp_path):
 
 
 def test_every_problem_is_reported_at_once_each_with_the_place_it_was_written(path):
-    message = refused(RunConfig, path, "optim.lr=fast", "phases.0.steps=0", "modle.width=3", "data.shards=")
+    message = refused(RunConfig, path, "optim.lr=fast", "phases.0.steps=0", "modle.width=3", "data.workers=")
     lines = message.split("\n  ")
     assert lines[0] == "this configuration cannot be used" and len(lines) == 5
     assert "override 'optim.lr=fast': optim.lr = 'fast': input should be a valid number" in message
     assert "override 'phases.0.steps=0': phases.0.steps = '0': input should be greater than 0" in message
     assert f"{path} and override 'modle.width=3': unknown key modle: did you mean model?" in message
-    assert "override 'data.shards=': data.shards = None: input should be a valid string" in message
+    assert "override 'data.workers=': data.workers = None: input should be a valid integer" in message
+
+
+@pytest.mark.parametrize("corpora", ["", "[{name: en, shards: a, weight: 1}]"])
+def test_a_run_reads_either_one_corpus_or_named_ones(path, corpora):
+    shards = "null" if not corpora else "b"
+    message = refused(RunConfig, path, f"data.corpora={corpora or '[]'}", f"data.shards={shards}")
+    found = "both are given" if corpora else "neither is given"
+    assert message.endswith(f"data.shards (one corpus) or data.corpora (several) says what to read: {found}")
+
+
+def test_a_mixture_names_corpora_in_whole_numbers(path):
+    corpora = "data.corpora=[{name: en, shards: a, weight: 7}, {name: zh, shards: b}]"
+    message = refused(RunConfig, path, "data.shards=null", corpora, "phases.0.mixture={en: 1, zn: 2}")
+    assert "phases: mixture has 'zn', which is no name in data.corpora: did you mean zh?" in message
+    misspelt = refused(RunConfig, path, "data.shards=null", "data.corpora=[{name: en, shards: a, weigth: 7}]")
+    assert "unknown key data.corpora.0.weigth: did you mean data.corpora.0.weight?" in misspelt
+    assert "phases.0.mixture.en = '0.5': input should be a valid integer" in refused(
+        RunConfig, path, "data.shards=null", corpora, "phases.0.mixture={en: 0.5, zh: 2}"
+    )
+    found = load(RunConfig, path, ["data.shards=null", corpora, "phases.0.mixture={en: 2, zh: 4}"])
+    assert found.resolved().phases[0].mixture == {"en": 1, "zh": 2}
 
 
 def test_a_contradiction_inside_a_section_names_the_file_and_the_overrides(path):
@@ -273,7 +294,7 @@ positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infin
 @given(
     out=words,
     seed=st.integers(min_value=0, max_value=2**63 - 1),
-    shards=words,
+    shards=words.filter(lambda word: word not in NULL),
     lr=positive,
     betas=st.tuples(positive, positive),
     deepspeed=free_form,
@@ -317,9 +338,11 @@ CHANGES = {  # key → another value, and whether a run may continue with it
     "out": ("elsewhere", "free"),
     "seed": ("8", "frozen"),
     "data.shards": ("moved", "free"),
+    "data.corpora": ("[{name: en, shards: moved, weight: 1}]", "free"),
     "data.tokenizer": ("moved", "free"),
     "data.block_tokens": ("64", "frozen"),
     "data.workers": ("2", "free"),
+    "data.prefetch": ("9", "free"),
     "model.dropout": ("0.1", "frozen"),
     "objective.mask_ratio": ("0.3", "frozen"),
     "optim.lr": ("1e-2", "frozen"),
@@ -341,7 +364,8 @@ def test_the_table_of_changes_has_every_key_of_a_run():
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_run_continues_with_free_changes_alone(path, key):
     value, rule = CHANGES[key]
-    old, new = load(RunConfig, path), load(RunConfig, path, [f"{key}={value}"])
+    instead = ["data.shards=null"] if key == "data.corpora" else []
+    old, new = load(RunConfig, path), load(RunConfig, path, [f"{key}={value}", *instead])
     assert old != new
     begun, not_begun = resume_conflicts(old, new, {"phases": 1}), resume_conflicts(old, new, {"phases": 0})
     assert [line.split(":")[0] for line in begun] == ([] if rule == "free" else [key])

@@ -133,7 +133,7 @@ def card(
         lossless=LOSSLESS if tokenizer.lossless else "",
         steps=steps,
         checkpoint=index["fingerprint"],
-        shards=index["shards"],
+        shards=index.get("shards") or "`, `".join(f"{name} {shards}" for name, shards in index["corpora"]),
         tokenizer=index["tokenizer"],
         training=yaml.safe_dump({key: settings[key] for key in TRAINING if key in settings}, sort_keys=False),
         tolerance=TOLERANCE,

@@ -1,0 +1,227 @@
+"""What a run reads: one corpus or several, opened and checked, and how much of each the run will use."""
+
+import difflib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pretrain.config import Config, free
+from pretrain.errors import ConfigError, ShardError
+from pretrain.order import Order
+from pretrain.phases import Phase, Weight, check_weights
+from pretrain.shards import Shards, check_tokenizer
+from pretrain.tokenizer import Tokenizer
+from pretrain.windows import Windows
+
+
+class CorpusConfig(Config):
+    name: str = Field(pattern=r"^\w[\w.-]*$")  # in phases: mixture, in reports and in TensorBoard
+    shards: str  # a folder of the shards stage
+    # Its part of the tokens where a phase names no mixture, as a whole number beside those of the others: 7 and 3.
+    # None: only phases that name it draw from it.
+    weight: Weight | None = None
+    max_epochs: float | None = Field(None, gt=0)  # a run that would see it more often does not start
+
+
+class DataConfig(Config):
+    shards: str | None = free(None)  # a folder of the shards stage; another place is fine, other contents are not
+    # Several sets instead, made with one tokenizer. A run may go on with more of them, behind these, for later phases.
+    corpora: list[CorpusConfig] = free([])
+    tokenizer: str = free()  # the folder they were built with
+    # The unit of shuffling and mixing: a multiple of every seq_len, of phases appended later too, since it is fixed
+    # when a run begins. None: the first phase's seq_len.
+    block_tokens: int | None = Field(None, gt=0)
+    workers: int = free(0, ge=0)  # processes that compute batches ahead
+    prefetch: int = free(4, gt=0)  # micro-batches each of them computes ahead
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "DataConfig":
+        if (self.shards is None) == (not self.corpora):
+            found = "both are given" if self.corpora else "neither is given"
+            raise ValueError(f"data.shards (one corpus) or data.corpora (several) says what to read: {found}")
+        names = [corpus.name for corpus in self.corpora]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"data.corpora: two corpora are named {twice[0]!r}")
+        return self
+
+
+def mixed(phases: list[Phase], data: DataConfig) -> list[Phase]:
+    """The phases with their mixtures written out in lowest terms; None stays where there is one unnamed corpus.
+
+    Raises ValueError naming both settings when the mixtures and the corpora do not fit.
+    """
+    if not data.corpora:
+        if any(phase.mixture for phase in phases):
+            raise ValueError("phases: mixture names corpora, but data.shards is one without a name: use data.corpora")
+        return phases
+    names = [corpus.name for corpus in data.corpora]
+    common = {corpus.name: corpus.weight for corpus in data.corpora if corpus.weight}
+    found = []
+    for number, phase in enumerate(phases):
+        mixture = phase.mixture or common
+        if not mixture:
+            raise ValueError(f"phases.{number} has no mixture, and no corpus of data.corpora has a weight")
+        check_weights("data.corpora: weight", mixture)
+        for name in set(mixture) - set(names):
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
+            raise ValueError(f"phases: mixture has {name!r}, which is no name in data.corpora: {remedy}")
+        divisor = math.gcd(*mixture.values())
+        lowest = {name: mixture[name] // divisor for name in names if name in mixture}
+        found.append(phase.model_copy(update={"mixture": lowest}))
+    unused = set(names).difference(*(phase.mixture for phase in found))
+    if unused:
+        name = next(name for name in names if name in unused)
+        raise ValueError(f"data.corpora: nothing draws from {name!r}: give it a weight, or name it in phases: mixture")
+    return found
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One opened set. The name is empty where there is one corpus without a name."""
+
+    name: str
+    folder: str
+    max_epochs: float | None
+    train: Shards
+    heldout: Shards
+
+
+def open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
+    """Every corpus of a run. Raises ShardError unless all are intact, different, and made with `tokenizer`."""
+    configured = data.corpora or [CorpusConfig.model_construct(name="", shards=data.shards, max_epochs=None)]
+    found: list[Corpus] = []
+    for corpus in configured:
+        train, heldout = (Shards(corpus.shards, side) for side in ("train", "heldout"))
+        for other in found:
+            if train.index["tokenizer"] != other.train.index["tokenizer"]:
+                raise ShardError(
+                    f"the corpora {other.name} and {corpus.name} were built with different tokenizers",
+                    *(
+                        f"{it.folder} says {it.index['tokenizer'][:12]}…, {tokenizer.folder} is "
+                        f"{tokenizer.fingerprint[:12]}…"
+                        for it in (other.train, train)
+                    ),
+                    "rebuild one of them with the tokenizer of the other",
+                )
+            if train.fingerprint == other.train.fingerprint:
+                raise ShardError(
+                    f"the corpora {other.name} and {corpus.name} are the same shards",
+                    f"{other.folder} and {corpus.shards} are both {train.fingerprint[:12]}…",
+                    "name it once, with the weight of both",
+                )
+        found.append(Corpus(corpus.name, corpus.shards, corpus.max_epochs, train, heldout))
+    for corpus in found:
+        check_tokenizer(corpus.train.index, corpus.folder, tokenizer)
+    return found
+
+
+def identity(corpora: list[Corpus]) -> dict:
+    """What a checkpoint says about the data of its run: `shards`, or where the corpora have names `corpora`."""
+    if not corpora[0].name:
+        return {"shards": corpora[0].train.fingerprint}
+    return {"corpora": [[corpus.name, corpus.train.fingerprint] for corpus in corpora]}
+
+
+def conflicts(index: dict, begun: list[Phase], corpora: list[Corpus]) -> list[str]:
+    """Lines `what: old, new` for each corpus that the phases `begun` of a checkpoint with this `index` have drawn from
+    and that is not what and where it was. Others may come, go and change behind them."""
+    old = index.get("corpora") or [["", index["shards"]]]
+    drawn = [name for phase in begun for name in phase.mixture or {"": 1}]
+    lines = []
+    for number, (name, fingerprint) in enumerate(old):
+        if name and name not in drawn:
+            continue
+        new = corpora[number] if number < len(corpora) else None
+        if new is None or name not in ("", new.name):
+            what = (
+                f"data.corpora.{number}: this run has drawn from {name}, found {new.name if new else 'nothing'} there"
+            )
+            lines.append(f"{what}; a corpus keeps its place in the list")
+        elif new.train.fingerprint != fingerprint:
+            what = f"data.corpora.{number}, {name}" if name else "shards"
+            lines.append(
+                f"{what}: this run began with {fingerprint[:12]}…, {new.folder} is {new.train.fingerprint[:12]}…"
+            )
+    return lines
+
+
+def check_sizes(corpora: list[Corpus], block_tokens: int, longest: int) -> None:
+    """Raise ShardError unless each side fills at least one window (a block, for the training side)."""
+    for corpus in corpora:
+        for side, need, key in (
+            (corpus.train, block_tokens, "data.block_tokens"),
+            (corpus.heldout, longest, "phases: seq_len"),
+        ):
+            if side.tokens < need:
+                raise ShardError(
+                    f"the {side.side} side is shorter than one window",
+                    f"{corpus.folder} has {side.tokens:,} {side.side} tokens, {key} = {need:,}",
+                    "add text, hold out a larger fraction, or train with shorter windows",
+                )
+
+
+def order(corpora: list[Corpus], phases: list[Phase], block_tokens: int, seed: int, words: bool) -> Order:
+    """The order of a run whose mixtures are written out. `words`: opened with where words begin."""
+    if words:
+        from pretrain.words import Words
+    windows = {
+        corpus.name: Windows(corpus.train, block_tokens, seed, Words(corpus.train) if words else None, number)
+        for number, corpus in enumerate(corpora)
+    }
+    return Order(windows, phases)
+
+
+def check_epochs(corpora: list[Corpus], plan: Order) -> None:
+    """Raise ConfigError when the run would go through a corpus more often than its max_epochs."""
+    total = sum(phase.steps * phase.batch_tokens for phase in plan.phases)
+    drawn = np.array([plan.drawn(number) for number in range(len(plan.phases))])  # (phases, C)
+    lines = []
+    for number, (corpus, epochs) in enumerate(zip(corpora, plan.epochs().tolist(), strict=True)):
+        if corpus.max_epochs is not None and epochs > corpus.max_epochs:
+            taken, most = int(drawn[:, number].sum()), math.floor(corpus.max_epochs * corpus.train.tokens)
+            lines += [
+                f"data.corpora.{number}, {corpus.name}: {taken:,} of the run's {total:,} tokens, from "
+                f"{corpus.train.tokens:,}: {epochs:.3g} epochs, max_epochs = {corpus.max_epochs:g}",
+                f"its part of the run is {taken / total:.1%} and may be at most {most / total:.1%}, {most:,} tokens",
+            ]
+    if lines:
+        remedy = "lower its weight, run fewer steps, add text, or raise max_epochs"
+        raise ConfigError("a corpus would be seen too often", *lines, remedy)
+
+
+def plan_lines(plan: Order) -> list[str]:
+    """What the run will draw, as an aligned table: for every corpus, in each phase and in all."""
+    names = [name or "train" for name in plan.names]
+    tokens = [windows.shards.tokens for windows in plan.windows]
+    usable = np.array([windows.blocks * windows.block_tokens for windows in plan.windows])
+    drawn = np.array([plan.drawn(number) for number in range(len(plan.phases))])  # (phases, C)
+    rows = [("corpus", "tokens", "phase", "part", "drawn", "epochs")]
+    for number, name in enumerate(names):
+        for phase in range(len(plan.phases)):
+            if drawn[phase, number]:
+                part, epochs = drawn[phase, number] / drawn[phase].sum(), drawn[phase, number] / usable[number]
+                what = (name, f"{tokens[number]:,}", f"{phase}", f"{part:.1%}")
+                rows.append((*what, f"{drawn[phase, number]:,}", f"{epochs:.2f}"))
+        if len(plan.phases) > 1:
+            part, epochs = drawn[:, number].sum() / drawn.sum(), drawn[:, number].sum() / usable[number]
+            what = (name, f"{tokens[number]:,}", "all", f"{part:.1%}")
+            rows.append((*what, f"{drawn[:, number].sum():,}", f"{epochs:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(w) if at == 0 else cell.rjust(w) for at, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def unigram(sides: list[Shards], weights: tuple[int, ...]) -> np.ndarray:
+    """(V,) how often each id occurs in a mixture of `sides`; of one side its int64 counts, as they are."""
+    if len(sides) == 1:
+        return sides[0].unigram()
+    scale = sum(side.tokens for side in sides) / sum(weights)
+    return sum(weight * scale * (side.unigram() / side.tokens) for side, weight in zip(sides, weights, strict=True))
