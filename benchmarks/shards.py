@@ -100,7 +100,7 @@ def _timed(who: str, start, *, one: Path, folder: Path, tokenizer: Path, scratch
 
 def _ratios(rounds: list[dict]) -> dict[str, float]:
     found = {"wall, ours with 2 workers / 1": ratio(rounds, "ours, 2", "ours, 1", "mb_per_wall_s")}
-    found["CPU, ours with 2 workers / 1"] = ratio(rounds, "ours, 2", "ours, 1", "cpu_s")
+    found["MB per CPU second, ours with 2 workers / 1"] = ratio(rounds, "ours, 2", "ours, 1", "mb_per_cpu_s")
     for who in rounds[0]:
         if who.endswith(", 1") and not who.startswith("ours"):
             found[f"MB per CPU second, ours / {who}"] = ratio(rounds, "ours, 1", who, "mb_per_cpu_s")
