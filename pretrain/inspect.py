@@ -1,0 +1,309 @@
+"""What a run reads, and when: the documents of any step, and the steps of any document, from the order alone.
+
+    $ python launch/inspect.py runs/wiki --step 41207                     which documents, of which corpora
+    $ python launch/inspect.py runs/wiki --step 41207 --sample 3          one window: text, masks, segments
+    $ python launch/inspect.py runs/wiki --document "en.jsonl, line 12"   in which steps it is seen
+    $ python launch/inspect.py runs/wiki --lengths                        how long documents are
+
+Nothing of the run is replayed: step 10⁹ costs what step 0 costs, and a run that has not begun can be asked as well,
+by its configuration (with overrides, as launch/pretrain.py takes them). Steps count from 0, as the batches do.
+"""
+
+import argparse
+import importlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import ConfigDict
+
+from pretrain import cli, config, data
+from pretrain.config import Config
+from pretrain.data import Corpus, DataConfig
+from pretrain.errors import ConfigError, ShardError
+from pretrain.order import Order, Reading
+from pretrain.phases import Phase, locate
+from pretrain.shards import Shards
+from pretrain.shards.reading import sidecars
+from pretrain.tokenizer import Tokenizer, open_tokenizer
+
+if TYPE_CHECKING:
+    from pretrain.run import RunConfig
+
+CONFIG = "config.yaml"
+SHOWN = 60  # characters of each document in a list
+LINE_BYTES = 4096  # more than a line of metrics has
+BAR = 40  # characters of the longest bar of a histogram
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answer the question on the command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="launch/inspect.py", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("run", help="a run's folder, one of its checkpoints, or a YAML file of launch/pretrain.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over a YAML file")
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("--step", type=int, help="what this step reads")
+    question.add_argument("--document", metavar="WHERE", help="its steps; as --step writes it: 'en.jsonl, line 12'")
+    question.add_argument("--lengths", action="store_true", help="a histogram of the documents' lengths in tokens")
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="with --step: its N-th window alone, as the model sees it"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.sample is not None and arguments.step is None:
+        parser.error("--sample is for one window of --step")
+    return cli.guarded(lambda: _answer(arguments))
+
+
+class Plan(Config):
+    """What decides the order of a run; the rest of its configuration does not matter here, and torch stays away."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    seed: int
+    data: DataConfig
+    phases: list[Phase]
+
+    def order(self, corpora: list[Corpus]) -> Order:
+        phases = data.mixed(self.phases, self.data)
+        return data.order(corpora, phases, self.data.block_tokens or phases[0].seq_len, self.seed, words=False)
+
+
+def _answer(arguments: argparse.Namespace) -> None:
+    run = Path(arguments.run)
+    path = run / CONFIG if run.is_dir() else run
+    plan = config.load(Plan, path, arguments.overrides)
+    tokenizer = open_tokenizer(plan.data.tokenizer)
+    corpora = data.open_corpora(plan.data, tokenizer)
+    if arguments.lengths:
+        return show_lengths(corpora, max(phase.seq_len for phase in plan.phases))
+    order = plan.order(corpora)
+    if arguments.document is not None:
+        return show_readings(order, corpora, arguments.document, _steps_done(run))
+    steps = sum(phase.steps for phase in order.phases)
+    if not 0 <= arguments.step < steps:
+        raise ConfigError("there is no such step", f"--step {arguments.step}; {path} has steps 0 to {steps - 1:,}")
+    if arguments.sample is None:
+        return show_step(order, tokenizer, arguments.step)
+    batch = locate(arguments.step, order.phases).phase.batch
+    if not 0 <= arguments.sample < batch:
+        raise ConfigError("there is no such sample", f"--sample {arguments.sample}; a step has 0 to {batch - 1:,}")
+    run_config = config.load(importlib.import_module("pretrain.run").RunConfig, path, arguments.overrides)
+    return show_sample(run_config, corpora, tokenizer, arguments.step, arguments.sample)
+
+
+# Documents of a step
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of one document inside a window."""
+
+    first: int  # position in the window, and one past the last
+    last: int
+    document: int
+    offset: int  # of its first token within the document
+    length: int  # of the whole document, in tokens
+
+
+def stretches(shards: Shards, start: int, tokens: int) -> Iterator[Stretch]:
+    """The documents of the `tokens` stream positions from `start` on, in order."""
+    document, _ = shards.document_at(start)
+    at = start
+    while at < start + tokens:
+        begin, end = shards.span(document)
+        last = min(end, start + tokens)
+        yield Stretch(at - start, last - start, document, at - begin, end - begin)
+        at, document = last, document + 1
+
+
+def show_step(order: Order, tokenizer: Tokenizer, step: int) -> None:
+    """Print the corpora, documents and first words of every window of a step."""
+    position = locate(step, order.phases)
+    phase, readings = position.phase, order.step(step)
+    steps = sum(phase.steps for phase in order.phases)
+    where = f", phase {position.number}" if len(order.phases) > 1 else ""
+    print(f"step {step:,} of {steps:,}{where}: {phase.batch:,} windows of {phase.seq_len:,} tokens")
+    if len(order.corpora) > 1:
+        _show_shares(order, position.number, readings)
+    for number, reading in enumerate(readings):
+        shards = order.corpora[reading.corpus].shards
+        print(f"\nsample {number}: {_place(reading)}")
+        row = shards.gather(np.array([reading.start]), reading.tokens)[0]
+        for part in stretches(shards, reading.start, reading.tokens):
+            text = tokenizer.decode(row[part.first : part.last][:SHOWN].tolist())
+            print(f"  {_stretch(shards, part)}  {_one_line(text)}")
+
+
+def _show_shares(order: Order, phase: int, readings: list[Reading]) -> None:
+    """Windows of the step from each corpus, beside the share asked for."""
+    drawn = Counter(reading.corpus for reading in readings)
+    weights = order.mixtures[phase].weights
+    for name, weight in zip(order.corpora, weights, strict=True):
+        share, asked = drawn[name] / len(readings), weight / sum(weights)
+        print(f"  {name}: {drawn[name]:,} windows, {share:.1%} (of the mixture: {asked:.1%})")
+
+
+def _place(reading: Reading) -> str:
+    corpus = f"{reading.corpus}, " if reading.corpus else ""
+    last = reading.start + reading.tokens - 1
+    return f"{corpus}epoch {reading.epoch}, tokens {reading.start:,} to {last:,} of the stream"
+
+
+def _stretch(shards: Shards, part: Stretch) -> str:
+    tokens = f"{part.first:5} to {part.last - 1:<5}"
+    inside = "whole" if part.last - part.first == part.length else f"from {part.offset:,} of {part.length:,}"
+    return f"{tokens} document {part.document:,} ({inside})  {_origin(shards, part.document)}"
+
+
+def _origin(shards: Shards, document: int) -> str:
+    return shards.origin(document) if "origin" in sidecars(shards.index) else "its origin is not on record"
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+# One window, as the model sees it
+
+
+def show_sample(run: "RunConfig", corpora: list[Corpus], tokenizer: Tokenizer, step: int, sample: int) -> None:
+    """Print a window's segments with their documents, its text with the masks, and what its targets are shown as."""
+    from pretrain.loader import Batches  # imports torch
+
+    run = run.resolved()
+    whole_words = run.objective.kind == "masked_lm" and run.objective.unit == "word"
+    order = data.order(corpora, run.phases, run.block_tokens, run.seed, whole_words)
+    position = locate(step, order.phases)
+    reading = order.step(step)[sample]
+    over = len(order.phases)  # no phase needs to divide among ranks
+    batches = Batches(order.corpora, run.objective, order.phases, run.seed, micro_batch=1, rank=0, world=1, begun=over)
+    batch = batches.take(position.number, reading.sample, 1).batch
+    shards = order.corpora[reading.corpus].shards
+    print(f"sample {sample} of step {step:,}: {_place(reading)}")
+    shown, counts = _marked(batch, tokenizer, shards.specials.get("mask"))
+    segments = batch.segments[0].numpy()
+    edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(segments)]
+    for number, (first, last) in enumerate(pairwise(edges)):
+        document, offset = shards.document_at(reading.start + first)
+        begin, end = shards.span(document)
+        part = Stretch(first, last, document, offset, end - begin)
+        print(f"\nsegment {number}: {_stretch(shards, part)}\n{' '.join(shown[first:last])}")
+    print(f"\n{counts}")
+
+
+def _marked(batch, tokenizer: Tokenizer, mask: int | None) -> tuple[list[str], str]:
+    """The window's tokens as text, targets of a masked LM as ⟨shown → truth⟩, and how many targets are shown how."""
+    inputs = batch.inputs[0].tolist()
+    shown = [tokenizer.token_text(token) for token in inputs]
+    if batch.target_index is None:
+        return shown, f"{len(inputs)} targets: every token's successor"
+    kinds = Counter()
+    for at, truth, weight in zip(
+        batch.target_index[0].tolist(), batch.targets[0].tolist(), batch.weights[0].tolist(), strict=True
+    ):
+        if not weight:
+            kinds["empty"] += 1
+            continue
+        kind = "[MASK]" if inputs[at] == mask else "left as it is" if inputs[at] == truth else "another token"
+        kinds[kind] += 1
+        shown[at] = f"⟨{shown[at]} → {tokenizer.token_text(truth)}⟩"
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return shown, f"{kinds.total()} targets of {len(inputs)} tokens: {said}"
+
+
+# Steps of a document
+
+
+def show_readings(order: Order, corpora: list[Corpus], where: str, done: int | None) -> None:
+    """Print every step that reads a document, and which the run has done. Raises ShardError for one that is nowhere."""
+    found = [(corpus.name, number) for corpus in corpora for number in _documents(corpus.train, where)]
+    if not found:
+        for corpus in corpora:
+            if any(True for _ in _documents(corpus.heldout, where)):
+                raise ShardError(f"{where} is held out: no step trains on it", f"{corpus.folder}, the held-out side")
+        raise ShardError(
+            "no document comes from there",
+            f"looked for {where!r} in {', '.join(corpus.folder for corpus in corpora)}",
+            "write it as --step does; a document that cleaning dropped is in no shard",
+        )
+    for name, number in found:
+        shards = order.corpora[name].shards
+        begin, end = shards.span(number)
+        corpus = f"{name}, " if name else ""
+        print(f"{where}: {corpus}document {number:,}, {end - begin:,} tokens, from {begin:,} of the stream")
+        readings = order.readings(name, begin, end)
+        for reading in readings:
+            first, last = max(begin, reading.start), min(end, reading.start + reading.tokens)
+            sample = reading.sample % locate(reading.step, order.phases).phase.batch
+            state = "" if done is None else "  done" if reading.step < done else "  to come"
+            print(
+                f"  step {reading.step:>9,}  sample {sample:>5,}  epoch {reading.epoch}  "
+                f"its tokens {first - begin:,} to {last - 1 - begin:,}{state}"
+            )
+        print(f"  {len(readings):,} windows in {len({reading.step for reading in readings}):,} steps")
+
+
+def _documents(shards: Shards, where: str) -> Iterator[int]:
+    """The numbers of the documents that come from `where`: one, or copies of one in a set put together of several."""
+    place, _, number = where.rpartition(" ")
+    files = [index for index, name in enumerate(shards.places) if name == place]
+    if not files or not number.isdigit():
+        return
+    for piece in range(len(shards.pieces)):
+        rows = shards.sidecar(piece, "origin")
+        mine = np.flatnonzero(np.isin(rows["file"], files) & (rows["number"] == int(number)))
+        yield from shards.numbers(piece)[mine].tolist()
+
+
+def _steps_done(run: Path) -> int | None:
+    """How many steps the run has done, by the last line of its metrics; None for a configuration."""
+    try:
+        with open(run / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LINE_BYTES))
+            lines = file.read().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+# Lengths
+
+
+def show_lengths(corpora: list[Corpus], longest: int) -> None:
+    """Print, for each corpus and side, how many documents and tokens are in documents of which length.
+
+    `longest`: tokens of the run's longest window. Memory: 4 bytes a document.
+    """
+    for corpus in corpora:
+        for shards in (corpus.train, corpus.heldout):
+            lengths = np.concatenate([shards.piece_index(piece)[0] for piece in range(len(shards.pieces))])
+            tokens = int(lengths.sum(dtype=np.int64))
+            title = ", ".join(part for part in (corpus.name, shards.side) if part)
+            print(f"{title}: {len(lengths):,} documents, {tokens:,} tokens")
+            _show_histogram(lengths)
+            quantiles = np.quantile(lengths, QUANTILES).round().astype(int).tolist()
+            said = ", ".join(f"{share:.0%} {value:,}" for share, value in zip(QUANTILES, quantiles, strict=True))
+            long = lengths > longest
+            share = lengths[long].sum(dtype=np.int64) / tokens
+            print(f"  shares of documents with at most … tokens: {said}; mean {tokens / len(lengths):,.0f}")
+            print(f"  longer than a window of {longest:,}: {long.mean():.1%} of documents, {share:.1%} of tokens\n")
+
+
+def _show_histogram(lengths: np.ndarray) -> None:
+    """A line for each power of two."""
+    bins = np.maximum(np.ceil(np.log2(np.maximum(lengths, 1))), 0).astype(np.int64)  # length in (2^(b-1), 2^b]
+    counts = np.bincount(bins)
+    tokens = np.bincount(bins, weights=lengths)
+    print(f"  {'tokens':>17} {'documents':>12}  {'of tokens':>9}")
+    for power in range(int(bins.min()), len(counts)):
+        low, high = (1 << power >> 1) + 1, 1 << power
+        bar = "█" * round(BAR * counts[power] / counts.max())
+        share = tokens[power] / max(1, tokens.sum())
+        print(f"  {low:>8,}-{high:<8,} {counts[power]:>12,}  {share:>9.1%}  {bar}")
