@@ -86,6 +86,7 @@ class Corpus:
     name: str
     folder: str
     max_epochs: float | None
+    tokenizer: Tokenizer  # they were made with
     train: Shards
     heldout: Shards
 
@@ -113,26 +114,28 @@ def open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
                     f"{other.folder} and {corpus.shards} are both {train.fingerprint[:12]}…",
                     "name it once, with the weight of both",
                 )
-        found.append(Corpus(corpus.name, corpus.shards, corpus.max_epochs, train, heldout))
+        found.append(Corpus(corpus.name, corpus.shards, corpus.max_epochs, tokenizer, train, heldout))
     for corpus in found:
         check_tokenizer(corpus.train.index, corpus.folder, tokenizer)
     return found
 
 
-def identity(corpora: list[Corpus]) -> dict:
-    """What a checkpoint says about the data of its run: `shards`, or where the corpora have names `corpora`."""
-    if not corpora[0].name:
-        return {"shards": corpora[0].train.fingerprint}
-    return {"corpora": [[corpus.name, corpus.train.fingerprint] for corpus in corpora]}
+def identity(corpora: list[Corpus], plan: Order) -> dict:
+    """What a checkpoint says about the data of its run: `shards`, or where the corpora have names `corpora`; and
+    `words`, by name, where the objective masks whole ones."""
+    words = {name: windows.word_starts.fingerprint for name, windows in plan.corpora.items() if windows.word_starts}
+    named = {"corpora": [[corpus.name, corpus.train.fingerprint] for corpus in corpora]}
+    found = named if corpora[0].name else {"shards": corpora[0].train.fingerprint}
+    return found | ({"words": words} if words else {})
 
 
-def conflicts(index: dict, begun: list[Phase], corpora: list[Corpus]) -> list[str]:
+def conflicts(index: dict, begun: list[Phase], corpora: list[Corpus], plan: Order) -> list[str]:
     """Lines `what: old, new` for each corpus that the phases `begun` of a checkpoint with this `index` have drawn from
     and that is not what and where it was. Others may come, go and change behind them."""
     old = index.get("corpora") or [["", index["shards"]]]
     drawn = [name for phase in begun for name in phase.mixture or {"": 1}]
     lines = []
-    for number, (name, fingerprint) in enumerate(old):
+    for number, (name, shards) in enumerate(old):
         if name and name not in drawn:
             continue
         new = corpora[number] if number < len(corpora) else None
@@ -141,11 +144,15 @@ def conflicts(index: dict, begun: list[Phase], corpora: list[Corpus]) -> list[st
                 f"data.corpora.{number}: this run has drawn from {name}, found {new.name if new else 'nothing'} there"
             )
             lines.append(f"{what}; a corpus keeps its place in the list")
-        elif new.train.fingerprint != fingerprint:
-            what = f"data.corpora.{number}, {name}" if name else "shards"
-            lines.append(
-                f"{what}: this run began with {fingerprint[:12]}…, {new.folder} is {new.train.fingerprint[:12]}…"
-            )
+            continue
+        words = plan.corpora[new.name].word_starts
+        for what, was, now in (
+            ("shards", shards, new.train.fingerprint),
+            ("words", index.get("words", {}).get(name), words and words.fingerprint),
+        ):
+            if was and now and was != now:
+                of = f"data.corpora.{number}, {name}, {what}" if name else what
+                lines.append(f"{of}: this run began with {was[:12]}…, {new.folder} is {now[:12]}…")
     return lines
 
 
@@ -165,13 +172,13 @@ def check_sizes(corpora: list[Corpus], block_tokens: int, longest: int) -> None:
 
 
 def order(corpora: list[Corpus], phases: list[Phase], block_tokens: int, seed: int, words: bool) -> Order:
-    """The order of a run whose mixtures are written out. `words`: opened with where words begin."""
+    """The order of a run whose mixtures are written out. `words`: it also says where words begin."""
     if words:
-        from pretrain.words import Words
-    windows = {
-        corpus.name: Windows(corpus.train, block_tokens, seed, Words(corpus.train) if words else None, number)
-        for number, corpus in enumerate(corpora)
-    }
+        from pretrain.words import open_words
+    windows = {}
+    for number, corpus in enumerate(corpora):
+        begins = open_words(corpus.train, corpus.tokenizer) if words else None
+        windows[corpus.name] = Windows(corpus.train, block_tokens, seed, begins, number)
     return Order(windows, phases)
 
 

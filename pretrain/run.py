@@ -30,9 +30,10 @@ from pretrain.metrics import reports
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
 from pretrain.optim import OptimConfig, adamw
+from pretrain.order import Order
 from pretrain.permutation import INIT, hash64
 from pretrain.phases import Phase, tokens_after
-from pretrain.tokenizer import Tokenizer, open_tokenizer
+from pretrain.tokenizer import open_tokenizer
 from pretrain.trainer import Intervals, Job, train
 
 SUMMARY = "summary.json"
@@ -124,14 +125,16 @@ def run(cfg: RunConfig) -> dict:
         export.check(cfg.model, cfg.export.dialect, tokenizer.kind)
     corpora = data.open_corpora(cfg.data, tokenizer)
     data.check_sizes(corpora, cfg.block_tokens, max(phase.seq_len for phase in cfg.phases))
+    whole_words = cfg.objective.kind == "masked_lm" and cfg.objective.unit == "word"
+    plan = data.order(corpora, cfg.phases, cfg.block_tokens, cfg.seed, whole_words)
     vocab_size = corpora[0].train.vocab_size
     identity = {
         "settings": config.frozen(cfg),
-        **data.identity(corpora),
+        **data.identity(corpora, plan),
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": vocab_size,
     }
-    found = _checkpoint_of(cfg, folder, corpora, tokenizer, world.speaks)
+    found = _checkpoint_of(cfg, folder, corpora, plan, world.speaks)
     state = found.state if found else TrainState()
     summary = _summary_of(folder, cfg.steps)
     if state.step == cfg.steps and summary:
@@ -139,8 +142,6 @@ def run(cfg: RunConfig) -> dict:
             print(f"{folder}: all {cfg.steps} steps are done; append a phase to go on")
         return summary
 
-    whole_words = cfg.objective.kind == "masked_lm" and cfg.objective.unit == "word"
-    plan = data.order(corpora, cfg.phases, cfg.block_tokens, cfg.seed, whole_words)
     data.check_epochs(corpora, plan)
     batches = loader.Batches(
         plan.corpora,
@@ -289,9 +290,7 @@ def _check_output(folder: Path) -> None:
         )
 
 
-def _checkpoint_of(
-    cfg: RunConfig, folder: Path, corpora: list[Corpus], tokenizer: Tokenizer, speak: bool
-) -> Checkpoint | None:
+def _checkpoint_of(cfg: RunConfig, folder: Path, corpora: list[Corpus], plan: Order, speak: bool) -> Checkpoint | None:
     """The newest checkpoint of this run, if there is one and it may be continued with `cfg`."""
     newest = checkpoint.newest(folder, speak)
     if newest is None:
@@ -303,7 +302,8 @@ def _checkpoint_of(
     begins = np.cumsum([0] + [phase.steps for phase in old.phases[:-1]])
     begun = int((begins < found.state.step).sum())  # phases that have begun; later ones may be edited or added
     lines = config.resume_conflicts(old, cfg, {"phases": begun})
-    lines += data.conflicts(found.index, old.phases[:begun], corpora)
+    lines += data.conflicts(found.index, old.phases[:begun], corpora, plan)
+    tokenizer = corpora[0].tokenizer
     if found.index["tokenizer"] != tokenizer.fingerprint:
         began = f"tokenizer: this run began with {found.index['tokenizer'][:12]}…"
         lines.append(f"{began}, {cfg.data.tokenizer} is {tokenizer.fingerprint[:12]}…")

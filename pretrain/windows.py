@@ -19,6 +19,8 @@ from pretrain.shards import Shards
 class WordStarts(Protocol):
     """Which tokens of a stream begin a word; `pretrain.words` makes it."""
 
+    fingerprint: str
+
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """(B, length) bool at stream positions starts[b] … starts[b] + length - 1."""
 
@@ -33,7 +35,7 @@ class Windows:
         self.shards, self.block_tokens, self.seed, self.corpus = shards, block_tokens, seed, corpus
         self.blocks = shards.tokens // block_tokens  # per epoch
         self.before = shards.specials["eod" if "eod" in shards.specials else "sep"]  # what precedes the stream
-        self._words = words
+        self.word_starts = words
 
     def places(self, samples: np.ndarray, seq_len: int, first_block: int = 0) -> np.ndarray:
         """Where `samples` (B,) of a phase that draws from this set alone stand in its whole order, (B,) int64 tokens.
@@ -83,14 +85,15 @@ class Windows:
 
         The stream is preceded by an end mark, so that its first token is predicted like any other.
         """
+        if starts.min() >= lead:
+            return self.shards.gather(starts - lead, lead + seq_len)
         rows = np.empty((len(starts), lead + seq_len), np.int32)
         rows[:, lead:] = self.shards.gather(starts, seq_len)
-        if lead:
-            before = self.shards.gather(np.maximum(starts - 1, 0), 1)[:, 0]
-            rows[:, 0] = np.where(starts > 0, before, self.before)
+        before = self.shards.gather(np.maximum(starts - 1, 0), 1)[:, 0]
+        rows[:, 0] = np.where(starts > 0, before, self.before)
         return rows
 
     def words(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
         """(B, seq_len) bool: where words begin in the windows at `starts`."""
-        assert self._words is not None, "this set was opened without its words"
-        return self._words.gather(starts, seq_len)
+        assert self.word_starts is not None, "this set was opened without its words"
+        return self.word_starts.gather(starts, seq_len)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pretrain import checkpoint, config, data, shards
+from pretrain import checkpoint, config, data, shards, words
 from pretrain.data import DataConfig, mixed, open_corpora
 from pretrain.errors import ConfigError, ResumeError, ShardError
 from pretrain.evaluate import Scores, together
@@ -232,6 +232,27 @@ def test_a_run_of_one_corpus_goes_on_with_a_second_one_for_later_phases(prepared
         with pytest.raises((ResumeError, ShardError)) as error:
             cases.train(values(prepared, two, tmp_path / "run", listed=change, phases=[*one["phases"], later]))
         assert message in str(error.value), change
+
+
+def test_whole_words_of_every_corpus_are_part_of_the_run(prepared, two, tmp_path):
+    """English says itself where words begin; the Chinese set needs its stage; other words are another run."""
+    listed = corpora(two)
+    listed[1]["shards"] = str(shutil.copytree(two["zh-bert"], tmp_path / "zh"))
+    objective = {"kind": "masked_lm", "unit": "word"}
+    given = values(prepared, two, tmp_path / "run", listed=listed, checkpoint={"every_steps": 6})
+    given["objective"] = objective
+    with pytest.raises(ShardError, match="Chinese words are not seen from the ids"):
+        cases.train(given)
+    wanted = {"shards": listed[1]["shards"], "tokenizer": str(prepared.tokenizer["bert"])}
+    words.run(words.WordsConfig(**wanted))
+    on_ranks(1, cases.train, given, log=tmp_path / "run.log", launched=False)
+    index = json.loads((checkpoint.newest(tmp_path / "run") / "index.json").read_text())
+    assert set(index["words"]) == {"en", "zh"}
+
+    (tmp_path / "mine.txt").write_text("明月\n春風\n", encoding="utf-8")
+    words.run(words.WordsConfig(**wanted, user_dictionary=str(tmp_path / "mine.txt")))
+    with pytest.raises(ResumeError, match=r"data.corpora.1, zh, words: this run began with"):
+        cases.train(given)
 
 
 def test_a_mixed_configuration_loads_back_equal(prepared, two, tmp_path):
