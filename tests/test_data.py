@@ -225,7 +225,7 @@ def test_a_run_of_one_corpus_goes_on_with_a_second_one_for_later_phases(prepared
         ([{**listed[0], "shards": two["en-byte"]}, listed[1]], "different tokenizers"),
         (
             [{**listed[0], "shards": two["zh-bert"]}, {**listed[1], "shards": two["en-bert"]}],
-            "0, main: this run",
+            "0, main, shards: this",
         ),
         ([listed[0], {**listed[1], "weight": 3}], "phases: "),
     ):
