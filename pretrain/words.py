@@ -137,10 +137,9 @@ class Words:
         inside = np.minimum(first, int(self._bytes.ends[-1]) - count)  # the last bytes are read from further ahead
         bits = np.unpackbits(self._bytes.rows(inside, count).astype(np.uint8), axis=1, bitorder="little")
         shift += (first - inside) * 8
-        rows = np.empty((len(starts), length), bool)
-        for distance in np.unique(shift).tolist():  # one, as windows lie in blocks of a multiple of 8 tokens
-            rows[shift == distance] = bits[shift == distance, distance : distance + length]
-        return rows
+        # Every place of the bits begins a row of a view: choosing rows copies each in one piece.
+        view = np.ndarray((bits.size - length + 1, length), np.bool_, bits, 0, (1, 1))
+        return view[np.arange(len(starts)) * bits.shape[1] + shift]
 
 
 class MarkedWords:

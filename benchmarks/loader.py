@@ -1,0 +1,267 @@
+"""Measure batches beside other loaders, in turn, and write the figures as JSON.
+
+    python benchmarks/loader.py en=corpora/en.jsonl.zst zh=corpora/zh.jsonl.zst --out benchmarks/results/loader.json \\
+        --streaming-python /elsewhere/bin/python
+
+A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst. Its first `--megabytes` become
+a vocabulary, shards with their words, and the same ids in the formats of the others. Batches are 32 windows of 512.
+
+Every measurement is a process of its own; the contestants take turns, round after round, and the figures are medians
+over rounds, in millions of tokens per CPU second of one thread. `ours` takes random windows off the memory map, masks
+them, and numbers documents and positions; the others make ids and labels alone. `as trained` is all that a run's loader
+does: the order of samples and the digest of what was trained on too. MosaicML streaming may need versions of its own:
+`--streaming-python` is an interpreter that has it; without one it is left out.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # this file's folder has names of libraries
+
+import numpy as np  # noqa: E402
+
+from benchmarks.measuring import ONE_THREAD, documents, machine, medians, pairs, ratio, versions, write_recipe  # noqa: E402
+
+B, T = 32, 512
+VOCABULARY = 30_000
+SECONDS = 2.0  # of CPU time a contestant is measured for, after WARM batches
+WARM = 20
+OURS = {
+    "ours, causal": {"kind": "causal_lm"},
+    "ours, masked": {"kind": "masked_lm"},
+    "ours, masked words": {"kind": "masked_lm", "unit": "word"},
+    "ours, masked spans": {"kind": "masked_lm", "span": {}},
+    "ours, masked spans of words": {"kind": "masked_lm", "unit": "word", "span": {}},
+}
+TRAINED = [f"{who}, as trained" for who in ("ours, causal", "ours, masked", "ours, masked words")]
+CAUSAL = ("nanoGPT's way", "HF datasets, torch format", "MosaicML streaming")
+MASKED = ("HF collator", "HF collator, NumPy", "HF datasets and collator")
+WORDS = ("HF collator, whole words",)
+
+
+# Preparing
+
+
+def prepare(text: Path, folder: Path, megabytes: float, streaming: str | None) -> None:
+    """Vocabulary, shards and words of a text in `folder`, and its ids as the others want them."""
+    from pretrain import shards, tokenizer, words
+
+    with open(folder / "text.txt", "w", encoding="utf-8") as file:
+        for document in documents(text, megabytes):
+            file.write("\n".join(line for line in document.split("\n") if line.strip()) + "\n\n")
+    corpus = str(write_recipe(folder, "text.txt"))
+    made = {"corpus": corpus, "out": str(folder / "tokenizer"), "kind": "bert", "vocab_size": VOCABULARY}
+    tokenizer.run(tokenizer.TokenizerConfig(**made, plot=False))
+    shards.run(shards.ShardsConfig(corpus=corpus, tokenizer=made["out"], out=str(folder / "shards")))
+    words.run(words.WordsConfig(shards=str(folder / "shards"), tokenizer=made["out"]))
+
+    opened = shards.Shards(folder / "shards")
+    rows = opened.gather(np.arange(opened.tokens // T) * T, T)
+    rows.astype(np.uint16).tofile(folder / "train.bin")
+    import datasets
+
+    data = datasets.Dataset.from_dict({"input_ids": rows})
+    data.save_to_disk(folder / "rows")
+    if streaming:
+        subprocess.run([streaming, __file__, "write-mds", str(folder)], check=True)
+
+
+def write_mds(folder: str) -> None:
+    from streaming import MDSWriter
+
+    rows = np.fromfile(Path(folder) / "train.bin", np.uint16).reshape(-1, T)
+    with MDSWriter(out=str(Path(folder) / "mds"), columns={"input_ids": f"ndarray:uint16:{T}"}) as writer:
+        for row in rows:
+            writer.write({"input_ids": row})
+
+
+# Contestants: each a function of a folder that gives a function that makes one batch
+
+
+def ours(folder: Path, who: str):
+    from pydantic import TypeAdapter
+
+    from pretrain.loader import Batches
+    from pretrain.objectives import OBJECTIVES, ObjectiveConfig
+    from pretrain.phases import Phase
+    from pretrain.shards import Shards
+    from pretrain.windows import Windows
+    from pretrain.words import Words
+
+    shards = Shards(folder / "shards")
+    config = TypeAdapter(ObjectiveConfig).validate_python(OURS[who.removesuffix(", as trained")])
+    windows = Windows(shards, T, 1, Words(shards))
+    if who in TRAINED:
+        phase = Phase(steps=10**6, seq_len=T, batch_tokens=B * T)
+        batches, number = Batches(windows, config, [phase], 1, B, 0, 1), iter(range(10**6))
+        return lambda: batches[next(number)].batch
+    objective = OBJECTIVES[config.kind](config, shards.specials, shards.vocab_size, T, 1)
+    rng = np.random.default_rng(0)
+
+    def batch():
+        starts = rng.integers(1, shards.tokens - T, B)
+        words = windows.words(starts, T) if objective.wants_words else None
+        return objective.batch(windows.rows(starts, T, objective.lead), starts, words)
+
+    return batch
+
+
+def nanogpt(folder: Path, who: str):
+    """Random windows of a flat file that is mapped anew for each batch, row by row, as its training script has it."""
+    import torch
+
+    def batch():
+        data = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
+        starts = torch.randint(len(data) - T, (B,))
+        x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in starts])
+        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
+        return x, y
+
+    return batch
+
+
+def hf_datasets(folder: Path, who: str):
+    import datasets
+
+    data = datasets.load_from_disk(str(folder / "rows")).with_format("torch")
+    rng = np.random.default_rng(0)
+    return lambda: data[rng.integers(0, len(data), B).tolist()]["input_ids"]
+
+
+def streaming(folder: Path, who: str):
+    import torch
+    from streaming import StreamingDataset
+    from torch.utils.data import DataLoader
+
+    data = StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=B)
+    made = iter(DataLoader(data, batch_size=B, drop_last=True))
+
+    def batch():
+        nonlocal made
+        try:
+            ids = next(made)["input_ids"]
+        except StopIteration:
+            made = iter(DataLoader(data, batch_size=B, drop_last=True))
+            ids = next(made)["input_ids"]
+        return ids.to(torch.int64)
+
+    return batch
+
+
+def hf_collator(folder: Path, who: str):
+    import datasets
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
+    words, form = "whole words" in who, "np" if "NumPy" in who else "pt"
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, mlm_probability=0.15, whole_word_mask=words, return_tensors=form
+    )
+    data = datasets.load_from_disk(str(folder / "rows"))
+    if "datasets" in who:
+        rng = np.random.default_rng(0)
+        data = data.with_format("torch")
+        return lambda: collator([data[int(i)] for i in rng.integers(0, len(data), B)])
+    rows = []
+    for ids in data[:B]["input_ids"]:
+        row = {"input_ids": ids}
+        if words:  # a word's tokens have offsets that join
+            tokens = tokenizer.convert_ids_to_tokens(ids)
+            ends = np.cumsum([2 if token.startswith("##") else 3 for token in tokens])
+            row["offset_mapping"] = [(int(end) - 2, int(end)) for end in ends]
+        rows.append(row)
+    return lambda: collator([dict(row) for row in rows])
+
+
+def contestant(who: str):
+    known = {"nanoGPT": nanogpt, "HF datasets, torch": hf_datasets, "MosaicML": streaming, "HF": hf_collator}
+    return next((make for name, make in known.items() if who.startswith(name)), ours)
+
+
+def measure(who: str, folder: str) -> None:
+    """One contestant in a process of its own: prints its rate."""
+    import torch
+
+    torch.set_num_threads(1)
+    batch = contestant(who)(Path(folder), who)
+    for _ in range(WARM):
+        batch()
+    count, began = 0, time.process_time()
+    while time.process_time() - began < SECONDS:
+        for _ in range(10):
+            batch()
+        count += 10
+    print(json.dumps({"m_tokens_per_cpu_s": count * B * T / 1e6 / (time.process_time() - began)}))
+
+
+# Figures
+
+
+def rounds_of(folder: Path, arguments: argparse.Namespace) -> list[dict[str, dict]]:
+    contestants = [*OURS, *TRAINED, *CAUSAL, *MASKED, *WORDS]
+    rounds = []
+    for _ in range(arguments.rounds):
+        found = {}
+        for who in contestants:
+            python = arguments.streaming_python if who.startswith("MosaicML") else sys.executable
+            if python:
+                command = [python, __file__, "measure", who, str(folder)]
+                done = subprocess.run(command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, check=True)
+                found[who] = json.loads(done.stdout.splitlines()[-1])
+        rounds.append(found)
+    return rounds
+
+
+def result(name: str, text: Path, rounds: list[dict[str, dict]]) -> dict:
+    figure = "m_tokens_per_cpu_s"
+    beside = {"ours, causal": CAUSAL, "ours, masked": MASKED, "ours, masked words": WORDS}
+    ratios = {
+        f"{mine} / {other}": ratio(rounds, mine, other, figure)
+        for mine, others in beside.items()
+        for other in others
+        if other in rounds[0]
+    }
+    shown = {"text": name, "file": text.name, "contestants": medians(rounds), "ratios": ratios}
+    print(json.dumps(shown, indent=1), flush=True)
+    return shown
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["measure"]:
+        return measure(*sys.argv[2:])
+    if sys.argv[1:2] == ["write-mds"]:
+        return write_mds(*sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("texts", nargs="+", help="NAME=FILE")
+    parser.add_argument("--megabytes", type=float, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--streaming-python")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    head = {"command": " ".join(["python benchmarks/loader.py", *sys.argv[1:]]), "date": str(date.today())}
+    head |= {"machine": machine(), "versions": versions("numpy", "torch", "transformers", "datasets")}
+    if arguments.streaming_python:
+        said = "from importlib.metadata import version as v; print(v('mosaicml-streaming'), v('torch'), v('numpy'))"
+        done = subprocess.run([arguments.streaming_python, "-c", said], capture_output=True, text=True, check=True)
+        head["versions"]["mosaicml-streaming, with its torch and numpy"] = done.stdout.strip()
+    head |= {"batch": f"{B} x {T}", "rounds": arguments.rounds}
+    head["load_average_before"] = [round(load, 1) for load in os.getloadavg()]
+    head["figures"] = "[median, least, most] over rounds, in millions of tokens per CPU second"
+    results = []
+    for name, text in pairs(arguments.texts).items():
+        with tempfile.TemporaryDirectory() as scratch:
+            prepare(text, Path(scratch), arguments.megabytes, arguments.streaming_python)
+            results.append(result(name, text, rounds_of(Path(scratch), arguments)))
+    arguments.out.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
