@@ -259,6 +259,20 @@ def test_documents_that_would_stand_twice_are_refused(wiki, web, tmp_path):
         reshard(tmp_path / "out", {"shards": half}, {"shards": wiki, "fraction": [0.5, 0.6]}, seed=1)
 
 
+def test_every_choice_from_a_common_set_counts(wiki, tmp_path):
+    parts = [reshard(tmp_path / str(n), {"shards": wiki, "fraction": f}) for n, f in enumerate(([0, 0.3], [0.5, 0.8]))]
+    both = reshard(tmp_path / "both", *({"shards": part} for part in parts))
+    deep = reshard(tmp_path / "deep", {"shards": both, "tokens": 500})
+    for fraction in ([0, 0.1], [0.6, 1], [0.2, 0.6]):
+        for made in (both, deep):
+            with pytest.raises(ShardError, match="would stand twice"):
+                reshard(tmp_path / "out", {"shards": made}, {"shards": wiki, "fraction": fraction})
+    for n, fraction in enumerate(([0.3, 0.5], [0.8, 1])):
+        out = reshard(tmp_path / f"more{n}", {"shards": deep}, {"shards": wiki, "fraction": fraction})
+        ids = [ids for ids, _, _ in documents(out)]
+        assert len(set(ids)) == len(ids) > 20
+
+
 def test_sets_of_different_tokenizers_are_refused_naming_both(wiki, tmp_path):
     other = write_set(tmp_path / "other", drawn(5, 1), drawn(6, 1), tokenizer="cd" * 32)
     with pytest.raises(ShardError, match="different tokenizers") as error:

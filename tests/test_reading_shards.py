@@ -82,6 +82,9 @@ def test_rows_out_of_many_pieces_equal_a_slow_loop(made):
             assert rows.dtype == np.int32 and rows.flags.c_contiguous
             assert rows.tolist() == [ids[start : start + length] for start in starts.tolist()]
     assert found.gather(np.array([0]), len(ids)).tolist() == [ids]
+    for length in (2, 37):  # at the very end of every piece, and one and two past it
+        starts = np.concatenate([np.cumsum(found.piece_tokens)[10:-10] - length + past for past in (0, 1, 2)])
+        assert found.gather(starts, length).tolist() == [ids[start : start + length] for start in starts.tolist()]
 
 
 def test_every_position_is_found_in_its_document(made):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import blake2b
-from itertools import combinations
+from itertools import combinations, product, starmap
 from pathlib import Path
 
 import numpy as np
@@ -328,7 +328,7 @@ def _check_overlap(config: ReshardConfig, indexes: list[dict]) -> None:
     for (a, mine), (b, other) in combinations(zip(config.parts, lines, strict=True), 2):
         mine, other = _chosen(mine, config.seed), _chosen(other, config.seed)
         for shared in mine.keys() & other.keys():
-            if not _disjoint(mine[shared], other[shared]):
+            if not all(starmap(_disjoint, product(mine[shared], other[shared]))):
                 raise ShardError(
                     "documents would stand twice on the training side",
                     f"{a.shards} and {b.shards} both have documents of the set {shared[:12]}…",
@@ -355,19 +355,17 @@ def _lineage(part: Part, index: dict) -> dict:
     return {"shards": index["fingerprint"], **part.choice, **made}
 
 
-def _chosen(line: dict, seed: int) -> dict[str, tuple[dict, int] | None]:
-    """Of each set that a line comes from, what was chosen of it, and by which seed; None if it came in twice."""
-    found: dict[str, tuple[dict, int] | None] = {line["shards"]: (line, seed)}
+def _chosen(line: dict, seed: int) -> dict[str, list[tuple[dict, int]]]:
+    """Of each set that a line comes from, what was chosen of it, and by which seed."""
+    found = {line["shards"]: [(line, seed)]}
     for inner in line.get("parts", ()):
-        for shards, choice in _chosen(inner, line["seed"]).items():
-            found[shards] = None if shards in found else choice
+        for shards, choices in _chosen(inner, line["seed"]).items():
+            found.setdefault(shards, []).extend(choices)
     return found
 
 
-def _disjoint(one: tuple[dict, int] | None, other: tuple[dict, int] | None) -> bool:
+def _disjoint(one: tuple[dict, int], other: tuple[dict, int]) -> bool:
     """Whether two choices from one set can have no document in common."""
-    if one is None or other is None:
-        return False
     (a, seed), (b, other_seed) = one, other
     ranges = [(a["documents"], b["documents"])] if "documents" in a and "documents" in b else []
     if "fraction" in a and "fraction" in b and seed == other_seed:

@@ -120,5 +120,6 @@ def _mmap(libc: ctypes.CDLL, address: int | None, size: int, access: int, flags:
     found = libc.mmap(address, size, access, flags, descriptor, 0)
     if found in (None, FAILED):
         found = f"{size:,} bytes of address space: {os.strerror(ctypes.get_errno())}"
-        raise ShardError("token files cannot be mapped", found, "is it limited? `ulimit -v` should say unlimited")
+        remedy = "`ulimit -v` should say unlimited, and vm.max_map_count more than there are pieces"
+        raise ShardError("token files cannot be mapped", found, remedy)
     return found
