@@ -110,3 +110,91 @@ def test_batches_move_between_devices_whole():
     batch = masked().batch(rows(2, 64), np.arange(2))
     moved = batch.to(torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(vars(batch).values(), vars(moved).values(), strict=True))
+
+
+# Words and spans
+
+
+def worded(B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """`rows` with words of 1, 2, 3, 4, 1, 2 … tokens: (ids, where they begin)."""
+    starts = np.cumsum([0] + [1 + n % 4 for n in range(T)])
+    begins = np.zeros(T, bool)
+    begins[starts[starts < T]] = True
+    return rows(B, T), np.tile(begins, (B, 1))
+
+
+WHOLE = {"word": {"unit": "word"}, "span": {"span": {}}, "word span": {"unit": "word", "span": {}}}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_word_or_span_is_shown_in_one_way_and_80_10_10_of_them_are(kind):
+    n, T = 4000, 64
+    ids, begins = worded(n, T)
+    objective = masked(T=T, mask_ratio=0.3, mask_share=0.7, random_share=0.2, **WHOLE[kind])
+    words = begins if objective.wants_words else None
+    batch = objective.batch(ids, np.arange(n), words)
+    assert batch.targets.shape == (n, 19) and bool((batch.weights == 1).all())
+    at = batch.target_index.numpy()
+    assert np.array_equal(np.take_along_axis(ids, at, 1), batch.targets.numpy())
+    shown = np.take_along_axis(batch.inputs.numpy(), at, 1)
+    # 0: [MASK], 1: another token, 2: itself (or, one time in 995, a random token that is the same)
+    how = np.where(shown == SPECIALS["mask"], 0, np.where(shown != batch.targets.numpy(), 1, 2))
+    share = np.bincount(how.ravel(), minlength=3) / how.size
+    assert np.abs(share - [0.7, 0.2, 0.1]).max() < 0.02  # units of up to 40 tokens: σ below 0.004
+    neighbours = np.diff(at, axis=1) == 1
+    if kind == "word":
+        number = np.take_along_axis(np.cumsum(begins, axis=1), at, 1)
+        together = neighbours & (np.diff(number, axis=1) == 0)
+    else:
+        together = neighbours
+    differ = (np.diff(how, axis=1) != 0) & together
+    # Alone, tokens would differ with 1 - 0.49 - 0.04 - 0.01 = 46 %. Neighbours of two spans that touch may.
+    limit = {"word": 0.001, "span": 0.12, "word span": 0.12}[kind]
+    assert together.sum() > 10_000 and differ.sum() / together.sum() < limit
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_words_and_spans_of_the_next_epoch_are_others(kind):
+    """The same 2,000 windows at other places of the run share what chance gives."""
+    n, T = 2000, 64
+    ids, begins = worded(1, T)
+    ids, begins = np.tile(ids, (n, 1)), np.tile(begins, (n, 1))
+    objective = masked(T=T, mask_ratio=0.3, **WHOLE[kind])
+    words = begins if objective.wants_words else None
+    now = objective.batch(ids, np.arange(n), words).target_index.numpy()
+    later = objective.batch(ids, np.arange(n) + 10**9, words).target_index.numpy()
+    tables = np.zeros((2, n, T), bool)
+    for table, at in zip(tables, (now, later), strict=True):
+        np.put_along_axis(table, at, True, axis=1)
+    shared = (tables[0] & tables[1]).sum(axis=1).mean()
+    assert abs(shared - 19 * 19 / 56) < 0.5, shared  # σ of this mean: 0.1 for spans
+    assert np.array_equal(
+        objective.batch(ids[:9], np.arange(9), None if words is None else words[:9]).inputs.numpy(),
+        objective.batch(ids, np.arange(n), words).inputs.numpy()[:9],
+    )
+
+
+def test_all_targets_can_be_masks():
+    ids = rows(300, 64)
+    batch = masked(mask_ratio=0.3, mask_share=1, random_share=0).batch(ids, np.arange(300))
+    assert (np.take_along_axis(batch.inputs.numpy(), batch.target_index.numpy(), 1) == SPECIALS["mask"]).all()
+    assert (batch.inputs == SPECIALS["mask"]).sum() == 300 * 19
+
+
+def test_lengths_and_layout_are_those_of_plain_masks():
+    ids, begins = worded(20, 64)
+    plain = masked(mask_ratio=0.3).batch(ids, np.arange(20))
+    for settings in WHOLE.values():
+        objective = masked(mask_ratio=0.3, **settings)
+        batch = objective.batch(ids, np.arange(20), begins if objective.wants_words else None)
+        for name in ("inputs", "targets", "target_index", "weights", "segments", "position_ids"):
+            assert getattr(batch, name).shape == getattr(plain, name).shape
+            assert getattr(batch, name).dtype == getattr(plain, name).dtype
+        assert torch.equal(batch.segments, plain.segments) and torch.equal(batch.position_ids, plain.position_ids)
+
+
+def test_the_masks_of_earlier_versions_are_drawn_again():
+    """The positions and tokens that seed 1 gave window 7 before words and spans came: they are a promise."""
+    batch = masked(T=16, mask_ratio=0.4).batch(rows(8, 16), np.arange(8))
+    assert batch.target_index[7].tolist() == [1, 2, 5, 9, 11, 14]
+    assert batch.inputs[7].tolist() == [2, 4, 4, 33, 40, 47, 54, 61, 68, 4, 82, 4, 96, 103, 4, 3]
