@@ -21,6 +21,7 @@ INDEX = "index.json"
 SMALL = 256 << 20  # bytes
 SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # of NumPy
 CHECKSUM = "checksum"  # the key of a hash of the whole index; `fingerprint` leaves out what is recorded
+ASIDE = (".tmp", ".old", ".work")  # ends of the names of folders, beginning with a dot, that are not published yet
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
 
