@@ -72,6 +72,7 @@ def refused(kind: type[Config], path: Path, *overrides: str) -> str:
         ("phases.0.seq_length", "did you mean phases.0.seq_len?"),
         ("phases.0.micro_batch", "did you mean engine.micro_batch?"),
         ("objective.mask_ration", "did you mean objective.mask_ratio?"),
+        ("objective.span.longst", "did you mean objective.span.longest?"),
         ("data.zzz", "(known here: shards, corpora, tokenizer, block_tokens, workers, prefetch)"),
     ],
 )
