@@ -150,6 +150,8 @@ def test_a_corpus_seen_too_often_is_refused_before_the_run(prepared, two):
     assert f"may be at most {1.5 * tokens / 64_000:.1%}, {int(1.5 * tokens):,} tokens" in str(error.value)
     most = float(plan.epochs()[1])
     data.check_epochs(*planned(prepared, two, phases, zh={"max_epochs": most}))
+    with pytest.raises(ConfigError, match="seen too often"):
+        data.check_epochs(*planned(prepared, two, phases, zh={"max_epochs": most - 1e-6}))
 
 
 # Runs
