@@ -134,6 +134,7 @@ class MaskedLM:
 
     def _chosen(self, marks: np.ndarray, draws: masking.Draws, words: np.ndarray | None):
         """The positions asked for and the first position of the unit of each, both (B, K)."""
+        assert self.wants_words == (words is not None), "words are given where, and only where, they are wanted"
         span = self.config.span
         if words is None and span is None:
             chosen = masking.tokens(marks, draws, self.targets)
