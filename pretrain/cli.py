@@ -31,7 +31,7 @@ STAGES = {
     "generate": ("pretrain.finetune", "GenerateConfig"),
     "demo": ("pretrain.demo", "DemoConfig"),
 }
-RANK0_HEAD_START_S = 3.0
+RANK0_HEAD_START_S = 30.0  # on busy cores the launcher needed more than 3 to end the others
 
 
 def main(stage: str, argv: list[str] | None = None) -> int:
