@@ -398,6 +398,15 @@ def test_what_another_process_builds_is_left_alone(prepared, corpus, tmp_path):
         assert (work / "chunks-0" / "a").exists()
 
 
+def test_an_output_folder_that_holds_the_corpus_is_refused(prepared, corpus, tmp_path):
+    out = tmp_path / "out"
+    run(config(prepared, corpus, out))
+    path = recipe(out / "recipe.yaml", ["some text"] * 9)
+    with pytest.raises(CorpusError, match="the output folder holds a file of the corpus"):
+        run(config(prepared, path, out))
+    assert path.exists() and os.listdir(tmp_path) == ["out"]
+
+
 def test_a_tokenizer_that_changes_while_it_is_used_is_refused(prepared):
     folder = prepared.tokenizer["bert"]
     with pytest.raises(TokenizerError, match="the tokenizer changed"):
@@ -438,7 +447,7 @@ def test_neither_processes_nor_chunks_show_in_a_random_order(prepared, corpus, s
 
 
 @pytest.mark.parametrize("tokens", [1, 9000])
-def test_nor_do_runs(prepared, corpus, shuffled, tmp_path, monkeypatch, tokens):
+def test_runs_do_not_show_in_a_random_order(prepared, corpus, shuffled, tmp_path, monkeypatch, tokens):
     for name in ("RUN_TOKENS", "GATHER_TOKENS", "PLAN_DOCUMENTS"):
         monkeypatch.setattr(shuffling, name, tokens)
     run(config(prepared, corpus, tmp_path / "out", shuffle_seed=7, chunk_bytes=50_000))

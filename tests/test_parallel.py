@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_items_are_made_only_a_little_ahead():
     next(results)
     assert len(made) <= AHEAD * 2 + 1
     results.close()
+
+
+def test_any_executor_does_the_work_and_is_left_to_whoever_made_it():
+    with ThreadPoolExecutor(3) as executor:
+        assert list(ordered(square, range(20), 3, executor)) == [n * n for n in range(20)]
+        results = ordered(partial(refuse, bad=2), range(100), 3, executor)
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(CorpusError, match="2 is bad"):
+            next(results)
+        assert executor.submit(square, 5).result() == 25
 
 
 def test_a_worker_that_dies_is_said_to_have():

@@ -273,7 +273,21 @@ class Part(Protocol):
     def ids(self, dtype: np.dtype) -> Iterator[np.ndarray]: ...
 
 
-def pieces_of(side: int, blocks: list[Block], files: list[np.ndarray], piece_tokens: int) -> Iterator["Piece"]:
+@dataclass(frozen=True)
+class Piece:
+    """A `.bin` with what lies beside it."""
+
+    name: str
+    side: int
+    documents: int
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, side: int, number: int, documents: int, parts: Iterable[Part]) -> "Piece":
+        return cls(f"{SIDES[side]}-{number:05d}", side, documents, tuple(parts))
+
+
+def pieces_of(side: int, blocks: list[Block], files: list[np.ndarray], piece_tokens: int) -> Iterator[Piece]:
     """The pieces of a side: the document that reaches `piece_tokens` closes one."""
     parts, filled, documents, made = [], 0, 0, 0
     for block, table in zip(blocks, files, strict=True):
@@ -303,20 +317,6 @@ def _cuts(block: Block, side: int, room: int, piece_tokens: int) -> list[tuple[i
             cuts.append((last, begin))
     rest = found.documents - (cuts[-1][0] if cuts else 0)
     return [*cuts, (found.documents, found.tokens)] if rest else cuts
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A `.bin` with what lies beside it."""
-
-    name: str
-    side: int
-    documents: int
-    parts: tuple[Part, ...]
-
-    @classmethod
-    def of(cls, side: int, number: int, documents: int, parts: Iterable[Part]) -> "Piece":
-        return cls(f"{SIDES[side]}-{number:05d}", side, documents, tuple(parts))
 
 
 @dataclass(frozen=True)
