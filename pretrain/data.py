@@ -35,6 +35,7 @@ class DataConfig(Config):
     block_tokens: int | None = Field(None, gt=0)
     workers: int = free(0, ge=0)  # processes that compute batches ahead
     prefetch: int = free(4, gt=0)  # micro-batches each of them computes ahead
+    checksums: bool = free(False)  # hash every byte of the shards before the first step, however many they are
 
     @model_validator(mode="after")
     def _one_way(self) -> "DataConfig":
@@ -96,7 +97,7 @@ def open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
     configured = data.corpora or [CorpusConfig.model_construct(name="", shards=data.shards, max_epochs=None)]
     found: list[Corpus] = []
     for corpus in configured:
-        train, heldout = (Shards(corpus.shards, side) for side in ("train", "heldout"))
+        train, heldout = Shards(corpus.shards, "train", data.checksums), Shards(corpus.shards, "heldout")
         for other in found:
             if train.index["tokenizer"] != other.train.index["tokenizer"]:
                 raise ShardError(

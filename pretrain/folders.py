@@ -128,6 +128,8 @@ def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | N
         raise what(f"{path} is damaged: not JSON", f"make it again with: {made_by}") from None
     if not isinstance(index, dict) or index.get("fingerprint") != fingerprint(index):
         raise what(f"{path} was altered: its fingerprint does not match", f"make it again with: {made_by}")
+    if index.get(CHECKSUM) not in (None, checksum(index)):  # None: of an older index
+        raise what(f"{path} was altered: its checksum does not match", f"make it again with: {made_by}")
     if stage and index.get("stage") != stage:
         found = f"its {INDEX} says stage {json.dumps(index.get('stage'))}"
         raise what(f"{folder} is not of the stage {stage}", found, f"make such a folder with: {made_by}")

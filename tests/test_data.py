@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pretrain import checkpoint, config, data, shards, words
+from pretrain import checkpoint, config, data, folders, shards, words
 from pretrain.data import DataConfig, mixed, open_corpora
 from pretrain.errors import ConfigError, ResumeError, ShardError
 from pretrain.evaluate import Scores, together
@@ -105,6 +105,19 @@ def test_corpora_of_different_tokenizers_are_refused_naming_both(prepared, two):
     with pytest.raises(ShardError, match="the corpora en and zh were built with different tokenizers") as error:
         open_corpora(wanted, open_tokenizer(prepared.tokenizer["bert"]))
     assert two["en-bert"] in str(error.value) and two["zh-byte"] in str(error.value)
+
+
+def test_a_flipped_bit_in_a_large_set_is_found_where_checksums_are_asked_for(prepared, tmp_path, monkeypatch):
+    folder, tokenizer = tmp_path / "shards", open_tokenizer(prepared.tokenizer["bert"])
+    shutil.copytree(prepared.shards["bert"], folder)
+    ids = folder / "train-00000.bin"
+    ids.write_bytes(bytes([ids.read_bytes()[0] ^ 1]) + ids.read_bytes()[1:])
+    monkeypatch.setattr(folders, "SMALL", 0)  # as if it were too large to be hashed by every start
+    wanted = {"shards": str(folder), "tokenizer": str(tokenizer.folder)}
+    open_corpora(DataConfig(**wanted), tokenizer)
+    with pytest.raises(ShardError) as error:
+        open_corpora(DataConfig(**wanted, checksums=True), tokenizer)
+    assert "train-00000.bin: altered" in str(error.value)
 
 
 def test_the_same_shards_under_two_names_are_refused(prepared, two, tmp_path):

@@ -651,6 +651,17 @@ def test_a_damaged_folder_is_refused_naming_the_file(uncased, tmp_path, name):
     assert open_tokenizer(shutil.copytree(uncased.folder, tmp_path / "whole")).fingerprint == uncased.fingerprint
 
 
+def test_a_folder_of_an_older_version_says_so(uncased, tmp_path):
+    from pretrain.folders import write_index
+
+    old = Path(shutil.copytree(uncased.folder, tmp_path / "old"))
+    index = json.loads((old / "index.json").read_text(encoding="utf-8"))
+    (old / "index.json").unlink()
+    write_index(old, {key: index[key] for key in ("stage", "kind", "vocab_size", "specials", "corpus")})
+    with pytest.raises(TokenizerError, match=r"made by another version(.|\n)*its format is 1, this version reads 2"):
+        open_tokenizer(old)
+
+
 def test_a_folder_of_another_stage_is_refused(tmp_path):
     from pretrain.folders import write_index
 

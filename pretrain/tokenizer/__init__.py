@@ -42,6 +42,7 @@ from pretrain.tokenizer.kinds import RESERVED, SPECIALS, Rules
 from pretrain.tokenizer.training import train
 from pretrain.tokenizer.vocabulary import Vocabulary
 
+FORMAT = 2  # 1 had no rules
 MADE_BY = "python launch/tokenizer.py CONFIG.yaml"
 
 # The keys that make the result, and the ways to a vocabulary that take them.
@@ -183,6 +184,7 @@ def run(config: TokenizerConfig) -> dict:
             report.draw(folder / "report.png", vocabulary, measured)
         index = {
             "stage": "tokenizer",
+            "format": FORMAT,
             "kind": made.kind,
             "vocab_size": vocabulary.size,
             "options": config.options,
@@ -290,6 +292,9 @@ def open_tokenizer(folder: Path | str) -> Tokenizer:
     if found:
         remedy = f"copy it again from where it was made, or make it again with: {MADE_BY}"
         raise TokenizerError(f"{folder} is not the tokenizer that was published", *found, remedy)
+    if index.get("format") != FORMAT:
+        found = f"its format is {index.get('format', 1)}, this version reads {FORMAT}"
+        raise TokenizerError(f"{folder} was made by another version", found, f"make it again with: {MADE_BY}")
     engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     engine.encode_special_tokens = True  # not stored in tokenizer.json: "[SEP]" in a corpus is five characters
     return Tokenizer(engine, index, folder)
