@@ -53,11 +53,11 @@ def tokens(marks: np.ndarray, draws: Draws, targets: int) -> np.ndarray:
     B, T = marks.shape
     draw = draws.all(MASK, T)
     draw >>= np.uint64(1)
-    draw.ravel()[np.flatnonzero(marks)] |= LAST
+    draw.ravel()[flat(marks)] |= LAST
     # The K-th smallest draw as a limit takes half the time of sorting indices. Two equal draws of 63 bits, one of them
     # the limit, are one token too many: seen here, never yet met.
     limit = np.partition(draw, targets - 1, axis=1)[:, targets - 1, None]
-    chosen = np.flatnonzero(draw <= limit)
+    chosen = flat(draw <= limit)
     if len(chosen) > B * targets:
         return np.sort(np.argsort(draw, axis=1, kind="stable")[:, :targets], axis=1)
     return chosen.reshape(B, targets) - np.arange(0, B * T, T)[:, None]
@@ -74,7 +74,7 @@ def units(begins: np.ndarray, marks: np.ndarray, draws: Draws, targets: int) -> 
     B, T = marks.shape
     row = np.arange(0, B * T, T)
     heads = _heads(begins, marks)
-    edges = np.flatnonzero(heads | marks)  # where a unit, or a mark, begins
+    edges = flat(heads | marks)  # where a unit, or a mark, begins
     length = np.empty(B * T, np.int64)
     length[edges] = gaps(edges, B * T)
 
@@ -85,7 +85,7 @@ def units(begins: np.ndarray, marks: np.ndarray, draws: Draws, targets: int) -> 
     low = np.uint64((1 << T.bit_length()) - 1)
     draw = draws.all(MASK, T)
     draw &= ~low
-    draw |= np.arange(T, dtype=np.uint64) | LAST
+    draw |= _lasts(T)  # without that bit: the unit of the random token alone
     draw |= heads.astype(np.uint64) - np.uint64(1)  # NOWHERE but on heads
     some = heads.ravel()[head]  # a row may be all marks
     draw.ravel()[head[some]] = (head - row)[some]
@@ -94,7 +94,7 @@ def units(begins: np.ndarray, marks: np.ndarray, draws: Draws, targets: int) -> 
     unit = np.minimum(drawn & low, np.uint64(T - 1)).astype(np.int64) + row[:, None]  # in the order of the circle
     taken = np.where(drawn == NOWHERE, 0, length[unit])
     taken[:, 0] -= skipped
-    left = targets - np.cumsum(taken, axis=1)  # negative after the unit that is cut
+    left = targets - taken.cumsum(axis=1)  # negative after the unit that is cut
     again = np.minimum(np.maximum(left[:, -1], 0), skipped)  # the circle closes where it began
     taken = np.maximum(taken + np.minimum(left, 0), 0)
     begin = unit.copy()
@@ -112,6 +112,24 @@ def _heads(begins: np.ndarray, marks: np.ndarray) -> np.ndarray:
     return heads
 
 
+def flat(at: np.ndarray) -> np.ndarray:
+    """The flat positions of what is True."""
+    return at.ravel().nonzero()[0]
+
+
+@lru_cache(maxsize=64)
+def places(count: int) -> np.ndarray:
+    """0 … count - 1, int32, made once."""
+    made = np.arange(count, dtype=np.int32)
+    made.flags.writeable = False
+    return made
+
+
+@lru_cache(maxsize=8)
+def _lasts(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.uint64) | LAST
+
+
 def gaps(at: np.ndarray, end: int) -> np.ndarray:
     """From each of the ascending positions to the next, from the last to `end`."""
     gaps = np.empty_like(at)
@@ -124,12 +142,12 @@ def _first(marks: np.ndarray, edges: np.ndarray, draws: Draws) -> tuple[np.ndarr
     """A random token of each row and where its unit begins, flat positions (B,); of a row of marks its first."""
     B, T = marks.shape
     first = np.arange(0, B * T, T)
-    text = np.flatnonzero(~marks)
-    before, after = np.searchsorted(text, [first, first + T])
+    text = flat(~marks)
+    before, after = text.searchsorted(first), text.searchsorted(first + T)
     some = after > before
     number = draws.first(FIRST)[some] % (after - before)[some].astype(np.uint64)
     first[some] = text[before[some] + number.astype(np.int64)]
-    return first, edges[np.searchsorted(edges, first, side="right") - 1]
+    return first, edges[edges.searchsorted(first, side="right") - 1]
 
 
 def _listed(
@@ -140,9 +158,9 @@ def _listed(
     Marks fill up the rows that have fewer than K tokens.
     """
     B, T = marks.shape
-    ends = np.cumsum(taken)
-    position = np.repeat(begin - ends + taken, taken) + np.arange(ends[-1])
-    both = position << 32 | np.repeat(unit, taken)
+    ends = taken.cumsum()
+    position = (begin - ends + taken).repeat(taken) + places(int(ends[-1]))
+    both = position << 32 | unit.repeat(taken)
     if len(both) < B * targets:
         spare = [np.flatnonzero(row) for row in marks]
         missing = [targets - T + len(at) for at in spare]
@@ -160,14 +178,14 @@ def spans(begins: np.ndarray, marks: np.ndarray, draws: Draws, p: float, longest
     (Joshi et al. 2020, "SpanBERT", arXiv:1907.10529, section 3.1). A span ends with its document.
     """
     B, T = marks.shape
-    heads = np.flatnonzero(_heads(begins, marks))
-    offsets = np.searchsorted(heads, np.arange(0, B * T + 1, T))
+    heads = flat(_heads(begins, marks))
+    offsets = heads.searchsorted(np.arange(0, B * T + 1, T))
     counts = offsets[1:] - offsets[:-1]
     lengths, mean = _lengths(p, longest)
     likely = int(1.3 * T / mean) + 8  # spans fill a row, but for one row in ten thousand
     for wanted in (min(likely, T), T):
         bits = draws.all(SPAN, -(-wanted // 4)).astype("<u8", copy=False).view("<u2")  # four lengths from each draw
-        starts = np.cumsum(lengths[bits], axis=1)  # by number of the unit in its row
+        starts = lengths[bits].cumsum(axis=1)  # by number of the unit in its row
         if (starts[:, -1] >= counts).all():
             break
     found = np.zeros(B * T, bool)

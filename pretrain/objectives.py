@@ -118,10 +118,10 @@ class MaskedLM:
         marks = np.take(self.special, inputs)
         draws = masking.Draws(self.seed, keys, inputs.shape[1])
         chosen, unit = self._chosen(marks, draws, words)
-        row = np.arange(0, inputs.size, inputs.shape[1])[:, None]
-        targets = inputs.ravel()[chosen + row]
-        filled = ~marks.ravel()[chosen + row]
-        inputs.ravel()[chosen + row] = self._shown(targets, filled, chosen, unit, draws)
+        at = chosen + np.arange(0, inputs.size, inputs.shape[1])[:, None]
+        targets = inputs.ravel()[at]
+        filled = ~marks.ravel()[at]
+        inputs.ravel()[at] = self._shown(targets, filled, chosen, unit, draws)
         segments, position_ids = layout(inputs == self.specials["cls"])
         return Batch(
             inputs=torch.from_numpy(inputs),
@@ -181,10 +181,9 @@ class CausalLM:
         """
         ids = np.ascontiguousarray(ids, np.int32)
         segments, position_ids = layout(ids[:, :-1] == self.end)
-        tokens = torch.from_numpy(ids)
         return Batch(
-            inputs=tokens[:, :-1],
-            targets=tokens[:, 1:],
+            inputs=torch.from_numpy(ids[:, :-1]),
+            targets=torch.from_numpy(ids[:, 1:]),
             target_index=None,
             weights=None,
             segments=torch.from_numpy(segments),
@@ -204,13 +203,12 @@ def layout(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     B, T = starts.shape
     begins = starts.copy()
     begins[:, 0] = True
-    at = np.flatnonzero(begins).astype(np.int32)  # few, so that what follows copies long runs
-    first = np.searchsorted(at, np.arange(0, B * T + 1, T, dtype=np.int32))  # of each row, among all
+    at = masking.flat(begins).astype(np.int32)  # few, so that what follows copies long runs
+    first = at.searchsorted(masking.places(B * T + 1)[::T])  # of each row, among all
     lengths = masking.gaps(at, B * T)
-    number = np.arange(len(at)) - np.repeat(first[:-1] - starts[:, 0], first[1:] - first[:-1])
-    segments = np.repeat(number.astype(np.int32), lengths)
-    position_ids = np.arange(B * T, dtype=np.int32) - np.repeat(at, lengths)
-    return segments.reshape(B, T), position_ids.reshape(B, T)
+    number = masking.places(len(at)) - (first[:-1] - starts[:, 0]).astype(np.int32).repeat(first[1:] - first[:-1])
+    position_ids = masking.places(B * T) - at.repeat(lengths)
+    return number.repeat(lengths).reshape(B, T), position_ids.reshape(B, T)
 
 
 class Learner(nn.Module):
