@@ -79,6 +79,12 @@ def check_output(folder: Path, what: type[UserError] = UserError) -> None:
         raise what("the output folder cannot be made", f"{file} is a file", "choose another out=")
 
 
+def lies_in(path: Path | str, folder: Path | str) -> bool:
+    """Whether `path` is `folder` or lies in it, wherever their links lead."""
+    path, folder = Path(path).resolve(), Path(folder).resolve()
+    return folder == path or folder in path.parents
+
+
 def digest(path: Path) -> dict:
     """`{"bytes": size, "sha256": hex}` of a file, read once."""
     with open(path, "rb") as file:

@@ -300,6 +300,15 @@ def test_a_choice_that_cannot_be_met_is_refused(wiki, tmp_path, choice, found):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_set_is_not_replaced_by_what_is_made_of_it(wiki, tmp_path):
+    copy = shutil.copytree(wiki, tmp_path / "in" / "copy")
+    for out in (copy, copy / "half"):
+        with pytest.raises(ShardError, match="the output folder is a set that it is made of") as error:
+            reshard(out, {"shards": copy, "fraction": 0.5})
+        assert str(copy) in str(error.value)
+    assert verify.check(copy) == [] and list(copy.parent.iterdir()) == [copy]
+
+
 def test_a_damaged_piece_is_not_given_new_checksums(tmp_path, monkeypatch):
     damaged = write_set(tmp_path / "damaged", drawn(1, 3), drawn(2, 1))
     path = damaged / "train-00001.bin"

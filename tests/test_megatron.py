@@ -4,6 +4,7 @@ The pairs are written here, field by field as the layout is documented. What Meg
 it is in benchmarks/results/megatron.json.
 """
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -208,6 +209,13 @@ def test_a_pair_that_is_named_twice_is_refused(prepared, tmp_path):
     with pytest.raises(ShardError, match="would stand twice") as error:
         adopt(prepared, "byte", tmp_path / "out", *pairs)
     assert f"{pairs[0]}.bin and {pairs[1]}.bin" in str(error.value)
+
+
+def test_a_pair_is_not_replaced_by_what_is_made_of_it(prepared, tmp_path):
+    copy = shutil.copytree(prepared.shards["byte"], tmp_path / "copy")
+    with pytest.raises(ShardError, match="the output folder holds a pair that it is made of"):
+        adopt(prepared, "byte", copy, copy / "train-00000")
+    assert verify.check(copy) == []
 
 
 def test_an_adopted_set_trains(prepared, tmp_path):

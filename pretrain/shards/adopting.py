@@ -70,6 +70,10 @@ def run(config: AdoptConfig) -> dict:
     """Publish `config.pairs` as shards. Returns the index. Raises ShardError or TokenizerError."""
     tokenizer = open_tokenizer(config.tokenizer)
     pairs = [open_pair(prefix) for prefix in config.pairs]
+    for pair in pairs:
+        if folders.lies_in(f"{pair.prefix}.bin", config.out):
+            found = f"{pair.prefix}.bin is in {config.out}"
+            raise ShardError("the output folder holds a pair that it is made of", found, "choose another out=")
     digests = [folders.digest(Path(f"{pair.prefix}.bin")) for pair in pairs]
     for number, digest in enumerate(digests):
         if digest in digests[:number]:

@@ -82,6 +82,7 @@ class ReshardConfig(Config):
 
 def run(config: ReshardConfig) -> dict:
     """Publish the set that `config` describes. Returns its index. Raises ShardError."""
+    _check_out(config)
     sources = [{side: Shards(part.shards, side) for side in SIDES} for part in config.parts]
     indexes = [source["train"].index for source in sources]
     first = indexes[0]
@@ -126,6 +127,16 @@ def run(config: ReshardConfig) -> dict:
     if dropped:
         print(f"dropped: {dropped:,} training documents that are held out")
     return index
+
+
+def _check_out(config: ReshardConfig) -> None:
+    for part in config.parts:
+        if folders.lies_in(config.out, part.shards) or folders.lies_in(part.shards, config.out):
+            raise ShardError(
+                "the output folder is a set that it is made of, or inside of one",
+                f"out = {config.out}, shards = {part.shards}",
+                "choose another out=",
+            )
 
 
 # What is chosen
