@@ -80,6 +80,18 @@ def mixed(phases: list[Phase], data: DataConfig) -> list[Phase]:
     return found
 
 
+def check_phases(phases: list[Phase], data: DataConfig) -> None:
+    """Raise ValueError naming both settings unless mixtures and windows of the phases fit what is read."""
+    mixed(phases, data)
+    block_tokens = data.block_tokens or phases[0].seq_len
+    for phase in phases:
+        if block_tokens % phase.seq_len:
+            raise ValueError(
+                f"data.block_tokens = {block_tokens} is not a multiple of phases: seq_len = {phase.seq_len} "
+                "(it is fixed when a run begins; by default it is the first phase's seq_len)"
+            )
+
+
 @dataclass(frozen=True)
 class Corpus:
     """One opened set. The name is empty where there is one corpus without a name."""

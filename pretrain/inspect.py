@@ -6,7 +6,8 @@
     $ python launch/inspect.py runs/wiki --lengths                        how long documents are
 
 Nothing of the run is replayed: step 10⁹ costs what step 0 costs, and a run that has not begun can be asked as well,
-by its configuration (with overrides, as launch/pretrain.py takes them). Steps count from 0, as the batches do.
+by its configuration (with overrides, as launch/pretrain.py takes them). Steps have the numbers that metrics.jsonl,
+TensorBoard and checkpoints give them: step 1 is the first.
 """
 
 import argparse
@@ -17,10 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import Field, model_validator
 
 from pretrain import cli, config, data
 from pretrain.config import Config
@@ -61,17 +62,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Plan(Config):
-    """What decides the order of a run; the rest of its configuration does not matter here, and torch stays away."""
+    """What decides the order of a run, checked as the run checks it; of the rest only the names, so that torch, which
+    their sections import, stays away."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    seed: int
+    seed: int = Field(ge=0, lt=2**63)
     data: DataConfig
-    phases: list[Phase]
+    phases: list[Phase] = Field(min_length=1)
+    out: Any = None
+    model: Any = None
+    objective: Any = None
+    optim: Any = None
+    engine: Any = None
+    evaluate: Any = None
+    checkpoint: Any = None
+    log_every: Any = None
+    export: Any = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Plan":
+        data.check_phases(self.phases, self.data)
+        return self
 
     def order(self, corpora: list[Corpus]) -> Order:
         phases = data.mixed(self.phases, self.data)
-        return data.order(corpora, phases, self.data.block_tokens or phases[0].seq_len, self.seed, words=False)
+        block_tokens = self.data.block_tokens or phases[0].seq_len
+        data.check_sizes(corpora, block_tokens, max(phase.seq_len for phase in phases))
+        return data.order(corpora, phases, block_tokens, self.seed, words=False)
 
 
 def _answer(arguments: argparse.Namespace) -> None:
@@ -86,11 +102,11 @@ def _answer(arguments: argparse.Namespace) -> None:
     if arguments.document is not None:
         return show_readings(order, corpora, arguments.document, _steps_done(run))
     steps = sum(phase.steps for phase in order.phases)
-    if not 0 <= arguments.step < steps:
-        raise ConfigError("there is no such step", f"--step {arguments.step}; {path} has steps 0 to {steps - 1:,}")
+    if not 1 <= arguments.step <= steps:
+        raise ConfigError("there is no such step", f"--step {arguments.step}; {path} has steps 1 to {steps:,}")
     if arguments.sample is None:
         return show_step(order, tokenizer, arguments.step)
-    batch = locate(arguments.step, order.phases).phase.batch
+    batch = locate(arguments.step - 1, order.phases).phase.batch
     if not 0 <= arguments.sample < batch:
         raise ConfigError("there is no such sample", f"--sample {arguments.sample}; a step has 0 to {batch - 1:,}")
     run_config = config.load(importlib.import_module("pretrain.run").RunConfig, path, arguments.overrides)
@@ -123,9 +139,9 @@ def stretches(shards: Shards, start: int, tokens: int) -> Iterator[Stretch]:
 
 
 def show_step(order: Order, tokenizer: Tokenizer, step: int) -> None:
-    """Print the corpora, documents and first words of every window of a step."""
-    position = locate(step, order.phases)
-    phase, readings = position.phase, order.step(step)
+    """Print the corpora, documents and first words of every window of a step (1 is the first)."""
+    position = locate(step - 1, order.phases)
+    phase, readings = position.phase, order.step(step - 1)
     steps = sum(phase.steps for phase in order.phases)
     where = f", phase {position.number}" if len(order.phases) > 1 else ""
     print(f"step {step:,} of {steps:,}{where}: {phase.batch:,} windows of {phase.seq_len:,} tokens")
@@ -174,14 +190,17 @@ def _one_line(text: str) -> str:
 
 
 def show_sample(run: "RunConfig", corpora: list[Corpus], tokenizer: Tokenizer, step: int, sample: int) -> None:
-    """Print a window's segments with their documents, its text with the masks, and what its targets are shown as."""
+    """Print a window's segments with their documents, its text with the masks, and what its targets are shown as.
+
+    Steps count from 1, the windows of a step from 0.
+    """
     from pretrain.loader import Batches  # imports torch
 
     run = run.resolved()
     whole_words = run.objective.kind == "masked_lm" and run.objective.unit == "word"
     order = data.order(corpora, run.phases, run.block_tokens, run.seed, whole_words)
-    position = locate(step, order.phases)
-    reading = order.step(step)[sample]
+    position = locate(step - 1, order.phases)
+    reading = order.step(step - 1)[sample]
     over = len(order.phases)  # no phase needs to divide among ranks
     batches = Batches(order.corpora, run.objective, order.phases, run.seed, micro_batch=1, rank=0, world=1, begun=over)
     batch = batches.take(position.number, reading.sample, 1).batch
@@ -244,7 +263,7 @@ def show_readings(order: Order, corpora: list[Corpus], where: str, done: int | N
             sample = reading.sample % locate(reading.step, order.phases).phase.batch
             state = "" if done is None else "  done" if reading.step < done else "  to come"
             print(
-                f"  step {reading.step:>9,}  sample {sample:>5,}  epoch {reading.epoch}  "
+                f"  step {reading.step + 1:>9,}  sample {sample:>5,}  epoch {reading.epoch}  "
                 f"its tokens {first - begin:,} to {last - 1 - begin:,}{state}"
             )
         print(f"  {len(readings):,} windows in {len({reading.step for reading in readings}):,} steps")

@@ -73,7 +73,7 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _agree(self) -> "RunConfig":
         """Checks that span sections; each names both settings."""
-        data.mixed(self.phases, self.data)
+        data.check_phases(self.phases, self.data)
         wants_causal = OBJECTIVES[self.objective.kind].causal
         if self.model.causal != wants_causal:
             raise ValueError(f"objective.kind = {self.objective.kind} needs model.causal = {str(wants_causal).lower()}")
@@ -81,11 +81,6 @@ class RunConfig(Config):
             if phase.seq_len > self.model.max_positions:
                 raise ValueError(
                     f"phases: seq_len = {phase.seq_len} is longer than model.max_positions = {self.model.max_positions}"
-                )
-            if self.block_tokens % phase.seq_len:
-                raise ValueError(
-                    f"data.block_tokens = {self.block_tokens} is not a multiple of phases: seq_len = {phase.seq_len} "
-                    "(it is fixed when a run begins; by default it is the first phase's seq_len)"
                 )
         return self
 

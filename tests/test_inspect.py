@@ -37,9 +37,9 @@ def plan(request, prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def said(plan):
-    """What is printed of every step."""
+    """What is printed of every step, numbered as metrics.jsonl numbers them."""
     path, run = plan
-    return {step: answered(path, "--step", str(step)) for step in range(run.steps)}
+    return {step: answered(path, "--step", str(step)) for step in range(1, run.steps + 1)}
 
 
 def answered(*arguments) -> str:
@@ -78,7 +78,7 @@ def number(text: str) -> int:
 def test_the_documents_of_a_step_are_those_that_training_reads(plan, said):
     _, run = plan
     held, lead = Shards(run.data.shards), int(run.model.causal)
-    for step, micro_batches in enumerate(loader.steps(batches(run), 0, 0)):
+    for step, micro_batches in enumerate(loader.steps(batches(run), 0, 0), 1):
         rows = [micro.batch.rows(slice(n, n + 1)) for micro in micro_batches for n in range(len(micro.batch.inputs))]
         for window, batch in zip(stretches(said[step]), rows, strict=True):
             ids = np.concatenate([held.document(document)[at : at + b - a] for a, b, document, at, _ in window])
@@ -122,7 +122,7 @@ def test_a_sample_is_shown_as_the_model_sees_it(plan):
     tokenizer = open_tokenizer(run.data.tokenizer)
     *_, micro_batches = loader.steps(batches(run), run.steps - 1, 0)
     for sample in (0, 5):
-        text, batch = answered(path, "--step", run.steps - 1, "--sample", sample), micro_batches[sample].batch
+        text, batch = answered(path, "--step", run.steps, "--sample", sample), micro_batches[sample].batch
         inputs = batch.inputs[0].tolist()
         segments = re.findall(r"^segment \d+: .*\n((?:(?!\n(?:segment|\d+ targets)).*\n?)*)", text, re.M)
         assert len(segments) == len(set(batch.segments[0].tolist()))
@@ -144,7 +144,7 @@ def test_a_run_says_which_of_them_are_done(plan, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = re.findall(r"step +(\d+) .*(done|to come)", answered(tmp_path, "--document", origin))
     assert {"done", "to come"} == {state for _, state in rows}
-    assert all((state == "done") == (int(step) < 4) for step, state in rows)
+    assert all((state == "done") == (int(step) <= 4) for step, state in rows)
 
 
 def test_the_lengths_are_those_of_the_documents(plan):
@@ -184,9 +184,9 @@ def test_each_corpus_of_a_mixture_is_named_with_its_share(prepared, tmp_path):
 
 
 WRONG = {
-    "past the end": (["--step", "49"], ["there is no such step", "--step 49", "has steps 0 to 48"]),
-    "before the beginning": (["--step", "-1"], ["there is no such step"]),
-    "no such sample": (["--step", "0", "--sample", "8"], ["--sample 8", "a step has 0 to 7"]),
+    "past the end": (["--step", "50"], ["there is no such step", "--step 50", "has steps 1 to 49"]),
+    "before the beginning": (["--step", "0"], ["there is no such step"]),
+    "no such sample": (["--step", "1", "--sample", "8"], ["--sample 8", "a step has 0 to 7"]),
     "a line without a document": (
         ["--document", "en.txt, line 2"],
         ["no document comes from there", "'en.txt, line 2'"],
@@ -200,6 +200,27 @@ def test_a_question_without_an_answer_says_why(plan, capsys, question, fragments
     assert inspect.main([str(plan[0]), *question]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and all(fragment in said for fragment in fragments), said
+
+
+REFUSED = {
+    "a window that does not divide the block": (["phases.1.seq_len=64"], "block_tokens = 32 is not a multiple"),
+    "a mixture of nothing": (["phases.1.mixture={en: 1}"], "phases: mixture names corpora"),
+    "no phase": (["phases=[]"], "phases = []"),
+    "a seed below 0": (["seed=-1"], "seed = '-1'"),
+    "a misspelt key": (["sed=7"], "unknown key sed: did you mean seed?"),
+    "a block longer than the corpus": (["data.block_tokens=3200000"], "data.block_tokens = 3,200,000"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "fragment"), REFUSED.values(), ids=REFUSED)
+def test_what_would_not_train_is_refused(plan, capsys, overrides, fragment):
+    assert inspect.main([str(plan[0]), "--step", "20", *overrides]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and fragment in said.err and not said.out, said
+
+
+def test_the_keys_of_a_plan_are_those_of_a_run():
+    assert set(inspect.Plan.model_fields) == set(RunConfig.model_fields)
 
 
 def test_a_held_out_document_is_said_to_be_one(plan, prepared, capsys):
