@@ -149,13 +149,14 @@ class MaskedLM:
     ):
         """What stands in the place of the targets, (B, K)."""
         config = self.config
-        share = (draws.at(REPLACE, np.arange(len(unit))[:, None], unit) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+        rows = np.arange(len(unit))[:, None]
+        share = (draws.at(REPLACE, rows, unit) >> np.uint64(11)) * 2.0**-53  # [0, 1)
         masked = filled & (share < config.mask_share)
         random = filled & (share >= config.mask_share) & (share < config.mask_share + config.random_share)
         shown = np.where(masked, np.int32(self.specials["mask"]), targets)
-        row, slot = np.nonzero(random)
-        other = draws.at(RANDOM_TOKEN, row, chosen[row, slot]) % np.uint64(len(self.plain))
-        shown[row, slot] = self.plain[other.astype(np.int64)]
+        at = masking.flat(random)
+        other = draws.at(RANDOM_TOKEN, at // self.targets, chosen.ravel()[at]) % np.uint64(len(self.plain))
+        shown.ravel()[at] = self.plain[other.astype(np.int64)]
         return shown
 
 
