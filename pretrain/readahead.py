@@ -60,7 +60,7 @@ class _Worker:
     def take(self) -> T:
         try:
             done, result = pickle.loads(self.results.recv_bytes())
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # between two results, or in the middle of one
             raise PretrainError(
                 f"a process of data.workers died: {self.end()}; was it out of memory?"
                 " The run continues from its newest checkpoint; fewer workers need less memory"

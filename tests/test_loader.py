@@ -106,6 +106,16 @@ def test_a_killed_worker_is_an_error_not_a_hang(kill, prepared):
     assert set(children()) <= before, "a worker was left behind"
 
 
+def test_a_worker_killed_in_the_middle_of_a_result_is_the_same_error():
+    before = set(children())
+    found = ahead(lambda item: bytes(4 << 20), range(9), workers=1, depth=1)  # a pipe holds 64 kB
+    next(found)
+    time.sleep(0.2)
+    os.kill(*set(children()) - before, signal.SIGKILL)
+    with pytest.raises(PretrainError, match=r"a process of data\.workers died: process \d+ by SIGKILL"):
+        list(found)
+
+
 def long_run(prepared) -> loader.Batches:
     """More than processes compute while a test looks elsewhere."""
     windows, phase = Windows(Shards(prepared.shards["bert"]), 64, 3), Phase(steps=10**6, seq_len=64, batch_tokens=256)
