@@ -6,6 +6,7 @@ is hashed again to prove what a folder is.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -39,11 +40,14 @@ def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iter
         found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
         raise what("the output folder holds something else", f"{folder} has {found}", "choose another out=")
     aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_dir():
+        os.close(_held(aside, folder, what))
+        shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
     except OSError as error:
         raise what("the output folder cannot be made", f"{aside}: {error.strerror}", "choose another out=") from None
+    lock = _held(aside, folder, what)
     try:
         yield aside
         assert _stage(aside / INDEX) == stage, f"{aside} was published without an index of stage {stage}"
@@ -67,6 +71,23 @@ def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iter
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        os.close(lock)
+
+
+def _held(aside: Path, folder: Path, what: type[UserError]) -> int:
+    """A descriptor of `aside`, locked until it is closed: by a killed process too. Raises `what` if another has it."""
+    try:
+        lock = os.open(aside, os.O_RDONLY)
+    except OSError as error:
+        raise what("the output folder cannot be made", f"{aside}: {error.strerror}", "choose another out=") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise what("another process is making this folder", str(folder), "wait for it, or end it") from None
+    except OSError:  # a file system without locks
+        pass
+    return lock
 
 
 def check_output(folder: Path, what: type[UserError] = UserError) -> None:

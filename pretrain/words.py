@@ -72,10 +72,10 @@ def run(config: WordsConfig) -> dict:
     _check_prefix(tokenizer)
     key = hashlib.sha256(f"{train.fingerprint} {sorted(identity.items())} {STRETCH_TOKENS}".encode()).hexdigest()
     work = folder / f".{FOLDER}-{key[:16]}.tmp"
-    for old in folder.glob(f".{FOLDER}-*.tmp"):  # of other shards or another dictionary
-        if old != work:
-            shutil.rmtree(old)
     with folders.publish(folder / FOLDER, "words", ShardError) as out:
+        for old in folder.glob(f".{FOLDER}-*.tmp"):  # of other shards or another dictionary
+            if old != work:
+                shutil.rmtree(old)
         work.mkdir(exist_ok=True)
         counts = {}
         for side, shards in sides.items():

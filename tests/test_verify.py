@@ -276,3 +276,20 @@ def test_nothing_is_written_and_torch_is_not_needed(chain):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
     assert {path: path.stat().st_mtime_ns for path in chain.rglob("*")} == before
+
+
+def test_a_folder_is_made_by_one_process_at_a_time(prepared, tmp_path):
+    out = tmp_path / "out"
+    with folders.publish(out, "export", UserError) as aside:
+        (aside / "weights").write_bytes(b"1")
+        with (
+            pytest.raises(UserError, match="another process is making this folder"),
+            folders.publish(out, "export", UserError),
+        ):
+            pass
+        assert (aside / "weights").exists(), "what the first one had written is gone"
+        folders.write_index(aside, {"stage": "export"})
+    published(out, "export", shards=prepared.shards["bert"])  # over it, now that it is done
+    (tmp_path / ".out.tmp").mkdir()  # a killed process left it
+    published(out, "export", shards=prepared.shards["bert"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
