@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,7 +29,7 @@ def test_deepspeed_on_one_rank_equals_plain_torch(objective, stage, prepared, tm
     launched = run_values(prepared, tmp_path / "zero", objective, phases=TWENTY, engine={"zero_stage": stage})
     on_ranks(1, cases.train, local, log=tmp_path / "local.log", launched=False)
     on_ranks(1, cases.train, launched, log=tmp_path / "zero.log")
-    same_training(tmp_path / "local", tmp_path / "zero")
+    assert differences(tmp_path / "local", tmp_path / "zero") == []
 
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 8), (1, 1), (2, 4), (2, 1)])
@@ -39,21 +38,36 @@ def test_micro_batches_and_ranks_do_not_change_the_mean(world, micro_batch, prep
     parts = run_values(prepared, tmp_path / "parts", phases=TWENTY, engine={"micro_batch": micro_batch})
     on_ranks(1, cases.train, whole, log=tmp_path / "whole.log", launched=False)
     on_ranks(world, cases.train, parts, log=tmp_path / "parts.log", launched=world > 1)
-    same_training(tmp_path / "whole", tmp_path / "parts")
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
-def same_training(one: Path, other: Path) -> None:
-    """Equal batches; losses and weights within 1e-5 relative."""
+def test_another_training_is_told_from_the_same_one(prepared, tmp_path):
+    for name, changes in (("one", {}), ("rate", {"optim": {"lr": 1.1e-3}}), ("seed", {"seed": 8})):
+        values = run_values(prepared, tmp_path / name, phases=TWENTY, **changes)
+        on_ranks(1, cases.train, values, log=tmp_path / f"{name}.log", launched=False)
+    assert differences(tmp_path / "one", tmp_path / "one") == []
+    assert {line.split(" ")[0] for line in differences(tmp_path / "one", tmp_path / "rate")} >= {"losses", "weights/"}
+    assert differences(tmp_path / "one", tmp_path / "seed")[0].startswith("batches")
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two trainings of 20 steps do not share: batches, losses and weights within 1e-5, gradient norms within 1e-4,
+    all relative."""
     a, b = cases.history(one), cases.history(other)
     assert len(a) == len(b) == 20
-    assert [digest for *_, digest in a] == [digest for *_, digest in b]
-    np.testing.assert_allclose([loss for _, loss, *_ in a], [loss for _, loss, *_ in b], rtol=1e-5)
-    np.testing.assert_allclose([norm for _, _, norm, _ in a], [norm for _, _, norm, _ in b], rtol=1e-4)
-    expected, found = cases.state(one), cases.state(other)
-    for name in (name for name in expected if name.startswith("weights/")):
+    found = [] if [digest for *_, digest in a] == [digest for *_, digest in b] else ["batches"]
+    for name, column, tolerance in (("losses", 1, 1e-5), ("norms", 2, 1e-4)):
+        pairs = [(x[column], y[column]) for x, y in zip(a, b, strict=True)]
+        found += [f"{name} {x} {y}" for x, y in pairs if not abs(x - y) <= tolerance * abs(y)]
+    expected, got = cases.state(one), cases.state(other)
+    weights = [name for name in expected if name.startswith("weights/")]
+    assert len(weights) > 20
+    for name in weights:
         if name.endswith("attention.k.bias"):  # softmax ignores it: its gradient is rounding, which Adam magnifies
             continue
-        assert (found[name] - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+        if not (got[name] - expected[name]).norm() <= 1e-5 * expected[name].norm():
+            found.append(f"weights/ {name}")
+    return found
 
 
 def test_slots_count_alike_whatever_micro_batch_they_are_in(prepared):
