@@ -12,9 +12,12 @@ import json
 import os
 import re
 import shutil
+import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pretrain.errors import UserError
 
@@ -60,6 +63,7 @@ def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iter
             shutil.rmtree(old)
         else:
             aside.rename(folder)
+        shutil.rmtree(_work(folder), ignore_errors=True)  # a worker of a killed run may still be writing there
     except PermissionError as error:
         found = f"{error.filename}: {error.strerror}"
         raise what("permission denied", found, "change the permissions, or choose another out=") from None
@@ -229,13 +233,57 @@ def checksum(index: dict) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write aside, sync, rename: a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(_json(value))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    """A reader sees the old file or the new one."""
+    with finished(path) as file:
+        file.write(_json(value).encode())
+
+
+@contextmanager
+def finished(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written aside and synced before it gets its name: what has the name is whole, whenever the process
+    or the machine ends. Two processes that do the same work at once do not meet."""
+    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # a full disk is not filled by what nobody can use
+        raise
+
+
+@contextmanager
+def kept(folder: Path, noun: str, pattern: str, what: type[UserError] = UserError) -> Iterator[Path]:
+    """A folder `.NAME.work` for what a stage has finished of `folder`; inside of `publish`, which keeps others out and
+    removes it in the end. On failure it stays, if it has files of `pattern`: the user knows them as `noun`."""
+    work = _work(folder)
+    check_output(work, what)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield work
+    except BaseException:
+        count = sum(1 for _ in work.glob(pattern))
+        if count:
+            print(f"{count:,} finished {noun} are kept in {work}: start again to go on from there", file=sys.stderr)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _work(folder: Path) -> Path:
+    folder = folder.resolve() if folder.is_symlink() else folder.absolute()  # workers elsewhere have another folder
+    return folder.with_name(f".{folder.name}.work")
+
+
+def code(*packages: str) -> str:
+    """Identity of the code in packages of ours: what one version left half-done is not taken for another's."""
+    found = hashlib.sha256()
+    for package in packages:
+        for path in sorted((Path(__file__).parent / package).glob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def _json(value: object) -> str:

@@ -28,6 +28,7 @@ import numpy as np
 
 from pretrain import folders
 from pretrain.config import Config, free
+from pretrain.corpus import SIDES
 from pretrain.errors import ConfigError, ShardError, TokenizerError
 from pretrain.parallel import ordered
 from pretrain.progress import progress
@@ -37,7 +38,6 @@ from pretrain.tokenizer import Tokenizer, open_tokenizer
 
 MADE_BY = "python launch/words.py CONFIG.yaml"
 FOLDER = "words"
-SIDES = ("train", "heldout")
 STRETCH_TOKENS = 1 << 21  # of whole documents, that a process segments at a time: 10 to 20 s, 0.2 GB
 
 # The ranges that BERT takes apart into characters (its `_is_chinese_char`), beyond them the newer extensions.
@@ -335,12 +335,11 @@ def _stretches(shards: Shards) -> Iterator[Stretch]:
 def segment_stretch(job: Job, stretch: Stretch) -> Path:
     """The file with a stretch's bits, made unless it is there."""
     path = job.work / f"{job.side}-{stretch.piece:05d}-{stretch.first:012d}"
-    if not path.exists() or path.stat().st_size != -(-stretch.tokens // 8):
+    if not path.exists():
         shards, tokens = _opened(job.folder, job.side), _tokens(job.tokenizer)
         ids = shards.piece_ids(stretch.piece)[stretch.first : stretch.first + stretch.tokens]
-        aside = path.with_suffix(".tmp")
-        np.packbits(tokens.begins(ids, job.segmenter.cut()), bitorder="little").tofile(aside)
-        aside.rename(path)
+        with folders.finished(path) as file:
+            file.write(np.packbits(tokens.begins(ids, job.segmenter.cut()), bitorder="little"))
     return path
 
 

@@ -26,8 +26,8 @@ import shutil
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -95,7 +95,7 @@ def run(config: CleanConfig) -> dict:
         raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
     names = [source.name for source in corpus.recipe.sources]
     with folders.publish(out, "clean", CorpusError) as folder:
-        with _work_folder(out) as work:
+        with folders.kept(out, "pieces", "pieces-*/*.done", CorpusError) as work:
             job, evaluated = _job(config, corpus, work)
             pieces, cleaned = _first_pass(job, config.chunk_bytes, config.workers)
             rows = gather(job.folder, pieces, config.duplicates)
@@ -105,6 +105,7 @@ def run(config: CleanConfig) -> dict:
             for name, array in zip(VERDICT, (verdict.stays, verdict.repeated, shown(picked, verdict)), strict=True):
                 np.save(job.folder / f"{name}.npy", array)
             written = _third_pass(job, folder, parts, config.workers)
+        shutil.rmtree(work)  # what may still be refused is refused for what the pieces are
         funnel = cleaned.funnel
         if evaluated:
             for flow in (flows[CONTAMINATION] for flows in funnel.flows.values()):
@@ -125,23 +126,6 @@ def run(config: CleanConfig) -> dict:
         index = folders.write_index(folder, _index(config, corpus, evaluated, report["all"]), recorded=unhashed)
     table(report)
     return index
-
-
-@contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` for what is finished of the first pass. It goes when all is written, stays otherwise."""
-    work = out.with_name(f".{out.name}.work")
-    folders.check_output(work, CorpusError)
-    try:
-        yield work
-    except BaseException:
-        finished = len(list(work.glob("pieces-*/*.done")))
-        if finished:
-            print(f"{finished:,} finished pieces are kept in {work}: start again to go on from there", file=sys.stderr)
-        else:
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work)
 
 
 def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluated | None]:
@@ -169,7 +153,7 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluate
         "samples": config.samples,
         "heldout_fraction": corpus.recipe.heldout_fraction,
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in sources],
-        "versions": {**_versions(), "code": _code()},
+        "versions": {**_versions(), "code": folders.code("cleaning", "corpus")},
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = work / f"pieces-{digest[:16]}"
@@ -315,12 +299,3 @@ def _versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _code() -> str:
-    """Identity of the code that makes a piece: one made by another version is not taken for one of this."""
-    found = hashlib.sha256()
-    for package in ("cleaning", "corpus"):
-        for path in sorted((Path(__file__).parent.parent / package).glob("*.py")):
-            found.update(path.read_bytes())
-    return found.hexdigest()

@@ -10,13 +10,11 @@ Memory: a chunk, its documents as text, and 600 bytes a document.
 """
 
 import json
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 
@@ -35,6 +33,7 @@ from pretrain.cleaning.outcome import Step, library
 from pretrain.cleaning.steps import StepsConfig, steps
 from pretrain.corpus import Chunk, Corpus, Document, Skipped
 from pretrain.corpus.compressed import open_file
+from pretrain.folders import finished
 
 CONTAMINATION, EXACT, NEAR, PARAGRAPHS = (
     "decontamination",
@@ -94,7 +93,7 @@ class Cleaned:
 
 def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
     """Make the piece of a chunk, unless it is there."""
-    key = _key(chunk)
+    key = chunk.key
     done = job.folder / f"{key}.done"
     if done.exists():
         return pickle.loads(done.read_bytes())
@@ -113,8 +112,10 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
     np.savez(arrays, **numbers.arrays())
     cleaned = Cleaned(Piece(key, len(numbers.hashes), len(numbers.paragraphs)), funnel.trimmed(), skipped, found)
     for name, data in ((f"{key}.jsonl.zst", text.getbuffer()), (f"{key}.npz", arrays.getbuffer())):
-        _write(job.folder / name, data)
-    _write(done, pickle.dumps(cleaned))
+        with finished(job.folder / name) as file:
+            file.write(data)
+    with finished(done) as file:
+        file.write(pickle.dumps(cleaned))
     return cleaned
 
 
@@ -270,25 +271,6 @@ def load(folder: Path, piece: Piece, name: str) -> np.ndarray:
 
 def _line(document: dict) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode() + b"\n"
-
-
-def _key(chunk: Chunk) -> str:
-    """The identity of a chunk: of its bytes and their place."""
-    data = BytesIO()
-    pickler = pickle.Pickler(data, protocol=5)
-    pickler.fast = True  # equal values give equal bytes, whichever of them are the same object
-    pickler.dump(chunk)
-    return blake2b(data.getbuffer(), digest_size=16).hexdigest()
-
-
-def _write(path: Path, data: bytes | memoryview) -> None:
-    """Write aside, sync, rename: what has the name is whole, whenever the process or the machine ends."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
 
 
 @lru_cache(maxsize=64)

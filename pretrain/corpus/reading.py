@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ class Chunk:
     @property
     def bytes(self) -> int:
         return sum(len(part.data) + part.too_long for part in self.parts)
+
+    @property
+    def key(self) -> str:
+        """Its identity: of its bytes and their place."""
+        found = blake2b(str(self.source).encode(), digest_size=16)
+        for part in self.parts:
+            found.update(repr((part.file, part.cut, part.first, len(part.data), part.too_long)).encode())
+            found.update(part.data)
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)

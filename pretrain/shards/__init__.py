@@ -16,19 +16,16 @@ folder `.NAME.work` beside the output, and the same command goes on from there. 
 a Dask cluster; corpus, tokenizer and output must then be on a file system that all of them see under the same names.
 """
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
 from itertools import chain
 from operator import add
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from pydantic import Field
@@ -76,8 +73,8 @@ def run(config: ShardsConfig) -> dict:
         raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
     tokenizer = _tokenizer(placed(config.tokenizer))
     with (
-        _work_folder(out) as work,
         folders.publish(out, "shards", ShardError) as folder,
+        folders.kept(out, "chunks", "chunks-*/[!.]*", ShardError) as work,
         _processes(config) as (each, workers),
     ):
         job = _job(config, corpus, tokenizer, work)
@@ -120,43 +117,6 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 @contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` for what is finished. It goes when all is published, and stays otherwise."""
-    out = out.resolve() if out.is_symlink() else out.absolute()
-    work = out.with_name(f".{out.name}.work")
-    folders.check_output(work, ShardError)
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = open(work / "lock", "wb")  # not inherited by workers; a killed process gives it up
-    except OSError as error:
-        raise ShardError(
-            "the output folder cannot be made", f"{work}: {error.strerror}", "choose another out="
-        ) from None
-    with lock:
-        _lock(lock, out)
-        try:
-            yield work
-        except BaseException:
-            finished = sum(1 for _ in work.glob("chunks-*/[!.]*"))
-            if finished:
-                kept = f"{finished:,} finished chunks are kept in {work}"
-                print(f"{kept}: start again to go on from there", file=sys.stderr)
-            else:
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)  # a worker of a killed build may still be writing there
-
-
-def _lock(file: BinaryIO, out: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ShardError("another process is building these shards", str(out), "wait for it, or end it") from None
-    except OSError:  # a file system without locks
-        pass
-
-
-@contextmanager
 def _processes(config: ShardsConfig) -> Iterator[tuple[Each, int]]:
     """`each(work, items)`: the results in order; and the number of processes that they come from."""
     if config.scheduler:
@@ -178,7 +138,7 @@ def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, w
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in corpus.recipe.sources],
         "numpy": np.__version__,
         "tokenizers": importlib.metadata.version("tokenizers"),
-        "code": _code(),
+        "code": folders.code("corpus", "tokenizer", "shards"),
     }
     folder = _alone(work, "chunks", settings)
     dtype = dtype_of(tokenizer.vocab_size)
@@ -263,12 +223,3 @@ def _alone(work: Path, kind: str, decided: object) -> Path:
     for left in folder.glob(".*.tmp"):
         left.unlink(missing_ok=True)
     return folder
-
-
-def _code() -> str:
-    """Identity of the code that makes a block: one made by another version is not taken for one of this."""
-    found = hashlib.sha256()
-    for package in ("corpus", "tokenizer", "shards"):
-        for path in sorted((Path(__file__).parent.parent / package).glob("*.py")):
-            found.update(path.read_bytes())
-    return found.hexdigest()

@@ -16,29 +16,28 @@ Of the one that leads them: 1 kB a chunk. Disk, while it works: the output twice
 import hashlib
 import os
 import pickle
-import uuid
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import blake2b
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from pretrain.corpus import SIDES, Chunk, Cleaned, Corpus, Document, Group, Skipped
 from pretrain.errors import TokenizerError
+from pretrain.folders import finished
 from pretrain.shards.megatron import CODES, HEADER, MAGIC, dtype_of
+from pretrain.shards.reading import ORIGIN
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
 ROW = np.dtype(  # of a document; `begin` is its first token within its side of the block, `key` is for shuffling
     [("length", "<i4"), ("raw", "<u4"), ("file", "<u4"), ("number", "<u8"), ("begin", "<u8"), ("key", "<u8")]
 )
-ORIGIN = np.dtype([("file", "<u4"), ("number", "<u8")])
 SIDECARS = {"raw": np.dtype("<u4"), "origin": ORIGIN}  # arrays of one row a document, NAME.raw.npy …
 BATCH_CHARACTERS = 1 << 20  # encoded together
 BUFFER_TOKENS = 1 << 20  # copied at a time
@@ -146,7 +145,7 @@ def opened(folder: Path, fingerprint: str) -> Tokenizer:
 
 
 def _block(job: Job, chunk: Chunk) -> Block:
-    path = job.folder / _key(chunk)
+    path = job.folder / chunk.key
     if path.exists():
         return read_block(path)
     tokenizer, skipped = opened(job.tokenizer, job.fingerprint), Skipped()
@@ -191,15 +190,6 @@ class _Encoded:
         self.texts, self.characters = [], 0
 
 
-def _key(chunk: Chunk) -> str:
-    """The identity of a chunk: of its bytes and their place."""
-    found = blake2b(str(chunk.source).encode(), digest_size=16)
-    for part in chunk.parts:
-        found.update(repr((part.file, part.cut, part.first, len(part.data), part.too_long)).encode())
-        found.update(part.data)
-    return found.hexdigest()
-
-
 def write_block(
     path: Path, rows: list[np.ndarray], ids: list[Iterable[np.ndarray]], places: tuple[str, ...], skipped: Skipped
 ) -> Block:
@@ -220,22 +210,6 @@ def read_block(path: Path) -> Block:
         size = int.from_bytes(file.read(), "little")
         file.seek(-8 - size, os.SEEK_END)
         return replace(pickle.loads(file.read(size)), path=path)
-
-
-@contextmanager
-def finished(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written aside and synced before it gets its name: what has the name is whole, whenever the process
-    or the machine ends. Two processes that do the same work at once do not meet."""
-    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)  # a full disk is not filled by what nobody can use
-        raise
 
 
 # Pieces

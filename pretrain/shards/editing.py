@@ -27,12 +27,11 @@ from pretrain import folders
 from pretrain.config import Config
 from pretrain.corpus import SIDES
 from pretrain.errors import ShardError
-from pretrain.permutation import hash64
+from pretrain.permutation import CHOICE, hash64
 from pretrain.progress import progress
 from pretrain.shards.reading import ORIGIN, ORIGINS, Shards, sidecars
 from pretrain.shards.writing import SideWriter
 
-CHOICE = 1 << 32  # the first word of a hash that chooses documents: no other use of `hash64` has it
 COPY_TOKENS = 1 << 22  # copied together
 BINS = 1 << 16  # of hashes, in which tokens are counted before a budget is met
 

@@ -166,5 +166,5 @@ def check_tokenizer(index: dict, folder: Path | str, tokenizer: "Tokenizer") -> 
         raise ShardError(
             "these shards were built with another tokenizer",
             f"{folder} says {index['tokenizer'][:12]}…, {tokenizer.folder} says {tokenizer.fingerprint[:12]}…",
-            "rebuild the shards, or point data.tokenizer at the one they were made with",
+            "rebuild the shards, or name the tokenizer that they were made with",
         )

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.corpus import SIDES, Skipped
-from pretrain.permutation import hash64
+from pretrain.permutation import SHUFFLE, hash64
 from pretrain.shards.building import ROW, Block, Piece, Stretch, begins, read_block, write_block
 
 RUN_TOKENS = 1 << 26  # 128 MB of ids, which are held twice
 GATHER_TOKENS = 1 << 21  # put into order at a time
 PLAN_DOCUMENTS = 1 << 18  # whose keys are looked at together
-SHUFFLE = 101  # sets these keys apart from other uses of the same seed
 KEYS = 1 << 64
 
 
