@@ -101,7 +101,7 @@ def ours(folder: Path, who: str):
     windows = Windows(shards, T, 1, Words(shards))
     if who in TRAINED:
         phase = Phase(steps=10**6, seq_len=T, batch_tokens=B * T)
-        batches, number = Batches(windows, config, [phase], 1, B, 0, 1), iter(range(10**6))
+        batches, number = Batches({"": windows}, config, [phase], 1, B, 0, 1), iter(range(10**6))
         return lambda: batches[next(number)].batch
     objective = OBJECTIVES[config.kind](config, shards.specials, shards.vocab_size, T, 1)
     rng = np.random.default_rng(0)

@@ -55,7 +55,7 @@ class Batches:
 
     def __init__(
         self,
-        corpora: Windows | dict[str, Windows],
+        corpora: dict[str, Windows],
         objective: ObjectiveConfig,
         phases: list[Phase],
         seed: int,
@@ -65,7 +65,7 @@ class Batches:
         begun: int = 0,
     ):
         """`begun` leading phases are over: they need not divide among the ranks of today."""
-        self.order = Order({"": corpora} if isinstance(corpora, Windows) else corpora, phases)
+        self.order = Order(corpora, phases)
         self.phases, self.rank = phases, rank
         shards = self.order.windows[0].shards  # of the same tokenizer as all others
         build = OBJECTIVES[objective.kind]

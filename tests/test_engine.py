@@ -12,7 +12,8 @@ from pretrain.errors import ConfigError
 from pretrain.loader import Batches
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import Learner, MaskedLMConfig
-from pretrain.optim import OptimConfig, Phase, adamw
+from pretrain.optim import OptimConfig, adamw
+from pretrain.phases import Phase
 from pretrain.shards import Shards
 from pretrain.windows import Windows
 from tests import cases
@@ -130,7 +131,7 @@ def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
 def model_and_batches(prepared, micro_batch: int) -> tuple[Transformer, Batches]:
     shards = Shards(prepared.shards["bert"])
     phase = Phase(steps=4, seq_len=32, batch_tokens=256)
-    batches = Batches(Windows(shards, 32, 7), MaskedLMConfig(kind="masked_lm"), [phase], 7, micro_batch, 0, 1)
+    batches = Batches({"": Windows(shards, 32, 7)}, MaskedLMConfig(kind="masked_lm"), [phase], 7, micro_batch, 0, 1)
     model = Transformer(ModelConfig(**ENCODER), shards.vocab_size)
     initialise(model, 7)
     return model, batches

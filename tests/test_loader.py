@@ -27,7 +27,9 @@ def batches(prepared, objective, micro_batch=2, rank=0, world=1, seed=3, mixed=F
     """Of one corpus; or `mixed` of two, train and held-out side of the same shards, otherwise in each phase."""
     folder = prepared.shards["bert" if objective.kind == "masked_lm" else "byte"]
     if not mixed:
-        return loader.Batches(Windows(Shards(folder), 64, seed), objective, PHASES, seed, micro_batch, rank, world)
+        return loader.Batches(
+            {"": Windows(Shards(folder), 64, seed)}, objective, PHASES, seed, micro_batch, rank, world
+        )
     corpora = {
         name: Windows(Shards(folder, side), 64, seed, corpus=number)
         for number, (name, side) in enumerate((("a", "train"), ("b", "heldout")))
@@ -119,7 +121,7 @@ def test_a_worker_killed_in_the_middle_of_a_result_is_the_same_error():
 def long_run(prepared) -> loader.Batches:
     """More than processes compute while a test looks elsewhere."""
     windows, phase = Windows(Shards(prepared.shards["bert"]), 64, 3), Phase(steps=10**6, seq_len=64, batch_tokens=256)
-    return loader.Batches(windows, OBJECTIVES[0], [phase], 3, micro_batch=1, rank=0, world=1)
+    return loader.Batches({"": windows}, OBJECTIVES[0], [phase], 3, micro_batch=1, rank=0, world=1)
 
 
 def children() -> list[int]:
@@ -179,7 +181,7 @@ def test_any_step_is_reached_at_once(prepared):
     shards = Shards(prepared.shards["bert"])
     phases = [Phase(steps=10**9, seq_len=32, batch_tokens=1024), Phase(steps=10**9, seq_len=64, batch_tokens=1024)]
     for step in (0, 999_999_999, 10**9, 2 * 10**9 - 1):
-        items = loader.Batches(Windows(shards, 64, 3), OBJECTIVES[0], phases, 3, 2, 0, 1)
+        items = loader.Batches({"": Windows(shards, 64, 3)}, OBJECTIVES[0], phases, 3, 2, 0, 1)
         tracemalloc.start()
         counted = sum(1 for _ in _calls(lambda at=step, items=items: items[items.first_item(at)]))
         _, peak = tracemalloc.get_traced_memory()

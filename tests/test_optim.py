@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pretrain.model import ModelConfig, Transformer
-from pretrain.optim import OptimConfig, Phase, adamw, lr_at
+from pretrain.optim import OptimConfig, adamw, lr_at
+from pretrain.phases import Phase
 from tests.conftest import ENCODER
 
 
