@@ -375,6 +375,17 @@ def test_evaluation_items_are_found_in_documents_that_a_step_changed(tmp_path):
     assert step(report, "script")["changed"] > 0
 
 
+def test_evaluation_items_with_personal_data_are_found_although_documents_have_it_masked(tmp_path):
+    item = "Whoever saw the grey cat in the yard writes to anna@northwind.pl before the ninth of March, please."
+    evaluation = file(tmp_path, "evaluation.jsonl", json.dumps({"text": item}) + "\n")
+    texts = [english(n) for n in range(20)]
+    corpus = made(tmp_path / "corpus", *texts, f"{english(21)} {item} {english(22)}")
+    masked = {**OFF, "pii": {"use": "true"}}
+    left, report = cleaned(corpus, steps=masked, decontaminate={"files": [str(evaluation)]})
+    assert left == texts
+    assert step(report, "pii")["changed"] == lost(report, "decontamination") == 1
+
+
 def test_a_step_that_takes_lines_out_makes_no_item_shorter(tmp_path):
     """C4's rules for Chinese would leave one line of the item, a fifteenth of its n-grams, which a document quotes."""
     formula = chinese("formula", 40)

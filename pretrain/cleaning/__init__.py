@@ -65,7 +65,7 @@ FORMAT = 1
 LIBRARIES = ("ftfy", "py3langid", "opencc", "jieba", "stopwordsiso", "datasketch", "xxhash", "numpy")
 # The others drop documents, or take lines out and leave the n-grams within the rest: an evaluation item of which such a
 # step left one line would be found in any document with that line.
-REWORDING = ("html", "mojibake", "unicode", "control", "script", "stopwords")
+REWORDING = ("html", "mojibake", "unicode", "control", "script", "pii", "stopwords")
 REPORT, PLOT, LIMITS = "report.json", "funnel.png", "limits.png"
 
 
