@@ -197,10 +197,9 @@ def _row(step: dict, read_bytes: int) -> list[str]:
 
 def _rules(name: str, steps: list[dict]) -> "Table":
     """A row for each limit of a filter, and what other limits would take."""
-    others = (f"{share:.1%} at".replace(".0%", "%") for share in ASKED)
-    grid = _grid(
-        f"{name}: the limits, and those that would drop …", ("step", LIMIT, "train documents", "dropped", *others)
-    )
+    others = (f"{share:.1%}".replace(".0%", "%") for share in ASKED)
+    title = f"{name}: the limits, and the strictest ones that drop at most …"
+    grid = _grid(title, ("step", LIMIT, "train documents", "dropped", *others))
     for step in steps:
         for rule in step["rules"]:
             others = ["-" if (at := rule["limits"][f"{share:g}"]) is None else f"{at:g}" for share in ASKED]

@@ -102,10 +102,11 @@ def draw_limits(report: dict, path: Path) -> None:
 
     Nothing is written where no filter was on.
     """
-    sources = sorted(report["sources"], key=lambda source: -source["steps"][0]["documents_in"])[:LINES]
+    numbered = [(label(source["name"], f"source {n}"), source) for n, source in enumerate(report["sources"], 1)]
+    largest = sorted(numbered, key=lambda pair: -pair[1]["steps"][0]["documents_in"])[:LINES]
     steps = report["all"]["steps"]
     panels = {_title(step, rule): [] for step in steps for rule in step["rules"]}
-    for number, source in enumerate(sources):
+    for number, (_, source) in enumerate(largest):
         for step in source["steps"]:
             for rule in step["rules"]:
                 panels[_title(step, rule)].append((number, rule))
@@ -115,7 +116,7 @@ def draw_limits(report: dict, path: Path) -> None:
     size = (PANEL[0] * min(ACROSS, len(panels)), PANEL[1] * rows + 0.6)
     figure = library("matplotlib.figure").Figure(figsize=size, dpi=130, layout="constrained")
     grid = figure.subplots(rows, min(ACROSS, len(panels)), squeeze=False).ravel()
-    names = [label(source["name"], f"source {number}") for number, source in enumerate(sources, 1)]
+    names = [name for name, _ in largest]
     for axes, (title, rules) in zip(grid, panels.items(), strict=False):
         _draw_limits(axes, title, rules)
     for axes in grid[len(panels) :]:
@@ -123,16 +124,22 @@ def draw_limits(report: dict, path: Path) -> None:
     lines = [library("matplotlib.lines").Line2D([], [], color=f"C{number}", marker=".") for number in range(len(names))]
     font = {"family": families("".join(names)), "size": 8.5}
     figure.legend(lines, names, loc="outside upper left", ncols=4, frameon=False, prop=font)
-    figure.supylabel("documents that the limit would drop, of those that come to it", fontsize=9)
+    figure.supylabel("share of documents dropped", fontsize=9)  # a longer one is cut off beside a single row
     figure.savefig(path)
 
 
 def _draw_limits(axes, title: str, rules: list[tuple[int, dict]]) -> None:
-    """One line a source: limits and the share they would drop; dashed, the limit that was set."""
+    """One line a source: limits and the share of the documents they would drop; dashed, the limit that was set.
+
+    Where the strictest limit for several shares is the same one, it drops no more than the smallest of them.
+    """
     limits = [limit for _, rule in rules for limit in [*rule["limits"].values(), rule["limit"]] if limit is not None]
     for number, rule in rules:
-        points = [(limit, float(share)) for share, limit in rule["limits"].items() if limit is not None]
-        axes.plot(*zip(*points, strict=True) if points else ([], []), color=f"C{number}", marker=".", linewidth=1)
+        points: dict[float, float] = {}
+        for share, limit in rule["limits"].items():
+            points.setdefault(limit, float(share))
+        points.pop(None, None)
+        axes.plot([*points], [*points.values()], color=f"C{number}", marker=".", linewidth=1)
         axes.axvline(rule["limit"], color=f"C{number}", linestyle="--", linewidth=1, alpha=0.7)
     if max(limits) > 100 and min(limits) > 0:
         axes.set_xscale("log")

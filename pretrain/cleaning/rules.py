@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-# Of train documents that came to a rule: for each the report says what limit would drop that many.
+# Of train documents that came to a rule: for each the report says what limit drops no more than that.
 SHARES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5)
 BROKEN: dict[str, Callable[[float, float], bool]] = {
     "<": float.__lt__,
