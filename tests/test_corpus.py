@@ -169,6 +169,19 @@ def test_a_folder_with_a_file_of_no_known_format_is_refused_rather_than_read_in_
     assert texts(source(tmp_path, files=["a"], format="txt")) == ["a", "b"]
 
 
+def test_what_a_stage_wrote_beside_the_text_is_not_read_unless_it_is_named(tmp_path):
+    file(tmp_path, "a/1.jsonl", '{"text": "a"}')
+    file(tmp_path, "clean/part-00000.jsonl", '{"text": "b"}')
+    folders.write_index(tmp_path / "clean", {"stage": "clean"})
+    for names in (["**/*.jsonl"], ["."], ["*/*.jsonl"], [f"{tmp_path}/**"]):
+        message = refused(source(tmp_path, files=names))
+        assert "what a stage wrote" in message and f"{tmp_path / 'clean'}, of source 's'" in message
+    for names in (["a", "clean"], ["a/*.jsonl", "clean/part-*"], ["a", "clean/part-00000.jsonl"]):
+        assert texts(source(tmp_path, files=names)) == ["a", "b"]
+    file(tmp_path, "index.json", "[]")
+    assert texts(source(tmp_path, files=["[a]/*"])) == ["a"]
+
+
 def test_a_file_of_no_known_format_is_refused_before_any_work(tmp_path):
     for name in ("text.csv", "text", "text.txt.lz4", "text.gz", "text.parquet.gz", "text.arrow.zst"):
         path = file(tmp_path, name, "a")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pretrain.corpus.compressed import SUFFIXES
 from pretrain.errors import CorpusError
+from pretrain.folders import within
 
 FORMATS = {
     "txt": (".txt",),
@@ -40,10 +41,11 @@ def expand(names: list[str], root: Path, source: str) -> list[str]:
     A name is a file, a pattern (`*`, `?`, `[…]`, `**` for folders of any depth) or a folder, which is all that is
     in it. Patterns and folders are sorted by code point, so that the order is the same on every machine.
 
-    Raises CorpusError for a name that stands for nothing, for a file that comes twice, and for a name that is not
-    Unicode: places are written into what the stages publish.
+    Raises CorpusError for a name that stands for nothing, for a file that comes twice, for a folder that a stage wrote
+    and nobody named, and for a name that is not Unicode: places are written into what the stages publish.
     """
     found = [file for name in names for file in _expand(name, root, source)]
+    _check_written(found, [_beginning(name) for name in names], root, source)
     first: dict[str, str] = {}
     for file in found:
         if not file.isascii() and not _is_unicode(file):
@@ -77,7 +79,7 @@ def _expand(name: str, root: Path, source: str) -> list[str]:
         remedy = "a recipe names its files relative to itself"
         raise CorpusError("no such text file", f"{path}, of source {source!r}", remedy)
     if "**" in Path(name).parts:
-        for _ in _inside(root.joinpath(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts))):
+        for _ in _inside(root / _beginning(name)):
             pass
     matches = glob.glob(name, root_dir=root, recursive=True)
     found = sorted({match for match in matches if not (root / match).is_dir() and not _passed_over(match)})
@@ -85,6 +87,23 @@ def _expand(name: str, root: Path, source: str) -> list[str]:
         remedy = "a pattern is relative to the recipe; folders of any depth are **"
         raise CorpusError("no text file matches a pattern", f"{path}, of source {source!r}", remedy)
     return found
+
+
+def _beginning(name: str) -> Path:
+    """What of a name is no pattern."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts))
+
+
+def _check_written(files: list[str], named: list[Path], root: Path, source: str) -> None:
+    """Raise CorpusError where files lie in a folder that a stage published: what was made of a corpus, for instance,
+    and put beside it. All would be read twice, what was changed perhaps on the other side.
+    """
+    reached = {root / Path(file).parent for file in files}
+    reached -= {root / place for name in named for place in (name, name.parent)}
+    for above in sorted({folder.parent for folder in reached}):
+        for folder in filter(reached.__contains__, within(above)):
+            remedy = "move it elsewhere, or name the files and folders that are text"
+            raise CorpusError("a source would read what a stage wrote", f"{folder}, of source {source!r}", remedy)
 
 
 def _folder(name: str, root: Path, source: str) -> list[str]:
