@@ -3,6 +3,7 @@
 import difflib
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from pretrain.config import Config, free
 from pretrain.errors import ConfigError, ShardError
 from pretrain.order import Order
+from pretrain.packing import BLOCK_WINDOWS, PackedWindows
 from pretrain.phases import Phase, Weight, check_weights
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.tokenizer import Tokenizer
@@ -30,8 +32,11 @@ class DataConfig(Config):
     # Several sets instead, made with one tokenizer. A run may go on with more of them, behind these, for later phases.
     corpora: list[CorpusConfig] = free([])
     tokenizer: str = free()  # the folder they were built with
-    # The unit of shuffling and mixing: a multiple of every seq_len, of phases appended later too, since it is fixed
-    # when a run begins. None: the first phase's seq_len.
+    # What a window is: a stretch of the stream of documents, cut wherever it ends; or whole documents, packed by best
+    # fit, and only those cut that are longer than a window.
+    windows: Literal["stream", "documents"] = "stream"
+    # The unit of shuffling and mixing, and of packing: a multiple of every seq_len, of phases appended later too, since
+    # it is fixed when a run begins. None: the first phase's seq_len, or with windows of documents 64 of it.
     block_tokens: int | None = Field(None, gt=0)
     workers: int = free(0, ge=0)  # processes that compute batches ahead
     prefetch: int = free(4, gt=0)  # micro-batches each of them computes ahead
@@ -83,13 +88,19 @@ def mixed(phases: list[Phase], data: DataConfig) -> list[Phase]:
 def check_phases(phases: list[Phase], data: DataConfig) -> None:
     """Raise ValueError naming both settings unless mixtures and windows of the phases fit what is read."""
     mixed(phases, data)
-    block_tokens = data.block_tokens or phases[0].seq_len
+    block_tokens = block_tokens_of(data, phases)
     for phase in phases:
         if block_tokens % phase.seq_len:
+            of = "" if data.windows == "stream" else f"{BLOCK_WINDOWS} of "
             raise ValueError(
                 f"data.block_tokens = {block_tokens} is not a multiple of phases: seq_len = {phase.seq_len} "
-                "(it is fixed when a run begins; by default it is the first phase's seq_len)"
+                f"(it is fixed when a run begins; by default it is {of}the first phase's seq_len)"
             )
+
+
+def block_tokens_of(data: DataConfig, phases: list[Phase]) -> int:
+    """`data.block_tokens`, or what stands for it where it is not given."""
+    return data.block_tokens or phases[0].seq_len * (1 if data.windows == "stream" else BLOCK_WINDOWS)
 
 
 @dataclass(frozen=True)
@@ -184,21 +195,22 @@ def check_sizes(corpora: list[Corpus], block_tokens: int, longest: int) -> None:
                 )
 
 
-def order(corpora: list[Corpus], phases: list[Phase], block_tokens: int, seed: int, words: bool) -> Order:
+def order(data: DataConfig, corpora: list[Corpus], phases: list[Phase], seed: int, words: bool) -> Order:
     """The order of a run whose mixtures are written out. `words`: it also says where words begin."""
+    kind, block_tokens = Windows if data.windows == "stream" else PackedWindows, block_tokens_of(data, phases)
     if words:
         from pretrain.words import open_words
     windows = {}
     for number, corpus in enumerate(corpora):
         begins = open_words(corpus.train, corpus.tokenizer) if words else None
-        windows[corpus.name] = Windows(corpus.train, block_tokens, seed, begins, number)
+        windows[corpus.name] = kind(corpus.train, block_tokens, seed, begins, number)
     return Order(windows, phases)
 
 
 def check_epochs(corpora: list[Corpus], plan: Order) -> None:
     """Raise ConfigError when the run would go through a corpus more often than its max_epochs."""
-    total = sum(phase.steps * phase.batch_tokens for phase in plan.phases)
     drawn = np.array([plan.drawn(number) for number in range(len(plan.phases))])  # (phases, C)
+    total = int(drawn.sum())
     lines = []
     for number, (corpus, epochs) in enumerate(zip(corpora, plan.epochs().tolist(), strict=True)):
         if corpus.max_epochs is not None and epochs > corpus.max_epochs:

@@ -15,7 +15,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from pretrain.config import Config
 from pretrain.data import Corpus, DataConfig
 from pretrain.errors import ConfigError, ShardError
 from pretrain.order import Order, Reading
+from pretrain.packing import BLOCK_WINDOWS, PackedWindows
 from pretrain.phases import Phase, locate
 from pretrain.shards import Shards
 from pretrain.shards.reading import sidecars
@@ -85,9 +86,9 @@ class Plan(Config):
 
     def order(self, corpora: list[Corpus]) -> Order:
         phases = data.mixed(self.phases, self.data)
-        block_tokens = self.data.block_tokens or phases[0].seq_len
+        block_tokens = data.block_tokens_of(self.data, phases)
         data.check_sizes(corpora, block_tokens, max(phase.seq_len for phase in phases))
-        return data.order(corpora, phases, block_tokens, self.seed, words=False)
+        return data.order(self.data, corpora, phases, self.seed, words=False)
 
 
 def _answer(arguments: argparse.Namespace) -> None:
@@ -97,7 +98,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     tokenizer = open_tokenizer(plan.data.tokenizer)
     corpora = data.open_corpora(plan.data, tokenizer)
     if arguments.lengths:
-        return show_lengths(corpora, max(phase.seq_len for phase in plan.phases))
+        return show_lengths(corpora, max(phase.seq_len for phase in plan.phases), plan.seed)
     order = plan.order(corpora)
     if arguments.document is not None:
         return show_readings(order, corpora, arguments.document, _steps_done(run))
@@ -147,28 +148,43 @@ def show_step(order: Order, tokenizer: Tokenizer, step: int) -> None:
     print(f"step {step:,} of {steps:,}{where}: {phase.batch:,} windows of {phase.seq_len:,} tokens")
     if len(order.corpora) > 1:
         _show_shares(order, position.number, readings)
-    for number, reading in enumerate(readings):
-        shards = order.corpora[reading.corpus].shards
-        print(f"\nsample {number}: {_place(reading)}")
-        row = shards.gather(np.array([reading.start]), reading.tokens)[0]
-        for part in stretches(shards, reading.start, reading.tokens):
-            text = tokenizer.decode(row[part.first : part.last][:SHOWN].tolist())
-            print(f"  {_stretch(shards, part)}  {_one_line(text)}")
+    for sample in range(phase.batch):
+        window = [reading for reading in readings if reading.sample == position.first_sample + sample]
+        print(f"\nsample {sample}: {_place(window)}")
+        for reading, part in _held(order, window):
+            shards = order.corpora[reading.corpus].shards
+            row = shards.gather(np.array([reading.start + part.first - reading.at]), part.last - part.first)[0]
+            print(f"  {_stretch(shards, part)}  {_one_line(tokenizer.decode(row[:SHOWN].tolist()))}")
+
+
+def _held(order: Order, window: list[Reading]) -> Iterator[tuple[Reading, Stretch]]:
+    """What a window reads, with the documents in it, from left to right."""
+    for reading in window:
+        for part in stretches(order.corpora[reading.corpus].shards, reading.start, reading.tokens):
+            yield reading, replace(part, first=part.first + reading.at, last=part.last + reading.at)
 
 
 def _show_shares(order: Order, phase: int, readings: list[Reading]) -> None:
-    """Windows of the step from each corpus, beside the share asked for."""
-    drawn = Counter(reading.corpus for reading in readings)
+    """Tokens of the step from each corpus, beside the share asked for."""
+    drawn = Counter()
+    for reading in readings:
+        drawn[reading.corpus] += reading.tokens
     weights = order.mixtures[phase].weights
     for name, weight in zip(order.corpora, weights, strict=True):
-        share, asked = drawn[name] / len(readings), weight / sum(weights)
-        print(f"  {name}: {drawn[name]:,} windows, {share:.1%} (of the mixture: {asked:.1%})")
+        share, asked = drawn[name] / drawn.total(), weight / sum(weights)
+        print(f"  {name}: {drawn[name]:,} tokens, {share:.1%} (of the mixture: {asked:.1%})")
 
 
-def _place(reading: Reading) -> str:
+def _place(window: list[Reading]) -> str:
+    """Where a window's text stands; of a packed one, how much it is."""
+    if not window:
+        return "empty"
+    reading = window[0]
     corpus = f"{reading.corpus}, " if reading.corpus else ""
-    last = reading.start + reading.tokens - 1
-    return f"{corpus}epoch {reading.epoch}, tokens {reading.start:,} to {last:,} of the stream"
+    first, last = min(r.start for r in window), max(r.start + r.tokens for r in window) - 1
+    tokens = sum(r.tokens for r in window)
+    packed = f"{tokens:,} of " if tokens <= last - first else ""
+    return f"{corpus}epoch {reading.epoch}, {packed}tokens {first:,} to {last:,} of the stream"
 
 
 def _stretch(shards: Shards, part: Stretch) -> str:
@@ -198,22 +214,27 @@ def show_sample(run: "RunConfig", corpora: list[Corpus], tokenizer: Tokenizer, s
 
     run = run.resolved()
     whole_words = run.objective.kind == "masked_lm" and run.objective.unit == "word"
-    order = data.order(corpora, run.phases, run.block_tokens, run.seed, whole_words)
+    order = data.order(run.data, corpora, run.phases, run.seed, whole_words)
     position = locate(step - 1, order.phases)
-    reading = order.step(step - 1)[sample]
+    number = position.first_sample + sample
+    window = [reading for reading in order.step(step - 1) if reading.sample == number]
     over = len(order.phases)  # no phase needs to divide among ranks
     batches = Batches(order.corpora, run.objective, order.phases, run.seed, micro_batch=1, rank=0, world=1, begun=over)
-    batch = batches.take(position.number, reading.sample, 1).batch
-    shards = order.corpora[reading.corpus].shards
-    print(f"sample {sample} of step {step:,}: {_place(reading)}")
-    shown, counts = _marked(batch, tokenizer, shards.specials.get("mask"))
+    batch = batches.take(position.number, number, 1).batch
+    print(f"sample {sample} of step {step:,}: {_place(window)}")
+    shown, counts = _marked(batch, tokenizer, corpora[0].train.specials.get("mask"))
     segments = batch.segments[0].numpy()
     edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(segments)]
-    for number, (first, last) in enumerate(pairwise(edges)):
-        document, offset = shards.document_at(reading.start + first)
+    for segment, (first, last) in enumerate(pairwise(edges)):
+        inside = [reading for reading in window if reading.at <= first < reading.at + reading.tokens]
+        if not inside:
+            print(f"\nsegment {segment}: {first:5} to {last - 1:<5} padding")
+            continue
+        shards, start = order.corpora[inside[0].corpus].shards, inside[0].start + first - inside[0].at
+        document, offset = shards.document_at(start)
         begin, end = shards.span(document)
         part = Stretch(first, last, document, offset, end - begin)
-        print(f"\nsegment {number}: {_stretch(shards, part)}\n{' '.join(shown[first:last])}")
+        print(f"\nsegment {segment}: {_stretch(shards, part)}\n{' '.join(shown[first:last])}")
     print(f"\n{counts}")
 
 
@@ -222,7 +243,7 @@ def _marked(batch, tokenizer: Tokenizer, mask: int | None) -> tuple[list[str], s
     inputs = batch.inputs[0].tolist()
     shown = [tokenizer.token_text(token) for token in inputs]
     if batch.target_index is None:
-        return shown, f"{len(inputs)} targets: every token's successor"
+        return shown, f"{batch.filled()} targets: every token's successor"
     kinds = Counter()
     for at, truth, weight in zip(
         batch.target_index[0].tolist(), batch.targets[0].tolist(), batch.weights[0].tolist(), strict=True
@@ -266,7 +287,9 @@ def show_readings(order: Order, corpora: list[Corpus], where: str, done: int | N
                 f"  step {reading.step + 1:>9,}  sample {sample:>5,}  epoch {reading.epoch}  "
                 f"its tokens {first - begin:,} to {last - 1 - begin:,}{state}"
             )
-        print(f"  {len(readings):,} windows in {len({reading.step for reading in readings}):,} steps")
+        windows = len({(reading.step, reading.sample) for reading in readings})
+        steps = len({reading.step for reading in readings})
+        print(f"  {windows:,} window{'s'[: windows != 1]} in {steps:,} step{'s'[: steps != 1]}")
 
 
 def _documents(shards: Shards, where: str) -> Iterator[int]:
@@ -295,8 +318,9 @@ def _steps_done(run: Path) -> int | None:
 # Lengths
 
 
-def show_lengths(corpora: list[Corpus], longest: int) -> None:
-    """Print, for each corpus and side, how many documents and tokens are in documents of which length.
+def show_lengths(corpora: list[Corpus], longest: int, seed: int) -> None:
+    """Print, for each corpus and side, how many documents and tokens are in documents of which length, and what windows
+    of either kind would cut.
 
     `longest`: tokens of the run's longest window. Memory: 4 bytes a document.
     """
@@ -312,7 +336,18 @@ def show_lengths(corpora: list[Corpus], longest: int) -> None:
             long = lengths > longest
             share = lengths[long].sum(dtype=np.int64) / tokens
             print(f"  shares of documents with at most … tokens: {said}; mean {tokens / len(lengths):,.0f}")
-            print(f"  longer than a window of {longest:,}: {long.mean():.1%} of documents, {share:.1%} of tokens\n")
+            print(f"  longer than a window of {longest:,}: {long.mean():.1%} of documents, {share:.1%} of tokens")
+            if not long.all():
+                cut = ((lengths[~long] - 1) / longest).mean()
+                print(f"  of the others windows of the stream cut {cut:.1%}{_packed(shards, longest, seed)}")
+            print()
+
+
+def _packed(shards: Shards, seq_len: int, seed: int) -> str:
+    if shards.tokens < BLOCK_WINDOWS * seq_len:
+        return ""
+    padding, cut = PackedWindows(shards, BLOCK_WINDOWS * seq_len, seed).waste(seq_len)
+    return f", windows of documents {cut:.1%}, for {padding:.1%} of padding"
 
 
 def _show_histogram(lengths: np.ndarray) -> None:

@@ -14,9 +14,12 @@ RESOLUTION = 4096  # the largest sum of weights: what the tables cost, and finer
 
 
 class Mixture:
-    """Items 0, 1, 2, … dealt out to corpora; corpus c gets `weights[c]` of every `sum(weights)`. Weight 0: none."""
+    """Items 0, 1, 2, … dealt out to corpora; corpus c gets `weights[c]` of every `sum(weights)`. Weight 0: none.
 
-    def __init__(self, weights: tuple[int, ...]):
+    An item of corpus c is `samples[c]` samples, which are counted through all corpora; by default one.
+    """
+
+    def __init__(self, weights: tuple[int, ...], samples: tuple[int, ...] | None = None):
         common = math.gcd(*weights)
         assert common and min(weights) >= 0 and sum(weights) // common <= RESOLUTION, weights
         self.weights = np.array([weight // common for weight in weights], np.int64)
@@ -26,6 +29,8 @@ class Mixture:
         self._before = np.zeros((self.period + 1, len(weights)), np.int64)  # drawn of each before an item of the period
         np.cumsum(is_it, axis=0, out=self._before[1:])
         self._items = [np.flatnonzero(column) for column in is_it.T]
+        sizes = np.array(samples or (1,) * len(weights), np.int64)[self._corpus]
+        self._first = np.concatenate([[0], np.cumsum(sizes)])  # sample of each item of a period
 
     def draw(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The corpus (B,) of each of `items` (B,), and its number among that corpus's items (B,), int64."""
@@ -37,6 +42,17 @@ class Mixture:
         """The inverse: which items (B,) are the `numbers` (B,) of `corpus`, which must have a weight."""
         periods, rest = np.divmod(np.asarray(numbers, np.int64), self.weights[corpus])
         return periods * self.period + self._items[corpus][rest]
+
+    def items_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The item (B,) that each of `samples` (B,) is a part of, and which part, from 0 on, (B,), int64."""
+        periods, rest = np.divmod(np.asarray(samples, np.int64), self._first[-1])
+        item = np.searchsorted(self._first, rest, side="right") - 1
+        return periods * self.period + item, rest - self._first[item]
+
+    def first_samples(self, items: np.ndarray) -> np.ndarray:
+        """The first sample (B,) of each of `items` (B,)."""
+        periods, rest = np.divmod(np.asarray(items, np.int64), self.period)
+        return periods * self._first[-1] + self._first[rest]
 
     def counts(self, items: int) -> np.ndarray:
         """How many of the first `items` each corpus gets, (C,) int64: within one of items · weight / period."""

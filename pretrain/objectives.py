@@ -18,6 +18,7 @@ from pretrain import masking
 from pretrain.config import Config
 from pretrain.errors import ConfigError
 from pretrain.model import Transformer
+from pretrain.packing import BEGINS, FREE, GOES_ON
 from pretrain.permutation import RANDOM_TOKEN, REPLACE
 
 
@@ -84,7 +85,8 @@ class MaskedLM:
     Exactly K = round(mask_ratio · T) of the tokens that hold text are asked for, each with the same probability, alone
     or in words or spans (masking.py); what is drawn is a hash of (seed, place of the window in the run), so the next
     epoch draws anew. The window's first and last position become [CLS] and [SEP] unless they are: a cut document loses
-    at most 2 tokens a window. A window of almost nothing but marks leaves slots empty (weight 0).
+    at most 2 tokens a window. So do the first and the last of every part of a document in a packed window. A window of
+    almost nothing but marks leaves slots empty (weight 0), and one with padding as many as its share of it.
 
     A word or a span is shown as [MASK], as random tokens or as it is in one piece: one draw for all of its tokens, as
     SpanBERT has it. (BERT's own whole-word code draws for each token, which shows the model words half masked.)
@@ -107,22 +109,31 @@ class MaskedLM:
         self.special[list(specials.values())] = True
         self.plain = np.flatnonzero(~self.special).astype(np.int32)  # what a random token may be
 
-    def batch(self, ids: np.ndarray, keys: np.ndarray, words: np.ndarray | None = None) -> Batch:
-        """Rows (B, T), the key (B,) of each and, if `wants_words`, where words begin (B, T) → Batch.
-
-        A pure function of these and the seed.
+    def batch(
+        self, ids: np.ndarray, keys: np.ndarray, words: np.ndarray | None = None, laid: np.ndarray | None = None
+    ) -> Batch:
+        """Rows (B, T), the key (B,) of each, if `wants_words` where words begin (B, T), and of packed windows how they
+        are laid out (B, T) → Batch. A pure function of these and the seed.
         """
         inputs = ids.astype(np.int32)
-        inputs[:, 0] = self.specials["cls"]
-        inputs[:, -1] = self.specials["sep"]
-        marks = np.take(self.special, inputs)
+        if laid is None:
+            inputs[:, 0] = self.specials["cls"]
+            inputs[:, -1] = self.specials["sep"]
+            marks = never = np.take(self.special, inputs)
+        else:
+            free = laid == FREE
+            inputs[_last(laid)] = self.specials["sep"]
+            inputs[laid == BEGINS] = self.specials["cls"]
+            marks = np.take(self.special, inputs)
+            # A free place is drawn like a token and its slot left empty: so tokens beside padding are not drawn more.
+            never = marks & ~free
         draws = masking.Draws(self.seed, keys, inputs.shape[1])
-        chosen, unit = self._chosen(marks, draws, words)
+        chosen, unit = self._chosen(never, draws, words)
         at = chosen + np.arange(0, inputs.size, inputs.shape[1])[:, None]
         targets = inputs.ravel()[at]
         filled = ~marks.ravel()[at]
         inputs.ravel()[at] = self._shown(targets, filled, chosen, unit, draws)
-        segments, position_ids = layout(inputs == self.specials["cls"])
+        segments, position_ids = layout(inputs == self.specials["cls"]) if laid is None else layout(_firsts(laid))
         return Batch(
             inputs=torch.from_numpy(inputs),
             targets=torch.from_numpy(targets),
@@ -175,18 +186,27 @@ class CausalLM:
         self.end = specials["eod" if "eod" in specials else "sep"]
         self.targets = seq_len
 
-    def batch(self, ids: np.ndarray, keys: np.ndarray, words: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, ids: np.ndarray, keys: np.ndarray, words: np.ndarray | None = None, laid: np.ndarray | None = None
+    ) -> Batch:
         """Rows (B, T + 1), the first id being the one before the window → Batch of T inputs and T targets.
 
-        Inputs and targets are views of one array.
+        Inputs and targets are views of one array. Of packed windows, rows (B, 2, T) are what precedes each id and the
+        ids, and `laid` (B, T) is how they are laid out: what is free has weight 0.
         """
         ids = np.ascontiguousarray(ids, np.int32)
-        segments, position_ids = layout(ids[:, :-1] == self.end)
+        if laid is None:
+            inputs, targets, weights = ids[:, :-1], ids[:, 1:], None
+            segments, position_ids = layout(inputs == self.end)
+        else:
+            inputs, targets = ids[:, 0], ids[:, 1]
+            weights = torch.from_numpy((laid != FREE).astype(np.float32))
+            segments, position_ids = layout(_firsts(laid))
         return Batch(
-            inputs=torch.from_numpy(ids[:, :-1]),
-            targets=torch.from_numpy(ids[:, 1:]),
+            inputs=torch.from_numpy(inputs),
+            targets=torch.from_numpy(targets),
             target_index=None,
-            weights=None,
+            weights=weights,
             segments=torch.from_numpy(segments),
             position_ids=torch.from_numpy(position_ids),
         )
@@ -194,6 +214,22 @@ class CausalLM:
 
 OBJECTIVES = {"masked_lm": MaskedLM, "causal_lm": CausalLM}
 Objective = MaskedLM | CausalLM
+
+
+def _firsts(laid: np.ndarray) -> np.ndarray:
+    """(B, T) layout of packed windows → True where a part of a document begins, or the free space."""
+    free = laid == FREE
+    firsts = laid == BEGINS
+    firsts[:, 0] |= free[:, 0]
+    firsts[:, 1:] |= free[:, 1:] & ~free[:, :-1]
+    return firsts
+
+
+def _last(laid: np.ndarray) -> np.ndarray:
+    """(B, T) layout of packed windows → True at the last token of every part of a document."""
+    last = laid != FREE
+    last[:, :-1] &= laid[:, 1:] != GOES_ON
+    return last
 
 
 def layout(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

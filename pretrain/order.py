@@ -1,6 +1,6 @@
 """The order of a run: step → samples → corpus, epoch and stream position, and back, all in O(1) and without state.
 
-    sample i of a phase ──▶ block i // n of the phase ──mixture──▶ corpus, its k-th block in the phase
+    sample i of a phase ──▶ block of the phase, and part of it ──mixture──▶ corpus, its k-th block in the phase
       ──▶ block (blocks of earlier phases + k) of that corpus's order ──permutation of the epoch──▶ stream position
 
 What is mixed is blocks, not windows: a block is the unit that an epoch visits once, so phases of other sequence
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.mixture import Mixture
+from pretrain.packing import PackedWindows
 from pretrain.phases import Phase, locate
 from pretrain.windows import Windows
 
@@ -29,18 +30,22 @@ class Samples(NamedTuple):
 
     corpora: np.ndarray  # number of the corpus
     keys: np.ndarray  # what every random bit of the sample hangs on: its place in the corpus's order, and the corpus
-    starts: np.ndarray  # position in the corpus's stream
+    starts: np.ndarray  # the window: its position in the corpus's stream, or what names it where documents are packed
 
 
 @dataclass(frozen=True, order=True)
 class Reading:
-    """One window of the run: `tokens` ids from `start` of a corpus's stream, as sample `sample` of its phase."""
+    """A stretch of a corpus's stream in a window of the run, which is sample `sample` of its phase.
+
+    A window of the plain stream is one stretch, a packed window as many as there are documents in it.
+    """
 
     step: int
     sample: int
+    at: int  # place in the window where it begins
     corpus: str
     epoch: int
-    start: int
+    start: int  # stream position
     tokens: int
 
 
@@ -53,9 +58,12 @@ class Order:
         self.windows = list(corpora.values())
         assert [windows.corpus for windows in self.windows] == list(range(len(corpora)))
         (self.block_tokens,) = {windows.block_tokens for windows in self.windows}
-        self.mixtures = [Mixture(phase.weights(self.names)) for phase in phases]
-        blocks = [-(-phase.steps * phase.batch_tokens // self.block_tokens) for phase in phases]
-        taken = [mixture.counts(n) for mixture, n in zip(self.mixtures, blocks, strict=True)]
+        self.per_block = [[windows.per_block(phase.seq_len) for windows in self.windows] for phase in phases]
+        self.mixtures = [
+            Mixture(phase.weights(self.names), tuple(counts))
+            for phase, counts in zip(phases, self.per_block, strict=True)
+        ]
+        taken = [mixture.counts(self._blocks(phase)) for phase, mixture in enumerate(self.mixtures)]
         self.first_blocks = np.cumsum([np.zeros(len(corpora), np.int64), *taken], axis=0)  # (phases + 1, C)
         self._chunks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
@@ -70,15 +78,21 @@ class Order:
         return Samples(*(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)))
 
     def rows(self, samples: Samples, seq_len: int, lead: int) -> np.ndarray:
-        """(B, lead + seq_len) int32: the ids of samples, each with `lead` tokens from before it."""
+        """The ids of samples as `Windows.rows` gives them, or, packed, as `PackedWindows.rows` does."""
         return self._each(samples, lambda windows, starts: windows.rows(starts, seq_len, lead))
+
+    def layout(self, samples: Samples, seq_len: int) -> np.ndarray | None:
+        """(B, seq_len) int8: how packed windows are laid out; None for windows of the plain stream."""
+        if not isinstance(self.windows[0], PackedWindows):
+            return None
+        return self._each(samples, lambda windows, starts: windows.layout(starts, seq_len))
 
     def words(self, samples: Samples, seq_len: int) -> np.ndarray:
         """(B, seq_len) bool: where words begin in them."""
         return self._each(samples, lambda windows, starts: windows.words(starts, seq_len))
 
     def step(self, step: int) -> list[Reading]:
-        """The windows of optimizer step `step` (0-based), in the order of the global batch."""
+        """What optimizer step `step` (0-based) reads, in the order of the global batch."""
         position = locate(step, self.phases)
         phase = position.phase
         found = self.samples(position.number, position.first_sample, phase.batch)
@@ -86,16 +100,18 @@ class Order:
             Reading(
                 step=step,
                 sample=position.first_sample + n,
+                at=part.at,
                 corpus=self.names[corpus],
                 epoch=(key & (1 << CORPUS_BIT) - 1) // self.block_tokens // self.windows[corpus].blocks,
-                start=start,
-                tokens=phase.seq_len,
+                start=part.start,
+                tokens=part.tokens,
             )
             for n, (corpus, key, start) in enumerate(zip(*(column.tolist() for column in found), strict=True))
+            for part in self.windows[corpus].parts(start, phase.seq_len)
         ]
 
     def readings(self, corpus: str, first: int, last: int) -> list[Reading]:
-        """Every window of the run that holds one of the stream positions first … last - 1 of a corpus, by step.
+        """Every stretch of the run that holds one of the stream positions first … last - 1 of a corpus, by step.
 
         The inverse of `step`; the cost grows with the epochs of the run and the windows of the stretch, nothing else.
         """
@@ -114,23 +130,36 @@ class Order:
                     if not len(mine):
                         continue
                     items = self.mixtures[p].items(number, blocks[mine] - begins[p])
-                    samples = items * (self.block_tokens // seq_len) + parts[mine] // seq_len
+                    samples = self.mixtures[p].first_samples(items) + parts[mine] // windows.apart(seq_len)
                     for sample, start in zip(samples.tolist(), starts[mine].tolist(), strict=True):
                         if sample < phase.samples:  # the last block of a phase may be left unfinished
                             step = int(steps_before[p]) + sample // phase.batch
-                            found.append(Reading(step, sample, corpus, epoch, start, seq_len))
+                            for part in windows.parts(start, seq_len):
+                                if part.start < last and part.start + part.tokens > first:
+                                    found.append(Reading(step, sample, part.at, corpus, epoch, part.start, part.tokens))
         return sorted(found)
 
     def drawn(self, phase: int) -> np.ndarray:
-        """Tokens the phase of that number takes from each corpus, (C,) int64."""
-        blocks = self.first_blocks[phase + 1] - self.first_blocks[phase]
-        unfinished = int(blocks.sum()) * self.block_tokens - self.phases[phase].steps * self.phases[phase].batch_tokens
-        (last,), _ = self.mixtures[phase].draw(np.array([blocks.sum() - 1]))
-        return blocks * self.block_tokens - unfinished * (np.arange(len(blocks)) == last)
+        """Tokens of its stream that the phase of that number takes from each corpus, (C,) int64: packed, but for a
+        block that is left unfinished, whose tokens are counted by its windows."""
+        mixture, last = self.mixtures[phase], self._blocks(phase) - 1
+        (corpus,), _ = mixture.draw(np.array([last]))
+        windows = mixture.counts(last) * self.per_block[phase]
+        windows[corpus] += self.phases[phase].samples - int(mixture.first_samples(last))
+        return windows * self.block_tokens // self.per_block[phase]
+
+    def padding(self, phase: int) -> np.ndarray:
+        """The share of padding in the windows that the phase of that number takes from each corpus, (C,) float64."""
+        return 1 - self.block_tokens / (np.array(self.per_block[phase]) * self.phases[phase].seq_len)
 
     def epochs(self) -> np.ndarray:
         """How often the run goes through each corpus, (C,) float64: blocks it touches of those an epoch has."""
         return self.first_blocks[-1] / np.array([windows.blocks for windows in self.windows])
+
+    def _blocks(self, phase: int) -> int:
+        """How many blocks of all corpora the phase touches."""
+        (last,), _ = self.mixtures[phase].items_of(np.array([self.phases[phase].samples - 1]))
+        return int(last) + 1
 
     def _chunk(self, phase: int, chunk: int) -> np.ndarray:
         """(3, at most CHUNK) int64: the columns of `Samples`. Kept, since loaders ask for successive samples."""
@@ -144,9 +173,10 @@ class Order:
 
     def _place(self, phase: int, samples: np.ndarray) -> np.ndarray:
         seq_len = self.phases[phase].seq_len
-        items, part = np.divmod(samples, self.block_tokens // seq_len)
+        items, parts = self.mixtures[phase].items_of(samples)
         corpora, blocks = self.mixtures[phase].draw(items)
-        places = (self.first_blocks[phase][corpora] + blocks) * self.block_tokens + part * seq_len
+        apart = self.windows[0].apart(seq_len)
+        places = (self.first_blocks[phase][corpora] + blocks) * self.block_tokens + parts * apart
         starts = np.empty_like(places)
         for number, windows in enumerate(self.windows):
             mine = corpora == number

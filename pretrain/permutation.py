@@ -15,7 +15,7 @@ RANKED = 4096  # up to this many items a permutation ranks hashes: a Feistel net
 TABLED = 8  # bits of a half up to which a cipher is looked up: 65,536 words
 ROUNDS = 8
 # One number per independent use of randomness, so that no two uses share bits.
-ORDER, OFFSET, MASK, REPLACE, RANDOM_TOKEN, INIT, DROPOUT, FIRST, SPAN, DIGEST, SHUFFLE, CHOICE = range(1, 13)
+ORDER, OFFSET, MASK, REPLACE, RANDOM_TOKEN, INIT, DROPOUT, FIRST, SPAN, DIGEST, SHUFFLE, CHOICE, PACK = range(1, 14)
 
 
 def mix(words: np.ndarray) -> np.ndarray:

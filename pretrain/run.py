@@ -97,7 +97,7 @@ class RunConfig(Config):
 
     @property
     def block_tokens(self) -> int:
-        return self.data.block_tokens or self.phases[0].seq_len
+        return data.block_tokens_of(self.data, self.phases)
 
     @property
     def steps(self) -> int:
@@ -121,7 +121,7 @@ def run(cfg: RunConfig) -> dict:
     corpora = data.open_corpora(cfg.data, tokenizer)
     data.check_sizes(corpora, cfg.block_tokens, max(phase.seq_len for phase in cfg.phases))
     whole_words = cfg.objective.kind == "masked_lm" and cfg.objective.unit == "word"
-    plan = data.order(corpora, cfg.phases, cfg.block_tokens, cfg.seed, whole_words)
+    plan = data.order(cfg.data, corpora, cfg.phases, cfg.seed, whole_words)
     vocab_size = corpora[0].train.vocab_size
     identity = {
         "settings": config.frozen(cfg),

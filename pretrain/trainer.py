@@ -88,6 +88,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
             digests = sum(micro.digest for micro in micro_batches) % 2**62  # two ranks' sum stays below 2^63
             agreed = torch.tensor([sum(micro.filled for micro in micro_batches), digests >> 31, digests & (2**31 - 1)])
             filled, high, low = engine.total(agreed).tolist()
+            filled = max(1, filled)  # a batch may be one window, and that one empty
             loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
             for micro in micro_batches:
                 seed_everything(int(hash64(DROPOUT, job.seed, state.step, micro.first_sample) >> np.uint64(1)))

@@ -8,7 +8,7 @@ block are not always the same ones: each epoch starts its blocks at its own offs
 Every function has its inverse: a token's position in the stream leads back to its place in the order of any epoch.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,6 +25,14 @@ class WordStarts(Protocol):
         """(B, length) bool at stream positions starts[b] … starts[b] + length - 1."""
 
 
+class Part(NamedTuple):
+    """A stretch of the stream inside a window."""
+
+    at: int  # position in the window
+    start: int  # position in the stream
+    tokens: int
+
+
 class Windows:
     """Fixed-length views over one side of a shard set: place in the order ↔ stream position → ids.
 
@@ -37,17 +45,19 @@ class Windows:
         self.before = shards.specials["eod" if "eod" in shards.specials else "sep"]  # what precedes the stream
         self.word_starts = words
 
-    def places(self, samples: np.ndarray, seq_len: int, first_block: int = 0) -> np.ndarray:
-        """Where `samples` (B,) of a phase that draws from this set alone stand in its whole order, (B,) int64 tokens.
+    def per_block(self, seq_len: int) -> int:
+        """Windows of `seq_len`, a divisor of block_tokens, that a block is cut into."""
+        return self.block_tokens // seq_len
 
-        The phase has windows of `seq_len`, a divisor of block_tokens, and begins at the set's `first_block`. A place
-        names one window of one epoch: it is the key of every random bit spent on that window.
-        """
-        block, part = np.divmod(np.asarray(samples, np.int64), self.block_tokens // seq_len)
-        return (block + first_block) * self.block_tokens + part * seq_len
+    def apart(self, seq_len: int) -> int:
+        """How far apart in the order the places of two successive windows of a block are."""
+        return seq_len
 
     def starts(self, places: np.ndarray) -> np.ndarray:
-        """Stream positions (B,) int64 of the windows at `places` of the order."""
+        """Stream positions (B,) int64 of the windows at `places` (B,) of the order.
+
+        A place is counted in tokens. It names one window of one epoch: it is the key of every random bit spent on it.
+        """
         block, part = np.divmod(places, self.block_tokens)
         epoch, block = np.divmod(block, self.blocks)
         starts = np.empty(len(places), np.int64)
@@ -79,6 +89,10 @@ class Windows:
         """Where the blocks of an epoch begin in the stream."""
         spare = self.shards.tokens - self.blocks * self.block_tokens
         return int(hash64(OFFSET, *self._key(epoch)) % np.uint64(spare + 1))
+
+    def parts(self, start: int, seq_len: int) -> list[Part]:
+        """What the window at `start` holds, from left to right."""
+        return [Part(0, start, seq_len)]
 
     def rows(self, starts: np.ndarray, seq_len: int, lead: int) -> np.ndarray:
         """(B, lead + seq_len) int32: the windows at `starts`, each with `lead` (0 or 1) tokens from before it.

@@ -131,9 +131,9 @@ def test_the_same_shards_under_two_names_are_refused(prepared, two, tmp_path):
 
 
 def planned(prepared, two, phases, **changes):
-    wanted = DataConfig(corpora=corpora(two, **changes), tokenizer=str(prepared.tokenizer["bert"]))
+    wanted = DataConfig(corpora=corpora(two, **changes), tokenizer=str(prepared.tokenizer["bert"]), block_tokens=64)
     opened = open_corpora(wanted, open_tokenizer(prepared.tokenizer["bert"]))
-    return opened, data.order(opened, mixed(phases, wanted), 64, 7, words=False)
+    return opened, data.order(wanted, opened, mixed(phases, wanted), 7, words=False)
 
 
 def test_the_plan_says_what_every_phase_draws_of_every_corpus(prepared, two):
@@ -198,15 +198,17 @@ def test_the_mixture_of_scores_is_that_of_its_text():
     assert together(scores[:1], (5,)) == scores[0] and mixed.targets == 1000
 
 
-@pytest.mark.parametrize("launched", [False, True])
-def test_a_mixed_run_stopped_and_continued_on_other_ranks_has_the_same_batches(launched, prepared, two, tmp_path):
+@pytest.mark.parametrize(("launched", "windows"), [(False, "stream"), (True, "stream"), (True, "documents")])
+def test_a_mixed_run_stopped_and_continued_on_other_ranks_has_the_same_batches(
+    launched, windows, prepared, two, tmp_path
+):
     phases = [
         {"steps": 6, "seq_len": 16, "batch_tokens": 256},
         {"steps": 6, "seq_len": 32, "batch_tokens": 256, "mixture": {"zh": 2, "en": 1}},
     ]
     half = {**phases[1], "steps": 2}
     straight = values(prepared, two, tmp_path / "straight", phases=phases)
-    straight["data"]["block_tokens"] = 32
+    straight["data"] |= {"windows": windows, "block_tokens": 32 if windows == "stream" else 512}
     on_ranks(1, cases.train, straight, log=tmp_path / "straight.log", launched=False)
     first = {**straight, "out": str(tmp_path / "moved"), "phases": [phases[0]]}
     on_ranks(1, cases.train, first, log=tmp_path / "first.log", launched=False)

@@ -1,8 +1,8 @@
-"""No leaks: packed documents never see each other, in any objective, kind of model and attention backend.
+"""No leaks: packed documents never see each other, in any objective, kind of model, window and attention backend.
 
 Rows are made as training makes them: windows cut out of a stream of documents, so that the first and the last document
-of a row are rests of longer ones. One document of a row is replaced, all of its tokens, and the others' logits and
-gradients must stay what they were, to the last bit on the CPU.
+of a row are rests of longer ones; or windows of whole documents, with padding behind them. One document of a row is
+replaced, all of its tokens, and the others' logits and gradients must stay what they were, to the last bit on the CPU.
 """
 
 from contextlib import nullcontext
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pretrain import model
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import OBJECTIVES, Batch, CausalLMConfig, MaskedLMConfig
+from pretrain.packing import BEGINS, FREE, PackedWindows
 from tests.conftest import DECODER, ENCODER
 
 BERT = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -69,15 +70,40 @@ def stream(causal: bool, length: int, seed: int = 0) -> np.ndarray:
     return np.array(ids[:length], np.int32)
 
 
-def batch_of(name: str, objective: str) -> Batch:
-    """Two windows of one stream, cut where they happen to be."""
+class Text:
+    """A stream as shards give it."""
+
+    def __init__(self, ids: np.ndarray, specials: dict[str, int]):
+        self.ids, self.tokens, self.specials = ids, len(ids), specials
+        self.ends = np.flatnonzero(ids == specials.get("eod", specials.get("sep"))) + 1
+        self.begins = np.concatenate([[0], self.ends[:-1]])
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return self.ids[starts[:, None] + np.arange(length)]
+
+    def spans(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        here = (self.ends > first) & (self.begins < last)
+        return self.begins[here], self.ends[here]
+
+
+def batch_of(name: str, objective: str, kind: str = "stream") -> Batch:
+    """Two windows of one stream: cut where they happen to be, or packed, of which one ends in padding."""
     causal = MODELS[name]["causal"]
-    config = (CAUSAL if causal else MASKED)[objective]
-    made = OBJECTIVES[config.kind](config, BYTE if causal else BERT, V, T, 1)
-    ids = stream(causal, 5 + B * T + 1)[4:]
-    rows = np.stack([ids[1 + b * T - made.lead : 1 + (b + 1) * T] for b in range(B)])
-    words = np.random.default_rng(1).random(rows.shape) < 0.7 if made.wants_words else None
-    return made.batch(rows, np.arange(B) * T, words).to(DEVICE)
+    config, specials = (CAUSAL if causal else MASKED)[objective], BYTE if causal else BERT
+    made = OBJECTIVES[config.kind](config, specials, V, T, 1)
+    if kind == "stream":
+        ids, laid = stream(causal, 5 + B * T + 1)[4:], None
+        rows = np.stack([ids[1 + b * T - made.lead : 1 + (b + 1) * T] for b in range(B)])
+    else:
+        windows = PackedWindows(Text(stream(causal, 400), specials), 4 * T, 3)
+        places = np.arange(windows.blocks)[:, None] * windows.block_tokens + np.arange(windows.per_block(T))
+        starts = windows.starts(places.ravel())
+        laid = windows.layout(starts, T)
+        padded, several = (laid == FREE).any(1), (laid == BEGINS).sum(1) > 2
+        chosen = [np.flatnonzero(padded & several)[0], np.flatnonzero(~padded & several)[0]]
+        rows, laid = windows.rows(starts[chosen], T, made.lead), laid[chosen]
+    words = np.random.default_rng(1).random((B, T)) < 0.7 if made.wants_words else None
+    return made.batch(rows, np.arange(B) * T, words, laid).to(DEVICE)
 
 
 def documents(batch: Batch, row: int) -> dict[int, torch.Tensor]:
@@ -145,9 +171,10 @@ def attention(request):
         yield request.param
 
 
+@pytest.mark.parametrize("kind", ["stream", "documents"])
 @pytest.mark.parametrize(("name", "objective"), list(cases()))
-def test_a_document_reaches_no_other(name, objective, attention):
-    net, batch = build(name), batch_of(name, objective)
+def test_a_document_reaches_no_other(name, objective, kind, attention):
+    net, batch = build(name), batch_of(name, objective, kind)
     for row in range(B):
         assert leaks(net, batch, row) == []
 
@@ -197,10 +224,11 @@ def test_a_mask_that_leaks_is_found(name, leak, monkeypatch):
     assert leaks(build(name), batch, 1) != []
 
 
+@pytest.mark.parametrize("kind", ["stream", "documents"])
 @pytest.mark.parametrize("name", MODELS)
-def test_positions_begin_anew_in_every_document(name):
+def test_positions_begin_anew_in_every_document(name, kind):
     """A document is computed as it is alone: how long its neighbours are is not seen either."""
-    batch, net = batch_of(name, "causal" if MODELS[name]["causal"] else "span"), build(name)
+    batch, net = batch_of(name, "causal" if MODELS[name]["causal"] else "span", kind), build(name)
     together = net(batch.inputs, batch.segments, batch.position_ids)
     for row in range(B):
         for tokens in documents(batch, row).values():

@@ -15,6 +15,7 @@ import torch
 from pretrain import loader
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.objectives import CausalLMConfig, MaskedLMConfig
+from pretrain.packing import PackedWindows
 from pretrain.phases import Phase
 from pretrain.readahead import ahead
 from pretrain.shards import Shards
@@ -23,15 +24,18 @@ from pretrain.windows import Windows
 PHASES = [Phase(steps=5, seq_len=32, batch_tokens=256), Phase(steps=3, seq_len=64, batch_tokens=1024)]
 
 
-def batches(prepared, objective, micro_batch=2, rank=0, world=1, seed=3, mixed=False) -> loader.Batches:
+def batches(
+    prepared, objective, micro_batch=2, rank=0, world=1, seed=3, mixed=False, windows=Windows
+) -> loader.Batches:
     """Of one corpus; or `mixed` of two, train and held-out side of the same shards, otherwise in each phase."""
+    block_tokens = 64 if windows is Windows else 1024
     folder = prepared.shards["bert" if objective.kind == "masked_lm" else "byte"]
     if not mixed:
         return loader.Batches(
             {"": Windows(Shards(folder), 64, seed)}, objective, PHASES, seed, micro_batch, rank, world
         )
     corpora = {
-        name: Windows(Shards(folder, side), 64, seed, corpus=number)
+        name: windows(Shards(folder, side), block_tokens, seed, corpus=number)
         for number, (name, side) in enumerate((("a", "train"), ("b", "heldout")))
     }
     mixtures = [{"a": 5, "b": 3}, {"a": 1, "b": 2}]
@@ -42,38 +46,39 @@ def batches(prepared, objective, micro_batch=2, rank=0, world=1, seed=3, mixed=F
 OBJECTIVES = [MaskedLMConfig(kind="masked_lm", mask_ratio=0.3), CausalLMConfig(kind="causal_lm")]
 
 
-def global_batch(prepared, objective, step, micro_batch, world, workers=0) -> dict[str, torch.Tensor]:
+def global_batch(prepared, objective, step, micro_batch, world, workers=0, **changes) -> dict[str, torch.Tensor]:
     """All tensors of step `step`, put together from its ranks and micro-batches."""
     parts = []
     for rank in range(world):
-        steps = loader.steps(batches(prepared, objective, micro_batch, rank, world), step, workers)
+        steps = loader.steps(batches(prepared, objective, micro_batch, rank, world, **changes), step, workers)
         parts += [vars(micro.batch) for micro in next(steps)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if parts[0][name] is not None}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
+@pytest.mark.parametrize("windows", [Windows, PackedWindows])
 @pytest.mark.parametrize("step", [0, 4, 5, 7])
-def test_ranks_and_micro_batches_cut_the_same_batch(objective, step, prepared):
-    whole = global_batch(prepared, objective, step, micro_batch=4, world=1)
+def test_ranks_and_micro_batches_cut_the_same_batch(objective, windows, step, prepared):
+    whole = global_batch(prepared, objective, step, micro_batch=4, world=1, windows=windows)
     for micro_batch, world in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4)):
-        other = global_batch(prepared, objective, step, micro_batch, world)
+        other = global_batch(prepared, objective, step, micro_batch, world, windows=windows)
         assert whole.keys() == other.keys()
         for name, tensor in whole.items():
             assert torch.equal(tensor, other[name]), (name, micro_batch, world)
 
 
-GRID = itertools.product((1, 2), (1, 2), ((0, 1), (1, 1), (1, 5), (3, 1), (3, 5)))
+GRID = itertools.product((Windows, PackedWindows), (1, 2), (1, 2), ((0, 1), (1, 1), (1, 5), (3, 1), (3, 5)))
 
 
-@pytest.mark.parametrize(("world", "micro_batch", "ahead"), GRID)
-def test_no_cut_and_no_read_ahead_changes_a_batch(world, micro_batch, ahead, prepared):
+@pytest.mark.parametrize(("windows", "world", "micro_batch", "ahead"), GRID)
+def test_no_cut_and_no_read_ahead_changes_a_batch(windows, world, micro_batch, ahead, prepared):
     """Ranks x micro-batches x (workers, prefetch depth), over the change of a phase, of two corpora."""
     found = []
     for rank in range(world):
-        items = batches(prepared, OBJECTIVES[0], micro_batch, rank, world, mixed=True)
+        items = batches(prepared, OBJECTIVES[0], micro_batch, rank, world, mixed=True, windows=windows)
         found.append([sum(micro.digest for micro in step) for step in loader.steps(items, 3, *ahead)])
     together = [sum(ranks) % 2**63 for ranks in zip(*found, strict=True)]
-    one = batches(prepared, OBJECTIVES[0], 4, mixed=True)
+    one = batches(prepared, OBJECTIVES[0], 4, mixed=True, windows=windows)
     assert together == [sum(micro.digest for micro in step) % 2**63 for step in loader.steps(one, 3, 0)]
 
 

@@ -9,6 +9,7 @@ from pretrain.order import CHUNK, Order, Reading
 from pretrain.phases import Phase, locate, tokens_after
 from pretrain.shards import Shards
 from pretrain.windows import Windows
+from tests.test_windows import places
 
 
 class Text:
@@ -110,8 +111,8 @@ def test_one_corpus_is_the_plain_case_of_a_mixture():
     plain, first_block = Order({"": windows}, phases), 0
     for number, phase in enumerate(phases):
         samples = plain.samples(number, 0, phase.samples)
-        places = windows.places(np.arange(phase.samples), phase.seq_len, first_block)
-        assert np.array_equal(samples.keys, places) and np.array_equal(samples.starts, windows.starts(places))
+        found = places(windows, np.arange(phase.samples), phase.seq_len, first_block)
+        assert np.array_equal(samples.keys, found) and np.array_equal(samples.starts, windows.starts(found))
         assert np.array_equal(plain.rows(samples, phase.seq_len, 1), windows.rows(samples.starts, phase.seq_len, 1))
         first_block += -(-phase.steps * phase.batch_tokens // BLOCK)
     named = Order({"en": windows}, [phase.model_copy(update={"mixture": {"en": 3}}) for phase in phases])

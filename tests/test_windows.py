@@ -7,13 +7,19 @@ from pretrain.shards import Shards
 from pretrain.windows import Windows
 
 
+def places(windows: Windows, samples: np.ndarray, seq_len: int, first_block: int = 0) -> np.ndarray:
+    """Where samples stand in the order of a set that a phase draws from alone, from a block of it on."""
+    blocks, parts = np.divmod(samples, windows.block_tokens // seq_len)
+    return (first_block + blocks) * windows.block_tokens + parts * seq_len
+
+
 def test_each_epoch_reads_every_block_once_and_in_another_order(prepared):
     shards = Shards(prepared.shards["bert"])
     windows = Windows(shards, block_tokens=64, seed=5)
     orders = []
     for epoch in range(2):
         samples = np.arange(windows.blocks * 2) + epoch * windows.blocks * 2
-        starts = windows.starts(windows.places(samples, 32))
+        starts = windows.starts(places(windows, samples, 32))
         assert np.array_equal(np.diff(np.sort(starts)), np.full(len(starts) - 1, 32))
         orders.append(starts)
     assert not np.array_equal(orders[0], orders[1])
@@ -23,8 +29,8 @@ def test_phases_of_other_lengths_repeat_nothing_within_an_epoch(prepared):
     shards = Shards(prepared.shards["bert"])
     windows = Windows(shards, block_tokens=64, seed=5)
     half = windows.blocks // 2
-    short = windows.starts(windows.places(np.arange(half * 4), 16))
-    long = windows.starts(windows.places(np.arange(windows.blocks - half), 64, first_block=half))
+    short = windows.starts(places(windows, np.arange(half * 4), 16))
+    long = windows.starts(places(windows, np.arange(windows.blocks - half), 64, first_block=half))
     covered = np.concatenate([(short[:, None] + np.arange(16)).ravel(), (long[:, None] + np.arange(64)).ravel()])
     assert len(np.unique(covered)) == len(covered) == windows.blocks * 64
 
@@ -44,18 +50,18 @@ def test_every_token_leads_back_to_its_place(block_tokens, corpus, prepared):
     windows = Windows(Shards(prepared.shards["bert"]), block_tokens, seed=5, corpus=corpus)
     stream = np.arange(windows.shards.tokens)
     for epoch in (0, 3):
-        places = windows.places_of(stream, epoch)
+        found = windows.places_of(stream, epoch)
         first = epoch * windows.blocks * block_tokens
-        read = places >= 0
-        assert np.array_equal(np.sort(places[read]), np.arange(first, first + windows.blocks * block_tokens))
-        assert np.array_equal(windows.starts(places[read]), stream[read])
+        read = found >= 0
+        assert np.array_equal(np.sort(found[read]), np.arange(first, first + windows.blocks * block_tokens))
+        assert np.array_equal(windows.starts(found[read]), stream[read])
         assert (~read).sum() == windows.shards.tokens % block_tokens
 
 
 def test_two_sets_of_a_run_have_orders_of_their_own(prepared):
     shards = Shards(prepared.shards["bert"])
-    places = np.arange(0, 64 * 64, 64)
-    starts = [Windows(shards, 64, 5, corpus=corpus).starts(places) for corpus in range(3)]
+    blocks = np.arange(0, 64 * 64, 64)
+    starts = [Windows(shards, 64, 5, corpus=corpus).starts(blocks) for corpus in range(3)]
     assert not any(np.array_equal(a, b) for a in starts for b in starts if a is not b)
 
 

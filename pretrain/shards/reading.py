@@ -1,7 +1,7 @@
 """Opened shards: one side of a set as one stream of ids; where its documents lie, and where they came from."""
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +79,20 @@ class Shards:
         lengths, offsets = self._idx(piece)
         begin = int(self._ids.begins[piece]) + int(offsets[inside]) // self._ids.dtype.itemsize
         return begin, begin + int(lengths[inside])
+
+    def spans(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """The documents that hold stream positions first … last - 1: where each begins, and one past its last token."""
+        begins, lengths = [], []
+        pieces = np.searchsorted(self._ids.ends, [first, last - 1], side="right")
+        for piece in range(pieces[0], pieces[1] + 1):
+            sizes, offsets = self._idx(piece)
+            base, size = int(self._ids.begins[piece]), self._ids.dtype.itemsize
+            begin = max(0, bisect_right(offsets, (first - base) * size) - 1)
+            end = bisect_left(offsets, (last - base) * size)
+            begins.append(base + offsets[begin:end] // size)
+            lengths.append(sizes[begin:end])
+        found = np.concatenate(begins)
+        return found, found + np.concatenate(lengths)
 
     def document(self, document: int) -> np.ndarray:
         """The ids of a document as it is stored, with its template: (tokens,) int32."""

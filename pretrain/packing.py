@@ -1,0 +1,281 @@
+"""Windows of whole documents: packed by best fit, block by block, when a window is asked for.
+
+A block is a stretch of `block_tokens` of the stream, as it is for windows of the plain stream, and read once an epoch.
+The documents that begin in it are laid into windows of T tokens, the longest first, each into the window with the
+least space that still holds it (best-fit decreasing; Johnson 1973, Near-optimal bin packing algorithms; for language
+models Ding et al. 2024, arXiv:2404.10830). A document of more than T tokens is cut into parts of T and a rest. Space
+that is left is padding.
+
+Where a block ends, a document is finished that has at most 1/64 of the block's tokens: so much a block may have more
+or less than its part of the stream, whatever T is, and phases of several T repeat nothing. A longer one goes on in the
+next block, cut at a multiple of that length.
+
+Every block has the same number of windows: so the place of a window is a function of its number alone, nothing is
+listed or stored, and a block is packed in 0.1 to 1 ms by whoever reads from it. That number is measured on up to 64
+blocks: in nine of ten of them all parts fit as they are. In the others the last and shortest are cut into the space
+that is left.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from pretrain.permutation import PACK, hash64
+from pretrain.shards import Shards
+from pretrain.windows import Part, Windows, WordStarts
+
+BLOCK_WINDOWS = (
+    64  # that a block holds unless the user says: with 16 of them 6 to 11 % of the space is left, with 64 2 to 7
+)
+MEASURED = 64  # blocks
+FIT = 0.9  # of these have windows enough
+KEPT = 16  # blocks, those packed last
+NUMBER_BITS = 20  # of the number of a window in its block
+GOES_ON, BEGINS, FREE = range(3)  # a token in a part of a document, its first token, no token
+
+
+class PackedWindows(Windows):
+    """Windows that hold whole documents, and parts of those that are longer.
+
+    What names a window, `start` elsewhere, is the stream position of its block, and behind it the window's number in
+    the block, in NUMBER_BITS.
+    """
+
+    def __init__(self, shards: Shards, block_tokens: int, seed: int, words: WordStarts | None = None, corpus: int = 0):
+        super().__init__(shards, block_tokens, seed, words, corpus)
+        assert shards.tokens < 1 << 63 - NUMBER_BITS, shards.tokens
+        self.unit = max(1, block_tokens // BLOCK_WINDOWS)  # tokens that are never parted by the end of a block
+        self.padding = shards.specials.get("pad", self.before)
+        self.per_block = lru_cache(self.per_block)
+        self._block = lru_cache(KEPT)(self._block)
+
+    def per_block(self, seq_len: int) -> int:
+        """Windows of `seq_len`, a divisor of block_tokens, that a block is packed into."""
+        used = [best_fit(self._parts_of(start, seq_len)[1], seq_len)[2] for start in self._measured()]
+        found = max(int(np.ceil(np.quantile(used, FIT))), -(-(self.block_tokens + self.unit - 1) // seq_len))
+        assert found <= min(self.block_tokens, 1 << NUMBER_BITS), found
+        return found
+
+    def waste(self, seq_len: int) -> tuple[float, float]:
+        """What packing costs, measured: the share of padding in windows; and of the documents that would fit into one
+        the share that is cut."""
+        fit = whole = 0
+        for start in self._measured():
+            block = self._block(start, seq_len)
+            begins, ends = self.shards.spans(start, start + self.block_tokens)
+            short = (begins >= start) & (ends - begins <= seq_len)
+            fit += short.sum()
+            parts = set(zip(block.begins.tolist(), block.lengths.tolist(), strict=True))
+            whole += len(parts.intersection(zip(begins[short].tolist(), (ends - begins)[short].tolist(), strict=True)))
+        return 1 - self.block_tokens / (self.per_block(seq_len) * seq_len), float((fit - whole) / max(1, fit))
+
+    def apart(self, seq_len: int) -> int:
+        return 1
+
+    def starts(self, places: np.ndarray) -> np.ndarray:
+        """The windows (B,) at `places` (B,) of the order."""
+        number = places % self.block_tokens
+        return super().starts(places - number) << NUMBER_BITS | number
+
+    def places_of(self, starts: np.ndarray, epoch: int) -> np.ndarray:
+        """The inverse: where the order of `epoch` has the windows `starts` (B,); -1 for those it omits."""
+        block, number = _block_and_number(starts)
+        places = super().places_of(block, epoch)
+        return np.where(places < 0, places, places + number)
+
+    def grid(self, first: int, last: int, seq_len: int, epoch: int) -> np.ndarray:
+        """The windows of `seq_len` of `epoch` that hold one of the stream positions first … last - 1."""
+        begin, found = self._offset(epoch), [np.zeros(0, np.int64)]
+        lowest = max(0, (first - self.unit + 1 - begin) // self.block_tokens)
+        highest = min(self.blocks - 1, (last - 1 - begin) // self.block_tokens)
+        for number in range(lowest, highest + 1) if first < last else ():
+            start = begin + number * self.block_tokens
+            block = self._block(start, seq_len)
+            here = (block.begins < last) & (block.begins + block.lengths > first)
+            found.append(start << NUMBER_BITS | np.unique(block.windows[here]))
+        return np.concatenate(found)
+
+    def parts(self, start: int, seq_len: int) -> list[Part]:
+        """What the window `start` holds, from left to right. Behind the last part it is empty."""
+        start, number = _block_and_number(start)
+        block = self._block(start, seq_len)
+        here = block.windows == number
+        columns = (column[here].tolist() for column in (block.places, block.begins, block.lengths))
+        return sorted(Part(*part) for part in zip(*columns, strict=True))
+
+    def layout(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
+        """(B, seq_len) int8, for each place of windows: GOES_ON, BEGINS or FREE."""
+        return self._each(starts, seq_len, lambda block: block.layout)
+
+    def rows(self, starts: np.ndarray, seq_len: int, lead: int) -> np.ndarray:
+        """Ids of windows, int32: (B, seq_len); or with `lead` 1 (B, 2, seq_len), what precedes each id, and the id.
+
+        Before the first token of a document stands the end mark of the one before it in the stream.
+        """
+        ids = self._each(starts, seq_len, lambda block: block.ids)
+        return np.stack([self._each(starts, seq_len, lambda block: block.before), ids], axis=1) if lead else ids
+
+    def words(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
+        """(B, seq_len) bool: where words begin in windows. Free places are words of their own."""
+        assert self.word_starts is not None, "this set was opened without its words"
+        return self._each(starts, seq_len, lambda block: block.words)
+
+    def _measured(self) -> list[int]:
+        """The stream positions of up to 64 blocks."""
+        numbers = np.arange(min(self.blocks, MEASURED))
+        if self.blocks > MEASURED:
+            numbers = hash64(PACK, self.seed, self.corpus, numbers) % np.uint64(self.blocks)
+        return (self._offset(0) + numbers.astype(np.int64) * self.block_tokens).tolist()
+
+    def _each(self, starts: np.ndarray, seq_len: int, of: Callable[["_Block"], np.ndarray]) -> np.ndarray:
+        """(B, …): of each window what `of` gives for all those of its block."""
+        blocks, numbers = _block_and_number(starts)
+        found = None
+        for start in np.unique(blocks).tolist():
+            here = blocks == start
+            rows = of(self._block(start, seq_len))[numbers[here]]
+            if found is None:
+                found = np.empty((len(starts), *rows.shape[1:]), rows.dtype)
+            found[here] = rows
+        return found
+
+    def _parts_of(self, start: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+        """The parts of documents in the block at `start`: stream positions and lengths, both (n,) int64."""
+        end, unit = start + self.block_tokens, self.unit
+        begins, ends = self.shards.spans(start, end)
+        first = begins + np.maximum(0, -(-(start - begins) // unit)) * unit
+        last = np.minimum(ends, begins - (begins - np.minimum(ends, end)) // unit * unit)
+        counts = -(-np.maximum(0, last - first) // seq_len)
+        found = np.repeat(first, counts) + _runs(np.zeros_like(counts), counts) * seq_len
+        return found, np.minimum(np.repeat(last, counts) - found, seq_len)
+
+    def _block(self, start: int, seq_len: int) -> "_Block":
+        count = self.per_block(seq_len)
+        windows, places, begins, lengths = pack(*self._parts_of(start, seq_len), seq_len, count)
+        # They come longest first, which the order of training must not know.
+        windows = hash64(PACK, self.seed, self.corpus, start, np.arange(count)).argsort()[windows]
+        return _Block(self, start, seq_len, count, windows, places, begins, lengths)
+
+
+class _Block:
+    """A packed block: n parts in W windows of T places. What is asked for is put together once."""
+
+    def __init__(
+        self,
+        of: PackedWindows,
+        start: int,
+        seq_len: int,
+        count: int,
+        windows: np.ndarray,
+        places: np.ndarray,
+        begins: np.ndarray,
+        lengths: np.ndarray,
+    ):
+        """Part i, of (n,), is lengths[i] tokens from begins[i] of the stream, at places[i] of windows[i]."""
+        self.windows, self.places, self.begins, self.lengths = windows, places, begins, lengths
+        self._of, self._start, self._shape = of, start, (count, seq_len)
+        self._size = int((begins + lengths).max()) - start  # tokens of the stream that are looked at
+        # From left to right, window by window: the parts of each, and the free space behind them.
+        free = seq_len - np.bincount(windows, lengths, count).astype(np.int64)
+        heads = np.concatenate([windows * seq_len + places, np.arange(1, count + 1) * seq_len - free])
+        order = heads.argsort(kind="stable")
+        self._lengths = np.concatenate([lengths, free])[order]
+        self._begins = np.concatenate([begins - start, np.full(count, self._size)])[order]
+        self._heads = windows * seq_len + places
+
+    @cached_property
+    def layout(self) -> np.ndarray:
+        """(W, T) int8."""
+        kinds = np.where(self._begins < self._size, GOES_ON, FREE).astype(np.int8)
+        found = np.repeat(kinds, self._lengths)
+        found[self._heads] = BEGINS
+        return found.reshape(self._shape)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """(W, T) int32."""
+        return self._laid(self._stream[1:], self._of.padding)
+
+    @cached_property
+    def before(self) -> np.ndarray:
+        """(W, T) int32: what precedes each token in the stream."""
+        return self._laid(self._stream[:-1], self._of.padding)
+
+    @cached_property
+    def words(self) -> np.ndarray:
+        """(W, T) bool."""
+        return self._laid(self._of.word_starts.gather(np.array([self._start]), self._size)[0], True)
+
+    @cached_property
+    def _stream(self) -> np.ndarray:
+        return Windows.rows(self._of, np.array([self._start]), self._size, 1)[0]
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        """(W * T,): which token of the block stands at each place; where none does, one of T behind them."""
+        return _runs(self._begins, self._lengths)
+
+    def _laid(self, stream: np.ndarray, free: int | bool) -> np.ndarray:
+        found = np.concatenate([stream, np.full(self._shape[1], free, stream.dtype)])
+        return found[self._offsets].reshape(self._shape)
+
+
+def best_fit(lengths: np.ndarray, seq_len: int, windows: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Best-fit decreasing of parts of 1 to `seq_len` tokens into windows, of which there are at most `windows`.
+
+    The window (n,) of each part, -1 where none had space; the place (n,) in it where the part begins; and how many
+    windows are used.
+    """
+    order = np.argsort(-lengths, kind="stable").tolist()
+    sizes = lengths.tolist()
+    windows = len(sizes) if windows is None else windows
+    window, place = [-1] * len(sizes), [0] * len(sizes)
+    free: list[tuple[int, int]] = []  # (space, window) of windows that are in use, ascending
+    used = 0
+    for part in order:
+        size = sizes[part]
+        at = bisect_left(free, (size, 0))
+        if at < len(free):
+            space, chosen = free.pop(at)
+        elif used < windows:
+            space, chosen, used = seq_len, used, used + 1
+        else:
+            continue
+        window[part], place[part] = chosen, seq_len - space
+        if space > size:
+            insort(free, (space - size, chosen))
+    return np.array(window, np.int64), np.array(place, np.int64), used
+
+
+def pack(begins: np.ndarray, lengths: np.ndarray, seq_len: int, windows: int) -> tuple[np.ndarray, ...]:
+    """Parts, each at a stream position, into `windows` windows that have space for all of their tokens.
+
+    (window, place, begin, length), each (m,), m ≥ n: what fits nowhere is cut, each time into the largest space left.
+    """
+    window, place, _ = best_fit(lengths, seq_len, windows)
+    over = np.flatnonzero(window < 0)
+    fits = np.flatnonzero(window >= 0)
+    found = [np.stack([window, place, begins, lengths])[:, fits]]
+    space = seq_len - np.bincount(window[fits], lengths[fits], windows).astype(np.int64)
+    for begin, length in zip(begins[over].tolist(), lengths[over].tolist(), strict=True):
+        while length:
+            chosen = int(space.argmax())
+            taken = min(length, int(space[chosen]))
+            assert taken, "the windows have no space for all tokens"
+            found.append(np.array([[chosen], [seq_len - space[chosen]], [begin], [taken]]))
+            space[chosen] -= taken
+            begin, length = begin + taken, length - taken
+    return tuple(np.concatenate(found, axis=1))
+
+
+def _runs(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """begins[i], begins[i] + 1, … of each run of lengths[i], one run after another, int64."""
+    ends = np.cumsum(lengths)
+    return np.repeat(begins - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _block_and_number(starts):
+    """The stream position of a window's block, and its number in the block."""
+    return starts >> NUMBER_BITS, starts & (1 << NUMBER_BITS) - 1
