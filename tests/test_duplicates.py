@@ -62,10 +62,11 @@ def test_units_are_words_or_characters_without_case_width_and_punctuation(text, 
     assert units_of(text) == units
 
 
-def test_a_long_text_is_hashed_in_stretches_to_the_same_numbers():
+@pytest.mark.parametrize("border", ["\n", " ", "。"])
+def test_a_long_text_is_hashed_in_stretches_to_the_same_numbers(border):
     han = "".join(chr(0x4E00 + n) for n in range(90))
-    lines = [f"{n}: ΟΔΟΣ e\u0301 {han}" * (n % 5) for n in range(10_000)]
-    text = "\n".join(["x" * 300_000, *lines])
+    lines = [f"{n}:\tΟΔΟΣ\te\u0301\t{han}" * (n % 5) for n in range(10_000)]
+    text = border.join(["x" * 300_000, *lines])
     tracemalloc.start()
     found = unit_hashes(text)
     signature(text, Near())

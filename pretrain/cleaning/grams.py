@@ -16,6 +16,7 @@ UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 )
 CHARACTER = re.compile(rf"[{UNSPACED}]")
+BORDER = re.compile("[\n 。]")
 UNIT = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses nothing; bits of the golden ratio
 
@@ -32,11 +33,11 @@ def unit_hashes(text: str) -> np.ndarray:
 
 
 def _stretches(text: str) -> Iterator[str]:
-    """A text cut at line ends, which no unit and no normalisation goes over, into pieces of STRETCH characters."""
+    """A text cut before what no unit and no normalisation goes over, into pieces of STRETCH characters."""
     begin = 0
-    while (end := text.find("\n", begin + STRETCH)) >= 0:
-        yield text[begin:end]
-        begin = end
+    while cut := BORDER.search(text, begin + STRETCH):
+        yield text[begin : cut.start()]
+        begin = cut.start()
     yield text[begin:]
 
 

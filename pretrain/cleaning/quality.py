@@ -10,6 +10,7 @@ from pretrain.cleaning.repetition import duplicate_fractions
 from pretrain.cleaning.rules import Measured, measured
 from pretrain.cleaning.words import SENTENCE_END, UNSPACED, Units, ends_sentence, lines_of, stop_words, units_of
 from pretrain.config import Config
+from pretrain.corpus import folded
 
 Count = int | None  # null: no such rule
 Ratio = float | None
@@ -36,13 +37,15 @@ def length(section: Length, language: str) -> Callable[[str], Outcome]:
     spaced = primary(language) not in UNSPACED
 
     def rules(text: str) -> Iterator[Measured]:
-        words = text.split()
-        characters = sum(map(len, words))
+        words = folded(text).decode()
+        spaces = words.count(" ")
+        characters = len(words) - spaces
         yield from measured("characters", characters, "<", section.min_characters)
         yield from measured("characters", characters, ">", section.max_characters)
         if spaced:
-            yield from measured("words", len(words), "<", section.min_words)
-            yield from measured("words", len(words), ">", section.max_words)
+            count = spaces + 1 if words else 0
+            yield from measured("words", count, "<", section.min_words)
+            yield from measured("words", count, ">", section.max_words)
 
     return lambda text: judged(text, rules(text))
 
