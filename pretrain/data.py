@@ -40,6 +40,8 @@ class DataConfig(Config):
     block_tokens: int | None = Field(None, gt=0)
     workers: int = free(0, ge=0)  # processes that compute batches ahead
     prefetch: int = free(4, gt=0)  # micro-batches each of them computes ahead
+    # While a micro-batch is made, have the system read the next: on a slow disk or a network's, for 1 to 2 µs a window.
+    read_ahead: bool = free(False)
     checksums: bool = free(False)  # hash every byte of the shards before the first step, however many they are
 
     @model_validator(mode="after")

@@ -90,12 +90,21 @@ class Batches:
         return sum(phase.steps * rounds for phase, rounds in zip(self.phases, self.rounds, strict=True))
 
     def __getitem__(self, item: int) -> MicroBatch:
+        return self.take(*self._samples(item))
+
+    def ahead(self, item: int) -> None:
+        """Have the system begin to read micro-batch `item`, if there is one; nothing waits for it."""
+        if item < len(self):
+            phase, first, count = self._samples(item)
+            self.order.ahead(self.order.samples(phase, first, count), self.phases[phase].seq_len)
+
+    def _samples(self, item: int) -> tuple[int, int, int]:
+        """The number of a micro-batch's phase, its first sample there, and how many it has."""
         begun = 0  # steps of earlier phases
         for phase, rounds, at_once in zip(self.phases, self.rounds, self.at_once, strict=True):
             if item < phase.steps * rounds:
                 position = locate(begun + item // rounds, self.phases)
-                first = position.first_sample + (self.rank * rounds + item % rounds) * at_once
-                return self.take(position.number, first, at_once)
+                return position.number, position.first_sample + (self.rank * rounds + item % rounds) * at_once, at_once
             item, begun = item - phase.steps * rounds, begun + phase.steps
         raise IndexError("past the last step")
 
@@ -134,17 +143,21 @@ def _weights(*lengths: int) -> list[np.ndarray]:
     return [(hash64(DIGEST, which, np.arange(n)) | np.uint64(1)).view(np.int64) for which, n in enumerate(lengths)]
 
 
-def steps(batches: Batches, first_step: int, workers: int, prefetch: int = 4) -> Iterator[list[MicroBatch]]:
+def steps(
+    batches: Batches, first_step: int, workers: int, prefetch: int = 4, read_ahead: bool = False
+) -> Iterator[list[MicroBatch]]:
     """The micro-batches of each step from `first_step` on, in lists.
 
-    `workers` processes compute them, each up to `prefetch` micro-batches ahead; 0 workers: this process does.
-    Raises PretrainError when one of the processes dies.
+    `workers` processes compute them, each up to `prefetch` micro-batches ahead; 0 workers: this process does. Whoever
+    computes one has the system read its own next one meanwhile, if `read_ahead`. Raises PretrainError when one of the
+    processes dies.
     """
     items = range(batches.first_item(first_step), len(batches))
+    apart = max(1, workers) if read_ahead else 0
     if workers:
-        found = map(_unpacked, ahead(partial(_packed, batches), items, workers, prefetch))
+        found = map(_unpacked, ahead(partial(_packed, batches, apart), items, workers, prefetch))
     else:
-        found = map(batches.__getitem__, items)
+        found = (_item(batches, apart, item) for item in items)
     for phase, rounds in zip(batches.phases, batches.rounds, strict=True):
         skipped = min(first_step, phase.steps)
         first_step -= skipped
@@ -152,10 +165,17 @@ def steps(batches: Batches, first_step: int, workers: int, prefetch: int = 4) ->
             yield [next(found) for _ in range(rounds)]
 
 
-def _packed(batches: Batches, item: int) -> tuple[dict, dict]:
+def _item(batches: Batches, apart: int, item: int) -> MicroBatch:
+    """A micro-batch; the one that comes `apart` behind it is read meanwhile, unless that is 0."""
+    if apart:
+        batches.ahead(item + apart)
+    return batches[item]
+
+
+def _packed(batches: Batches, apart: int, item: int) -> tuple[dict, dict]:
     """A micro-batch as arrays, which pickle in a tenth of the time of tensors."""
     torch.set_num_threads(1)  # the threads of the rank do not live on in a fork
-    micro = batches[item]
+    micro = _item(batches, apart, item)
     arrays = {name: None if tensor is None else tensor.numpy() for name, tensor in vars(micro.batch).items()}
     return {**vars(micro), "batch": None}, arrays
 

@@ -91,6 +91,11 @@ class Order:
         """(B, seq_len) bool: where words begin in them."""
         return self._each(samples, lambda windows, starts: windows.words(starts, seq_len))
 
+    def ahead(self, samples: Samples, seq_len: int) -> None:
+        """Have the system begin to read samples that will be asked for."""
+        for number in np.unique(samples.corpora):
+            self.windows[number].ahead(samples.starts[samples.corpora == number], seq_len)
+
     def step(self, step: int) -> list[Reading]:
         """What optimizer step `step` (0-based) reads, in the order of the global batch."""
         position = locate(step, self.phases)

@@ -105,6 +105,9 @@ class PackedWindows(Windows):
         columns = (column[here].tolist() for column in (block.places, block.begins, block.lengths))
         return sorted(Part(*part) for part in zip(*columns, strict=True))
 
+    def ahead(self, starts: np.ndarray, seq_len: int) -> None:
+        self.shards.ahead(np.unique(starts >> NUMBER_BITS), self.block_tokens)
+
     def layout(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
         """(B, seq_len) int8, for each place of windows: GOES_ON, BEGINS or FREE."""
         return self._each(starts, seq_len, lambda block: block.layout)

@@ -182,6 +182,7 @@ def run(cfg: RunConfig) -> dict:
         batches=batches,
         workers=cfg.data.workers,
         prefetch=cfg.data.prefetch,
+        read_ahead=cfg.data.read_ahead,
         heldout=heldout,
         micro_batch=cfg.engine.micro_batch,
         tokenizer=tokenizer,

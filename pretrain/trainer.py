@@ -47,6 +47,7 @@ class Job:
     batches: loader.Batches
     workers: int
     prefetch: int
+    read_ahead: bool
     heldout: dict[int, dict[str, HeldOut]]  # by sequence length and corpus
     micro_batch: int
     tokenizer: Tokenizer
@@ -75,7 +76,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
     skips = 0
     scores = evaluate(job, state, tokens, metrics) if state.step == job.steps else None  # killed before its summary
     engine.train(True)
-    batches = loader.steps(job.batches, state.step, job.workers, job.prefetch)
+    batches = loader.steps(job.batches, state.step, job.workers, job.prefetch, job.read_ahead)
     since = _Interval()
     with Interrupt(watch_launcher=world.launched) as interrupt:
         while state.step < job.steps:

@@ -94,6 +94,10 @@ class Windows:
         """What the window at `start` holds, from left to right."""
         return [Part(0, start, seq_len)]
 
+    def ahead(self, starts: np.ndarray, seq_len: int) -> None:
+        """Have the system begin to read windows that will be asked for."""
+        self.shards.ahead(starts, seq_len)
+
     def rows(self, starts: np.ndarray, seq_len: int, lead: int) -> np.ndarray:
         """(B, lead + seq_len) int32: the windows at `starts`, each with `lead` (0 or 1) tokens from before it.
 

@@ -73,7 +73,10 @@ def refused(kind: type[Config], path: Path, *overrides: str) -> str:
         ("phases.0.micro_batch", "did you mean engine.micro_batch?"),
         ("objective.mask_ration", "did you mean objective.mask_ratio?"),
         ("objective.span.longst", "did you mean objective.span.longest?"),
-        ("data.zzz", "(known here: shards, corpora, tokenizer, windows, block_tokens, workers, prefetch, checksums)"),
+        (
+            "data.zzz",
+            "(known here: shards, corpora, tokenizer, windows, block_tokens, workers, prefetch, read_ahead, checksums)",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(path, key, suggestion):
@@ -345,6 +348,7 @@ CHANGES = {  # key → another value, and whether a run may continue with it
     "data.block_tokens": ("64", "frozen"),
     "data.workers": ("2", "free"),
     "data.prefetch": ("9", "free"),
+    "data.read_ahead": ("true", "free"),
     "data.checksums": ("true", "free"),
     "model.dropout": ("0.1", "frozen"),
     "objective.mask_ratio": ("0.3", "frozen"),

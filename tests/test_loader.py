@@ -3,16 +3,18 @@
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from pretrain import loader
+from pretrain import folders, loader
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.objectives import CausalLMConfig, MaskedLMConfig
 from pretrain.packing import PackedWindows
@@ -20,6 +22,7 @@ from pretrain.phases import Phase
 from pretrain.readahead import ahead
 from pretrain.shards import Shards
 from pretrain.windows import Windows
+from tests.simulated import simulate
 
 PHASES = [Phase(steps=5, seq_len=32, batch_tokens=256), Phase(steps=3, seq_len=64, batch_tokens=1024)]
 
@@ -92,6 +95,36 @@ def test_workers_change_nothing(objective, prepared):
             assert micro.digest == same.digest
             for name, tensor in vars(micro.batch).items():
                 assert tensor is None or torch.equal(tensor, getattr(same.batch, name)), name
+
+
+@pytest.mark.parametrize("windows", [Windows, PackedWindows])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_ahead_changes_nothing(windows, workers, prepared):
+    plain = loader.steps(batches(prepared, OBJECTIVES[0], mixed=True, windows=windows), 1, 0)
+    ahead = loader.steps(batches(prepared, OBJECTIVES[0], mixed=True, windows=windows), 1, workers, read_ahead=True)
+    found = [[[micro.digest for micro in step] for step in steps] for steps in (plain, ahead)]
+    assert found[0] == found[1] and len(found[0]) == 7
+
+
+def test_a_micro_batch_that_was_read_ahead_is_not_asked_for_page_by_page(tmp_path, monkeypatch):
+    """Pages that the disk has to be asked for are counted. Where files live in memory there are none in any case."""
+    monkeypatch.setattr(folders, "SMALL", 0)  # nothing is hashed, which would bring all of it into memory
+    folder = simulate(tmp_path / "shards", 1, 8 << 20)
+    with open(folder / "train-00000.bin", "r+b") as file:
+        file.write(np.random.default_rng(0).integers(5, 30_000, 8 << 20, np.uint16))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    phase = Phase(steps=10, seq_len=64, batch_tokens=64 * 64)
+    items = loader.Batches({"": Windows(Shards(folder), 64, 3)}, OBJECTIVES[0], [phase], 3, 64, 0, 1)
+    waits = [resource.getrusage(resource.RUSAGE_SELF).ru_majflt]
+    for item in (2, 5):
+        if item == 5:
+            items.ahead(5)  # what is on its way is not asked for again
+        assert items[item].filled
+        waits.append(resource.getrusage(resource.RUSAGE_SELF).ru_majflt)
+    without, with_it = np.diff(waits)
+    assert with_it <= without / 4
 
 
 @pytest.mark.parametrize("kill", range(8))
