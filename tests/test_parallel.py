@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,22 @@ from tests.conftest import ROOT
 def square(number: int) -> int:
     time.sleep(0.02 * (number % 3 == 0))  # later items overtake earlier ones
     return number * number
+
+
+def count_and_last(data: bytes) -> tuple[int, bytes]:
+    return len(data), data[-1:]
+
+
+begun: list[str] = []
+
+
+def open_files() -> int:
+    """How many items this process holds open for its workers."""
+    count = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            count += "memfd:item" in os.readlink(path)
+    return count
 
 
 def refuse(number: int, bad: int) -> int:
@@ -76,6 +93,31 @@ def test_items_are_made_only_a_little_ahead():
     next(results)
     assert len(made) <= AHEAD * 2 + 1
     results.close()
+
+
+def test_work_for_an_executor_begins_before_its_results_are_asked_for():
+    with ThreadPoolExecutor(1) as executor:
+        first, second = (ordered(begun.append, [name], 1, executor) for name in ("first", "second"))
+        assert list(second) == [None] and begun == ["first", "second"]
+        assert list(first) == [None]
+
+
+def test_large_items_arrive_whole_and_leave_no_open_file_behind():
+    before = open_files()
+    items = [bytes([n]) * (n * 1_000_003) for n in range(8)]
+    assert list(ordered(count_and_last, items, 2)) == [(len(item), item[-1:]) for item in items]
+    assert open_files() <= before
+    with pytest.raises(CorpusError, match="2 is bad"):
+        list(ordered(partial(refuse, bad=2), range(100), 2))
+    with pytest.raises(PretrainError, match="a worker process died"):
+        list(ordered(die, range(100), 2))
+    results = ordered(count_and_last, iter(lambda: b"x" * 1_000_003, None), 2)
+    assert next(results) == (1_000_003, b"x")
+    results.close()
+    deadline = time.monotonic() + 10
+    while open_files() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert open_files() <= before
 
 
 def test_any_executor_does_the_work_and_is_left_to_whoever_made_it():

@@ -325,6 +325,13 @@ def test_what_chunks_skipped_adds_up_to_what_one_reading_skips(tmp_path):
 # Records that are too long
 
 
+def test_chunks_of_a_long_file_are_of_one_size(tmp_path):
+    lines = (json.dumps({"text": "x" * (20 + n % 7)}) + "\n" for n in range(3000))
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    *chunks, _ = open_corpus(tmp_path / "a.jsonl").chunks(4096)
+    assert len(chunks) > 20 and all(4000 < chunk.bytes < 4200 for chunk in chunks)  # not two in one now and then
+
+
 @pytest.mark.parametrize("size", [16, 50, 64, 1 << 12])
 @pytest.mark.parametrize("cut", ["blocks", "lines"])
 def test_a_record_is_too_long_whatever_the_size_of_a_chunk(tmp_path, cut, size):

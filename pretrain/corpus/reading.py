@@ -85,8 +85,11 @@ class NoText(Exception):
 
 
 def chunks_of(parts: Iterable[Part], source: int, size: int) -> Iterator[Chunk]:
-    """Parts together until they have `size` bytes: small files share a chunk."""
-    return (Chunk(source, held) for held, _ in together(((part, len(part.data)) for part in parts), size))
+    """Parts together until they have about `size` bytes: small files share a chunk.
+
+    A stretch of a long file ends with a record, and is mostly a little less.
+    """
+    return (Chunk(source, held) for held, _ in together(((part, len(part.data)) for part in parts), size * 3 // 4))
 
 
 def together(items: Iterable[tuple[Any, int]], size: int) -> Iterator[tuple[tuple, int]]:

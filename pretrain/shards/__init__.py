@@ -37,7 +37,7 @@ from pretrain.errors import CorpusError, ShardError, TokenizerError
 from pretrain.parallel import cluster, ordered, processes
 from pretrain.progress import progress
 from pretrain.shards import building
-from pretrain.shards.building import SIDECARS, Block, Job, Piece, items_of, pieces_of, tokenise, write_piece
+from pretrain.shards.building import SIDECARS, Block, Job, Piece, Written, items_of, pieces_of, tokenise, write_piece
 from pretrain.shards.megatron import dtype_of
 from pretrain.shards.reading import ORIGINS, Shards, check_tokenizer, open_index
 from pretrain.shards.shuffling import make_run, runs_of, shuffled_pieces
@@ -82,7 +82,9 @@ def run(config: ShardsConfig) -> dict:
         _check(blocks, config, corpus)
         places = list(dict.fromkeys(place for block in blocks for place in block.places))
         aside, pieces = _plan(job, blocks, places, config, each)
-        sides, files, unigrams = _write(aside, pieces, blocks, tokenizer.vocab_size, each)
+        written = each(partial(write_piece, aside, tokenizer.vocab_size), pieces)  # begins; meanwhile files are hashed
+        identity = corpus.fingerprint(each)
+        sides, files, unigrams = _written(written, blocks, tokenizer.vocab_size)
         for name in files:
             (aside / name).rename(folder / name)
         for side, unigram in unigrams.items():
@@ -98,7 +100,7 @@ def run(config: ShardsConfig) -> dict:
             "sidecars": list(SIDECARS),
             "shuffle_seed": config.shuffle_seed,
             "tokenizer": tokenizer.fingerprint,
-            "corpus": corpus.fingerprint(each),
+            "corpus": identity,
             "split": {"by": "text", "heldout_fraction": corpus.recipe.heldout_fraction},
             "sides": sides,
             "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer},
@@ -194,17 +196,17 @@ def _plan(
     return _alone(job.folder.parent, "pieces", [decided, config.piece_tokens]), chain.from_iterable(pieces)
 
 
-def _write(
-    folder: Path, pieces: Iterator[Piece], blocks: list[Block], vocab_size: int, each: Each
+def _written(
+    pieces: Iterator[Written], blocks: list[Block], vocab_size: int
 ) -> tuple[dict[str, dict], dict[str, dict], dict[str, np.ndarray]]:
-    """Write the pieces. What each side holds, the digest of each file, and how often each id occurs on each side."""
+    """What each side holds, the digest of each file, and how often each id occurs on each side."""
     sides = {
         side: {"pieces": [], **vars(reduce(add, (block.sides[number] for block in blocks)))}
         for number, side in enumerate(SIDES)
     }
     files, unigrams = {}, {side: np.zeros(vocab_size, np.int64) for side in SIDES}
     with progress("writing", unit="pieces") as advance:
-        for written in each(partial(write_piece, folder, vocab_size), pieces):
+        for written in pieces:
             sides[written.side]["pieces"].append(written.name)
             unigrams[written.side] += written.unigram
             files |= written.files
