@@ -233,17 +233,20 @@ def plan_lines(plan: Order) -> list[str]:
     tokens = [windows.shards.tokens for windows in plan.windows]
     usable = np.array([windows.blocks * windows.block_tokens for windows in plan.windows])
     drawn = np.array([plan.drawn(number) for number in range(len(plan.phases))])  # (phases, C)
-    rows = [("corpus", "tokens", "phase", "part", "drawn", "epochs")]
+    padding = np.array([plan.padding(number) for number in range(len(plan.phases))])
+    packed = ("padding",) if padding.any() else ()
+    rows = [("corpus", "tokens", "phase", "part", "drawn", "epochs", *packed)]
     for number, name in enumerate(names):
         for phase in range(len(plan.phases)):
             if drawn[phase, number]:
                 part, epochs = drawn[phase, number] / drawn[phase].sum(), drawn[phase, number] / usable[number]
                 what = (name, f"{tokens[number]:,}", f"{phase}", f"{part:.1%}")
-                rows.append((*what, f"{drawn[phase, number]:,}", f"{epochs:.2f}"))
+                free = (f"{padding[phase, number]:.1%}",) if packed else ()
+                rows.append((*what, f"{drawn[phase, number]:,}", f"{epochs:.2f}", *free))
         if len(plan.phases) > 1:
             part, epochs = drawn[:, number].sum() / drawn.sum(), drawn[:, number].sum() / usable[number]
             what = (name, f"{tokens[number]:,}", "all", f"{part:.1%}")
-            rows.append((*what, f"{drawn[:, number].sum():,}", f"{epochs:.2f}"))
+            rows.append((*what, f"{drawn[:, number].sum():,}", f"{epochs:.2f}", *("" for _ in packed)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -12,6 +12,7 @@ from pretrain import checkpoint, config, data, folders, shards, words
 from pretrain.data import DataConfig, mixed, open_corpora
 from pretrain.errors import ConfigError, ResumeError, ShardError
 from pretrain.evaluate import Scores, together
+from pretrain.packing import FREE
 from pretrain.phases import Phase
 from pretrain.run import RunConfig
 from pretrain.tokenizer import open_tokenizer
@@ -150,6 +151,20 @@ def test_the_plan_says_what_every_phase_draws_of_every_corpus(prepared, two):
     ]
     assert float(lines[-1][5]) == pytest.approx(51_200 / opened[1].train.tokens, abs=0.02)
     assert len({len(line) for line in data.plan_lines(plan)}) == 1, "aligned"
+
+
+def test_the_plan_of_packed_windows_says_how_much_of_them_is_padding(prepared, two):
+    wanted = DataConfig(
+        corpora=corpora(two), tokenizer=str(prepared.tokenizer["bert"]), windows="documents", block_tokens=1024
+    )
+    opened = open_corpora(wanted, open_tokenizer(wanted.tokenizer))
+    plan = data.order(wanted, opened, mixed([phase(steps=100, tokens=640)], wanted), 7, words=False)
+    header, en, zh = (line.split() for line in data.plan_lines(plan))
+    assert header[-1] == "padding"
+    for number, line in enumerate((en, zh)):
+        samples = plan.samples(0, 0, plan.phases[0].samples)
+        free = (plan.layout(samples, plan.phases[0].seq_len) == FREE)[samples.corpora == number].mean()
+        assert float(line[-1].rstrip("%")) / 100 == pytest.approx(free, abs=0.02)
 
 
 def test_a_corpus_seen_too_often_is_refused_before_the_run(prepared, two):
