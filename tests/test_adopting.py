@@ -114,6 +114,18 @@ def llama(folder: Path) -> Path:
     return saved(folder, engine, {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"})
 
 
+def t5(folder: Path) -> Path:
+    """SentencePiece's Unigram model, its special tokens entries of the best score."""
+    engine = Tokenizer(models.Unigram())
+    engine.normalizer, engine.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    engine.decoder = decoders.Metaspace()
+    marks = ["<pad>", "</s>", "<unk>", "<extra_id_0>"]
+    trainer = trainers.UnigramTrainer(vocab_size=3000, special_tokens=marks, unk_token="<unk>", show_progress=False)
+    engine.train_from_iterator([*sample(), "< / > _ 0 1"], trainer)
+    engine.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return saved(folder, engine, {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"})
+
+
 def modernbert(folder: Path) -> Path:
     """Byte-level BPE with the special tokens of an encoder."""
     engine = Tokenizer.from_file(str(gpt2(folder) / "tokenizer.json"))
@@ -141,7 +153,7 @@ def vocab_txt(path: Path, *words: str) -> Path:
     return path
 
 
-MADE = {"gpt2": gpt2, "qwen": qwen, "llama": llama, "modernbert": modernbert}
+MADE = {"gpt2": gpt2, "qwen": qwen, "llama": llama, "t5": t5, "modernbert": modernbert}
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +199,7 @@ def test_kind_and_roles_come_from_the_files(adopted):
     assert said["gpt2"] == ("byte", {"pad": 0, "unk": 0, "eod": 0})
     assert said["qwen"] == ("byte", {"pad": 580, "eod": 582})
     assert said["llama"] == ("byte", {"pad": 2, "unk": 0, "eod": 2}), "no pad token: the end mark pads"
+    assert said["t5"] == ("byte", {"pad": 0, "unk": 2, "eod": 1})
     assert said["modernbert"] == ("bert", {"pad": 603, "unk": 600, "cls": 601, "sep": 602, "mask": 604})
     assert adopted["qwen"].special_tokens == {"<|im_start|>": 581}
     assert adopted["qwen"].vocab_size == 584
@@ -198,6 +211,7 @@ def test_what_a_vocabulary_does_to_text_is_found_out(adopted):
         "gpt2": (True, True),
         "qwen": (False, True),
         "llama": (False, False),
+        "t5": (False, False),
         "modernbert": (True, False),
     }
     for text, ids in zip(TEXTS, adopted["gpt2"].encode_batch(TEXTS), strict=True):
@@ -240,6 +254,18 @@ def test_special_tokens_become_control_tokens_when_asked(adopted):
     ]
 
 
+def test_text_is_no_special_token_that_the_model_itself_could_make_of_it(adopted, foreign):
+    loose, tokenizer = whole(foreign["t5"]), adopted["t5"]
+    loose.encode_special_tokens = True
+    assert 1 in loose.encode("a</s>", add_special_tokens=False).ids, "the library alone"
+    texts = ["</s>", "a</s>b </s>", "<extra_id_0> <pad></s></s>", "<extra_id_1> < /s>", "＜/s＞"]
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        found = "".join(map(tokenizer.token_text, ids[:-1].tolist()))
+        assert found.replace("▁", " ").strip() == unicodedata.normalize("NFKC", text)
+        assert ids[-1] == 1 and not {0, 1, 2, 3} & set(ids[:-1].tolist())
+    assert tokenizer.encode_batch(["a</s>b"], special_tokens=True)[0].tolist().count(1) == 2
+
+
 def test_the_report_of_an_adopted_vocabulary(adopted):
     for tokenizer in adopted.values():
         report = json.loads((tokenizer.folder / "report.json").read_text(encoding="utf-8"))
@@ -248,7 +274,7 @@ def test_the_report_of_an_adopted_vocabulary(adopted):
         held = [document.text for document in open_corpus(SAMPLE).documents(("heldout",))]
         template = 2 if tokenizer.kind == "bert" else 1
         assert overall["tokens"] == sum(len(ids) - template for ids in tokenizer.encode_batch(held))
-        assert overall["unknown_rate"] == 0
+        assert overall["unknown_rate"] == 0 or tokenizer is adopted["t5"], "all others spell what they do not know"
         assert "train" not in report["dead"], "it was not trained on this text"
 
 
