@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pretrain.config import Config, free
 from pretrain.errors import ConfigError, ShardError
 from pretrain.order import Order
-from pretrain.packing import BLOCK_WINDOWS, PackedWindows
+from pretrain.packing import BLOCK_WINDOWS, LEAST_WINDOWS, PackedWindows
 from pretrain.phases import Phase, Weight, check_weights
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.tokenizer import Tokenizer
@@ -97,6 +97,12 @@ def check_phases(phases: list[Phase], data: DataConfig) -> None:
             raise ValueError(
                 f"data.block_tokens = {block_tokens} is not a multiple of phases: seq_len = {phase.seq_len} "
                 f"(it is fixed when a run begins; by default it is {of}the first phase's seq_len)"
+            )
+        if data.windows == "documents" and block_tokens < LEAST_WINDOWS * phase.seq_len:
+            raise ValueError(
+                f"data.block_tokens = {block_tokens} has space for {block_tokens // phase.seq_len} windows of phases: "
+                f"seq_len = {phase.seq_len}, and data.windows = documents packs at least {LEAST_WINDOWS} together: "
+                f"set it to {BLOCK_WINDOWS} of the longest, {BLOCK_WINDOWS * max(phase.seq_len for phase in phases)}"
             )
 
 

@@ -11,9 +11,9 @@ or less than its part of the stream, whatever T is, and phases of several T repe
 next block, cut at a multiple of that length.
 
 Every block has the same number of windows: so the place of a window is a function of its number alone, nothing is
-listed or stored, and a block is packed in 0.1 to 1 ms by whoever reads from it. That number is measured on up to 64
-blocks: in nine of ten of them all parts fit as they are. In the others the last and shortest are cut into the space
-that is left.
+listed or stored, and a block is packed in 0.1 to 1 ms by whoever reads from it. Where parts do not fit, whole documents
+are laid first, and of the others some are cut into the space that is left. The number is measured on up to 64 blocks:
+the least with which at most 1 in 200 documents is cut that would fit into a window.
 """
 
 from bisect import bisect_left, insort
@@ -26,11 +26,10 @@ from pretrain.permutation import PACK, hash64
 from pretrain.shards import Shards
 from pretrain.windows import Part, Windows, WordStarts
 
-BLOCK_WINDOWS = (
-    64  # that a block holds unless the user says: with 16 of them 6 to 11 % of the space is left, with 64 2 to 7
-)
+BLOCK_WINDOWS = 64  # that a block has space for unless the user says: 1.5 % of it is padding,
+LEAST_WINDOWS = 16  # and of these 6 %
 MEASURED = 64  # blocks
-FIT = 0.9  # of these have windows enough
+CUT = 0.005  # of the documents in them that would fit into a window, at most, that may be cut
 KEPT = 16  # blocks, those packed last
 NUMBER_BITS = 20  # of the number of a window in its block
 GOES_ON, BEGINS, FREE = range(3)  # a token in a part of a document, its first token, no token
@@ -53,23 +52,23 @@ class PackedWindows(Windows):
 
     def per_block(self, seq_len: int) -> int:
         """Windows of `seq_len`, a divisor of block_tokens, that a block is packed into."""
-        used = [best_fit(self._parts_of(start, seq_len)[1], seq_len)[2] for start in self._measured()]
-        found = max(int(np.ceil(np.quantile(used, FIT))), -(-(self.block_tokens + self.unit - 1) // seq_len))
+        found = -(-(self.block_tokens + self.unit - 1) // seq_len)
+        blocks = [self._parts_of(start, seq_len)[1:] for start in self._measured()]
+        documents = sum(int(whole.sum()) for _, whole in blocks)
+        blocks = [parts for parts in blocks if best_fit(parts[0], seq_len)[2] > found]
+        while sum(_cut(*parts, seq_len, found) for parts in blocks) > CUT * documents:
+            found += 1
         assert found <= min(self.block_tokens, 1 << NUMBER_BITS), found
         return found
 
     def waste(self, seq_len: int) -> tuple[float, float]:
         """What packing costs, measured: the share of padding in windows; and of the documents that would fit into one
         the share that is cut."""
-        fit = whole = 0
-        for start in self._measured():
-            block = self._block(start, seq_len)
-            begins, ends = self.shards.spans(start, start + self.block_tokens)
-            short = (begins >= start) & (ends - begins <= seq_len)
-            fit += short.sum()
-            parts = set(zip(block.begins.tolist(), block.lengths.tolist(), strict=True))
-            whole += len(parts.intersection(zip(begins[short].tolist(), (ends - begins)[short].tolist(), strict=True)))
-        return 1 - self.block_tokens / (self.per_block(seq_len) * seq_len), float((fit - whole) / max(1, fit))
+        blocks = [self._parts_of(start, seq_len)[1:] for start in self._measured()]
+        documents = sum(int(whole.sum()) for _, whole in blocks)
+        count = self.per_block(seq_len)
+        cut = sum(_cut(*parts, seq_len, count) for parts in blocks)
+        return 1 - self.block_tokens / (count * seq_len), cut / max(1, documents)
 
     def apart(self, seq_len: int) -> int:
         return 1
@@ -144,15 +143,17 @@ class PackedWindows(Windows):
             found[here] = rows
         return found
 
-    def _parts_of(self, start: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-        """The parts of documents in the block at `start`: stream positions and lengths, both (n,) int64."""
+    def _parts_of(self, start: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The parts of documents in the block at `start`: stream positions and lengths, both (n,) int64, and which are
+        whole documents, (n,) bool."""
         end, unit = start + self.block_tokens, self.unit
         begins, ends = self.shards.spans(start, end)
         first = begins + np.maximum(0, -(-(start - begins) // unit)) * unit
         last = np.minimum(ends, begins - (begins - np.minimum(ends, end)) // unit * unit)
         counts = -(-np.maximum(0, last - first) // seq_len)
         found = np.repeat(first, counts) + _runs(np.zeros_like(counts), counts) * seq_len
-        return found, np.minimum(np.repeat(last, counts) - found, seq_len)
+        lengths = np.minimum(np.repeat(last, counts) - found, seq_len)
+        return found, lengths, lengths == np.repeat(ends - begins, counts)
 
     def _block(self, start: int, seq_len: int) -> "_Block":
         count = self.per_block(seq_len)
@@ -225,13 +226,16 @@ class _Block:
         return found[self._offsets].reshape(self._shape)
 
 
-def best_fit(lengths: np.ndarray, seq_len: int, windows: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Best-fit decreasing of parts of 1 to `seq_len` tokens into windows, of which there are at most `windows`.
+def best_fit(
+    lengths: np.ndarray, seq_len: int, windows: int | None = None, first: np.ndarray | bool = False
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Best-fit decreasing of parts of 1 to `seq_len` tokens into windows, of which there are at most `windows`; of all
+    those that are `first` (n,), then of the others.
 
     The window (n,) of each part, -1 where none had space; the place (n,) in it where the part begins; and how many
     windows are used.
     """
-    order = np.argsort(-lengths, kind="stable").tolist()
+    order = np.argsort(-lengths - seq_len * np.asarray(first, np.int64), kind="stable").tolist()
     sizes = lengths.tolist()
     windows = len(sizes) if windows is None else windows
     window, place = [-1] * len(sizes), [0] * len(sizes)
@@ -252,12 +256,15 @@ def best_fit(lengths: np.ndarray, seq_len: int, windows: int | None = None) -> t
     return np.array(window, np.int64), np.array(place, np.int64), used
 
 
-def pack(begins: np.ndarray, lengths: np.ndarray, seq_len: int, windows: int) -> tuple[np.ndarray, ...]:
+def pack(
+    begins: np.ndarray, lengths: np.ndarray, whole: np.ndarray, seq_len: int, windows: int
+) -> tuple[np.ndarray, ...]:
     """Parts, each at a stream position, into `windows` windows that have space for all of their tokens.
 
-    (window, place, begin, length), each (m,), m ≥ n: what fits nowhere is cut, each time into the largest space left.
+    (window, place, begin, length), each (m,), m ≥ n: what fits nowhere is cut, each time into the largest space left;
+    those that are `whole` (n,) after all others.
     """
-    window, place, _ = best_fit(lengths, seq_len, windows)
+    window, place = _placed(lengths, whole, seq_len, windows)
     over = np.flatnonzero(window < 0)
     fits = np.flatnonzero(window >= 0)
     found = [np.stack([window, place, begins, lengths])[:, fits]]
@@ -271,6 +278,19 @@ def pack(begins: np.ndarray, lengths: np.ndarray, seq_len: int, windows: int) ->
             space[chosen] -= taken
             begin, length = begin + taken, length - taken
     return tuple(np.concatenate(found, axis=1))
+
+
+def _placed(lengths: np.ndarray, whole: np.ndarray, seq_len: int, windows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The window (n,) of each part, -1 where none has space, and its place there: all of them, if they all fit."""
+    window, place, _ = best_fit(lengths, seq_len, windows)
+    if (window < 0).any():
+        window, place, _ = best_fit(lengths, seq_len, windows, whole)
+    return window, place
+
+
+def _cut(lengths: np.ndarray, whole: np.ndarray, seq_len: int, windows: int) -> int:
+    """How many whole documents find no window."""
+    return int((_placed(lengths, whole, seq_len, windows)[0][whole] < 0).sum())
 
 
 def _runs(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:

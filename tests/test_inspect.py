@@ -215,6 +215,10 @@ REFUSED = {
         ["phases.1.seq_len=48", "phases.1.batch_tokens=480"],
         "is not a multiple of phases: seq_len = 48",
     ),
+    "too few windows to pack": (
+        ["data.windows=documents", "data.block_tokens=256"],
+        "data.block_tokens = 256 has space for 8 windows of phases: seq_len = 32",
+    ),
     "a mixture of nothing": (["phases.1.mixture={en: 1}"], "phases: mixture names corpora"),
     "no phase": (["phases=[]"], "phases = []"),
     "a seed below 0": (["seed=-1"], "seed = '-1'"),

@@ -96,8 +96,10 @@ def test_what_fits_nowhere_is_cut_and_nothing_else_is(sizes, more):
     sizes = np.array(sizes)
     begins = np.cumsum(sizes) - sizes
     count = -(-int(sizes.sum()) // 40) + more
-    window, place, begin, length = pack(begins, sizes, 40, count)
+    whole = sizes % 3 > 0
+    window, place, begin, length = pack(begins, sizes, whole, 40, count)
     tokens = np.concatenate([np.arange(b, b + n) for b, n in zip(begins, sizes, strict=True)])
+    held = set(zip(begins.tolist(), sizes.tolist(), strict=True))
     packed = np.concatenate([np.arange(b, b + n) for b, n in zip(begin, length, strict=True)])
     assert np.array_equal(np.sort(packed), tokens)
     taken = np.zeros((count, 40), int)
@@ -105,6 +107,8 @@ def test_what_fits_nowhere_is_cut_and_nothing_else_is(sizes, more):
         assert at + n <= 40
         taken[w, at : at + n] += 1
     assert taken.max() == 1
+    if best_fit(sizes[whole], 40)[2] <= count:
+        assert set(begins[whole].tolist()) <= {b for b, n in zip(begin, length, strict=True) if (b, n) in held}
     if best_fit(sizes, 40)[2] <= count:
         assert np.array_equal(np.sort(begin), np.sort(begins)), "all parts are whole"
 
