@@ -17,6 +17,7 @@ from pretrain.config import Config
 from pretrain.corpus import Document, Skipped, open_corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import digest, publish, write_index, write_json
+from pretrain.fonts import label
 from pretrain.tokenizer import open_tokenizer, plot, report
 from pretrain.tokenizer.adopting import is_ours, opened
 from pretrain.tokenizer.kinds import is_reserved
@@ -69,8 +70,10 @@ def run(config: CompareConfig) -> dict:
             found["skipped"] = skipped.report()
         write_json(folder / "report.json", found)
         if config.plot:
-            lengths = {name: np.array([len(text) for text in part.values() if text]) for name, part in texts.items()}
-            plot.write(folder / "report.png", {name: part.counts for name, part in measured.items()}, lengths)
+            labels = [label(name, f"vocabulary {number}") for number, name in enumerate(vocabularies, 1)]
+            counts = [part.counts for part in measured.values()]
+            lengths = [np.array([len(text) for text in part.values() if text]) for part in texts.values()]
+            plot.write(folder / "report.png", *(dict(zip(labels, part, strict=True)) for part in (counts, lengths)))
         index = {
             "stage": "compare",
             "corpus": corpus.fingerprint(),
@@ -196,15 +199,10 @@ def _cuts(vocabulary: Vocabulary, words: list[str]) -> list[list[str]]:
 def show(found: dict) -> None:
     """Print the rates of all vocabularies, what entries they share, and words that they cut differently."""
     each = found["vocabularies"]
-    first = next(iter(each.values()))["heldout"]
-    parts = {"": "overall"} | ({name: name for name in first["languages"]} if len(first["languages"]) > 1 else {})
-    rows = {}
-    for label, part in parts.items():
-        for name, said in each.items():
-            heldout = said["heldout"]
-            rows[f"{label}: {name}" if label else name] = (
-                heldout["overall"] if part == "overall" else heldout["languages"][part]
-            )
+    rows = {name: said["heldout"]["overall"] for name, said in each.items()}
+    languages = list(next(iter(each.values()))["heldout"]["languages"])
+    for language in languages if len(languages) > 1 else ():
+        rows |= {f"{language}: {name}": said["heldout"]["languages"][language] for name, said in each.items()}
     report.table("held-out text", rows)
     for name, said in each.items():
         dead, cover = said["dead"]["heldout"]["tokens"], said["coverage"]["gb2312_level_1"]

@@ -39,6 +39,7 @@ def write(path: Path, counts: dict[str, np.ndarray], lengths: dict[str, np.ndarr
     for name, found in lengths.items():
         length.plot(np.arange(1, longest + 1), np.bincount(found, minlength=longest + 1)[1:], label=name, marker=".")
     length.set(title="Entries by length", xlabel="characters", ylabel="entries", yscale="symlog")
+    length.xaxis.get_major_locator().set_params(integer=True)
     for axes in (frequency, length):
         axes.grid(alpha=0.3)
         axes.legend(prop={"family": families("".join((*counts, *lengths)))})
