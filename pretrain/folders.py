@@ -25,6 +25,7 @@ INDEX = "index.json"
 SMALL = 256 << 20  # bytes
 SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # of NumPy
 CHECKSUM = "checksum"  # the key of a hash of the whole index; `fingerprint` leaves out what is recorded
+DERIVED = ("words",)  # stages whose results lie in the folder that they were made from; no other's may
 ASIDE = (".tmp", ".old", ".work")  # ends of the names of folders, beginning with a dot, that are not published yet
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
@@ -33,11 +34,12 @@ RECORDED = "recorded"  # the key under which an index keeps what is noted but no
 def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success it takes `folder`'s name, on failure nothing is left behind.
 
-    Refuses (`what`), before any work, to replace a folder that holds anything but an earlier result of the same stage.
+    Refuses (`what`), before any work, to replace a folder that holds anything but an earlier result of the same stage,
+    and to lie in a published folder, which would not be what it was.
     """
     folder = Path(folder)
     folder = folder.resolve() if folder.is_symlink() else folder  # the link stays a link
-    check_output(folder, what)
+    check_output(folder, what, derived=stage in DERIVED)
     held = _stage(folder / INDEX)
     if held not in (stage, "") and folder.exists() and (not os.access(folder, os.R_OK) or any(folder.iterdir())):
         found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
@@ -94,14 +96,22 @@ def _held(aside: Path, folder: Path, what: type[UserError]) -> int:
     return lock
 
 
-def check_output(folder: Path, what: type[UserError] = UserError) -> None:
-    """Raise `what` when `folder` cannot be a folder because it, or one above it, is a file."""
+def check_output(folder: Path, what: type[UserError] = UserError, derived: bool = False) -> None:
+    """Raise `what` when `folder` cannot be a folder because it, or one above it, is a file.
+
+    Nor may it lie in a published folder, unless what it will hold is `derived` from that.
+    """
     try:
         file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+        above = () if derived else folder.resolve().parents
+        held = next(((path, stage) for path in above if (stage := _stage(path / INDEX))), None)
     except OSError as error:  # no permission to look, or a name that is too long
         raise what("the output folder cannot be made", f"{folder}: {error.strerror}", "choose another out=") from None
     if file:
         raise what("the output folder cannot be made", f"{file} is a file", "choose another out=")
+    if held:
+        found = f"{folder} is in {held[0]}, the result of stage {held[1]}"
+        raise what("the output folder lies in a published folder", found, "choose another out=")
 
 
 def lies_in(path: Path | str, folder: Path | str) -> bool:

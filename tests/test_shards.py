@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain import folders
+from pretrain import folders, words
 from pretrain.corpus import SIDES, open_corpus, side_of
 from pretrain.errors import CorpusError, ShardError
 from pretrain.shards import Shards, ShardsConfig, check_tokenizer, run
 from pretrain.shards.megatron import PieceWriter, read_idx, write_idx
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from pretrain.tokenizer import run as train_tokenizer
+from pretrain.words import WordsConfig
 from tests.conftest import Prepared
 
 KINDS = ("bert", "byte")
@@ -364,3 +365,24 @@ def test_a_folder_that_holds_something_else_is_never_replaced(prepared, tmp_path
         assert contents(tmp_path) == before
     (tmp_path / "empty").mkdir()
     build(prepared, "bert", tmp_path / "empty")
+
+
+def test_nothing_but_its_words_is_published_in_a_published_folder(prepared, copy, tmp_path):
+    tokenizer = shutil.copytree(prepared.tokenizer["bert"], tmp_path / "tokenizer")
+    (tmp_path / "link").symlink_to(copy)
+    before = contents(tmp_path)
+    for out, above, stage in (
+        (copy / "again", copy, "shards"),
+        (copy / "deep" / "again", copy, "shards"),
+        (tokenizer / "shards", tokenizer, "tokenizer"),
+        (tmp_path / "link" / "again", copy, "shards"),
+    ):
+        with pytest.raises(ShardError, match="the output folder lies in a published folder") as error:
+            build(prepared, "bert", out)
+        assert f"{out} is in {above}, the result of stage {stage}" in str(error.value)
+        assert contents(tmp_path) == before
+    words.run(WordsConfig(shards=str(copy), tokenizer=str(tokenizer)))
+    assert (copy / "words" / "index.json").exists()
+    shutil.rmtree(copy / "words")
+    (tmp_path / "index.json").write_text('{"stage": "of a rocket"}', encoding="utf-8")  # not an index of ours
+    build(prepared, "bert", tmp_path / "out")
