@@ -12,7 +12,13 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+# Nor compiled anew by every process, where the environment says that bytecode is not kept.
+ONE_THREAD = {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def documents(path: Path, megabytes: float) -> Iterator[str]:
@@ -59,17 +65,39 @@ def write_recipe(folder: Path, file: str) -> Path:
 
 def process(command: list[str], environment: dict[str, str]) -> dict[str, float]:
     """What a whole process and its children took."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return at_once([command], environment)
+
+
+def at_once(commands: list[list[str]], environment: dict[str, str]) -> dict[str, float]:
+    """What whole processes and their children took together, started at once; and what others took meanwhile."""
+    busy, started = _busy_s(), time.perf_counter()
+    processes = [
+        subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL) for command in commands
+    ]
+    usages = []
+    for process in processes:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        usages.append(used)
+    for process in processes:
+        if process.returncode:
+            raise SystemExit(f"{' '.join(process.args)} ended with {process.returncode}")
+    wall_s, cpu_s = time.perf_counter() - started, sum(used.ru_utime + used.ru_stime for used in usages)
     return {
-        "cpu_s": used.ru_utime + used.ru_stime,
-        "wall_s": time.perf_counter() - started,
-        "peak_mb_of_largest_process": used.ru_maxrss / 1024,
+        "cpu_s": cpu_s,
+        "wall_s": wall_s,
+        "cpu_s_of_others": max(0.0, _busy_s() - busy - cpu_s),
+        "peak_mb_of_largest_process": max(used.ru_maxrss for used in usages) / 1024,
     }
+
+
+def _busy_s() -> float:
+    """Seconds that all cores have worked, for whomever; Linux counts in hundredths."""
+    try:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    except FileNotFoundError:
+        return 0.0
+    return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # but for idle, and waiting for a disk
 
 
 def medians(rounds: list[dict[str, dict]]) -> dict[str, dict]:

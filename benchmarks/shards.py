@@ -3,30 +3,36 @@
     python benchmarks/shards.py en=corpora/en.jsonl.zst zh=corpora/zh.txt.gz --megabytes 10 100 \\
         --megatron CHECKOUT --megatron-python PYTHON --out benchmarks/results/shards.json
 
-A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst. All contestants get the same
-documents as plain JSON lines, and one WordPiece vocabulary of 30,000, trained on the first 20 MB of each text unless
-`--vocabularies FOLDER` has it from an earlier call:
+A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst, or several of them, one after
+another: en=wiki.jsonl.zst,books.jsonl.zst. All contestants get the same documents as plain JSON lines, and one
+WordPiece vocabulary of 30,000, trained on the first 20 MB of each text unless `--vocabularies FOLDER` has it from an
+earlier call:
 
-    ours         launch/shards.py; also splits off held-out documents, keeps origins, hashes what it writes
+    ours         launch/shards.py; also splits off held-out documents, keeps origins, hashes what it writes. `ours, 1
+                 and 1` are two builds of one worker at once: what the machine itself makes of a second process
     Megatron-LM  its tools/preprocess_data.py with a Hugging Face tokenizer. PYTHON is an interpreter that can import
                  the checkout (torch, transformers, triton); without --megatron it is left out
     datasets     `map` with the fast tokenizer, then `group_texts` to blocks of 512, as run_mlm.py does; Arrow files
     nanoGPT      `map` document by document, then one memmap, as its prepare.py does
 
-Every measurement is a whole process with its children; the contestants take turns, round after round, and the figures
-are medians over rounds. What a contestant takes for a single document is its start: `mb_per_cpu_s` is of the seconds
-above that, `mb_per_cpu_s_with_start` of all. Ratios are taken within a round. That all make the same tokens is checked
-by how often each id occurs, but for the template's ids; `datasets` drops the end of every thousand documents.
+`--only ours` leaves the others out. Every measurement is a whole process with its children; the contestants take
+turns, round after round, and the figures are medians over rounds. What a contestant takes for a single document is its
+start: `mb_per_cpu_s` is of the seconds above that, `mb_per_cpu_s_with_start` of all. Ratios are taken within a round.
+That all make the same tokens is checked by how often each id occurs, but for the template's ids; `datasets` drops the
+end of every thousand documents.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import date
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,10 +40,10 @@ sys.path[0] = str(ROOT)
 
 from benchmarks.measuring import (  # noqa: E402
     ONE_THREAD,
+    at_once,
     documents,
     machine,
     medians,
-    pairs,
     process,
     ratio,
     versions,
@@ -45,6 +51,7 @@ from benchmarks.measuring import (  # noqa: E402
 )
 
 VOCABULARY, VOCABULARY_MEGABYTES, BLOCK = 30_000, 20, 512
+TWICE = "ours, 1 and 1"
 OFFLINE = ONE_THREAD | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 # The checkout imports typing.override, which is of Python 3.12.
 MEGATRON = (
@@ -53,17 +60,20 @@ MEGATRON = (
 )
 
 
-def measure(arguments: argparse.Namespace, name: str, text: Path, scratch: Path) -> list[dict]:
+def measure(arguments: argparse.Namespace, name: str, text: str, scratch: Path) -> list[dict]:
     """The results of one text, one for each size."""
+    texts = [Path(file) for file in text.split(",")]
     tokenizer = Path(arguments.vocabularies or scratch) / f"{name}-bert"
     if not tokenizer.exists():
-        _train(tokenizer, scratch, text)
+        _train(tokenizer, scratch, texts[0])
     contestants = _contestants(arguments)
-    one = _write(scratch / "one", documents(text, 0))
+    one = _write(scratch / "one", documents(texts[0], 0))
     _two_sides(one)
+    for _, start in contestants:
+        start(one, tokenizer, scratch / "out-one")  # what compiles itself has done so
     results = []
     for megabytes in arguments.megabytes:
-        folder = _write(scratch / "corpus", documents(text, megabytes))
+        folder = _write(scratch / "corpus", _first(texts, megabytes))
         with open(folder / "text.jsonl", encoding="utf-8") as lines:
             sizes = [len(json.loads(line)["text"].encode("utf-8")) for line in lines]
         size = sum(sizes) / 1e6
@@ -72,7 +82,7 @@ def measure(arguments: argparse.Namespace, name: str, text: Path, scratch: Path)
         results.append(
             {
                 "text": name,
-                "file": text.name,
+                "file": ", ".join(path.name for path in texts),
                 "megabytes": round(size, 1),
                 "documents": len(sizes),
                 "contestants": medians(rounds),
@@ -91,6 +101,7 @@ def _timed(who: str, start, *, one: Path, folder: Path, tokenizer: Path, scratch
     """What a contestant took, its start taken off, and what it made."""
     begun = start(one, tokenizer, scratch / "out-one")
     found = start(folder, tokenizer, scratch / "out")
+    size *= 2 if who == TWICE else 1
     for figure in ("cpu_s", "wall_s"):
         found[f"start_{figure}"] = begun[figure]
         found[f"mb_per_{figure}"] = size / (found[figure] - begun[figure])
@@ -99,7 +110,10 @@ def _timed(who: str, start, *, one: Path, folder: Path, tokenizer: Path, scratch
 
 
 def _ratios(rounds: list[dict]) -> dict[str, float]:
-    found = {"wall, ours with 2 workers / 1": ratio(rounds, "ours, 2", "ours, 1", "mb_per_wall_s")}
+    found = {}
+    for figure, said in (("mb_per_wall_s", "wall"), ("mb_per_wall_s_with_start", "wall with start")):
+        found[f"{said}, ours with 2 workers / 1"] = ratio(rounds, "ours, 2", "ours, 1", figure)
+        found[f"{said}, two builds at once / one"] = ratio(rounds, "ours, 1 and 1", "ours, 1", figure)
     found["MB per CPU second, ours with 2 workers / 1"] = ratio(rounds, "ours, 2", "ours, 1", "mb_per_cpu_s")
     for who in rounds[0]:
         if who.endswith(", 1") and not who.startswith("ours"):
@@ -115,15 +129,26 @@ def _contestants(arguments: argparse.Namespace) -> list[tuple]:
     found = [("ours", _ours), ("datasets", partial(_theirs, "grouped")), ("nanoGPT", partial(_theirs, "flat"))]
     if arguments.megatron:
         found.insert(1, ("Megatron-LM", partial(_megatron, arguments)))
-    return [(f"{who}, {workers}", partial(start, workers)) for who, start in found for workers in (1, 2)]
+    taken = [(who, start) for who, start in found if arguments.only in (None, who)]
+    made = [(f"{who}, {workers}", partial(start, workers)) for who, start in taken for workers in (1, 2)]
+    return [*made[:2], (TWICE, _ours_twice), *made[2:]]
 
 
 def _ours(workers: int, folder: Path, tokenizer: Path, out: Path) -> dict:
+    return process(_our_command(workers, folder, tokenizer, out), OFFLINE)
+
+
+def _ours_twice(folder: Path, tokenizer: Path, out: Path) -> dict:
+    return at_once([_our_command(1, folder, tokenizer, place) for place in (out, out.with_name("out-too"))], OFFLINE)
+
+
+def _our_command(workers: int, folder: Path, tokenizer: Path, out: Path) -> list[str]:
     config = {"corpus": str(folder / "recipe.yaml"), "tokenizer": str(tokenizer), "out": str(out), "workers": workers}
     if folder.name == "one":
         config |= {"corpus": str(folder / "two.yaml"), "chunk_bytes": 1024}
-    (folder / "shards.yaml").write_text(json.dumps(config))
-    return process([sys.executable, str(ROOT / "launch/shards.py"), str(folder / "shards.yaml")], OFFLINE)
+    path = folder / f"{out.name}.yaml"
+    path.write_text(json.dumps(config))
+    return [sys.executable, str(ROOT / "launch/shards.py"), str(path)]
 
 
 def _two_sides(folder: Path) -> None:
@@ -228,6 +253,16 @@ def _ids(who: str, out: Path, tokenizer: Path) -> dict:
 # Text and vocabulary
 
 
+def _first(texts: list[Path], megabytes: float) -> Iterator[str]:
+    """The first documents of all files, as many as reach `megabytes` of UTF-8."""
+    size = 0
+    for text in chain.from_iterable(documents(path, math.inf) for path in texts):
+        yield text
+        size += len(text.encode("utf-8"))
+        if size >= megabytes * 1e6:
+            return
+
+
 def _write(folder: Path, texts) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
@@ -256,6 +291,7 @@ def main() -> None:
     parser.add_argument("--megatron", type=Path, help="a checkout of Megatron-LM")
     parser.add_argument("--megatron-python", default=sys.executable)
     parser.add_argument("--megatron-commit", default="unknown")
+    parser.add_argument("--only", choices=["ours"])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     head = {
@@ -270,7 +306,7 @@ def main() -> None:
     }
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, text in pairs(arguments.texts).items():
+        for name, text in (value.split("=", 1) for value in arguments.texts):
             results += measure(arguments, name, text, Path(scratch))
     arguments.out.write_text(json.dumps({**head, "results": results}, ensure_ascii=False, indent=1) + "\n")
 
