@@ -201,7 +201,9 @@ def test_a_missing_file_is_refused_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match="no such configuration file"):
         open_corpus(tmp_path / "nosuch.yaml")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match="no such configuration file"):
+    with pytest.raises(
+        CorpusError, match=r"(?s)the folder has no recipe\.yaml.*folder.*beside the text .*, or name one file"
+    ):
         open_corpus(tmp_path / "folder")
 
 

@@ -41,6 +41,7 @@ from pretrain.corpus.reading import Chunk, Part, chunks_of, parts_of, records_of
 from pretrain.errors import CorpusError
 
 SIDES = ("train", "heldout")
+RECIPE = "recipe.yaml"
 CHUNK_BYTES = 4 << 20
 NARROW_SPACES = bytes(ord(" ") if chr(c).isspace() and c < 128 else c for c in range(256))  # for bytes.translate
 WIDE_SPACES = [chr(c) for c in range(128, 0x3001) if chr(c).isspace()]
@@ -294,14 +295,21 @@ class Cleaned:
 def open_corpus(path: Path | str) -> Corpus | Cleaned:
     """A corpus from `recipe.yaml`, a folder that holds one, a folder of the stage `clean`, or a single text file."""
     path = Path(path)
-    if (path / folders.INDEX).is_file() and not (path / "recipe.yaml").exists():
-        corpus = Cleaned(path, folders.read_index(path, CorpusError, CLEAN_BY, stage="clean"))
-    elif path.is_dir() or path.suffix in (".yaml", ".yml"):
-        path = path / "recipe.yaml" if path.is_dir() else path
+    if (path / RECIPE).exists():
+        path /= RECIPE
+    if path.suffix in (".yaml", ".yml"):
         corpus = Corpus(load(Recipe, path), path.parent)
-    else:
+    elif (path / folders.INDEX).is_file():
+        corpus = Cleaned(path, folders.read_index(path, CorpusError, CLEAN_BY, stage="clean"))
+    elif path.is_file():
         # Not named after the file: a source's name is part of the fingerprint, a path is not.
         corpus = Corpus(Recipe(name="text", sources=[Source(name="text", files=[path.name])]), path.parent)
+    elif path.is_dir():
+        remedy = "write one beside the text (README, Your own corpus), or name one file"
+        raise CorpusError(f"the folder has no {RECIPE} that says what is in it", str(path), remedy)
+    else:
+        remedy = f"corpus: is a text file, a {RECIPE}, its folder, or what the stage clean wrote"
+        raise CorpusError("no such text file or folder", str(path), remedy)
     corpus.check()
     return corpus
 
