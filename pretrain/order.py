@@ -5,7 +5,8 @@
 
 What is mixed is blocks, not windows: a block is the unit that an epoch visits once, so phases of other sequence
 lengths and other mixtures still repeat nothing within an epoch of any corpus, and every phase begins, in each corpus,
-at the first block that no earlier phase has touched: a function of the earlier phases alone.
+at the first block that no earlier phase has touched: a function of the earlier phases alone. Where documents are packed
+blocks are larger: there the windows of 16 successive blocks are in one random order.
 """
 
 from collections import OrderedDict
@@ -17,11 +18,13 @@ import numpy as np
 
 from pretrain.mixture import Mixture
 from pretrain.packing import PackedWindows
+from pretrain.permutation import PACK, permute, unpermute
 from pretrain.phases import Phase, locate
 from pretrain.windows import Windows
 
 CHUNK = 8192  # samples placed at once: alone a sample costs 150 µs, in a chunk 0.1 µs
 CHUNKS_KEPT = 4
+POOL = 16  # blocks: the parts of a long document are in one, and must not come in one step
 CORPUS_BIT = 52  # above the bits of a place, for 4.5e15 tokens of each corpus
 
 
@@ -58,6 +61,7 @@ class Order:
         self.windows = list(corpora.values())
         assert [windows.corpus for windows in self.windows] == list(range(len(corpora)))
         (self.block_tokens,) = {windows.block_tokens for windows in self.windows}
+        self.pool = POOL if isinstance(self.windows[0], PackedWindows) else 1
         self.per_block = [[windows.per_block(phase.seq_len) for windows in self.windows] for phase in phases]
         self.mixtures = [
             Mixture(phase.weights(self.names), tuple(counts))
@@ -83,7 +87,7 @@ class Order:
 
     def layout(self, samples: Samples, seq_len: int) -> np.ndarray | None:
         """(B, seq_len) int8: how packed windows are laid out; None for windows of the plain stream."""
-        if not isinstance(self.windows[0], PackedWindows):
+        if self.pool == 1:
             return None
         return self._each(samples, lambda windows, starts: windows.layout(starts, seq_len))
 
@@ -136,6 +140,7 @@ class Order:
                         continue
                     items = self.mixtures[p].items(number, blocks[mine] - begins[p])
                     samples = self.mixtures[p].first_samples(items) + parts[mine] // windows.apart(seq_len)
+                    samples = self._shuffled(p, samples, unpermute)
                     for sample, start in zip(samples.tolist(), starts[mine].tolist(), strict=True):
                         if sample < phase.samples:  # the last block of a phase may be left unfinished
                             step = int(steps_before[p]) + sample // phase.batch
@@ -145,12 +150,13 @@ class Order:
         return sorted(found)
 
     def drawn(self, phase: int) -> np.ndarray:
-        """Tokens of its stream that the phase of that number takes from each corpus, (C,) int64: packed, but for a
-        block that is left unfinished, whose tokens are counted by its windows."""
-        mixture, last = self.mixtures[phase], self._blocks(phase) - 1
-        (corpus,), _ = mixture.draw(np.array([last]))
-        windows = mixture.counts(last) * self.per_block[phase]
-        windows[corpus] += self.phases[phase].samples - int(mixture.first_samples(last))
+        """Tokens of its stream that the phase of that number takes from each corpus, (C,) int64: of packed blocks that
+        are left unfinished as many as their windows hold in the mean."""
+        mixture = self.mixtures[phase]
+        finished = (self._blocks(phase) - 1) // self.pool * self.pool
+        first = int(mixture.first_samples(finished))
+        others = self.samples(phase, first, self.phases[phase].samples - first).corpora
+        windows = mixture.counts(finished) * self.per_block[phase] + np.bincount(others, minlength=len(self.names))
         return windows * self.block_tokens // self.per_block[phase]
 
     def padding(self, phase: int) -> np.ndarray:
@@ -178,7 +184,7 @@ class Order:
 
     def _place(self, phase: int, samples: np.ndarray) -> np.ndarray:
         seq_len = self.phases[phase].seq_len
-        items, parts = self.mixtures[phase].items_of(samples)
+        items, parts = self.mixtures[phase].items_of(self._shuffled(phase, samples, permute))
         corpora, blocks = self.mixtures[phase].draw(items)
         apart = self.windows[0].apart(seq_len)
         places = (self.first_blocks[phase][corpora] + blocks) * self.block_tokens + parts * apart
@@ -187,6 +193,19 @@ class Order:
             mine = corpora == number
             starts[mine] = windows.starts(places[mine])
         return np.stack([corpora, places | corpora << CORPUS_BIT, starts])
+
+    def _shuffled(self, phase: int, samples: np.ndarray, move: Callable[..., np.ndarray]) -> np.ndarray:
+        """Packed windows of POOL successive blocks of a phase are in one random order; `move`: permute or unpermute."""
+        if self.pool == 1:
+            return samples
+        mixture, blocks, found = self.mixtures[phase], self._blocks(phase), np.empty_like(samples)
+        pools = mixture.items_of(samples)[0] // self.pool
+        for pool in np.unique(pools).tolist():
+            here = pools == pool
+            ends = np.array([pool * self.pool, min((pool + 1) * self.pool, blocks)])
+            first, last = mixture.first_samples(ends).tolist()
+            found[here] = first + move(samples[here] - first, last - first, self.windows[0].seed, PACK, phase, pool)
+        return found
 
     def _each(self, samples: Samples, read: Callable[[Windows, np.ndarray], np.ndarray]) -> np.ndarray:
         """What `read` finds in each corpus, put together in the order of the samples."""

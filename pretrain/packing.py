@@ -13,7 +13,8 @@ next block, cut at a multiple of that length.
 Every block has the same number of windows: so the place of a window is a function of its number alone, nothing is
 listed or stored, and a block is packed in 0.1 to 1 ms by whoever reads from it. Where parts do not fit, whole documents
 are laid first, and of the others some are cut into the space that is left. The number is measured on up to 64 blocks:
-the least with which at most 1 in 200 documents is cut that would fit into a window.
+the least with which at most 1 in 200 documents is cut that would fit into a window. `pretrain.order` mixes the windows
+of 16 blocks, so that the parts of one long document do not follow one another.
 """
 
 from bisect import bisect_left, insort
@@ -30,7 +31,7 @@ BLOCK_WINDOWS = 64  # that a block has space for unless the user says: 1.5 % of 
 LEAST_WINDOWS = 16  # and of these 6 %
 MEASURED = 64  # blocks
 CUT = 0.005  # of the documents in them that would fit into a window, at most, that may be cut
-KEPT = 16  # blocks, those packed last
+KEPT = 32  # blocks, those packed last: 16 are read from at a time
 NUMBER_BITS = 20  # of the number of a window in its block
 GOES_ON, BEGINS, FREE = range(3)  # a token in a part of a document, its first token, no token
 
@@ -158,8 +159,6 @@ class PackedWindows(Windows):
     def _block(self, start: int, seq_len: int) -> "_Block":
         count = self.per_block(seq_len)
         windows, places, begins, lengths = pack(*self._parts_of(start, seq_len), seq_len, count)
-        # They come longest first, which the order of training must not know.
-        windows = hash64(PACK, self.seed, self.corpus, start, np.arange(count)).argsort()[windows]
         return _Block(self, start, seq_len, count, windows, places, begins, lengths)
 
 
@@ -200,30 +199,25 @@ class _Block:
     @cached_property
     def ids(self) -> np.ndarray:
         """(W, T) int32."""
-        return self._laid(self._stream[1:], self._of.padding)
+        return self._laid(self._stream()[1:], self._of.padding)
 
     @cached_property
     def before(self) -> np.ndarray:
         """(W, T) int32: what precedes each token in the stream."""
-        return self._laid(self._stream[:-1], self._of.padding)
+        return self._laid(self._stream()[:-1], self._of.padding)
 
     @cached_property
     def words(self) -> np.ndarray:
         """(W, T) bool."""
         return self._laid(self._of.word_starts.gather(np.array([self._start]), self._size)[0], True)
 
-    @cached_property
     def _stream(self) -> np.ndarray:
         return Windows.rows(self._of, np.array([self._start]), self._size, 1)[0]
 
-    @cached_property
-    def _offsets(self) -> np.ndarray:
-        """(W * T,): which token of the block stands at each place; where none does, one of T behind them."""
-        return _runs(self._begins, self._lengths)
-
     def _laid(self, stream: np.ndarray, free: int | bool) -> np.ndarray:
+        """(W, T): the block's stream as it is laid into windows, and `free` where there is no token."""
         found = np.concatenate([stream, np.full(self._shape[1], free, stream.dtype)])
-        return found[self._offsets].reshape(self._shape)
+        return found[_runs(self._begins, self._lengths)].reshape(self._shape)
 
 
 def best_fit(
