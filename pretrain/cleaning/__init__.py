@@ -56,7 +56,7 @@ from pretrain.cleaning.pieces import (
 from pretrain.cleaning.steps import UNITS, StepsConfig, steps
 from pretrain.cleaning.whole import Picked, Verdict, count, gather, histogram, judge, pick, shown
 from pretrain.config import Config, free, frozen
-from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Skipped, Source, open_corpus
+from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Skipped, Source, check_apart, open_corpus
 from pretrain.errors import CorpusError
 from pretrain.parallel import ordered
 from pretrain.progress import progress
@@ -90,9 +90,7 @@ def run(config: CleanConfig) -> dict:
     out, corpus = Path(config.out), open_corpus(config.corpus)
     if out.resolve() == Path(config.corpus).resolve():
         raise CorpusError("the output folder is the corpus itself", config.out, "choose another out=")
-    if held := corpus.held_in(out):
-        found = f"{held} is in {config.out}"
-        raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
+    check_apart(corpus, out)
     names = [source.name for source in corpus.recipe.sources]
     with folders.publish(out, "clean", CorpusError) as folder:
         with folders.kept(out, "pieces", "pieces-*/*.done", CorpusError) as work:

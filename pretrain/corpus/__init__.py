@@ -314,6 +314,13 @@ def open_corpus(path: Path | str) -> Corpus | Cleaned:
     return corpus
 
 
+def check_apart(corpus: Corpus | Cleaned, out: Path | str) -> None:
+    """Raise CorpusError when `out`, which is to be written, holds a file of the corpus."""
+    if held := corpus.held_in(Path(out)):
+        found = f"{held} is in {out}"
+        raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
+
+
 def side_of(text: str, heldout_fraction: float) -> str:
     """ "train" or "heldout", by the document's own hash: adding, renaming or reordering files moves nobody.
 

@@ -32,7 +32,7 @@ from pydantic import Field
 
 from pretrain import folders
 from pretrain.config import Config, free
-from pretrain.corpus import CHUNK_BYTES, SIDES, Cleaned, Corpus, Skipped, open_corpus
+from pretrain.corpus import CHUNK_BYTES, SIDES, Cleaned, Corpus, Skipped, check_apart, open_corpus
 from pretrain.errors import CorpusError, ShardError, TokenizerError
 from pretrain.parallel import cluster, ordered, processes
 from pretrain.progress import progress
@@ -68,9 +68,7 @@ def run(config: ShardsConfig) -> dict:
     # Workers elsewhere are in another folder than this process.
     placed = (lambda path: Path(path).absolute()) if config.scheduler else Path
     out, corpus = Path(config.out), open_corpus(placed(config.corpus))
-    if held := corpus.held_in(out):
-        found = f"{held} is in {config.out}"
-        raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
+    check_apart(corpus, out)
     tokenizer = _tokenizer(placed(config.tokenizer))
     with (
         folders.publish(out, "shards", ShardError) as folder,
