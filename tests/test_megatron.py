@@ -4,6 +4,7 @@ The pairs are written here, field by field as the layout is documented. What Meg
 it is in benchmarks/results/megatron.json.
 """
 
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -19,7 +20,8 @@ from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
 from pretrain.shards import Shards, adopting, check_tokenizer
 from pretrain.shards.adopting import AdoptConfig, run
-from pretrain.tokenizer import open_tokenizer
+from pretrain.tokenizer import TokenizerConfig, open_tokenizer
+from pretrain.tokenizer import run as train_tokenizer
 from tests.conftest import DECODER, run_values
 
 Document = list[list[int]]  # its sequences
@@ -162,6 +164,35 @@ def test_ids_of_another_vocabulary_are_refused(prepared, tmp_path):
             adopt(prepared, "byte", tmp_path / "out", pair)
         assert f"document 1, token 2: id {wrong}" in str(error.value) and f"0 to {size - 1}" in str(error.value)
         assert str(prepared.tokenizer["byte"]) in str(error.value)
+
+
+def test_a_pair_of_another_tokenizer_of_the_same_size_is_refused(prepared, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    english = f"{{name: en, files: [{prepared.corpus.parent / 'en.txt'}]}}"
+    recipe.write_text(f"{{name: en, heldout_fraction: 0.2, sources: [{english}]}}", encoding="utf-8")
+    config = {"corpus": str(recipe), "vocab_size": 1024, "kind": "byte", "plot": False}
+    train_tokenizer(TokenizerConfig(out=str(tmp_path / "other"), **config))
+    other = {"tokenizer": str(tmp_path / "other")}
+    pair = write_pair(tmp_path / "pair", [[ids] for ids in bare(prepared, "byte")])
+    good = write_pair(
+        tmp_path / "good", [[ids.tolist()] for ids in open_tokenizer(tmp_path / "other").encode_batch(texts(prepared))]
+    )
+    with pytest.raises(ShardError, match="was probably made with another tokenizer than") as error:
+        adopt(prepared, "byte", tmp_path / "out", good, pair, **other)
+    assert f"{pair}.bin" in str(error.value) and "lower min_returned" in str(error.value)
+    share, own = map(float, re.findall(r"([0-9.]+)% (?:come|do)", str(error.value)))
+    assert share < 95 and own > 99.9  # 89: few of 1,024 tokens are longer than a letter
+    assert not (tmp_path / "out").exists()
+    adopt(prepared, "byte", tmp_path / "out", pair, min_returned=0.1, **other)
+    adopt(prepared, "byte", tmp_path / "right", pair)
+
+
+@pytest.mark.parametrize("kind", ["bert", "byte"])
+def test_documents_that_were_cut_within_words_are_of_their_tokenizer(prepared, tmp_path, kind):
+    cut = [[ids[n : n + 64]] for ids in bare(prepared, kind) for n in range(7, len(ids) - 64, 64)]
+    adopt(prepared, kind, tmp_path / "out", write_pair(tmp_path / "pair", cut))
+    with pytest.raises(ShardError, match="was probably made with another tokenizer"):  # not of what was cut
+        adopt(prepared, kind, tmp_path / "out", tmp_path / "pair", min_returned=1.0)
 
 
 def change(path: Path, at: int, data: bytes) -> None:
