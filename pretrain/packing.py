@@ -56,9 +56,15 @@ class PackedWindows(Windows):
         found = -(-(self.block_tokens + self.unit - 1) // seq_len)
         blocks = [self._parts_of(start, seq_len)[1:] for start in self._measured()]
         documents = sum(int(whole.sum()) for _, whole in blocks)
-        blocks = [parts for parts in blocks if best_fit(parts[0], seq_len)[2] > found]
-        while sum(_cut(*parts, seq_len, found) for parts in blocks) > CUT * documents:
-            found += 1
+        used = [best_fit(lengths, seq_len)[2] for lengths, _ in blocks]  # with which nothing is cut
+        blocks = [parts for parts, windows in zip(blocks, used, strict=True) if windows > found]
+
+        def enough(windows: int) -> bool:
+            return sum(_cut(*parts, seq_len, windows) for parts in blocks) <= CUT * documents
+
+        # Halved, not counted up: documents that are a little longer than half a window take twice the windows.
+        counts = range(found, max(found, *used))
+        found += bisect_left(counts, True, key=enough)
         assert found <= min(self.block_tokens, 1 << NUMBER_BITS), found
         return found
 
@@ -117,8 +123,7 @@ class PackedWindows(Windows):
 
         Before the first token of a document stands the end mark of the one before it in the stream.
         """
-        ids = self._each(starts, seq_len, lambda block: block.ids)
-        return np.stack([self._each(starts, seq_len, lambda block: block.before), ids], axis=1) if lead else ids
+        return self._each(starts, seq_len, lambda block: block.pairs if lead else block.ids)
 
     def words(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
         """(B, seq_len) bool: where words begin in windows. Free places are words of their own."""
@@ -202,9 +207,10 @@ class _Block:
         return self._laid(self._stream()[1:], self._of.padding)
 
     @cached_property
-    def before(self) -> np.ndarray:
-        """(W, T) int32: what precedes each token in the stream."""
-        return self._laid(self._stream()[:-1], self._of.padding)
+    def pairs(self) -> np.ndarray:
+        """(W, 2, T) int32: what precedes each token in the stream, and the token."""
+        stream = self._stream()
+        return np.stack([self._laid(part, self._of.padding) for part in (stream[:-1], stream[1:])], axis=1)
 
     @cached_property
     def words(self) -> np.ndarray:
@@ -233,20 +239,23 @@ def best_fit(
     sizes = lengths.tolist()
     windows = len(sizes) if windows is None else windows
     window, place = [-1] * len(sizes), [0] * len(sizes)
-    free: list[tuple[int, int]] = []  # (space, window) of windows that are in use, ascending
+    bits = windows.bit_length()
+    free: list[int] = []  # space << bits | window of windows that are in use, ascending
     used = 0
     for part in order:
         size = sizes[part]
-        at = bisect_left(free, (size, 0))
+        at = bisect_left(free, size << bits)
         if at < len(free):
-            space, chosen = free.pop(at)
+            found = free.pop(at)
         elif used < windows:
-            space, chosen, used = seq_len, used, used + 1
+            found = seq_len << bits | used
+            used += 1
         else:
             continue
-        window[part], place[part] = chosen, seq_len - space
+        space = found >> bits
+        window[part], place[part] = found - (space << bits), seq_len - space
         if space > size:
-            insort(free, (space - size, chosen))
+            insort(free, found - (size << bits))
     return np.array(window, np.int64), np.array(place, np.int64), used
 
 
@@ -259,25 +268,28 @@ def pack(
     those that are `whole` (n,) after all others.
     """
     window, place = _placed(lengths, whole, seq_len, windows)
-    over = np.flatnonzero(window < 0)
-    fits = np.flatnonzero(window >= 0)
-    found = [np.stack([window, place, begins, lengths])[:, fits]]
+    found = np.stack([window, place, begins, lengths])
+    fits = window >= 0
+    if fits.all():
+        return tuple(found)
     space = seq_len - np.bincount(window[fits], lengths[fits], windows).astype(np.int64)
-    for begin, length in zip(begins[over].tolist(), lengths[over].tolist(), strict=True):
+    cut = []
+    for begin, length in found[2:, ~fits].T.tolist():
         while length:
             chosen = int(space.argmax())
-            taken = min(length, int(space[chosen]))
+            left = int(space[chosen])
+            taken = min(length, left)
             assert taken, "the windows have no space for all tokens"
-            found.append(np.array([[chosen], [seq_len - space[chosen]], [begin], [taken]]))
-            space[chosen] -= taken
+            cut.append((chosen, seq_len - left, begin, taken))
+            space[chosen] = left - taken
             begin, length = begin + taken, length - taken
-    return tuple(np.concatenate(found, axis=1))
+    return tuple(np.concatenate([found[:, fits], np.array(cut).T], axis=1))
 
 
 def _placed(lengths: np.ndarray, whole: np.ndarray, seq_len: int, windows: int) -> tuple[np.ndarray, np.ndarray]:
     """The window (n,) of each part, -1 where none has space, and its place there: all of them, if they all fit."""
     window, place, _ = best_fit(lengths, seq_len, windows)
-    if (window < 0).any():
+    if (window < 0).any() and not whole.all():
         window, place, _ = best_fit(lengths, seq_len, windows, whole)
     return window, place
 

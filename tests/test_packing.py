@@ -159,6 +159,18 @@ def test_a_step_takes_windows_of_many_blocks_in_an_order_that_does_not_know_thei
     assert parts.std() > 1 and abs(np.corrcoef(parts, number % (16 * windows.per_block(64)))[0, 1]) < 0.04
 
 
+def test_as_many_windows_are_taken_as_leave_1_in_200_documents_cut():
+    """Of documents a little longer than half a window, one in each: twice as many windows as the tokens would fill."""
+    windows = PackedWindows(Documents(np.full(9000, 33)), 64 * 2048, 5)
+    count, (padding, cut) = windows.per_block(64), windows.waste(64)
+    blocks = [windows._parts_of(start, 64)[1:] for start in windows._measured()]
+    documents = sum(len(parts) for parts, _ in blocks)
+    assert count == pytest.approx(64 * 2048 / 33, rel=0.01)
+    assert cut == pytest.approx(0.005, abs=0.0005) and padding == pytest.approx(1 - 33 / 64, abs=0.01)
+    more = sum(max(0, len(parts) - (count - 1)) for parts, _ in blocks)
+    assert more > 0.005 * documents, "one less would cut more"
+
+
 def test_nothing_repeats_within_an_epoch_whatever_the_phases_do():
     found = everything(order())
     for name, sizes in TEXTS.items():
