@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pretrain.config import Config, free
 from pretrain.errors import ConfigError, ShardError
 from pretrain.order import Order
-from pretrain.packing import BLOCK_WINDOWS, LEAST_WINDOWS, PackedWindows
+from pretrain.packing import BLOCK_WINDOWS, LEAST_WINDOWS, MOST_WINDOWS, PackedWindows
 from pretrain.phases import Phase, Weight, check_weights
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.tokenizer import Tokenizer
@@ -36,7 +36,8 @@ class DataConfig(Config):
     # fit, and only those cut that are longer than a window.
     windows: Literal["stream", "documents"] = "stream"
     # The unit of shuffling and mixing, and of packing: a multiple of every seq_len, of phases appended later too, since
-    # it is fixed when a run begins. None: the first phase's seq_len, or with windows of documents 64 of it.
+    # it is fixed when a run begins. None: the first phase's seq_len, or with windows of documents 64 of it. These need
+    # 16 of the longest seq_len or more; with less than 64, documents that would fit are cut where a block ends.
     block_tokens: int | None = Field(None, gt=0)
     workers: int = free(0, ge=0)  # processes that compute batches ahead
     prefetch: int = free(4, gt=0)  # micro-batches each of them computes ahead
@@ -98,11 +99,15 @@ def check_phases(phases: list[Phase], data: DataConfig) -> None:
                 f"data.block_tokens = {block_tokens} is not a multiple of phases: seq_len = {phase.seq_len} "
                 f"(it is fixed when a run begins; by default it is {of}the first phase's seq_len)"
             )
-        if data.windows == "documents" and block_tokens < LEAST_WINDOWS * phase.seq_len:
+        windows = block_tokens // phase.seq_len
+        if data.windows == "documents" and not LEAST_WINDOWS <= windows <= MOST_WINDOWS:
+            lengths = [phase.seq_len for phase in phases]
+            common = math.lcm(*lengths)
+            good = -(-BLOCK_WINDOWS * max(lengths) // common) * common
             raise ValueError(
-                f"data.block_tokens = {block_tokens} has space for {block_tokens // phase.seq_len} windows of phases: "
-                f"seq_len = {phase.seq_len}, and data.windows = documents packs at least {LEAST_WINDOWS} together: "
-                f"set it to {BLOCK_WINDOWS} of the longest, {BLOCK_WINDOWS * max(phase.seq_len for phase in phases)}"
+                f"data.block_tokens = {block_tokens} has space for {windows} windows of phases: "
+                f"seq_len = {phase.seq_len}, and data.windows = documents packs {LEAST_WINDOWS} to {MOST_WINDOWS} "
+                f"together: set it to {good} (it is fixed when a run begins)"
             )
 
 
@@ -189,17 +194,17 @@ def conflicts(index: dict, begun: list[Phase], corpora: list[Corpus], plan: Orde
 
 
 def check_sizes(corpora: list[Corpus], block_tokens: int, longest: int) -> None:
-    """Raise ShardError unless each side fills at least one window (a block, for the training side)."""
+    """Raise ShardError unless the training side fills at least one block, and the held-out side one window."""
     for corpus in corpora:
-        for side, need, key in (
-            (corpus.train, block_tokens, "data.block_tokens"),
-            (corpus.heldout, longest, "phases: seq_len"),
+        for side, need, what, key, remedy in (
+            (corpus.train, block_tokens, "block", "data.block_tokens", "lower data.block_tokens"),
+            (corpus.heldout, longest, "window", "phases: seq_len", "hold out a larger fraction"),
         ):
             if side.tokens < need:
                 raise ShardError(
-                    f"the {side.side} side is shorter than one window",
+                    f"the {side.side} side is shorter than one {what}",
                     f"{corpus.folder} has {side.tokens:,} {side.side} tokens, {key} = {need:,}",
-                    "add text, hold out a larger fraction, or train with shorter windows",
+                    f"add text, {remedy}, or train with shorter windows",
                 )
 
 

@@ -5,8 +5,10 @@
 
 What is mixed is blocks, not windows: a block is the unit that an epoch visits once, so phases of other sequence
 lengths and other mixtures still repeat nothing within an epoch of any corpus, and every phase begins, in each corpus,
-at the first block that no earlier phase has touched: a function of the earlier phases alone. Where documents are packed
-blocks are larger: there the windows of 16 successive blocks are in one random order.
+at the first block that no earlier phase has touched: a function of the earlier phases alone.
+
+Where documents are packed blocks are larger: there the windows of 16 successive blocks of a phase, all corpora's, are
+in one random order. The mixture is exact, within a block, where such 16 end; between, a step has its shares by chance.
 """
 
 from collections import OrderedDict

@@ -29,6 +29,7 @@ from pretrain.windows import Part, Windows, WordStarts
 
 BLOCK_WINDOWS = 64  # that a block has space for unless the user says: 1.5 % of it is padding,
 LEAST_WINDOWS = 16  # and of these 6 %
+MOST_WINDOWS = 1 << 14  # 32 packed blocks of as many windows of 512 are 1.3 GB
 MEASURED = 64  # blocks
 CUT = 0.005  # of the documents in them that would fit into a window, at most, that may be cut
 KEPT = 32  # blocks, those packed last: 16 are read from at a time
@@ -71,11 +72,14 @@ class PackedWindows(Windows):
     def waste(self, seq_len: int) -> tuple[float, float]:
         """What packing costs, measured: the share of padding in windows; and of the documents that would fit into one
         the share that is cut."""
-        blocks = [self._parts_of(start, seq_len)[1:] for start in self._measured()]
-        documents = sum(int(whole.sum()) for _, whole in blocks)
-        count = self.per_block(seq_len)
-        cut = sum(_cut(*parts, seq_len, count) for parts in blocks)
-        return 1 - self.block_tokens / (count * seq_len), cut / max(1, documents)
+        count, fit, cut = self.per_block(seq_len), 0, 0
+        for start in self._measured():
+            begins, ends = self.shards.spans(start, start + self.block_tokens)
+            here = int(((begins >= start) & (ends - begins <= seq_len)).sum())
+            _, lengths, whole = self._parts_of(start, seq_len)
+            fit += here
+            cut += here - int(whole.sum()) + _cut(lengths, whole, seq_len, count)  # by the end of the block, by packing
+        return 1 - self.block_tokens / (count * seq_len), cut / max(1, fit)
 
     def apart(self, seq_len: int) -> int:
         return 1

@@ -249,7 +249,7 @@ ROWS = [  # what is wrong, stage, how it comes about, fragments of the message: 
      nothing_but("phases.0.seq_len=128", "phases.0.batch_tokens=256"),
      ["seq_len = 128 is longer than model.max_positions = 64"]),
     ("a window longer than the train side", "pretrain", nothing_but(*(text.format(262144) for text in WIDE)),
-     ["the train side is shorter than one window", "data.block_tokens = 262,144", "add text"]),
+     ["the train side is shorter than one block", "data.block_tokens = 262,144", "add text, lower data.block_tokens"]),
     ("a window longer than the held-out side", "pretrain", nothing_but(*(text.format(32768) for text in WIDE)),
      ["the heldout side is shorter than one window", "seq_len = 32,768", "hold out a larger fraction"]),
     ("one corpus and several", "pretrain", nothing_but("data.corpora=[{{name: en, shards: a, weight: 1}}]"),

@@ -219,11 +219,16 @@ REFUSED = {
         ["data.windows=documents", "data.block_tokens=256"],
         "data.block_tokens = 256 has space for 8 windows of phases: seq_len = 32",
     ),
+    "too many windows to pack": (
+        ["data.windows=documents", "data.block_tokens=1048576"],
+        "data.block_tokens = 1048576 has space for 65536 windows of phases: seq_len = 16, and data.windows = documents "
+        "packs 16 to 16384 together: set it to 2048 (it is fixed when a run begins)",
+    ),
     "a mixture of nothing": (["phases.1.mixture={en: 1}"], "phases: mixture names corpora"),
     "no phase": (["phases=[]"], "phases = []"),
     "a seed below 0": (["seed=-1"], "seed = '-1'"),
     "a misspelt key": (["sed=7"], "unknown key sed: did you mean seed?"),
-    "a block longer than the corpus": (["data.block_tokens=3200000"], "data.block_tokens = 3,200,000"),
+    "a block longer than the corpus": (["data.block_tokens=262144"], "data.block_tokens = 262,144"),
 }
 
 

@@ -159,6 +159,25 @@ def test_a_step_takes_windows_of_many_blocks_in_an_order_that_does_not_know_thei
     assert parts.std() > 1 and abs(np.corrcoef(parts, number % (16 * windows.per_block(64)))[0, 1]) < 0.04
 
 
+@pytest.mark.parametrize("block", [64 * 64, 16 * 64])
+def test_the_waste_is_counted_as_documents_and_places_show_it(block):
+    """Also documents that the end of a block cuts: those of more than 1/64 of it."""
+    windows = PackedWindows(Documents(lengths(6, 40 * block // 64)), block, 5)
+    assert windows.blocks < 64, "all blocks are measured"
+    places = (np.arange(windows.blocks)[:, None] * block + np.arange(windows.per_block(64))).ravel()
+    whole = {part[1:] for start in windows.starts(places).tolist() for part in windows.parts(start, 64)}
+    offset, text = windows._offset(0), windows.shards
+    short = [
+        (begin, end - begin)
+        for begin, end in zip(text.begins.tolist(), text.ends.tolist(), strict=True)
+        if end - begin <= 64 and offset <= begin < offset + windows.blocks * block
+    ]
+    padding, cut = windows.waste(64)
+    assert cut == pytest.approx(sum(one not in whole for one in short) / len(short))
+    assert padding == pytest.approx((windows.layout(windows.starts(places), 64) == FREE).mean(), abs=0.005)
+    assert (cut > 0.005) == (block < 64 * 64)
+
+
 def test_as_many_windows_are_taken_as_leave_1_in_200_documents_cut():
     """Of documents a little longer than half a window, one in each: twice as many windows as the tokens would fill."""
     windows = PackedWindows(Documents(np.full(9000, 33)), 64 * 2048, 5)
