@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pretrain.permutation import FIRST, GOLDEN, MASK, RANDOM_TOKEN, REPLACE, SPAN, absorb, mix
+from pretrain.permutation import FIRST, GOLDEN, MASK, RANDOM_TOKEN, REPLACE, SPAN, absorb, mix, mix_in_place
 
 USES = (MASK, REPLACE, RANDOM_TOKEN, FIRST, SPAN)
 LAST = np.uint64(1 << 63)
@@ -28,11 +28,11 @@ class Draws:
 
     def all(self, use: int, count: int) -> np.ndarray:
         """(B, count) uint64: numbers 0 … count - 1 of every window."""
-        return mix(self._states[use][:, None] ^ self._numbers[:count])
+        return mix_in_place(self._states[use][:, None] ^ self._numbers[:count])
 
     def at(self, use: int, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Single draws, of windows `rows`."""
-        return mix(self._states[use][rows] ^ self._numbers[numbers])
+        return mix_in_place(self._states[use][rows] ^ self._numbers[numbers])
 
 
 @lru_cache(maxsize=8)
@@ -99,8 +99,9 @@ def units(begins: np.ndarray, marks: np.ndarray, draws: Draws, targets: int) -> 
     taken = np.maximum(taken + np.minimum(left, 0), 0)
     begin = unit.copy()
     begin[:, 0] += skipped
-    stretches = [np.concatenate(pair, axis=None) for pair in ((begin, head), (unit, head), (taken, again))]
-    return _listed(*stretches, marks, targets)
+    head = head[:, None]
+    stretches = ((begin, head), (unit, head), (taken, again[:, None]))
+    return _listed(*(np.concatenate(pair, axis=1).ravel() for pair in stretches), marks, targets)
 
 
 def _heads(begins: np.ndarray, marks: np.ndarray) -> np.ndarray:
@@ -153,7 +154,8 @@ def _first(marks: np.ndarray, edges: np.ndarray, draws: Draws) -> tuple[np.ndarr
 def _listed(
     begin: np.ndarray, unit: np.ndarray, taken: np.ndarray, marks: np.ndarray, targets: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stretches of `taken` tokens from `begin` on, flat positions, each of the unit at `unit`, as `units` gives them.
+    """Stretches of `taken` tokens from `begin` on, flat positions, each of the unit at `unit`, row by row, as `units`
+    gives them.
 
     Marks fill up the rows that have fewer than K tokens.
     """
@@ -165,9 +167,10 @@ def _listed(
         spare = [np.flatnonzero(row) for row in marks]
         missing = [targets - T + len(at) for at in spare]
         fill = np.concatenate([at[: max(n, 0)] + T * b for b, (at, n) in enumerate(zip(spare, missing, strict=True))])
-        both = np.concatenate([both, fill << 32 | fill])
-    both.sort()
-    both = both.reshape(B, targets) - (np.arange(0, B * T, T) * (1 << 32 | 1))[:, None]
+        both = np.sort(np.concatenate([both, fill << 32 | fill]))
+    both = both.reshape(B, targets)
+    both.sort(axis=1)
+    both -= (np.arange(0, B * T, T) * (1 << 32 | 1))[:, None]
     return both >> 32, both & (1 << 32) - 1
 
 

@@ -14,19 +14,28 @@ LOW = 2**64 - 1
 RANKED = 4096  # up to this many items a permutation ranks hashes: a Feistel network is not uniform on tiny domains
 TABLED = 8  # bits of a half up to which a cipher is looked up: 65,536 words
 ROUNDS = 8
+CACHED = 1 << 14  # words mixed at a time: twice as fast as 2^16, which leave the core's cache at every operation
 # One number per independent use of randomness, so that no two uses share bits.
 ORDER, OFFSET, MASK, REPLACE, RANDOM_TOKEN, INIT, DROPOUT, FIRST, SPAN, DIGEST, SHUFFLE, CHOICE, PACK = range(1, 14)
 
 
 def mix(words: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): uint64 → uint64, a bijection with full avalanche."""
-    words = np.array(words, np.uint64)
-    _mix(words, np.empty_like(words))
-    return words[()]  # what was a scalar stays one
+    return mix_in_place(np.array(words, np.uint64))[()]  # what was a scalar stays one
+
+
+def mix_in_place(words: np.ndarray) -> np.ndarray:
+    """`mix` of an array, in one piece, that nobody else needs: it becomes the result."""
+    line = words.reshape(-1)
+    spare = np.empty(min(CACHED, line.size), np.uint64)
+    for first in range(0, line.size, CACHED):
+        part = line[first : first + CACHED]
+        _mix(part, spare[: part.size])
+    return words
 
 
 def _mix(words: np.ndarray, spare: np.ndarray) -> None:
-    """`mix` in place: half the time of new arrays."""
+    """Half the time of new arrays for every operation."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
         np.right_shift(words, np.uint64(shift), out=spare)
         np.bitwise_xor(words, spare, out=words)
