@@ -20,6 +20,7 @@ of 16 blocks, so that the parts of one long document do not follow one another.
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -144,13 +145,17 @@ class PackedWindows(Windows):
     def _each(self, starts: np.ndarray, seq_len: int, of: Callable[["_Block"], np.ndarray]) -> np.ndarray:
         """(B, …): of each window what `of` gives for all those of its block."""
         blocks, numbers = _block_and_number(starts)
-        found = None
-        for start in np.unique(blocks).tolist():
-            here = blocks == start
-            rows = of(self._block(start, seq_len))[numbers[here]]
-            if found is None:
-                found = np.empty((len(starts), *rows.shape[1:]), rows.dtype)
-            found[here] = rows
+        order = blocks.argsort(kind="stable")
+        blocks, numbers = blocks[order], numbers[order]
+        edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
+        rows = None
+        for first, last in pairwise(edges):
+            block = of(self._block(int(blocks[first]), seq_len))
+            if rows is None:
+                rows = np.empty((len(starts), *block.shape[1:]), block.dtype)
+            block.take(numbers[first:last], axis=0, out=rows[first:last], mode="clip")  # other modes copy twice
+        found = np.empty_like(rows)
+        found[order] = rows
         return found
 
     def _parts_of(self, start: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
