@@ -60,6 +60,9 @@ def test_a_section_may_be_a_switch_or_a_list_of_languages():
         ),
         ({"script": ["en"]}, "en", "only Chinese has two scripts"),
         ({"language": ["tlh"]}, "tlh", "does not know 'tlh'"),
+        ({"language": ["en", "xx"]}, "en", "does not know 'xx'\n  leave it out; known: af, am, an, ar"),
+        ({"language": ["cn"]}, "zh", "does not know 'cn'\n  did you mean zh? Else leave it out; known: af"),
+        ({"stopwords": ["xx"]}, "en", "known for 'xx'\n  say for which languages, of these: af, ar"),
         ({"stopwords": "true"}, "tlh", "no list of stop words is known for 'tlh'"),
     ],
 )

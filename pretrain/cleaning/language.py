@@ -14,6 +14,7 @@ from pretrain.errors import ConfigError
 # Written so alike that the identifier cannot tell them apart in a paragraph.
 ALIKE = ({"no", "nn", "nb"}, {"bs", "hr", "sr", "sh"}, {"id", "ms"}, {"uz", "uzs"}, {"ku", "sdh"})
 
+MISTAKEN = {"cn": "zh", "jp": "ja", "kr": "ko", "ua": "uk", "gr": "el", "cz": "cs", "dk": "da"}  # countries
 NO_LANGUAGE = "zxx"  # ISO 639-2: what tables of numbers are taken for
 
 
@@ -27,6 +28,8 @@ class Language(Section):
     def covers(self, language: str) -> bool:
         if self.use is True:
             return primary(language) != "und" and family(language) in _families()
+        for chosen in self.use or ():
+            _check(chosen)
         return super().covers(language)
 
 
@@ -46,10 +49,8 @@ def language(section: Language, source: str) -> Callable[[str], Outcome]:
     Mandarin, Cantonese and Wu count as one, and a text mostly in Chinese characters without kana or hangul is Chinese,
     of either script and any age, without asking the model. The model takes 120 MB a process.
     """
-    own = family(source)
-    if own not in _families():
-        raise ConfigError(f"the language filter does not know {source!r}", "leave it out: language: [en, zh]")
-    identifier, rule = _identifier(), Rule("score of another language", "≥", section.min_score)
+    _check(source)
+    own, identifier, rule = family(source), _identifier(), Rule("score of another language", "≥", section.min_score)
 
     def apply(text: str) -> Outcome:
         sample = _sample(text, section.sample_characters)
@@ -66,6 +67,15 @@ def language(section: Language, source: str) -> Callable[[str], Outcome]:
         return Outcome(text, dropped=reason, measured=(one,))
 
     return apply
+
+
+def _check(language: str) -> None:
+    """Raise ConfigError for a language that the identifier does not know."""
+    if family(language) not in _families():
+        known = f"leave it out; known: {', '.join(sorted(_identifier().labels))}"
+        meant = MISTAKEN.get(primary(language))
+        remedy = f"did you mean {meant}? Else {known}" if meant else known
+        raise ConfigError(f"the language filter does not know {language!r}", remedy)
 
 
 NOT_HAN = re.compile("[^\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")

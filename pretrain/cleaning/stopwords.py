@@ -12,6 +12,12 @@ from pretrain.errors import ConfigError
 class StopWords(Section):
     use: bool | list[str] = False
 
+    def covers(self, language: str) -> bool:
+        if isinstance(self.use, list):
+            for chosen in self.use:
+                _check(chosen)
+        return super().covers(language)
+
 
 def stop_words_removed(section: StopWords, language: str) -> Callable[[str], Outcome]:
     """Take out the stop words of stopwordsiso, Chinese ones by jieba's word boundaries; counts words.
@@ -20,13 +26,9 @@ def stop_words_removed(section: StopWords, language: str) -> Callable[[str], Out
     text without them is of a language nobody writes, so a model of it neither generates nor fills masks well, and the
     fine-tuning text, which has its stop words, looks foreign to it. It helps bag-of-words counts: topic models, search.
     """
-    lists = library("stopwordsiso")
+    _check(language)
     known = primary(language)
-    if not lists.has_lang(known):
-        raise ConfigError(
-            f"no list of stop words is known for {language!r}", "say for which languages: stopwords: [en, zh]"
-        )
-    stop = frozenset(lists.stopwords(known))
+    stop = frozenset(library("stopwordsiso").stopwords(known))
     if known != "zh":
         return lambda text: _without_words(text, stop)
     jieba = library("jieba")
@@ -47,6 +49,13 @@ def stop_words_removed(section: StopWords, language: str) -> Callable[[str], Out
         return Outcome(HAN_RUN.sub(replacement, text), count)
 
     return apply
+
+
+def _check(language: str) -> None:
+    lists = library("stopwordsiso")
+    if not lists.has_lang(primary(language)):
+        known = f"say for which languages, of these: {', '.join(sorted(lists.langs()))}"
+        raise ConfigError(f"no list of stop words is known for {language!r}", known)
 
 
 HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af]+")

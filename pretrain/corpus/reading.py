@@ -29,6 +29,7 @@ SPACES = (
 )
 BLANK_LINE = re.compile(rb"\n%b\n" % SPACES)
 LEADING = re.compile(rb"(?:%b\n)*+(?:%b\Z)?" % (SPACES, SPACES))  # blank lines before a block
+LINE_END = re.compile(rb"\r{1,2}\n|\r")  # besides \n: of Windows (also what was converted twice), of old Macs
 BREAK = re.compile(rb"\n(?:(?:%b\n)++(?:%b\Z)?|%b\Z)" % (SPACES, SPACES, SPACES))  # between blocks, after the last
 PART_BYTES = 256  # what a part takes beside its data: a million empty files are not one chunk
 JSON_NAMES = {
@@ -44,7 +45,7 @@ SHOWN_CHARACTERS = 200  # of what a bad record has instead
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of one file: whole records, as stored (decompressed)."""
+    """A stretch of one file: whole records, as stored (decompressed; lines of text end with \\n)."""
 
     file: str  # as the recipe has it
     cut: str
@@ -112,7 +113,7 @@ def parts_of(path: Path, file: str, cut: str, size: int, limit: int) -> Iterator
     """
     first, held = 1, b""
     with open_file(path) as stream:
-        pieces = read(stream, path, size)
+        pieces = read(stream, path, size) if cut == "lines" else _line_ends(read(stream, path, size))
         for piece in pieces:
             held += piece
             end = _last_end(held, cut) if len(held) >= size else 0
@@ -139,6 +140,19 @@ def records_of(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
         yield from _rows(part, field, limit)
     else:
         yield from _blocks(part, limit)
+
+
+def _line_ends(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Text with every line ended by \\n. None of the pieces is empty."""
+    held = b""  # what the next piece may continue
+    for piece in pieces:
+        text = held + piece
+        held = text[len(text.rstrip(b"\r")) :][-2:]
+        text = text[: len(text) - len(held)]
+        if text:
+            yield LINE_END.sub(b"\n", text) if b"\r" in text else text
+    if held:
+        yield b"\n" * len(held)
 
 
 def _last_end(data: bytes, cut: str) -> int:
@@ -197,8 +211,6 @@ def _block(part: Part, begin: int, end: int, line: int, limit: int) -> Record | 
     text = _decoded(part, begin, end, line)
     if isinstance(text, Bad):
         return text
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").removesuffix("\r")
     return Record(text.rstrip() if part.cut == "file" else text, where)
 
 
