@@ -6,9 +6,8 @@
 
 A tokenizer other than the one that made the ids mostly gives other ids for the text that it decodes them to. A sample
 of documents is tried: right ones give back 99.6 % of the tokens and more, documents that were cut included; wrong ones
-of the same size 40 to 91 % where either spells text in bytes or has English words (8,000 entries, trained on halves of
-10 MB). It is not seen where wrong tokens are nearly all whole words, as Chinese characters of `bert` are (95 to 99 %):
-read what is printed, the first document.
+of the same size mostly 40 to 91 % (8,000 entries, trained on halves of 10 MB), but 95 to 99 % where one of the two is a
+`bert` vocabulary of Chinese characters: that is not seen. Read what is printed, the first document.
 
 Whatever marks the tool put around a sequence go, those of our template come: `[CLS] … [SEP]` around each document, or
 `<eod>` behind it. Sequences of one document (sentences) are joined. A document's side is decided by its text, as in the
