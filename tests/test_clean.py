@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,13 @@ from matplotlib.image import imread
 
 from pretrain import cleaning, cli
 from pretrain.cleaning import CleanConfig, run
+from pretrain.cleaning.outcome import Outcome
+from pretrain.cleaning.privacy import Pii
 from pretrain.cleaning.steps import StepsConfig
 from pretrain.config import build
 from pretrain.corpus import open_corpus, side_of
 from pretrain.errors import CorpusError
+from tests.cleaning import step as step_alone
 from tests.conftest import ROOT, SAMPLE
 from tests.corpora import file, recipe
 
@@ -57,7 +61,7 @@ def made(folder: Path, *texts: str, **sources: list[str]) -> Path:
     sources = {"s": list(texts), **sources} if texts else sources
     for name, lines in sources.items():
         file(folder, f"{name}.jsonl", "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in lines))
-    listed = [{"name": n, "files": [f"{n}.jsonl"], "language": "zh" if n == "zh" else "en"} for n in sources]
+    listed = [{"name": n, "files": [f"{n}.jsonl"], "language": n if n in ("zh", "de") else "en"} for n in sources]
     return recipe(folder, *listed, heldout_fraction=FRACTION)
 
 
@@ -269,6 +273,135 @@ def test_everything_planted_in_printed_text_is_found_and_nothing_else_is_touched
     assert {*broken, *tagged, *poems, *innocent[:20], *innocent[40:]} <= set(left)
     assert len(left) == len(innocent) + len(poems) + 60
     assert not any("example.org" in text for text in left)
+
+
+# Every step at once, on a corpus of which every answer is known
+
+PLANTED = 10  # documents for each step, in each language
+INNOCENT = 100
+HAS = {"en": (".", 60), "zh": ("。", 9)}  # how the printed lines taken end, and their least characters
+LINES = 8  # of a document
+CAFE = {
+    "en": ("They met in the cafe\u0301 at {}.", "They met in the café at {}."),
+    "zh": ("大获全胜\uf9dd{}。", "大获全胜利{}。"),
+}
+QUOTED = {"en": "She said «déjà vu» and went home at {}.", "zh": "他说“你好”，然后走了{}。"}
+AGAIN = {"en": " And it was so {} times.", "zh": "如是者{}次。"}
+MAIL = {"en": "Write to {} before the end of May.", "zh": "来信请寄{}，谢谢您的关心。"}
+OTHER = {"en": " another word or two ", "zh": "又何"}
+PAGE = {"en": "Please enable javascript to read this page.", "zh": "请启用javascript来阅读本页内容。"}
+SCRIPTS = ("漢語學習者應當閱讀歷史書籍。", "汉语学习者应当阅读历史书籍。")
+CORPUS_STEPS = ("decontamination", "duplicate documents", "near-duplicates", "duplicate paragraphs")
+EVERY = (*StepsConfig.model_fields, *CORPUS_STEPS)  # each with a recall of 1, and nothing else touched
+# What is planted to stay, since by design no step finds it (recall 0 of 10): an address that is spelled out, for which
+# there is no pattern; 12 words or 19 characters of an evaluation item, where n-grams of 13 and 20 are looked for; and
+# copies at a similarity of about 0.5. Near 0.8 the estimate decides (its deviation is 0.035): tests/test_duplicates.py.
+MISSED = {
+    "en": ["Write to user at northwind dot pl before the end of May.", "{quoted}."],
+    "zh": ["来信请寄user于northwind点pl，谢谢您的关心。", "{quoted}。"],
+}
+
+
+def planted(language: str) -> tuple[list[tuple[str, str, str | None]], str]:
+    """(the step that is to act on it, a document, what is left of it: None when it goes), and an evaluation item.
+
+    The documents are printed lines, none of them in two documents but where that is the point.
+    """
+    end, least = HAS[language]
+    printed = (SAMPLE / f"{language}.txt").read_text(encoding="utf-8").split("\n")
+    # Not those that unifying the scripts would change: poems have characters of old.
+    same = step_alone("script", language) if language == "zh" else Outcome
+    lines = sorted({x for x in printed if x.endswith(end) and least <= len(x) < 300 and same(x).text == x})
+    random.Random(0).shuffle(lines)
+    unused = iter(lines)
+
+    def fresh(count: int = LINES) -> str:
+        return "\n".join(islice(unused, count))
+
+    def train(more: str = "") -> str:
+        return next(text for text in iter(fresh, "") if side_of(text + more, FRACTION) == "train") + more
+
+    found = [("", text, text) for text in (train() for _ in range(INNOCENT))]
+    item, notice = "".join(islice(unused, 3)), "".join(islice(unused, 6))[:-1] + end
+    units = item.split() if language == "en" else [c for c in item if c.isalnum()]
+    few = (" " if language == "en" else "").join(units[: 12 if language == "en" else 19]).rstrip(".")
+    innocent = [text for _, text, _ in found]
+    for n in range(PLANTED):
+        wild, tame = (text.format(n) for text in CAFE[language])
+        line, mail = QUOTED[language].format(n), MAIL[language]
+        text = fresh()
+        found.append(("html", f"<b>{text}</b><!-- end -->", text))
+        text = fresh()
+        encoded = line.encode().decode("cp1252" if language == "en" else "latin-1")
+        found.append(("mojibake", f"{text}\n{encoded}", f"{text}\n{line}"))
+        text = fresh()
+        found.append(("unicode", f"{text}\n{wild}", f"{text}\n{tame}"))
+        text = fresh()
+        found.append(("control", text[:9] + "\u200b" + text[9:], text))
+        text = fresh()
+        found.append(("pii", f"{text}\n{mail.format(f'user{n}@northwind.pl')}", f"{text}\n{mail.format(Pii().email)}"))
+        found.append(("language", f"{GERMAN[n % 3]} Das war am {n}. Mai. {GERMAN[(n + 1) % 3]}", None))
+        text = fresh()
+        found.append(("gopher_repetition", f"{text}\n{text}", None))
+        found.append(("gopher_quality", "\n".join(f"• {line}" for line in fresh().split("\n")), None))
+        found.append(("fineweb", "\n".join(line[:-1] for line in fresh().split("\n")), None))
+        text = fresh()
+        found.append(("c4", f"{text}\n{PAGE[language]}", text) if n % 2 else ("c4", f"{text} {{x}}", None))
+        found.append(("length", "\n".join(random.Random(n).sample(lines, 300)), None))
+        found.append(("decontamination", f"{fresh()}\n{item}", None))
+        found.append(("duplicate documents", innocent[n], None))
+        copies = (innocent[-1 - n] + AGAIN[language].format(k) for k in range(1000))
+        found.append(("near-duplicates", next(c for c in copies if side_of(c, FRACTION) == "train"), None))
+        text = train(f"\n{notice}")
+        # Of Chinese verse no other line has the 100 bytes of a paragraph: the document goes.
+        kept = None if language == "zh" else text.removesuffix(f"\n{notice}")
+        found.append(("duplicate paragraphs", text, kept) if n else ("", text, text))
+        for missed in MISSED[language]:
+            text = f"{fresh()}\n{missed.format(quoted=few)}"
+            found.append(("", text, text))
+        halves = ((line[: len(line) // 2], line[len(line) // 2 :]) for line in innocent[20 + n].split("\n"))
+        text = "\n".join(OTHER[language].join(both) for both in halves)
+        found.append(("", text, text))
+    if language == "zh":
+        texts = [fresh() for _ in range(PLANTED)]
+        found += [("script", f"{text}\n{SCRIPTS[0]}", f"{text}\n{SCRIPTS[1]}") for text in texts]
+    assert next(unused, "")  # enough were printed
+    return found, item
+
+
+def test_every_step_finds_all_that_is_planted_for_it_and_touches_nothing_else(tmp_path):
+    """Every step there is, in both languages, and stop words in a third: those are in every text."""
+    documents, items = {}, []
+    for language in HAS:
+        documents[language], item = planted(language)
+        items.append(item)
+    content = [word for word in ENGLISH if word.endswith("rd")]
+    with_stop_words = [" und ".join(random.Random(n).sample(content, 20)) + " nicht." for n in range(PLANTED + 10)]
+    documents["de"] = [("stopwords", text, text.replace("und ", "").replace("nicht", "")) for text in with_stop_words]
+    folder = tmp_path / "corpus"
+    texts = {language: [text for _, text, _ in found] for language, found in documents.items()}
+    corpus = made(folder, **texts)
+    evaluation = file(tmp_path, "evaluation.jsonl", "".join(json.dumps({"text": item}) + "\n" for item in items))
+    both = ["en", "zh"]
+    chosen = dict.fromkeys(("language", "gopher_repetition", "gopher_quality", "fineweb", "c4"), both)
+    chosen |= {"script": "true", "stopwords": ["de"], "length": {"max_characters": 2500}}
+    out = tmp_path / "out"
+    duplicates = {"paragraphs": {"use": True}}
+    run(config(corpus, out, steps=chosen, decontaminate={"files": [str(evaluation)]}, duplicates=duplicates))
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    left = {document.where: document.text for document in open_corpus(out).documents()}
+    recall: dict[str, list[bool]] = {}
+    for language, found in documents.items():
+        for number, (name, _, wanted) in enumerate(found, 1):
+            right = left.get(f"{language}.jsonl, line {number}") == wanted
+            recall.setdefault(name, []).append(right)
+    assert {name: sum(right) / len(right) for name, right in recall.items()} == dict.fromkeys(["", *EVERY], 1.0)
+    # And each by the step that it was planted for; none dropped or changed another document.
+    for source in report["sources"]:
+        for one in source["steps"][1:]:
+            mine = [kept for name, _, kept in documents[source["name"]] if name == one["step"]]
+            acted = one["documents_in"] - one["documents_out"], one["changed"]
+            assert acted == (mine.count(None), len(mine) - mine.count(None)), (source["name"], one["step"])
 
 
 # The split
