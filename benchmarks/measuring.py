@@ -7,12 +7,22 @@ import os
 import platform
 import statistics
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 # Nor compiled anew by every process, where the environment says that bytecode is not kept.
+# Starts a process and prints its status, CPU and wall seconds, and the memory of its largest process in MB: what starts
+# a process lends it its own peak, which must therefore be small.
+METER = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+wall = time.perf_counter() - started
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024]))
+"""
 ONE_THREAD = {
     "PYTHONDONTWRITEBYTECODE": "",
     "RAYON_NUM_THREADS": "1",
@@ -70,24 +80,21 @@ def process(command: list[str], environment: dict[str, str]) -> dict[str, float]
 
 def at_once(commands: list[list[str]], environment: dict[str, str]) -> dict[str, float]:
     """What whole processes and their children took together, started at once; and what others took meanwhile."""
-    busy, started = _busy_s(), time.perf_counter()
-    processes = [
-        subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL) for command in commands
+    busy, environment = _busy_s(), os.environ | environment
+    meters = [
+        subprocess.Popen([sys.executable, "-S", "-c", METER, *command], env=environment, stdout=subprocess.PIPE)
+        for command in commands
     ]
-    usages = []
-    for process in processes:
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        usages.append(used)
-    for process in processes:
-        if process.returncode:
-            raise SystemExit(f"{' '.join(process.args)} ended with {process.returncode}")
-    wall_s, cpu_s = time.perf_counter() - started, sum(used.ru_utime + used.ru_stime for used in usages)
+    found = [json.loads(meter.communicate()[0]) for meter in meters]
+    for command, (status, *_) in zip(commands, found, strict=True):
+        if status:
+            raise SystemExit(f"{' '.join(command)} ended with {status}")
+    cpu_s = sum(used for _, used, _, _ in found)
     return {
         "cpu_s": cpu_s,
-        "wall_s": wall_s,
+        "wall_s": max(wall for _, _, wall, _ in found),
         "cpu_s_of_others": max(0.0, _busy_s() - busy - cpu_s),
-        "peak_mb_of_largest_process": max(used.ru_maxrss for used in usages) / 1024,
+        "peak_mb_of_largest_process": max(peak for *_, peak in found),
     }
 
 
