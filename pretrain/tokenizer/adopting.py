@@ -61,7 +61,7 @@ def adopt(config: "TokenizerConfig", corpus: Corpus) -> Made:
     kind = config.kind or ("bert" if all(role in roles for role in NEEDED["bert"]) else "byte")
     _check_roles(config.adopt, kind, roles, engine)
     if kind == "byte":
-        roles.setdefault("pad", roles["eod"])  # training pads nothing, so it never sees one
+        roles.setdefault("pad", roles["eod"])  # whose place it takes: what is padding has no loss, and no token sees it
     _cut_marks(engine)
     _make_special(engine, roles)
     rules = rules_of(engine, roles) if kind == "bert" else None
