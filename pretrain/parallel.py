@@ -54,6 +54,7 @@ def _results(flying: deque[Future], submitted: Iterator[Future]) -> Iterator:
             flying.extend(islice(submitted, 1))
             yield result
     except BrokenProcessPool:
+        flying.clear()  # the pool is failing them: to cancel them meanwhile would end its thread with a traceback
         raise PretrainError("a worker process died: was it out of memory? Take fewer workers") from None
     finally:
         for future in flying:
@@ -117,6 +118,8 @@ class _Pool(ProcessPoolExecutor):
     """
 
     def submit(self, work: Callable, item: object) -> Future:
+        if not os.path.isdir("/proc/self/fd"):
+            return super().submit(work, item)
         try:
             shared = os.memfd_create("item")
         except (AttributeError, OSError):  # not Linux, or too many files are open
