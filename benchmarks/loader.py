@@ -206,7 +206,8 @@ def measure(who: str, folder: str) -> None:
 
 
 def rounds_of(folder: Path, arguments: argparse.Namespace) -> list[dict[str, dict]]:
-    contestants = [*OURS, *TRAINED, *CAUSAL, *MASKED, *WORDS]
+    others = [] if arguments.only else [*CAUSAL, *MASKED, *WORDS]
+    contestants = [*OURS, *TRAINED, *others]
     rounds = []
     for _ in range(arguments.rounds):
         found = {}
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=50)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streaming-python")
+    parser.add_argument("--only", choices=["ours"])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     head = {"command": " ".join(["python benchmarks/loader.py", *sys.argv[1:]]), "date": str(date.today())}
