@@ -148,8 +148,10 @@ def show_step(order: Order, tokenizer: Tokenizer, step: int) -> None:
     print(f"step {step:,} of {steps:,}{where}: {phase.batch:,} windows of {phase.seq_len:,} tokens")
     if len(order.corpora) > 1:
         _show_shares(order, position.number, readings)
-    for sample in range(phase.batch):
-        window = [reading for reading in readings if reading.sample == position.first_sample + sample]
+    windows: list[list[Reading]] = [[] for _ in range(phase.batch)]  # one of packed documents may be empty
+    for reading in readings:
+        windows[reading.sample - position.first_sample].append(reading)
+    for sample, window in enumerate(windows):
         print(f"\nsample {sample}: {_place(window)}")
         for reading, part in _held(order, window):
             shards = order.corpora[reading.corpus].shards
