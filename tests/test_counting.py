@@ -1,3 +1,4 @@
+import json
 import random
 from collections import Counter
 
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.corpus import open_corpus
+from pretrain.corpus import Skipped, open_corpus
+from pretrain.corpus.aside import Aside
 from pretrain.errors import TokenizerError
 from pretrain.tokenizer import counting, kinds
 from pretrain.tokenizer.counting import alphabet, count_corpus, count_words, drop_unspellable
@@ -137,7 +139,7 @@ def train_texts(corpus: str) -> list[str]:
 def test_all_of_the_train_side_is_counted_while_there_is_room(tmp_path):
     corpus = corpus_of(tmp_path / "text", DOCUMENTS)
     for rules in (Rules("bert", True, True), Rules("byte")):
-        found = count_corpus(open_corpus(corpus), rules)
+        found = count_corpus(open_corpus(corpus), rules, Aside(tmp_path))
         texts = train_texts(corpus)
         assert found.words == words_of(texts, rules)
         size = sum(len(text.encode()) for text in texts)
@@ -152,6 +154,26 @@ def test_all_of_the_train_side_is_counted_while_there_is_room(tmp_path):
         assert found.seen["train"] == seen
         assert found.report() == {"train": {**seen, "distinct_words": len(found.words), "counted": found.sample}}
         assert sum(side["documents"] for side in found.seen.values()) == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_held_out_documents_and_bad_records_are_met_while_counting(tmp_path, monkeypatch, workers):
+    """As a second reading finds them, in the order of the corpus, from a file that nobody sees."""
+    monkeypatch.setattr(counting, "CHUNK_BYTES", 4000)
+    folder = tmp_path / "text"
+    folder.mkdir()
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in DOCUMENTS[:120]]
+    (folder / "a.jsonl").write_text("\n".join([*lines[:50], "{broken", *lines[50:], '{"no": "text"}']))
+    source = {"name": "a", "files": ["a.jsonl"], "bad_records": "skip"}
+    (folder / "recipe.yaml").write_text(json.dumps({"name": "n", "heldout_fraction": 0.3, "sources": [source]}))
+    corpus, aside, skipped = open_corpus(folder), Aside(tmp_path), Skipped()
+    found = count_corpus(corpus, Rules("byte"), aside, workers=workers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text"]
+    heldout = list(corpus.documents(("heldout",), skipped))
+    assert len(list(corpus.chunks(4000))) > 4 and len(heldout) > 20
+    assert list(aside) == heldout
+    assert found.seen["heldout"]["documents"] == len(heldout)
+    assert found.skipped == skipped and len(skipped.counts["a"]) == 2
 
 
 @pytest.mark.parametrize("rules", [Rules("bert", True, True), Rules("byte")], ids=lambda rules: rules.kind)
@@ -171,7 +193,7 @@ def test_a_full_tally_leaves_out_the_lowest_levels_of_documents(tmp_path, monkey
 
     lowest = next(n for n in range(20) if sum(map(held, range(n, 20))) <= bound)
     kept = [text for text, level in zip(texts, levels, strict=True) if level >= lowest]
-    found = count_corpus(open_corpus(corpus), rules, max_distinct=bound)
+    found = count_corpus(open_corpus(corpus), rules, Aside(tmp_path), max_distinct=bound)
     assert found.sample["levels_left_out"] == lowest > 0
     assert found.words == words_of(kept, rules)
     assert found.sample["documents"] == len(kept) > 0
@@ -192,4 +214,4 @@ def test_levels_halve_and_follow_the_seed():
 def test_a_bound_that_no_sample_fits_in_is_refused(tmp_path):
     corpus = open_corpus(corpus_of(tmp_path / "text", DOCUMENTS[:20]))
     with pytest.raises(TokenizerError, match=r"(?s)max_distinct = 5 is too small.*leave it at 12,000,000"):
-        count_corpus(corpus, Rules("byte"), max_distinct=5)
+        count_corpus(corpus, Rules("byte"), Aside(tmp_path), max_distinct=5)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from pretrain import folders
@@ -337,8 +338,11 @@ def folded(text: str) -> bytes:
     if len(head.encode("utf-8")) < 2 * len(head) and not any(space in text for space in WIDE_SPACES):
         # As in English: half the time of making a string of every word. Chinese has few words to make.
         data = text.encode("utf-8").translate(NARROW_SPACES)
-        while b"  " in data:
-            data = data.replace(b"  ", b" ")
+        codes = np.frombuffer(data, np.uint8)
+        # Two spaces, or something as rare; `b"  " in data` takes three times as long.
+        if (codes[1:] | codes[:-1]).min(initial=255) <= ord(" "):
+            while b"  " in data:
+                data = data.replace(b"  ", b" ")
         return data.strip(b" ")
     return " ".join(text.split()).encode("utf-8")
 

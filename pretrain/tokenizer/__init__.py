@@ -30,7 +30,7 @@ import tokenizers
 from pydantic import Field, model_validator
 
 from pretrain.config import Config, free
-from pretrain.corpus import Skipped, open_corpus
+from pretrain.corpus import open_corpus
 from pretrain.errors import TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
 from pretrain.tokenizer import files, plot, report
@@ -167,11 +167,11 @@ def run(config: TokenizerConfig) -> dict:
     """
     if config.plot:
         plot.check()
-    corpus, skipped = open_corpus(config.corpus), Skipped()
+    corpus = open_corpus(config.corpus)
     with publish(Path(config.out), "tokenizer", TokenizerError) as folder:
         made = {"train": train, "adopt": adopt, "extend": extend}[config.way](config, corpus)
-        vocabulary = made.vocabulary
-        measured, *before = report.measure([vocabulary, *made.parents], corpus.documents(("heldout",), skipped))
+        vocabulary, skipped = made.vocabulary, made.skipped
+        measured, *before = report.measure([vocabulary, *made.parents], made.heldout)
         found = {"kind": made.kind, "vocab_size": vocabulary.size, "vocab_size_asked": config.vocab_size}
         found |= made.report | report.report(vocabulary, measured, made.words, made.characters)
         if before:

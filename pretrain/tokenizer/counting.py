@@ -22,7 +22,8 @@ from itertools import islice
 
 import numpy as np
 
-from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Corpus
+from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Cleaned, Corpus, Document, Skipped
+from pretrain.corpus.aside import Aside
 from pretrain.errors import TokenizerError
 from pretrain.parallel import ordered
 from pretrain.progress import progress
@@ -43,6 +44,7 @@ class Counted:
     words: Counter[str]  # exactly those that the finished tokenizer will hand to WordPiece
     seen: dict[str, Counter]  # side → documents, characters, bytes
     sample: dict  # what part of the train side was counted
+    skipped: Skipped  # records that gave no document
 
     def report(self) -> dict:
         """As JSON has it; call it when the words that nothing is learned from are taken out."""
@@ -56,10 +58,13 @@ class _Part:
     seen: dict[str, Counter] = field(default_factory=lambda: {side: Counter() for side in SIDES})
     train: list[Counter] = field(default_factory=lambda: [Counter() for _ in range(LEVELS)])  # documents, bytes
     words: dict[int, Tally] = field(default_factory=dict)  # by level
+    heldout: list[Document] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
 
     def update(self, other: "_Part", lowest: int) -> None:
         for side, counts in other.seen.items():
             self.seen[side].update(counts)
+        self.skipped.merge(other.skipped)
         for counts, more in zip(self.train, other.train, strict=True):
             counts.update(more)
         for level, tally in other.words.items():
@@ -77,9 +82,15 @@ def count_words(texts: Iterable[str], rules: Rules) -> Counter[str]:
 
 
 def count_corpus(
-    corpus: Corpus, rules: Rules, *, workers: int = 1, max_distinct: int = MAX_DISTINCT, seed: int = 0
+    corpus: Corpus | Cleaned,
+    rules: Rules,
+    heldout: Aside,
+    *,
+    workers: int = 1,
+    max_distinct: int = MAX_DISTINCT,
+    seed: int = 0,
 ) -> Counted:
-    """How often each word of the train side occurs, counted in `workers` processes.
+    """How often each word of the train side occurs, counted in `workers` processes; the other side goes to `heldout`.
 
     `max_distinct` bounds the distinct words that are held, one of more than 8 bytes for every 8. Memory: 300 bytes for
     each of them, when they are merged; here less. A process that counts takes 150 MB, and 23 times the longest text.
@@ -99,6 +110,7 @@ def count_corpus(
         items = ((chunk, lowest) for chunk in corpus.chunks(CHUNK_BYTES))
         for part in ordered(partial(_counted, corpus, rules, seed), items, workers):
             total.update(part, lowest)
+            heldout.put(part.heldout)
             advance(sum(counts["documents"] for counts in part.seen.values()))
             if sum(tally.most for tally in total.words.values()) > max_distinct * SLACK:
                 lowest = shrink()
@@ -115,7 +127,7 @@ def count_corpus(
         words.update(total.words.pop(level))
     sample = {unit: counted[unit] for unit in ("documents", "bytes")}
     sample |= {f"share_of_{unit}": counted[unit] / train[unit] if counted else 1.0 for unit in sample}
-    return Counted(_spelled(words, rules.kind), total.seen, {**sample, "levels_left_out": lowest})
+    return Counted(_spelled(words, rules.kind), total.seen, {**sample, "levels_left_out": lowest}, total.skipped)
 
 
 def alphabet(words: Counter[str], kind: str, min_count: int) -> tuple[list[str], list[str]]:
@@ -157,7 +169,7 @@ def _counted(corpus: Corpus, rules: Rules, seed: int, item: tuple[Chunk, int]) -
     chunk, lowest = item
     part = _Part()
     texts: dict[int, list[str]] = {}
-    for document in corpus.read(chunk):
+    for document in corpus.read(chunk, part.skipped):
         data = document.text.encode("utf-8")
         seen = part.seen[document.side]
         seen["documents"] += 1
@@ -169,6 +181,8 @@ def _counted(corpus: Corpus, rules: Rules, seed: int, item: tuple[Chunk, int]) -
             part.train[level]["bytes"] += len(data)
             if level >= lowest:
                 texts.setdefault(level, []).append(document.text)
+        else:
+            part.heldout.append(document)
     part.words = {level: _cutter(rules).tally(some) for level, some in texts.items()}
     return part
 

@@ -29,7 +29,7 @@ def extend(config: "TokenizerConfig", corpus: Corpus) -> Made:
     _check(config, parent)
     rules, prefix = parent.rules, PREFIX[parent.kind]
     check_special_tokens(config.special_tokens, rules)
-    counted = read(config, corpus, rules)
+    counted, heldout = read(config, corpus, rules)
     words = counted.words
     tokens = [parent.vocabulary.engine.id_to_token(number) for number in range(parent.vocab_size)]
     tokens += config.special_tokens
@@ -58,6 +58,8 @@ def extend(config: "TokenizerConfig", corpus: Corpus) -> Made:
         [*parent.special_tokens, *config.special_tokens],
         words=words,
         characters=characters,
+        heldout=heldout,
+        skipped=counted.skipped,
         report=report,
         identity={"parent": parent.fingerprint},
         recorded={"parent": config.extend},

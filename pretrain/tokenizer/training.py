@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tokenizers
 
-from pretrain.corpus import Corpus
+from pretrain.corpus import Corpus, Document, Skipped
+from pretrain.corpus.aside import Aside
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.tokenizer.counting import Counted, alphabet, count_corpus, drop_unspellable
 from pretrain.tokenizer.kinds import (
@@ -44,6 +46,8 @@ class Made:
     identity: dict  # of its index
     recorded: dict
     report: dict
+    heldout: Iterable[Document]  # to be measured on, read once
+    skipped: Skipped  # records that gave no document: all of them when `heldout` is read
     words: Counter[str] | None = None  # of the train text, those that were learned from
     characters: set[str] = frozenset()  # of the train text, as normalised
     parents: tuple[Vocabulary, ...] = ()  # what it extends: measured beside it
@@ -57,7 +61,7 @@ def train(config: "TokenizerConfig", corpus: Corpus) -> Made:
     """
     rules = config.rules
     check_special_tokens(config.special_tokens, rules)
-    counted = read(config, corpus, rules)
+    counted, heldout = read(config, corpus, rules)
     words = counted.words
     marks = [*SPECIALS[rules.kind].values(), *config.special_tokens]
     marks += islice(free_slots(marks, rules.kind), config.reserved)
@@ -81,8 +85,18 @@ def train(config: "TokenizerConfig", corpus: Corpus) -> Made:
         "merges": merges,
         **counted.report(),
     }
-    train = {"words": words, "characters": characters}
-    return made(tokens, rules, config.special_tokens, report=report, identity={}, recorded={}, **train)
+    return made(
+        tokens,
+        rules,
+        config.special_tokens,
+        words=words,
+        characters=characters,
+        heldout=heldout,
+        skipped=counted.skipped,
+        report=report,
+        identity={},
+        recorded={},
+    )
 
 
 def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest) -> Made:
@@ -105,13 +119,13 @@ def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest)
     )
 
 
-def read(config: "TokenizerConfig", corpus: Corpus, rules: Rules) -> Counted:
-    """The words of the train side. Raises CorpusError if a side is empty."""
-    counted = count_corpus(
-        corpus, rules, workers=config.workers, max_distinct=config.max_distinct, seed=config.sample_seed
-    )
+def read(config: "TokenizerConfig", corpus: Corpus, rules: Rules) -> tuple[Counted, Aside]:
+    """The words of the train side, and the held-out documents. Raises CorpusError if a side is empty."""
+    heldout = Aside(Path(config.out).parent)
+    options = {"workers": config.workers, "max_distinct": config.max_distinct, "seed": config.sample_seed}
+    counted = count_corpus(corpus, rules, heldout, **options)
     check_sides(config.corpus, counted.seen)
-    return counted
+    return counted, heldout
 
 
 def characters_of(words: Iterable[str], kind: str) -> set[str]:
