@@ -58,7 +58,8 @@ def merge(
     the text more likely. A word begins as its characters, or as `pieces(word)`: ids of tokens that spell it. What is
     merged into a token that is there already keeps that token's id.
 
-    Memory: 9 bytes for each character of `words`, and 4 for each that begins a frequent pair.
+    Memory: 8 bytes for each character of `words` (12 if a word occurs 2^31 times), and 4 for each that begins a frequent
+    pair.
     """
     tokens = list(tokens)
     ids = {token: number for number, token in enumerate(tokens)}
@@ -351,9 +352,10 @@ class _Chains:
         size = 1 + sum(map(len, words)) + len(words)
         assert size < 2**31, f"{size} characters of distinct words, and their places are 32-bit"
         self._lengths = [len(token.removeprefix(prefix)) for token in ids]
-        self._weights = np.fromiter(words.values(), dtype=np.int64, count=len(words))
+        counts = np.fromiter(words.values(), dtype=np.int64, count=len(words))
         self._symbol = np.full(size, self.INSIDE, dtype=np.int32)  # (N,)
-        self._word = np.zeros(size, dtype=np.int32)  # (N,) the number of its word
+        narrow = np.int32 if counts.max(initial=0) < 2**31 else np.int64
+        self._weights = np.zeros(size, dtype=narrow)  # (N,) how often its word occurs
         self._symbol[0] = self.BOUNDARY
         spell = self._pieces(pieces) if pieces else _characters(ids, prefix)
         begin, number, rest = 1, 0, iter(words)
@@ -364,7 +366,7 @@ class _Chains:
             self._symbol[ends - lengths] = symbols
             sizes = [len(word) + 1 for word in batch]
             assert ends[-1] == begin + sum(sizes), "pieces do not spell their word"
-            self._word[begin : ends[-1]] = np.repeat(np.arange(number, number + len(batch)), sizes)
+            self._weights[begin : ends[-1]] = np.repeat(counts[number : number + len(batch)], sizes)
             begin, number = int(ends[-1]), number + len(batch)
 
     def symbol_counts(self, size: int) -> np.ndarray:
@@ -396,6 +398,7 @@ class _Chains:
 
     def find(self, a: int, b: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Those of `places` where a is still followed by b, and their weights."""
+        places = places.astype(np.intp, copy=False)  # to index with others takes three times as long
         here = places[self._symbol[places] == a]
         here = here[self._symbol[here + self._lengths[a]] == b]
         return here, self._weight(here)
@@ -437,7 +440,7 @@ class _Chains:
         return here[taken], weight[taken]
 
     def _weight(self, places: np.ndarray) -> np.ndarray:
-        return self._weights[self._word[places]]
+        return self._weights[places].astype(np.int64)
 
     def _stretches(self) -> Iterator[tuple[int, int]]:
         """All places but the last boundary, from boundary to boundary."""
