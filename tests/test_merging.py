@@ -104,6 +104,25 @@ def test_merging_equals_a_naive_loop_when_counts_are_steep(criterion):
     assert merge(words, seeds, len(seeds) + 30, "##", criterion=criterion) == expected
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_pairs_are_merged_together_as_far_as_a_naive_loop_would_have_them_follow_each_other(seed, monkeypatch):
+    """Counts with many ties; and merged together they are."""
+    draw, sizes = random.Random(seed), []
+    one = merging._Chains.merge
+    monkeypatch.setattr(
+        merging._Chains, "merge", lambda self, found, new: sizes.append(len(new)) or one(self, found, new)
+    )
+    letters = "abcdefghijklmnopqrstuvwxyz"[: draw.choice([3, 8, 26])]
+    some = ["".join(draw.choices(letters, k=draw.randint(2, 7))) for _ in range(60)]
+    words = Counter({"".join(draw.choices(some, k=draw.randint(1, 2))): draw.randint(1, 9) for _ in range(150)})
+    seeds = seeds_of(words)
+    expected = naive_merges(words, seeds, len(seeds) + 180, "##")
+    assert merge(words, seeds, len(seeds) + 180, "##") == expected
+    assert max(sizes) > 5 and sum(sizes) == len(expected) - len(seeds)
+    monkeypatch.setattr(merging._MostFrequent, "TOGETHER", 1)
+    assert merge(words, seeds, len(seeds) + 180, "##") == expected
+
+
 @pytest.mark.parametrize("criterion", ["bpe", "wordpiece"])
 def test_the_order_of_words_and_the_stretches_they_are_sorted_in_change_nothing(criterion, monkeypatch):
     words = made_up_words(3000, seed=2)

@@ -30,7 +30,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Context, Decimal
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +58,8 @@ def merge(
     the text more likely. A word begins as its characters, or as `pieces(word)`: ids of tokens that spell it. What is
     merged into a token that is there already keeps that token's id.
 
-    Memory: 8 bytes for each character of `words` (12 if a word occurs 2^31 times), and 4 for each that begins a frequent
-    pair.
+    Memory: 8 bytes for each character of `words`, 12 if a word occurs 2^31 times, and 4 for each that begins a
+    frequent pair.
     """
     tokens = list(tokens)
     ids = {token: number for number, token in enumerate(tokens)}
@@ -68,21 +68,26 @@ def merge(
     with progress("merging", "tokens", vocab_size - len(tokens)) as advance:
         more = bool(words)
         while more and len(tokens) < vocab_size:
-            more = False
+            more, known = False, False
             choice = choices(chains, tokens)
-            while len(tokens) < vocab_size and (pair := choice.best()):
+            while not known and len(tokens) < vocab_size and (pairs := choice.best(vocab_size - len(tokens))):
                 # Never both ab+c and a+bc: merges happen everywhere at once, leftmost first, so equal strings that no
                 # symbol sticks out of are cut alike wherever they stand. (Not so with `pieces` of another making.)
-                more = True
-                merged = tokens[pair[0]] + tokens[pair[1]].removeprefix(prefix)
-                known = merged in ids
-                if not known:
+                more, numbers = True, []
+                for left, right in pairs:
+                    merged = tokens[left] + tokens[right].removeprefix(prefix)
+                    known = merged in ids  # its pairs become more frequent, those left out so far among them
+                    if known:
+                        break
                     ids[merged] = len(tokens)
+                    numbers.append(len(tokens))
                     tokens.append(merged)
-                    advance(1)
-                choice.merge(pair, ids[merged])
-                if known:  # its pairs became more frequent, those left out so far among them
-                    break
+                advance(len(numbers))
+                if known and not numbers:
+                    numbers.append(ids[merged])
+                else:
+                    known = False
+                choice.merge(numbers)
     return tokens
 
 
@@ -91,9 +96,14 @@ class _MostFrequent:
 
     Counts only fall, except that a new symbol brings new pairs. So the count that a pair was pushed with is a bound,
     and the pair is looked at again when it comes to the top: rare pairs and pairs that lose to others cost nothing.
+
+    Pairs have no place in common, and do not change each other's counts, unless one begins with what the other ends
+    with. So the next ones are looked at together, and merged together as far as none brings a pair that may come before
+    the next: for NumPy 1,000 places are hardly more work than 50.
     """
 
     REACH = 16  # pairs this many times rarer than the best are left out until it is their turn
+    TOGETHER = 1 << 11  # places, or those of one pair
 
     def __init__(self, chains: "_Chains", tokens: list[str]):
         self._chains, self._tokens = chains, tokens
@@ -104,35 +114,63 @@ class _MostFrequent:
         self._heap = [self._entry(pair) for pair in found]
         heapq.heapify(self._heap)
 
-    def best(self) -> tuple[int, int] | None:
-        """The best pair; None if it is time to look at all pairs again."""
+    def best(self, most: int) -> list[tuple[int, int]]:
+        """The pairs to be merged next, in order, at most `most`; none if it is time to look at all pairs again."""
         while self._heap:
-            claimed, left, right, *pair = self._heap[0]
-            here, weight = self._chains.find(*pair, self._places[*pair])
-            count = int(weight.sum())
-            if count == -claimed:
-                self._here = here, weight
-                return tuple(pair)
-            if count >= self._floor:
-                heapq.heapreplace(self._heap, (-count, left, right, *pair))
-                self._places[*pair] = here
-            else:
-                self._pop()
-        return None
+            entries = self._next(most)
+            pairs = [(left, right) for *_, left, right in entries]
+            found = self._chains.find(pairs, [self._places.pop(pair) for pair in pairs])
+            ranked = sorted(
+                (-count, *entry[1:], number)
+                for number, (count, entry) in enumerate(zip(found.counts(), entries, strict=True))
+                if count >= self._floor
+            )
+            first = sum(entry < self._heap[0] for entry in ranked) if self._heap else len(ranked)
+            if first > 1:
+                after = self._chains.most_after(found)
+                brought = 0
+                for n, (count, *_, number) in enumerate(ranked[:first]):
+                    if brought >= -count:
+                        first = n
+                        break
+                    brought = max(brought, int(after[number]))
+            self._ranked, self._found = ranked, found
+            if first:
+                return [(left, right) for *_, left, right, _ in ranked[:first]]
+            self._put_back(ranked)
+        return []
 
-    def merge(self, pair: tuple[int, int], new: int) -> None:
-        """Merge the best pair."""
-        self._pop()
-        for found in self._chains.merge(pair, *self._here, new).often(self._floor):
-            heapq.heappush(self._heap, self._entry(found))
-            self._places[found.left, found.right] = found.places
+    def merge(self, numbers: list[int]) -> None:
+        """Merge as many of the best pairs as there are ids for what is made of them."""
+        self._put_back(self._ranked[len(numbers) :])
+        found = self._found.of([number for *_, number in self._ranked[: len(numbers)]])
+        for pair in self._chains.merge(found, numbers).often(self._floor):
+            heapq.heappush(self._heap, self._entry(pair))
+            self._places[pair.left, pair.right] = pair.places
+
+    def _next(self, most: int) -> list[tuple]:
+        """The entries on top, taken off: of TOGETHER places, or one. None ends with what another begins with."""
+        entries, lefts, rights, places = [], set(), set(), 0
+        while self._heap and len(entries) < most:
+            *_, left, right = self._heap[0]
+            places += len(self._places[left, right])
+            if entries and (places > self.TOGETHER or left == right or left in rights or right in lefts):
+                break
+            entries.append(heapq.heappop(self._heap))
+            lefts.add(left)
+            rights.add(right)
+            if left == right:
+                break
+        return entries
+
+    def _put_back(self, ranked: list[tuple]) -> None:
+        places = self._found.places() if ranked else ()
+        for *entry, left, right, number in ranked:
+            heapq.heappush(self._heap, (*entry, left, right))
+            self._places[left, right] = places[number].copy()  # or all of them would be kept
 
     def _entry(self, pair: "_Pair") -> tuple[int, str, str, int, int]:
         return -pair.count, self._tokens[pair.left], self._tokens[pair.right], pair.left, pair.right
-
-    def _pop(self) -> None:
-        *_, left, right = heapq.heappop(self._heap)
-        del self._places[left, right]
 
 
 class _MostLikely:
@@ -163,12 +201,12 @@ class _MostLikely:
         self._add(list(pairs.often(self._floor)))
         self._renew()
 
-    def best(self) -> tuple[int, int] | None:
-        """The best pair; None if it is time to look at all pairs again."""
+    def best(self, most: int) -> list[tuple[int, int]]:
+        """The best pair; none if it is time to look at all pairs again."""
         if self._all < self._then * (1 - self.DRIFT):
             self._renew()
         if not self._rows:
-            return None
+            return []
         # The fewer symbols in all, the smaller a gain, by less than 2 n ln(then / now): half of them are in no pair.
         then, counts = self._gains[: self._rows], self._pairs[2, : self._rows]
         top = then.argmax()
@@ -177,23 +215,25 @@ class _MostLikely:
         gains, error = _gains(*self._pairs[:, rows], self._of, self._all), counts[rows] * self.ERROR
         least = (gains - error).max()
         if not least > self._least:  # nan if no pair is left
-            return None
+            return []
         self._best = self._first(rows[gains + error >= least].tolist())
         left, right, _ = self._pairs[:, self._best].tolist()
-        return left, right
+        return [(left, right)]
 
-    def merge(self, pair: tuple[int, int], new: int) -> None:
-        """Merge the best pair."""
-        a, b = pair
-        made = self._chains.merge(pair, *self._chains.find(a, b, self._places[self._best]), new)
+    def merge(self, numbers: list[int]) -> None:
+        """Merge the best pair into the symbol whose id is given."""
+        (new,) = numbers
+        a, b, _ = self._pairs[:, self._best].tolist()
+        made = self._chains.merge(self._chains.find([(a, b)], [self._places[self._best]]), numbers)
         if new == len(self._of):
             self._of = np.append(self._of, 0)
         for symbol, change in ((a, -made.count), (b, -made.count), (new, made.count)):
             self._of[symbol] += change
         self._all -= made.count
         lost = np.zeros((2, len(self._of)), dtype=np.int64)  # by pairs of each symbol and a, of b and each symbol
-        np.add.at(lost[0], np.where(made.before == new, b, made.before), made.before_weight)
-        np.add.at(lost[1], made.behind, made.behind_weight)
+        behind = made.sides == 1
+        np.add.at(lost[0], np.where(made.others == new, b, made.others)[~behind], made.weight[~behind])
+        np.add.at(lost[1], made.others[behind], made.weight[behind])
         left, right, counts = self._pairs[:, : self._rows]
         touched = _where((left == a) | (left == b) | (right == a) | (right == b))
         left, right = left[touched], right[touched]
@@ -308,32 +348,73 @@ class _Pairs(NamedTuple):
             yield _Pair(*pair, places[0] if len(places) == 1 else np.concatenate(places))
 
 
-class _Made(NamedTuple):
-    """What stands around the places of a symbol just made. What two of them share is `before`, not `behind`."""
+class _Found(NamedTuple):
+    """Where some pairs stand, one pair's places after another's."""
 
-    new: int
-    count: int  # of places, weighted
-    before: np.ndarray  # symbols; only where there are any
-    before_places: np.ndarray
-    before_weight: np.ndarray
-    behind: np.ndarray
-    behind_places: np.ndarray  # of the new symbol
-    behind_weight: np.ndarray
+    pairs: np.ndarray  # (K, 2) ids
+    which: np.ndarray | None  # (n,) the pair; None if there is but one
+    here: np.ndarray  # (n,) where its left symbol begins
+    weight: np.ndarray  # (n,) int64
+
+    def counts(self) -> list[int]:
+        """How often each pair occurs."""
+        if self.which is None:
+            return [int(self.weight.sum())]
+        sums = np.concatenate(([0], self.weight.cumsum()))
+        return np.diff(sums[self._ends()], prepend=0).tolist()
+
+    def places(self) -> list[np.ndarray]:
+        """Of each pair, int32."""
+        here = self.here.astype(np.int32)
+        if self.which is None:
+            return [here]
+        return [here[begin:end] for begin, end in pairwise([0, *self._ends().tolist()])]
+
+    def of(self, pairs: list[int]) -> "_Found":
+        """Some of the pairs, in that order."""
+        if self.which is None:
+            return self
+        rank = np.full(len(self.pairs), -1)
+        rank[pairs] = np.arange(len(pairs))
+        which = rank[self.which]
+        kept = _where(which >= 0)
+        return _Found(self.pairs[pairs], which[kept] if len(pairs) > 1 else None, self.here[kept], self.weight[kept])
+
+    def each(self, values: np.ndarray) -> np.ndarray:
+        """`values` (K,) of the pairs at their places."""
+        return values[0] if self.which is None else values[self.which]
+
+    def _ends(self) -> np.ndarray:
+        return np.bincount(self.which, minlength=len(self.pairs)).cumsum()
+
+
+class _Made(NamedTuple):
+    """The pairs of neighbours that symbols just made are part of."""
+
+    new: list[int]  # the symbols
+    count: int  # of places where one was made, weighted
+    sides: np.ndarray  # (n,) 2 k where the k-th of them is the right one of the pair, 2 k + 1 where it is the left one
+    others: np.ndarray  # (n,) int32, ids
+    places: np.ndarray  # (n,) where the left one begins
+    weight: np.ndarray  # (n,) int64
 
     def often(self, floor: int) -> Iterator[_Pair]:
-        """The pairs of the new symbol that occur at least `floor` times."""
-        keys = np.concatenate((self.before * 2, self.behind * 2 + 1))
-        if not len(keys):
+        """Those that occur at least `floor` times."""
+        if not len(self.others):
             return
-        order = np.argsort(keys)
-        keys, ends, counts = _runs(keys[order], np.concatenate((self.before_weight, self.behind_weight))[order])
+        size = int(self.others.max()) + 1
+        narrow = np.int32 if 2 * len(self.new) * size < 2**31 else np.int64  # is sorted in half the time
+        keys = self.sides.astype(narrow) * size + self.others
+        order = keys.argsort()
+        keys, ends, counts = _runs(keys[order], self.weight[order])
         often = _where(counts >= floor)
         if not len(often):
             return
-        places = np.concatenate((self.before_places, self.behind_places))[order]
+        places = self.places[order].astype(np.int32)
         for key, count, begin, end in _listed(keys[often], counts[often], ends[often], ends[often + 1]):
-            left, right = (self.new, key // 2) if key % 2 else (key // 2, self.new)
-            yield _Pair(left, right, count, places[begin:end])
+            side, other = divmod(key, size)
+            new = self.new[side // 2]
+            yield _Pair(*((new, other) if side % 2 else (other, new)), count, places[begin:end])
 
 
 class _Chains:
@@ -351,7 +432,7 @@ class _Chains:
     ):
         size = 1 + sum(map(len, words)) + len(words)
         assert size < 2**31, f"{size} characters of distinct words, and their places are 32-bit"
-        self._lengths = [len(token.removeprefix(prefix)) for token in ids]
+        self._lengths = np.array([len(token.removeprefix(prefix)) for token in ids])  # (V or more,) of each symbol
         counts = np.fromiter(words.values(), dtype=np.int64, count=len(words))
         self._symbol = np.full(size, self.INSIDE, dtype=np.int32)  # (N,)
         narrow = np.int32 if counts.max(initial=0) < 2**31 else np.int64
@@ -396,48 +477,88 @@ class _Chains:
         stretches = [(np.searchsorted(distinct, key), *rest) for key, rest in zip(keys, stretches, strict=True)]
         return _Pairs(*np.divmod(distinct, size), totals, stretches)
 
-    def find(self, a: int, b: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Those of `places` where a is still followed by b, and their weights."""
-        places = places.astype(np.intp, copy=False)  # to index with others takes three times as long
-        here = places[self._symbol[places] == a]
-        here = here[self._symbol[here + self._lengths[a]] == b]
-        return here, self._weight(here)
+    def find(self, pairs: list[tuple[int, int]], places: list[np.ndarray]) -> _Found:
+        """For each pair those of `places` where its left symbol is still followed by its right one."""
+        # To index with numbers that are not intp takes three times as long.
+        pairs, here, which = np.array(pairs), np.concatenate(places, dtype=np.intp), None
+        left, right = pairs[:, 0], pairs[:, 1]
+        if len(pairs) == 1:
+            here = here[self._symbol[here] == left[0]]
+            here = here[self._symbol[here + self._lengths[left[0]]] == right[0]]
+        else:
+            which = np.arange(len(pairs)).repeat([len(some) for some in places])
+            kept = _where(self._symbol[here] == left[which])
+            here, which = here[kept], which[kept]
+            kept = _where(self._symbol[here + self._lengths[left][which]] == right[which])
+            here, which = here[kept], which[kept]
+        return _Found(pairs, which, here, self._weight(here))
 
     def count_apart(self, symbol: int, places: np.ndarray) -> int:
         """How often a pair of equal symbols would be merged: once in aaa."""
-        here, weight = self.find(symbol, symbol, places)
-        return int(self._apart(symbol, here, weight)[1].sum())
+        return int(self._apart(self.find([(symbol, symbol)], [places])).weight.sum())
 
-    def merge(self, pair: tuple[int, int], here: np.ndarray, weight: np.ndarray, new: int) -> _Made:
-        """Write `new` wherever `pair` stands, as `find` says, leftmost first."""
-        a, b = pair
-        if a == b:
-            here, weight = self._apart(a, here, weight)
-        length = self._lengths[a] + self._lengths[b]
-        if new == len(self._lengths):
-            self._lengths.append(length)
-        symbol = self._symbol
-        symbol[here + self._lengths[a]] = self.INSIDE
-        symbol[here] = new
-        symbol[here + (length - 1)] = -1 - length
-        last = here - 1  # the last character of what is before
-        mark = symbol[last]
-        some = _where(mark != self.BOUNDARY)
-        last, mark = last[some], mark[some]
-        before = np.where(mark >= 0, last, last + mark + 2)
-        behind = symbol[here + length]
-        other = _where((behind >= 0) & (behind != new))
-        before_behind = (symbol[before], before, weight[some], behind[other], here[other], weight[other])
-        return _Made(new, int(weight.sum()), *before_behind)
+    def most_after(self, found: _Found) -> np.ndarray:
+        """(K,) what each pair, if it was merged, would bring: no pair of the new symbol is more frequent.
 
-    def _apart(self, symbol: int, here: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Every other place of each run of equal symbols, from its first on."""
-        order = np.argsort(here)
-        here, weight = here[order], weight[order]
+        Of pairs that have no place in common, whichever of them are merged before.
+        """
+        lengths = self._lengths[found.pairs].sum(axis=1)
+        before, behind = self._around(found.here, found.each(lengths))
+        symbols = np.concatenate((self._symbol[before], behind))
+        sides = found.which << 33
+        keys = np.concatenate((sides, sides | 1 << 32)) | symbols
+        some = _where(symbols >= 0)
+        keys, weight = keys[some], np.concatenate((found.weight, found.weight))[some]
+        order = keys.argsort()
+        keys, _, counts = _runs(keys[order], weight[order])
+        most = np.zeros(len(found.pairs), dtype=np.int64)
+        np.maximum.at(most, keys >> 33, counts)
+        return most
+
+    def merge(self, found: _Found, new: list[int]) -> _Made:
+        """Write the symbol `new` (K,), neighbouring numbers, wherever each pair stands, leftmost first.
+
+        They have no place in common; or it is one pair, and may be of equal symbols.
+        """
+        left, right = found.pairs[:, 0], found.pairs[:, 1]
+        if left[0] == right[0]:
+            found = self._apart(found)
+        while new[-1] >= len(self._lengths):
+            self._lengths = np.concatenate((self._lengths, np.zeros_like(self._lengths)))
+        self._lengths[new] = self._lengths[left] + self._lengths[right]
+        symbol, here, weight, made = self._symbol, found.here, found.weight, np.array(new)
+        lengths = found.each(self._lengths[made])
+        symbol[here + found.each(self._lengths[left])] = self.INSIDE
+        symbol[here] = found.each(made)
+        symbol[here + (lengths - 1)] = -1 - lengths
+        before, behind = self._around(here, lengths)
+        left = symbol[before]
+        some = _where(left >= 0)
+        other = _where((behind >= 0) & ((behind < new[0]) | (behind > new[-1])))  # or it is the other's `left`
+        sides = np.zeros(len(here), dtype=np.int64) if found.which is None else 2 * found.which
+        return _Made(
+            new,
+            int(weight.sum()),
+            np.concatenate((sides[some], sides[other] + 1)),
+            np.concatenate((left[some], behind[other])),
+            np.concatenate((before[some], here[other])),
+            np.concatenate((weight[some], weight[other])),
+        )
+
+    def _around(self, here: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of stretches of characters the place of the symbol before each, or of a boundary, and the symbol behind."""
+        last = here - 1
+        mark = self._symbol[last]
+        return np.where(mark >= self.BOUNDARY, last, last + mark + 2), self._symbol[here + lengths]
+
+    def _apart(self, found: _Found) -> _Found:
+        """Of one pair of equal symbols every other place of each run of them, from its first on."""
+        order = np.argsort(found.here)
+        here, weight = found.here[order], found.weight[order]
         number = np.arange(len(here))
-        begins = np.append(True, here[1:] != here[:-1] + self._lengths[symbol])[: len(here)]
+        begins = np.append(True, here[1:] != here[:-1] + self._lengths[found.pairs[0, 0]])[: len(here)]
         taken = (number - np.maximum.accumulate(np.where(begins, number, 0))) % 2 == 0
-        return here[taken], weight[taken]
+        return found._replace(here=here[taken], weight=weight[taken])
 
     def _weight(self, places: np.ndarray) -> np.ndarray:
         return self._weights[places].astype(np.int64)

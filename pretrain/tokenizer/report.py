@@ -363,9 +363,7 @@ def _used(vocabulary: Vocabulary, words: Iterable[str]) -> np.ndarray:
     """(V,) bool: which tokens the words are cut into."""
     used = np.zeros(vocabulary.size, dtype=bool)
     tokenize = vocabulary.engine.model.tokenize
-    for word in words:
-        for token in tokenize(word):
-            used[token.id] = True
+    used[list({token.id for word in words for token in tokenize(word)})] = True
     return used
 
 
