@@ -4,7 +4,7 @@
         --streaming-python /elsewhere/bin/python
 
 A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst. Its first `--megabytes` become
-a vocabulary, shards with their words, and the same ids in the formats of the others. Batches are 32 windows of 512.
+a vocabulary, shards with their words, and the same ids in the formats of the others. Batches are `--windows` of 512.
 
 Every measurement is a process of its own; the contestants take turns, round after round, and the figures are medians
 over rounds, in millions of tokens per CPU second of one thread. `ours` takes random windows off the memory map, masks
@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks.measuring import ONE_THREAD, documents, machine, medians, pairs, ratio, versions, write_recipe  # noqa: E402
 
-B, T = 32, 512
+T = 512
 VOCABULARY = 30_000
 SECONDS = 2.0  # of CPU time a contestant is measured for, after WARM batches
 WARM = 20
@@ -86,7 +86,7 @@ def write_mds(folder: str) -> None:
 # Contestants: each a function of a folder that gives a function that makes one batch
 
 
-def ours(folder: Path, who: str):
+def ours(folder: Path, who: str, count: int):
     from pydantic import TypeAdapter
 
     from pretrain.loader import Batches
@@ -100,27 +100,27 @@ def ours(folder: Path, who: str):
     config = TypeAdapter(ObjectiveConfig).validate_python(OURS[who.removesuffix(", as trained")])
     windows = Windows(shards, T, 1, Words(shards))
     if who in TRAINED:
-        phase = Phase(steps=10**6, seq_len=T, batch_tokens=B * T)
-        batches, number = Batches({"": windows}, config, [phase], 1, B, 0, 1), iter(range(10**6))
+        phase = Phase(steps=10**6, seq_len=T, batch_tokens=count * T)
+        batches, number = Batches({"": windows}, config, [phase], 1, count, 0, 1), iter(range(10**6))
         return lambda: batches[next(number)].batch
     objective = OBJECTIVES[config.kind](config, shards.specials, shards.vocab_size, T, 1)
     rng = np.random.default_rng(0)
 
     def batch():
-        starts = rng.integers(1, shards.tokens - T, B)
+        starts = rng.integers(1, shards.tokens - T, count)
         words = windows.words(starts, T) if objective.wants_words else None
         return objective.batch(windows.rows(starts, T, objective.lead), starts, words)
 
     return batch
 
 
-def nanogpt(folder: Path, who: str):
+def nanogpt(folder: Path, who: str, count: int):
     """Random windows of a flat file that is mapped anew for each batch, row by row, as its training script has it."""
     import torch
 
     def batch():
         data = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
-        starts = torch.randint(len(data) - T, (B,))
+        starts = torch.randint(len(data) - T, (count,))
         x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in starts])
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
         return x, y
@@ -128,35 +128,35 @@ def nanogpt(folder: Path, who: str):
     return batch
 
 
-def hf_datasets(folder: Path, who: str):
+def hf_datasets(folder: Path, who: str, count: int):
     import datasets
 
     data = datasets.load_from_disk(str(folder / "rows")).with_format("torch")
     rng = np.random.default_rng(0)
-    return lambda: data[rng.integers(0, len(data), B).tolist()]["input_ids"]
+    return lambda: data[rng.integers(0, len(data), count).tolist()]["input_ids"]
 
 
-def streaming(folder: Path, who: str):
+def streaming(folder: Path, who: str, count: int):
     import torch
     from streaming import StreamingDataset
     from torch.utils.data import DataLoader
 
-    data = StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=B)
-    made = iter(DataLoader(data, batch_size=B, drop_last=True))
+    data = StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=count)
+    made = iter(DataLoader(data, batch_size=count, drop_last=True))
 
     def batch():
         nonlocal made
         try:
             ids = next(made)["input_ids"]
         except StopIteration:
-            made = iter(DataLoader(data, batch_size=B, drop_last=True))
+            made = iter(DataLoader(data, batch_size=count, drop_last=True))
             ids = next(made)["input_ids"]
         return ids.to(torch.int64)
 
     return batch
 
 
-def hf_collator(folder: Path, who: str):
+def hf_collator(folder: Path, who: str, count: int):
     import datasets
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
@@ -169,9 +169,9 @@ def hf_collator(folder: Path, who: str):
     if "datasets" in who:
         rng = np.random.default_rng(0)
         data = data.with_format("torch")
-        return lambda: collator([data[int(i)] for i in rng.integers(0, len(data), B)])
+        return lambda: collator([data[int(i)] for i in rng.integers(0, len(data), count)])
     rows = []
-    for ids in data[:B]["input_ids"]:
+    for ids in data[:count]["input_ids"]:
         row = {"input_ids": ids}
         if words:  # a word's tokens have offsets that join
             tokens = tokenizer.convert_ids_to_tokens(ids)
@@ -186,26 +186,29 @@ def contestant(who: str):
     return next((make for name, make in known.items() if who.startswith(name)), ours)
 
 
-def measure(who: str, folder: str) -> None:
+def measure(who: str, folder: str, windows: str) -> None:
     """One contestant in a process of its own: prints its rate."""
     import torch
 
+    from pretrain.memory import keep_freed
+
     torch.set_num_threads(1)
-    batch = contestant(who)(Path(folder), who)
+    keep_freed()  # as the stages do
+    batch = contestant(who)(Path(folder), who, int(windows))
     for _ in range(WARM):
         batch()
-    count, began = 0, time.process_time()
+    made, began = 0, time.process_time()
     while time.process_time() - began < SECONDS:
         for _ in range(10):
             batch()
-        count += 10
-    print(json.dumps({"m_tokens_per_cpu_s": count * B * T / 1e6 / (time.process_time() - began)}))
+        made += 10
+    print(json.dumps({"m_tokens_per_cpu_s": made * int(windows) * T / 1e6 / (time.process_time() - began)}))
 
 
 # Figures
 
 
-def rounds_of(folder: Path, arguments: argparse.Namespace) -> list[dict[str, dict]]:
+def rounds_of(folder: Path, windows: int, arguments: argparse.Namespace) -> list[dict[str, dict]]:
     others = [] if arguments.only else [*CAUSAL, *MASKED, *WORDS]
     contestants = [*OURS, *TRAINED, *others]
     rounds = []
@@ -214,14 +217,14 @@ def rounds_of(folder: Path, arguments: argparse.Namespace) -> list[dict[str, dic
         for who in contestants:
             python = arguments.streaming_python if who.startswith("MosaicML") else sys.executable
             if python:
-                command = [python, __file__, "measure", who, str(folder)]
+                command = [python, __file__, "measure", who, str(folder), str(windows)]
                 done = subprocess.run(command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, check=True)
                 found[who] = json.loads(done.stdout.splitlines()[-1])
         rounds.append(found)
     return rounds
 
 
-def result(name: str, text: Path, rounds: list[dict[str, dict]]) -> dict:
+def result(name: str, text: Path, windows: int, rounds: list[dict[str, dict]]) -> dict:
     figure = "m_tokens_per_cpu_s"
     beside = {"ours, causal": CAUSAL, "ours, masked": MASKED, "ours, masked words": WORDS}
     ratios = {
@@ -230,7 +233,13 @@ def result(name: str, text: Path, rounds: list[dict[str, dict]]) -> dict:
         for other in others
         if other in rounds[0]
     }
-    shown = {"text": name, "file": text.name, "contestants": medians(rounds), "ratios": ratios}
+    shown = {
+        "text": name,
+        "file": text.name,
+        "batch": f"{windows} x {T}",
+        "contestants": medians(rounds),
+        "ratios": ratios,
+    }
     print(json.dumps(shown, indent=1), flush=True)
     return shown
 
@@ -243,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+", help="NAME=FILE")
     parser.add_argument("--megabytes", type=float, default=50)
+    parser.add_argument("--windows", nargs="+", type=int, default=[32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streaming-python")
     parser.add_argument("--only", choices=["ours"])
@@ -254,14 +264,15 @@ def main() -> None:
         said = "from importlib.metadata import version as v; print(v('mosaicml-streaming'), v('torch'), v('numpy'))"
         done = subprocess.run([arguments.streaming_python, "-c", said], capture_output=True, text=True, check=True)
         head["versions"]["mosaicml-streaming, with its torch and numpy"] = done.stdout.strip()
-    head |= {"batch": f"{B} x {T}", "rounds": arguments.rounds}
+    head["rounds"] = arguments.rounds
     head["load_average_before"] = [round(load, 1) for load in os.getloadavg()]
     head["figures"] = "[median, least, most] over rounds, in millions of tokens per CPU second"
     results = []
     for name, text in pairs(arguments.texts).items():
         with tempfile.TemporaryDirectory() as scratch:
             prepare(text, Path(scratch), arguments.megabytes, arguments.streaming_python)
-            results.append(result(name, text, rounds_of(Path(scratch), arguments)))
+            for windows in arguments.windows:
+                results.append(result(name, text, windows, rounds_of(Path(scratch), windows, arguments)))
     arguments.out.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
 
 

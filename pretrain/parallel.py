@@ -16,6 +16,7 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from pretrain.errors import PretrainError, UserError
+from pretrain.memory import keep_freed
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AHEAD = 2  # items in flight for each worker: bounds memory, and hides the time it takes to make the next
@@ -149,6 +150,7 @@ def _begin() -> None:
     end of file, and all of them wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed()
     atexit.register(os._exit, 0)  # not to take every module down, which is 60 ms
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,6 @@
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pretrain.errors import CorpusError, PretrainError
@@ -157,3 +160,17 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # dead, and nobody asked
     except FileNotFoundError:
         return False
+
+
+def _faults(_: int) -> int:
+    """Pages taken from the system by 100 rounds of three arrays of 2 MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        [np.ones(1 << 18) for _ in range(3)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is set where it is glibc's")
+def test_workers_keep_the_memory_that_their_arrays_leave():
+    pages = 3 * (1 << 21) // os.sysconf("SC_PAGE_SIZE")
+    assert max(ordered(_faults, range(2), workers=2)) < 3 * pages
