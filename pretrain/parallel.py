@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from pretrain.errors import PretrainError, UserError
@@ -20,18 +21,19 @@ from pretrain.memory import keep_freed
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AHEAD = 2  # items in flight for each worker: bounds memory, and hides the time it takes to make the next
+OWN = 8  # results of this process that wait for those of others: what it makes while these start
 CONNECT_S = 30  # to a scheduler
 
 
 def ordered(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int, executor: Executor | None = None
 ) -> Iterator[Result]:
-    """`work(item)` of each item, in order; by `workers` processes, or in this one when `workers` is 1.
+    """`work(item)` of each item, in order; by `workers` processes, of which this is one.
 
-    They are new processes, or those of `executor`, whoever provides it: that is all that is asked of a cluster. These
-    begin at once, before the first result is asked for. `work` and the items are pickled: a function of a module, or a
-    partial of one. What it raises is raised here. Raises PretrainError when a process dies. Memory: at most
-    AHEAD · workers items and results.
+    The others are new, or those of `executor`, whoever provides it: that is all that is asked of a cluster, whose
+    `workers` do not count this process. These begin at once, before the first result is asked for. `work` and the items
+    are pickled: a function of a module, or a partial of one. What it raises is raised here. Raises PretrainError when a
+    process dies. Memory: at most AHEAD · workers items and results, and OWN results.
     """
     if executor is not None:
         return _begun(executor, work, items, AHEAD * workers)
@@ -44,29 +46,82 @@ def _by_new_processes(work: Callable[[Item], Result], items: Iterable[Item], wor
 
 
 def _begun(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    submitted = _submitted(executor, work, items)
-    return _results(deque(islice(submitted, ahead)), submitted)
+    flow = _Flow(executor, work, items, ahead)
+    flow.fill()
+    return flow.results()
 
 
-def _results(flying: deque[Future], submitted: Iterator[Future]) -> Iterator:
-    try:
-        while flying:
-            result = flying.popleft().result()
-            flying.extend(islice(submitted, 1))
-            yield result
-    except BrokenProcessPool:
-        flying.clear()  # the pool is failing them: to cancel them meanwhile would end its thread with a traceback
-        raise PretrainError("a worker process died: was it out of memory? Take fewer workers") from None
-    finally:
-        for future in flying:
-            future.cancel()
+class _Flow:
+    """Items on their way, and results that wait for their turn.
+
+    Where this process is one of the workers it takes an item itself whenever all others have theirs and the next one,
+    and it would only wait.
+    """
+
+    def __init__(self, executor: Executor, work: Callable, items: Iterable, ahead: int):
+        self._executor, self._work, self._items = executor, work, iter(items)
+        self._helps = isinstance(executor, _Pool)
+        self._ahead = ahead + OWN * self._helps
+        self._flying: deque[Future] = deque()
+
+    def fill(self) -> None:
+        """Give the others what they may have."""
+        while len(self._flying) < self._ahead and not (self._helps and self._executor.has_enough()):
+            if not self._take(partial(self._executor.submit, self._work)):
+                break
+
+    def results(self) -> Iterator:
+        flying = self._flying
+        try:
+            while True:
+                self.fill()
+                waits = self._helps and not (flying and flying[0].done()) and len(flying) < self._ahead
+                if waits and self._take(self._done_here):
+                    continue
+                if not flying:
+                    return
+                result = flying.popleft().result()
+                self.fill()
+                yield result
+        except BrokenProcessPool:
+            flying.clear()  # the pool is failing them: to cancel them meanwhile would end its thread with a traceback
+            raise PretrainError("a worker process died: was it out of memory? Take fewer workers") from None
+        finally:
+            for future in flying:
+                future.cancel()
+
+    def _take(self, given: Callable[[object], Future]) -> bool:
+        """Whether there was another item. What making one raises comes in its turn, as it does with one worker."""
+        try:
+            for item in self._items:
+                self._flying.append(given(item))
+                return True
+        except Exception as error:
+            self._items = iter(())
+            self._flying.append(_failed(error))
+            return True
+        return False
+
+    def _done_here(self, item: object) -> Future:
+        done: Future = Future()
+        try:
+            done.set_result(self._work(item))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def _failed(error: Exception) -> Future:
+    failed: Future = Future()
+    failed.set_exception(error)
+    return failed
 
 
 @contextmanager
 def processes(workers: int) -> Iterator[Executor]:
-    """Processes of this machine."""
+    """`workers` processes of this machine, this one among them: `ordered` has it work when it would wait."""
     # Not forked: a progress bar or a tokenizer may have started threads here, which a fork would leave half-alive.
-    pool = _Pool(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = _Pool(workers - 1, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         yield pool
     except BaseException:
@@ -100,17 +155,6 @@ def cluster(scheduler: str) -> Iterator[tuple[Executor, int]]:
             raise PretrainError(f"the Dask cluster at {scheduler} lost its workers: {error}") from None
 
 
-def _submitted(executor: Executor, work: Callable, items: Iterable) -> Iterator[Future]:
-    """A future of each item. What making an item raises comes in its turn, as it does with one worker."""
-    try:
-        for item in items:
-            yield executor.submit(work, item)
-    except Exception as error:
-        failed: Future = Future()
-        failed.set_exception(error)
-        yield failed
-
-
 class _Pool(ProcessPoolExecutor):
     """Workers that find an item in memory which they share with this process.
 
@@ -118,7 +162,21 @@ class _Pool(ProcessPoolExecutor):
     a worker that waits for every 64 kB. This way they take 9.
     """
 
+    def __init__(self, workers: int, context: BaseContext, initializer: Callable[[], None]):
+        super().__init__(workers, context, initializer)
+        self._most, self._given = AHEAD * workers, set()
+
+    def has_enough(self) -> bool:
+        """Whether every process has an item and the next one."""
+        self._given = {future for future in self._given if not future.done()}
+        return len(self._given) >= self._most
+
     def submit(self, work: Callable, item: object) -> Future:
+        future = self._submit(work, item)
+        self._given.add(future)
+        return future
+
+    def _submit(self, work: Callable, item: object) -> Future:
         if not os.path.isdir("/proc/self/fd"):
             return super().submit(work, item)
         try:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import CorpusError, PretrainError
-from pretrain.parallel import AHEAD, ordered
+from pretrain.parallel import AHEAD, OWN, ordered
 from tests.conftest import ROOT
 
 
@@ -25,6 +25,11 @@ def square(number: int) -> int:
 
 def count_and_last(data: bytes) -> tuple[int, bytes]:
     return len(data), data[-1:]
+
+
+def late(number: int) -> int:
+    time.sleep(0.3 * (number == 0))
+    return number
 
 
 begun: list[str] = []
@@ -45,8 +50,10 @@ def refuse(number: int, bad: int) -> int:
     return number
 
 
-def die(number: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
+def die(parent: int, number: int) -> int:
+    """Kill the process that does this, unless it is the one that leads the others."""
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
@@ -64,8 +71,26 @@ def test_no_items_give_no_results():
     assert list(ordered(square, [], 2)) == []
 
 
-def test_work_is_done_in_other_processes():
-    assert os.getpid() not in set(ordered(place, range(8), 2))
+@pytest.mark.parametrize("workers", [2, 3])
+def test_this_process_is_one_of_the_workers(workers):
+    """It begins while the others start; when they are there, it does its share and no more."""
+    done = list(ordered(place, range(300), workers))
+    assert len(set(done)) == workers
+    assert done[0] != os.getpid() and done.count(os.getpid()) < 300 * 0.8
+
+
+def test_this_process_leaves_a_late_result_its_turn_and_runs_only_a_little_ahead():
+    ahead = []
+
+    def items():
+        for number in range(100):
+            ahead.append(number)
+            yield number
+
+    results = ordered(late, items(), 2)
+    assert next(results) == 0
+    assert len(ahead) <= AHEAD * 2 + OWN + 1
+    assert list(results) == list(range(1, 100))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -94,7 +119,7 @@ def test_items_are_made_only_a_little_ahead():
 
     results = ordered(square, items(), 2)
     next(results)
-    assert len(made) <= AHEAD * 2 + 1
+    assert len(made) <= AHEAD * 2 + OWN + 1
     results.close()
 
 
@@ -113,7 +138,7 @@ def test_large_items_arrive_whole_and_leave_no_open_file_behind():
     with pytest.raises(CorpusError, match="2 is bad"):
         list(ordered(partial(refuse, bad=2), range(100), 2))
     with pytest.raises(PretrainError, match="a worker process died"):
-        list(ordered(die, range(100), 2))
+        list(ordered(partial(die, os.getpid()), range(100), 2))
     results = ordered(count_and_last, iter(lambda: b"x" * 1_000_003, None), 2)
     assert next(results) == (1_000_003, b"x")
     results.close()
@@ -135,7 +160,7 @@ def test_any_executor_does_the_work_and_is_left_to_whoever_made_it():
 
 def test_a_worker_that_dies_is_said_to_have():
     with pytest.raises(PretrainError, match="a worker process died"):
-        list(ordered(die, range(4), 2))
+        list(ordered(partial(die, os.getpid()), range(4), 2))
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
@@ -162,15 +187,16 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def _faults(_: int) -> int:
-    """Pages taken from the system by 100 rounds of three arrays of 2 MB."""
+def _faults(_: int) -> tuple[int, int]:
+    """A process, and the pages it took from the system in 100 rounds of three arrays of 2 MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(100):
         [np.ones(1 << 18) for _ in range(3)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is set where it is glibc's")
 def test_workers_keep_the_memory_that_their_arrays_leave():
     pages = 3 * (1 << 21) // os.sysconf("SC_PAGE_SIZE")
-    assert max(ordered(_faults, range(2), workers=2)) < 3 * pages
+    found = [faults for process, faults in ordered(_faults, range(3), workers=2) if process != os.getpid()]
+    assert 0 < max(found) < 3 * pages
