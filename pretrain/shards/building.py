@@ -10,7 +10,8 @@ Processes write; what they send back is counts. What is finished is not made aga
 processes and after however many interruptions: the output does not show them, nor how the corpus was cut into chunks.
 
 Memory of a process: 120 MB (vocabulary 30,000), or 25 times the longest document; 200 MB where documents are shuffled.
-Of the one that leads them: 1 kB a chunk. Disk, while it works: the output twice, three times if documents are shuffled.
+The one that leads them is one of them, and has 1 kB a chunk besides. Disk, while they work: the output twice, three
+times if documents are shuffled.
 """
 
 import hashlib
