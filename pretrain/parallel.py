@@ -172,7 +172,12 @@ class _Pool(ProcessPoolExecutor):
         return len(self._given) >= self._most
 
     def submit(self, work: Callable, item: object) -> Future:
-        future = self._submit(work, item)
+        # A process that this starts inherits the mask: Ctrl-C would end it with a traceback before it ignores it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            future = self._submit(work, item)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._given.add(future)
         return future
 

@@ -360,6 +360,20 @@ def test_a_full_disk_is_said_to_be_full_and_the_build_goes_on_when_there_is_spac
     assert contents(tmp_path / "copy") == reference
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_limit_of_the_size_of_files_is_said_and_the_build_goes_on_without_it(
+    prepared, corpus, tmp_path, reference, workers
+):
+    out = tmp_path / "made" / "out"
+    command = " ".join([*_command(tmp_path, config(prepared, corpus, out)), f"workers={workers}"])
+    done = subprocess.run(["bash", "-c", f"ulimit -f 8; {command}"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "a file may not become so large" in done.stderr and "ulimit -f" in done.stderr
+    assert [path.name for path in out.parent.iterdir()] in ([".out.work"], [])
+    run(config(prepared, corpus, out))
+    assert contents(out) == reference
+
+
 def test_chunks_of_other_settings_are_not_taken(prepared, corpus, reference, tmp_path, monkeypatch):
     out, work = tmp_path / "out", tmp_path / ".out.work"
     _interrupted(monkeypatch, config(prepared, corpus, out, kind="byte"), after=4)

@@ -79,6 +79,18 @@ def test_this_process_is_one_of_the_workers(workers):
     assert done[0] != os.getpid() and done.count(os.getpid()) < 300 * 0.8
 
 
+def _blocked(number: int) -> tuple[int, bool]:
+    time.sleep(0.05)
+    return os.getpid(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_ctrl_c_is_kept_from_workers_before_they_run_a_line_of_python():
+    """They are ended by whoever leads them, which hears it as ever."""
+    found = dict(ordered(_blocked, range(40), 2))
+    assert found.pop(os.getpid()) is False
+    assert list(found.values()) == [True]
+
+
 def test_this_process_leaves_a_late_result_its_turn_and_runs_only_a_little_ahead():
     ahead = []
 

@@ -102,6 +102,12 @@ def test_every_fault_of_every_folder_is_named_at_once(damaged, capsys):
     assert lines[-1].strip() == "copy it again from where it was made, or make it again"
 
 
+def test_a_derived_folder_without_its_index_is_named_not_its_files(damaged):
+    (damaged / "shards/words").mkdir()
+    (damaged / "shards/words/train.bits").write_bytes(b"bits")
+    assert verify.check(damaged / "shards") == [f"{damaged}/shards/words/index.json: missing"]
+
+
 def test_any_single_bit_of_any_file_is_noticed(damaged):
     draw = random.Random(0)
     files = [path for path in sorted(damaged.glob("shards/*")) if path.name != "index.json"]
