@@ -193,7 +193,7 @@ def measure(who: str, folder: str, windows: str) -> None:
     from pretrain.memory import keep_freed
 
     torch.set_num_threads(1)
-    keep_freed()  # as the stages do
+    keep_freed()  # as the processes of a loader do
     batch = contestant(who)(Path(folder), who, int(windows))
     for _ in range(WARM):
         batch()

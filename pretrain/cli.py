@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from pretrain import config, memory
+from pretrain import config
 from pretrain.errors import PretrainError, UserError
 
 # stage → module with `run(config)`, and the class of its configuration. Imported when asked for: the data stages
@@ -84,7 +84,6 @@ def _is_connected_rank() -> bool:
 
 
 def _run(stage: str, path: str, overrides: list[str]) -> None:
-    memory.keep_freed()
     module_name, config_name = STAGES[stage]
     module = importlib.import_module(module_name)
     function = module.generate if stage == "generate" else module.run

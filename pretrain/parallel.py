@@ -35,6 +35,7 @@ def ordered(
     are pickled: a function of a module, or a partial of one. What it raises is raised here. Raises PretrainError when a
     process dies. Memory: at most AHEAD · workers items and results, and OWN results.
     """
+    keep_freed()
     if executor is not None:
         return _begun(executor, work, items, AHEAD * workers)
     return map(work, items) if workers == 1 else _by_new_processes(work, items, workers)

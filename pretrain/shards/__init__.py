@@ -123,7 +123,7 @@ def _processes(config: ShardsConfig) -> Iterator[tuple[Each, int]]:
         with cluster(config.scheduler) as (executor, workers):
             yield partial(ordered, workers=workers, executor=executor), workers
     elif config.workers == 1:
-        yield map, 1
+        yield partial(ordered, workers=1), 1
     else:
         with processes(config.workers) as executor:
             yield partial(ordered, workers=config.workers, executor=executor), config.workers
