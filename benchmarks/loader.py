@@ -90,12 +90,14 @@ def ours(folder: Path, who: str, count: int):
     from pydantic import TypeAdapter
 
     from pretrain.loader import Batches
+    from pretrain.memory import keep_freed
     from pretrain.objectives import OBJECTIVES, ObjectiveConfig
     from pretrain.phases import Phase
     from pretrain.shards import Shards
     from pretrain.windows import Windows
     from pretrain.words import Words
 
+    keep_freed()  # as the processes of our loader do
     shards = Shards(folder / "shards")
     config = TypeAdapter(ObjectiveConfig).validate_python(OURS[who.removesuffix(", as trained")])
     windows = Windows(shards, T, 1, Words(shards))
@@ -190,10 +192,7 @@ def measure(who: str, folder: str, windows: str) -> None:
     """One contestant in a process of its own: prints its rate."""
     import torch
 
-    from pretrain.memory import keep_freed
-
     torch.set_num_threads(1)
-    keep_freed()  # as the processes of a loader do
     batch = contestant(who)(Path(folder), who, int(windows))
     for _ in range(WARM):
         batch()

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-# Nor compiled anew by every process, where the environment says that bytecode is not kept.
 # Starts a process and prints its status, CPU and wall seconds, and the memory of its largest process in MB: what starts
 # a process lends it its own peak, which must therefore be small.
 METER = """
@@ -23,6 +22,7 @@ _, status, used = os.wait4(process.pid, 0)
 wall = time.perf_counter() - started
 print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024]))
 """
+# Nor compiled anew by every process, where the environment says that bytecode is not kept.
 ONE_THREAD = {
     "PYTHONDONTWRITEBYTECODE": "",
     "RAYON_NUM_THREADS": "1",

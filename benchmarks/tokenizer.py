@@ -173,9 +173,6 @@ def encode_one(who: str, tokenizer: str, text: str, megabytes: str) -> None:
     """One contestant in a process of its own: a pass, or for ours two. Prints what it took."""
     import numpy as np
 
-    from pretrain.memory import keep_freed
-
-    keep_freed()  # as the stages do
     encoder = {"ours": _ours, "tokenizers": _theirs, "tokie": _tokie}[who](Path(tokenizer))
     specials = json.loads((Path(tokenizer) / "index.json").read_bytes())["specials"]
     template = [number for role, number in specials.items() if role in ("cls", "sep", "eod")]
@@ -203,8 +200,10 @@ def encode_one(who: str, tokenizer: str, text: str, megabytes: str) -> None:
 
 
 def _ours(folder: Path):
+    from pretrain.memory import keep_freed
     from pretrain.tokenizer import open_tokenizer
 
+    keep_freed()  # as the stages do
     return open_tokenizer(folder).encode_flat
 
 

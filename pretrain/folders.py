@@ -221,11 +221,11 @@ def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda fi
         elif digest(path)["sha256"] != entry["sha256"]:
             found.append(f"{name}: altered, its SHA-256 differs")
         advance(1)
-    unnamed = [Path(folder) / name for name in DERIVED]
-    unnamed = [path for path in unnamed if path.is_dir() and not (path / INDEX).exists()]
-    found += [f"{path.name}/{INDEX}: missing" for path in unnamed]
+    unlisted = [Path(folder) / name for name in DERIVED]
+    unlisted = [path for path in unlisted if path.is_dir() and not (path / INDEX).exists()]
+    found += [f"{path.name}/{INDEX}: missing" for path in unlisted]
     # Nor what is being made: folders whose names begin with a dot are those of a stage at work, or killed at it.
-    inner = {path for place in [*within(folder), *unnamed, *Path(folder).glob(".*/")] for path in place.rglob("*")}
+    inner = {path for place in [*within(folder), *unlisted, *Path(folder).glob(".*/")] for path in place.rglob("*")}
     files = (path for path in Path(folder).rglob("*") if path.is_file() and path not in inner)
     present = {path.relative_to(folder).as_posix() for path in files}
     return found + [f"{name}: extra, not in the index" for name in sorted(present - set(listed(index)) - {INDEX})]

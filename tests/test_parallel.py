@@ -73,10 +73,10 @@ def test_no_items_give_no_results():
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_this_process_is_one_of_the_workers(workers):
-    """It begins while the others start; when they are there, it does its share and no more."""
-    done = list(ordered(place, range(300), workers))
-    assert len(set(done)) == workers
-    assert done[0] != os.getpid() and done.count(os.getpid()) < 300 * 0.8
+    """It begins while the others start."""
+    done = list(ordered(place, range(100), workers))
+    assert done[0] != os.getpid() and os.getpid() in done
+    assert len(set(done)) <= workers
 
 
 def _blocked(number: int) -> tuple[int, bool]:
@@ -89,20 +89,6 @@ def test_ctrl_c_is_kept_from_workers_before_they_run_a_line_of_python():
     found = dict(ordered(_blocked, range(40), 2))
     assert found.pop(os.getpid()) is False
     assert list(found.values()) == [True]
-
-
-def test_this_process_leaves_a_late_result_its_turn_and_runs_only_a_little_ahead():
-    ahead = []
-
-    def items():
-        for number in range(100):
-            ahead.append(number)
-            yield number
-
-    results = ordered(late, items(), 2)
-    assert next(results) == 0
-    assert len(ahead) <= AHEAD * 2 + OWN + 1
-    assert list(results) == list(range(1, 100))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -121,7 +107,8 @@ def test_the_first_error_in_order_is_raised_whether_an_item_or_its_work_raises_i
         next(results)
 
 
-def test_items_are_made_only_a_little_ahead():
+@pytest.mark.parametrize("workers", [2, 3])
+def test_items_are_made_only_a_little_ahead_and_so_are_the_results_of_this_process(workers):
     made = []
 
     def items():
@@ -129,10 +116,12 @@ def test_items_are_made_only_a_little_ahead():
             made.append(number)
             yield number
 
-    results = ordered(square, items(), 2)
-    next(results)
-    assert len(made) <= AHEAD * 2 + OWN + 1
-    results.close()
+    before, results = open_files(), ordered(late, items(), workers)
+    for number in range(100):
+        assert next(results) == number
+        assert open_files() - before <= AHEAD * workers  # items that wait for work, or are worked on
+        assert len(made) - number - 1 <= AHEAD * workers + OWN  # with results that wait for their turn
+    assert next(results, None) is None
 
 
 def test_work_for_an_executor_begins_before_its_results_are_asked_for():
