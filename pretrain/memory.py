@@ -6,7 +6,7 @@ from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT = 256 << 20  # bytes, at the end of the heap
-MAPPED = 4 << 20  # bytes from which a block is mapped by itself, and given back as soon as it is free
+MAPPED = 8 << 20  # bytes from which a block is mapped by itself, and given back as soon as it is free
 
 
 @cache

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import CorpusError, PretrainError
-from pretrain.parallel import AHEAD, OWN, ordered
+from pretrain.parallel import AHEAD, KEPT, OWN, ordered, processes
 from tests.conftest import ROOT
 
 
@@ -35,13 +35,18 @@ def late(number: int) -> int:
 begun: list[str] = []
 
 
-def open_files() -> int:
-    """How many items this process holds open for its workers."""
-    count = 0
+def sizes() -> list[int]:
+    """Bytes of the files in memory that this process holds open for its workers."""
+    found = []
     for path in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            count += "memfd:item" in os.readlink(path)
-    return count
+            if "memfd:item" in os.readlink(path):
+                found.append(path.stat().st_size)
+    return found
+
+
+def open_files() -> int:
+    return len(sizes())
 
 
 def refuse(number: int, bad: int) -> int:
@@ -133,7 +138,7 @@ def test_work_for_an_executor_begins_before_its_results_are_asked_for():
 
 def test_large_items_arrive_whole_and_leave_no_open_file_behind():
     before = open_files()
-    items = [bytes([n]) * (n * 1_000_003) for n in range(8)]
+    items = [bytes([n]) * (size * 1_000_003) for n, size in enumerate((9, 0, 1, 12, 5, 3, 8, 2, 7))]
     assert list(ordered(count_and_last, items, 2)) == [(len(item), item[-1:]) for item in items]
     assert open_files() <= before
     with pytest.raises(CorpusError, match="2 is bad"):
@@ -147,6 +152,17 @@ def test_large_items_arrive_whole_and_leave_no_open_file_behind():
     while open_files() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert open_files() <= before
+
+
+def test_a_file_in_memory_is_used_again_and_keeps_no_more_than_it_should():
+    before, deadline = open_files(), time.monotonic() + 10
+    with processes(2) as pool:
+        for size in (KEPT + 1, 10, KEPT - 1000, 3):
+            assert pool.submit(count_and_last, bytes(size)).result() == (size, b"\0")
+            while not pool._files and time.monotonic() < deadline:  # a result is known a moment before its file is free
+                time.sleep(0.01)
+            assert open_files() - before == 1 and max(sizes()) <= KEPT
+    assert open_files() == before
 
 
 def test_any_executor_does_the_work_and_is_left_to_whoever_made_it():

@@ -47,6 +47,7 @@ from pretrain.tokenizer import Tokenizer
 __all__ = ["Shards", "ShardsConfig", "check_tokenizer", "open_index", "run"]
 
 FORMAT = 2  # 1 had no origins
+COUNTED = 64  # chunks whose counts are added up together
 Each = Callable[[Callable, Iterable], Iterator]  # as `map`: the results, in order, of a function of each thing
 
 
@@ -80,19 +81,20 @@ def run(config: ShardsConfig) -> dict:
         _check(blocks, config, corpus)
         places = list(dict.fromkeys(place for block in blocks for place in block.places))
         aside, pieces = _plan(job, blocks, places, config, each)
-        written = each(partial(write_piece, aside, tokenizer.vocab_size), pieces)  # begins; meanwhile files are hashed
+        written = each(partial(write_piece, aside, job.dtype), pieces)  # begins; meanwhile files are hashed
         identity = corpus.fingerprint(each)
-        sides, files, unigrams = _written(written, blocks, tokenizer.vocab_size)
+        unigrams = sum(each(partial(building.counted, job.dtype, tokenizer.vocab_size), _groups(blocks)))
+        sides, files = _written(written, blocks)
         for name in files:
             (aside / name).rename(folder / name)
-        for side, unigram in unigrams.items():
+        for side, unigram in zip(SIDES, unigrams, strict=True):
             np.save(folder / f"{side}.unigram.npy", unigram)
         folders.write_json(folder / ORIGINS, places)
         index = {
             "stage": "shards",
             "format": FORMAT,
             "kind": tokenizer.kind,
-            "dtype": str(dtype_of(tokenizer.vocab_size)),
+            "dtype": str(job.dtype),
             "vocab_size": tokenizer.vocab_size,
             "specials": tokenizer.specials,
             "sidecars": list(SIDECARS),
@@ -194,22 +196,23 @@ def _plan(
     return _alone(job.folder.parent, "pieces", [decided, config.piece_tokens]), chain.from_iterable(pieces)
 
 
-def _written(
-    pieces: Iterator[Written], blocks: list[Block], vocab_size: int
-) -> tuple[dict[str, dict], dict[str, dict], dict[str, np.ndarray]]:
-    """What each side holds, the digest of each file, and how often each id occurs on each side."""
+def _groups(blocks: list[Block]) -> Iterator[list[Block]]:
+    return (blocks[first : first + COUNTED] for first in range(0, len(blocks), COUNTED))
+
+
+def _written(pieces: Iterator[Written], blocks: list[Block]) -> tuple[dict[str, dict], dict[str, dict]]:
+    """What each side holds, and the digest of each file."""
     sides = {
         side: {"pieces": [], **vars(reduce(add, (block.sides[number] for block in blocks)))}
         for number, side in enumerate(SIDES)
     }
-    files, unigrams = {}, {side: np.zeros(vocab_size, np.int64) for side in SIDES}
+    files = {}
     with progress("writing", unit="pieces") as advance:
         for written in pieces:
             sides[written.side]["pieces"].append(written.name)
-            unigrams[written.side] += written.unigram
             files |= written.files
             advance(1)
-    return sides, files, unigrams
+    return sides, files
 
 
 def _alone(work: Path, kind: str, decided: object) -> Path:

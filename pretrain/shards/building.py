@@ -11,14 +11,14 @@ processes and after however many interruptions: the output does not show them, n
 
 Memory of a process: 120 MB (vocabulary 30,000), or 25 times the longest document; 200 MB where documents are shuffled.
 The one that leads them is one of them, and has 1 kB a chunk besides. Disk, while they work: the output twice, three
-times if documents are shuffled.
+times if documents are shuffled, and up to a tenth more for counts.
 """
 
 import hashlib
 import os
 import pickle
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,13 +32,14 @@ import numpy as np
 from pretrain.corpus import SIDES, Chunk, Cleaned, Corpus, Document, Group, Skipped
 from pretrain.errors import TokenizerError
 from pretrain.folders import finished
-from pretrain.shards.megatron import CODES, HEADER, MAGIC, dtype_of
+from pretrain.shards.megatron import CODES, HEADER, MAGIC
 from pretrain.shards.reading import ORIGIN
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
 ROW = np.dtype(  # of a document; `begin` is its first token within its side of the block, `key` is for shuffling
     [("length", "<i4"), ("raw", "<u4"), ("file", "<u4"), ("number", "<u8"), ("begin", "<u8"), ("key", "<u8")]
 )
+COUNT = np.dtype([("id", "<u4"), ("times", "<u4")])
 SIDECARS = {"raw": np.dtype("<u4"), "origin": ORIGIN}  # arrays of one row a document, NAME.raw.npy …
 BATCH_CHARACTERS = 1 << 20  # encoded together
 BUFFER_TOKENS = 1 << 20  # copied at a time
@@ -64,13 +65,15 @@ class Side:
 class Block:
     """A finished file: the rows (ROW) of its documents, those of the first side first, then their ids in that order.
 
-    `files` of its rows are numbers into `places`, where documents came from: "en.jsonl, line".
+    `files` of its rows are numbers into `places`, where documents came from: "en.jsonl, line". Last, of a chunk, how
+    often each id occurs on each side (COUNT): counted when they are made, they need not be read for it.
     """
 
     path: Path
     sides: tuple[Side, ...]
     places: tuple[str, ...]
     skipped: Skipped
+    distinct: tuple[int, ...] = ()  # ids of each side
 
     def rows(self, side: int, first: int = 0, last: int | None = None) -> np.ndarray:
         """Rows first … last - 1 of a side."""
@@ -83,6 +86,12 @@ class Block:
         before = sum(side.tokens for side in self.sides[:side]) + first
         begin = sum(side.documents for side in self.sides) * ROW.itemsize
         return self._read(dtype, tokens, begin + before * dtype.itemsize)
+
+    def counts(self, side: int, dtype: np.dtype) -> np.ndarray:
+        """(distinct ids of a side,) COUNT."""
+        rows, tokens = (sum(getattr(each, name) for each in self.sides) for name in ("documents", "tokens"))
+        begin = rows * ROW.itemsize + tokens * dtype.itemsize
+        return self._read(COUNT, self.distinct[side], begin + sum(self.distinct[:side]) * COUNT.itemsize)
 
     def between(self, side: int, first: int, last: int) -> tuple[int, int]:
         """Which rows of a side, in order of their keys, have one from `first` to `last`."""
@@ -154,8 +163,8 @@ def _block(job: Job, chunk: Chunk) -> Block:
     for document in job.corpus.read(chunk, skipped):
         place, _, number = document.where.rpartition(" ")
         sides[document.side].add(document, places.setdefault(place, len(places)), int(number))
-    rows, ids = map(list, zip(*(sides[side].arrays() for side in SIDES), strict=True))
-    return write_block(path, rows, ids, tuple(places), skipped)
+    rows, ids, counts = map(list, zip(*(sides[side].arrays() for side in SIDES), strict=True))
+    return write_block(path, rows, ids, tuple(places), skipped, counts)
 
 
 class _Encoded:
@@ -165,6 +174,7 @@ class _Encoded:
         self.tokenizer, self.dtype = tokenizer, dtype
         self.texts, self.characters = [], 0
         self.ids, self.lengths, self.rows = [], [], []
+        self.times = np.zeros(tokenizer.vocab_size, np.int64)
 
     def add(self, document: Document, file: int, number: int) -> None:
         text = document.text
@@ -174,31 +184,40 @@ class _Encoded:
         if self.characters >= BATCH_CHARACTERS:
             self._encode()
 
-    def arrays(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """(documents,) ROW, and their ids one after another."""
+    def arrays(self) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """(documents,) ROW, their ids one after another, and how often each occurs, COUNT."""
         if self.texts:
             self._encode()
         rows = np.array(self.rows, ROW)
         if len(rows):
             rows["length"] = np.concatenate(self.lengths)
             rows["begin"] = begins(rows["length"])
-        return rows, self.ids
+        distinct = np.flatnonzero(self.times)
+        counts = np.empty(len(distinct), COUNT)
+        counts["id"], counts["times"] = distinct, self.times[distinct]
+        return rows, self.ids, counts
 
     def _encode(self) -> None:
         ids, lengths = self.tokenizer.encode_flat(self.texts)
+        self.times += np.bincount(ids, minlength=len(self.times))
         self.ids.append(ids.astype(self.dtype))
         self.lengths.append(lengths)
         self.texts, self.characters = [], 0
 
 
 def write_block(
-    path: Path, rows: list[np.ndarray], ids: list[Iterable[np.ndarray]], places: tuple[str, ...], skipped: Skipped
+    path: Path,
+    rows: list[np.ndarray],
+    ids: list[Iterable[np.ndarray]],
+    places: tuple[str, ...],
+    skipped: Skipped,
+    counts: Sequence[np.ndarray] = (),
 ) -> Block:
     """Write the rows of each side, then the ids of each, which come in stretches, then what is known of them."""
-    counts = tuple(Side(len(r), int(r["length"].sum(dtype=np.int64)), int(r["raw"].sum(dtype=np.int64))) for r in rows)
-    block = Block(path, counts, places, skipped)
+    sides = tuple(Side(len(r), int(r["length"].sum(dtype=np.int64)), int(r["raw"].sum(dtype=np.int64))) for r in rows)
+    block = Block(path, sides, places, skipped, tuple(map(len, counts)))
     with finished(path) as file:
-        for array in chain(rows, chain.from_iterable(ids)):
+        for array in chain(rows, chain.from_iterable(ids), counts):
             file.write(array)
         head = pickle.dumps(replace(block, path=None))
         file.write(head + len(head).to_bytes(8, "little"))
@@ -211,6 +230,16 @@ def read_block(path: Path) -> Block:
         size = int.from_bytes(file.read(), "little")
         file.seek(-8 - size, os.SEEK_END)
         return replace(pickle.loads(file.read(size)), path=path)
+
+
+def counted(dtype: np.dtype, vocab_size: int, blocks: Sequence[Block]) -> np.ndarray:
+    """How often each id occurs on each side of the blocks of some chunks: (sides, V) int64."""
+    counts = np.zeros((len(SIDES), vocab_size), np.int64)
+    for block in blocks:
+        for side, total in enumerate(counts):
+            found = block.counts(side, dtype)
+            total[found["id"]] += found["times"]
+    return counts
 
 
 # Pieces
@@ -299,23 +328,20 @@ class Written:
     name: str
     side: str
     files: dict[str, dict]  # name → {"bytes", "sha256"}
-    unigram: np.ndarray  # (V,) int64
 
 
-def write_piece(folder: Path, vocab_size: int, piece: Piece) -> Written:
+def write_piece(folder: Path, dtype: np.dtype, piece: Piece) -> Written:
     """Write the files of a piece, unless they are there. Memory: a part's rows, or what it puts in order."""
     done = folder / f"{piece.name}.done"
     if done.exists():
         written: Written = pickle.loads(done.read_bytes())
         if all((folder / name).exists() for name in written.files):  # not: taken into the output by a killed run
             return written
-    dtype, unigram = dtype_of(vocab_size), np.zeros(vocab_size, np.int64)
     files = {}
     with _hashed(folder, f"{piece.name}.bin", files) as write:
         for part in piece.parts:
             for ids in part.ids(dtype):
                 write(ids)
-                unigram += np.bincount(ids, minlength=vocab_size)
     with _hashed(folder, f"{piece.name}.idx", files) as write:
         _write_idx(write, piece, dtype)
     for sidecar, row in SIDECARS.items():
@@ -324,7 +350,7 @@ def write_piece(folder: Path, vocab_size: int, piece: Piece) -> Written:
             for part in piece.parts:
                 rows = part.rows()
                 write(rows["raw"].copy() if sidecar == "raw" else _origins(rows))
-    written = Written(piece.name, SIDES[piece.side], files, unigram)
+    written = Written(piece.name, SIDES[piece.side], files)
     with finished(done) as file:
         file.write(pickle.dumps(written))
     return written
