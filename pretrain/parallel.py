@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ AHEAD = 2  # items in flight for each worker: bounds memory, and hides the time 
 OWN = 8  # results of this process that wait for those of others: what it makes while these start
 KEPT = 8 << 20  # bytes that a file in memory keeps for the item that is next put there
 CONNECT_S = 30  # to a scheduler
+WATCH_S = 10.0  # between two looks at the workers of a cluster
 
 
 def ordered(
@@ -152,9 +154,33 @@ def cluster(scheduler: str) -> Iterator[tuple[Executor, int]]:
         if not workers:
             raise UserError(f"the Dask cluster at {scheduler} has no worker", "start some: dask worker --nthreads 1")
         try:
-            yield client.get_executor(pure=False), workers
+            with _watched(client.nthreads, scheduler):
+                yield client.get_executor(pure=False), workers
         except (distributed.scheduler.KilledWorker, CancelledError) as error:
             raise PretrainError(f"the Dask cluster at {scheduler} lost its workers: {error}") from None
+
+
+@contextmanager
+def _watched(workers: Callable[[], dict], scheduler: str) -> Iterator[None]:
+    """Say it when a cluster has no worker any more: Dask waits for others without a word."""
+    over = threading.Event()
+
+    def watch() -> None:
+        had = True
+        while not over.wait(WATCH_S):
+            try:
+                has = bool(workers())
+            except Exception:  # the scheduler is gone: who waits for results is told
+                return
+            if had and not has:
+                print(f"the Dask cluster at {scheduler} has no worker left: waiting for another", file=sys.stderr)
+            had = has
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class _Pool(ProcessPoolExecutor):

@@ -3,6 +3,7 @@
 import fcntl
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -530,6 +531,32 @@ def test_the_work_of_a_lost_worker_is_done_by_another(prepared, corpus, referenc
     thread.start()
     run(config(prepared, corpus, tmp_path / "out", scheduler=scheduler.scheduler_address, chunk_bytes=4000))
     thread.join(TIMEOUT_S)
+    assert contents(tmp_path / "out") == reference
+
+
+def test_a_cluster_without_workers_is_waited_for_and_said_to_be(prepared, corpus, reference, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="needs Dask: pip install '.[dask]'")
+    monkeypatch.setattr("pretrain.parallel.WATCH_S", 0.05)
+    said, told = io.StringIO(), threading.Event()
+    monkeypatch.setattr("sys.stderr", said)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+
+        def away_for_a_while():
+            while len(_finished(tmp_path / ".out.work")) < 4:
+                time.sleep(0.002)
+            cluster.scale(0)
+            while "has no worker left" not in said.getvalue():
+                time.sleep(0.02)
+            told.set()
+            cluster.scale(1)
+
+        thread = threading.Thread(target=away_for_a_while, daemon=True)
+        thread.start()
+        run(config(prepared, corpus, tmp_path / "out", scheduler=cluster.scheduler_address, chunk_bytes=4000))
+        thread.join(TIMEOUT_S)
+    assert told.is_set() and said.getvalue().count("has no worker left") == 1
     assert contents(tmp_path / "out") == reference
 
 
