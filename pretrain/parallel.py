@@ -129,7 +129,7 @@ def processes(workers: int) -> Iterator[Executor]:
     try:
         yield pool
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.end()
         raise
     pool.shutdown()  # their time is then part of ours, as the system counts it
 
@@ -235,6 +235,13 @@ class _Pool(ProcessPoolExecutor):
             os.close(shared)
         else:
             self._files.append(shared)
+
+    def end(self) -> None:
+        """Have nobody finish what nobody wants any more: after Ctrl-C or an error."""
+        workers = list((self._processes or {}).values())
+        self.shutdown(wait=False, cancel_futures=True)  # first: futures that wait are cancelled, not failed
+        for worker in workers:
+            worker.terminate()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait, cancel_futures=cancel_futures)

@@ -180,6 +180,42 @@ def test_a_worker_that_dies_is_said_to_have():
         list(ordered(partial(die, os.getpid()), range(4), 2))
 
 
+def test_ctrl_c_does_not_wait_for_what_workers_are_at(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "from pretrain.config import Config\n"
+        "from pretrain.parallel import ordered\n"
+        "def work(number):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(3600)\n"
+        "def run(config):\n"
+        "    list(ordered(work, range(9), 3))\n"
+    )
+    script, config = tmp_path / "main.py", tmp_path / "config.yaml"
+    script.write_text(
+        "import sys\n"
+        "from pretrain import cli\n"
+        "if __name__ == '__main__':\n"
+        "    cli.STAGES['clean'] = ('slow', 'Config')\n"
+        f"    sys.exit(cli.main('clean', [{str(config)!r}]))\n"
+    )
+    config.write_text("{}")
+    paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+    process = subprocess.Popen(
+        [sys.executable, script], env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        workers = {int(process.stdout.readline()) for _ in range(3)}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(workers) == 3 and not any(map(is_running, workers))
+
+
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
