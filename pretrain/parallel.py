@@ -23,7 +23,7 @@ from pretrain.memory import keep_freed
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AHEAD = 2  # items in flight for each worker: bounds memory, and hides the time it takes to make the next
 OWN = 8  # results of this process that wait for those of others: what it makes while these start
-KEPT = 8 << 20  # bytes that a file in memory keeps for the item that is next put there
+FILE_BYTES = 8 << 20  # of a file in memory, that it keeps for the item that is next put there
 CONNECT_S = 30  # to a scheduler
 WATCH_S = 10.0  # between two looks at the workers of a cluster
 
@@ -87,6 +87,8 @@ class _Flow:
                 result = flying.popleft().result()
                 self.fill()
                 yield result
+        except _Unwanted:
+            raise PretrainError("a worker process was told to end (SIGTERM)") from None
         except BrokenProcessPool:
             flying.clear()  # the pool is failing them: to cancel them meanwhile would end its thread with a traceback
             raise PretrainError("a worker process died: was it out of memory? Take fewer workers") from None
@@ -170,8 +172,8 @@ def _watched(workers: Callable[[], dict], scheduler: str) -> Iterator[None]:
         while not over.wait(WATCH_S):
             try:
                 has = bool(workers())
-            except Exception:  # the scheduler is gone: who waits for results is told
-                return
+            except Exception:  # if the scheduler is gone, who waits for results is told
+                continue
             if had and not has:
                 print(f"the Dask cluster at {scheduler} has no worker left: waiting for another", file=sys.stderr)
             had = has
@@ -184,18 +186,17 @@ def _watched(workers: Callable[[], dict], scheduler: str) -> Iterator[None]:
 
 
 class _Pool(ProcessPoolExecutor):
-    """Workers that find an item in memory which they share with this process.
+    """Workers that find an item in memory which they share with this process, and that can be told to stop.
 
     Through the pool's pipe 6 MB of text take 25 ms of two busy cores, an eighth of the work on them: three copies, and
     a worker that waits for every 64 kB. In a file in memory they take 2, if it is used again; a new one takes 8, for
-    the system finds and zeroes its pages.
+    the system finds and zeroes its pages. So the files of all items under way are kept, each with up to FILE_BYTES.
     """
 
     def __init__(self, workers: int, context: BaseContext, initializer: Callable[[], None]):
         super().__init__(workers, context, initializer)
         self._most, self._given = AHEAD * workers, set()
         self._files: list[int] = []  # in memory, free
-        self._ends = False
 
     def has_enough(self) -> bool:
         """Whether every process has an item and the next one."""
@@ -203,8 +204,8 @@ class _Pool(ProcessPoolExecutor):
         return len(self._given) >= self._most
 
     def submit(self, work: Callable, item: object) -> Future:
-        # A process that this starts inherits the mask: Ctrl-C would end it with a traceback before it ignores it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # A process that this starts inherits the mask: a signal would end it before it knows what to do about one.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             future = self._submit(work, item)
         finally:
@@ -214,11 +215,11 @@ class _Pool(ProcessPoolExecutor):
 
     def _submit(self, work: Callable, item: object) -> Future:
         if not os.path.isdir("/proc/self/fd"):
-            return super().submit(work, item)
+            return super().submit(_wanted, work, item)
         try:
             shared = self._files.pop() if self._files else os.memfd_create("item")
         except (AttributeError, OSError):  # not Linux, or too many files are open
-            return super().submit(work, item)
+            return super().submit(_wanted, work, item)
         try:
             with open(shared, "wb", closefd=False) as file:
                 file.seek(0)
@@ -227,35 +228,54 @@ class _Pool(ProcessPoolExecutor):
         except BaseException:
             os.close(shared)
             raise
-        future.add_done_callback(lambda _: self._free(shared))
+        future.add_done_callback(lambda _: self._files.append(shared))
         return future
-
-    def _free(self, shared: int) -> None:
-        if self._ends:
-            os.close(shared)
-        else:
-            self._files.append(shared)
-
-    def end(self) -> None:
-        """Have nobody finish what nobody wants any more: after Ctrl-C or an error."""
-        workers = list((self._processes or {}).values())
-        self.shutdown(wait=False, cancel_futures=True)  # first: futures that wait are cancelled, not failed
-        for worker in workers:
-            worker.terminate()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait, cancel_futures=cancel_futures)
-        self._ends = True
         while self._files:
             os.close(self._files.pop())
+
+    def end(self) -> None:
+        """After Ctrl-C or an error: have workers leave what they are at, and wait until they have."""
+        for process in list((self._processes or {}).values()):
+            process.terminate()
+        self.shutdown(cancel_futures=True)
 
 
 def _on_shared(work: Callable, path: str) -> object:
     with open(path, "r+b") as file:
         item = pickle.load(file)
-        if file.tell() > KEPT:
+        if file.tell() > FILE_BYTES:
             file.truncate(0)  # its memory is free while the work is done
-    return work(item)
+    return _wanted(work, item)
+
+
+class _Unwanted(BaseException):
+    """Raised in the work of a process that is told to end, which unwinds it: no half-written file is left."""
+
+
+class _Worker:
+    """What this process is, where it is a worker."""
+
+    at_work = told_to_end = False
+
+
+def _wanted(work: Callable, item: object) -> object:
+    """`work(item)`, unless this process is told to end: not while it hands over a result, which must be whole."""
+    try:
+        _Worker.at_work = True
+        if _Worker.told_to_end:
+            raise _Unwanted
+        return work(item)
+    finally:
+        _Worker.at_work = False
+
+
+def _end(*_: object) -> None:
+    _Worker.told_to_end = True
+    if _Worker.at_work:
+        raise _Unwanted
 
 
 def _begin() -> None:
@@ -265,6 +285,8 @@ def _begin() -> None:
     end of file, and all of them wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     keep_freed()
     atexit.register(os._exit, 0)  # not to take every module down, which is 60 ms
     threading.Thread(target=_end_with_parent, daemon=True).start()

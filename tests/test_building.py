@@ -21,11 +21,23 @@ import numpy as np
 import pytest
 import yaml
 
+from pretrain import shards
 from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Group, Skipped, open_corpus
 from pretrain.errors import CorpusError, ShardError, TokenizerError, UserError
 from pretrain.permutation import hash64
 from pretrain.shards import Shards, ShardsConfig, building, run, shuffling
-from pretrain.shards.building import ROW, Piece, Stretch, begins, items_of, write_block, write_piece
+from pretrain.shards.building import (
+    COUNT,
+    ROW,
+    Piece,
+    Stretch,
+    begins,
+    counted,
+    items_of,
+    read_block,
+    write_block,
+    write_piece,
+)
 from pretrain.shards.megatron import dtype_of, read_idx, write_idx
 from pretrain.tokenizer import open_tokenizer
 from tests.conftest import ROOT, SAMPLE
@@ -182,7 +194,10 @@ def test_ids_of_a_large_vocabulary_are_int32(tmp_path, vocab_size, dtype):
     rows = [np.zeros(3, ROW), np.zeros(2, ROW)]
     for side, lengths in enumerate(([10, 5, 15], [29, 1])):
         rows[side]["length"], rows[side]["begin"] = lengths, begins(np.array(lengths))
-    block = write_block(tmp_path / "block", rows, [[i] for i in ids], ("a.txt, line",), Skipped())
+    times = [np.bincount(i, minlength=vocab_size) for i in ids]
+    counts = [np.array([(n, side[n]) for n in side.nonzero()[0]], COUNT) for side in times]
+    block = write_block(tmp_path / "block", rows, [[i] for i in ids], ("a.txt, line",), Skipped(), counts)
+    assert np.array_equal(counted(np.dtype(dtype), vocab_size, [block, read_block(block.path)]), 2 * np.array(times))
     for side, name in enumerate(SIDES):
         documents = block.sides[side].documents
         parts = [Stretch(block, side, *ends, np.array([4])) for ends in ((0, 1), (1, documents))]
@@ -537,26 +552,24 @@ def test_the_work_of_a_lost_worker_is_done_by_another(prepared, corpus, referenc
 def test_a_cluster_without_workers_is_waited_for_and_said_to_be(prepared, corpus, reference, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="needs Dask: pip install '.[dask]'")
     monkeypatch.setattr("pretrain.parallel.WATCH_S", 0.05)
-    said, told = io.StringIO(), threading.Event()
+    said = io.StringIO()
     monkeypatch.setattr("sys.stderr", said)
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
     ) as cluster:
 
-        def away_for_a_while():
-            while len(_finished(tmp_path / ".out.work")) < 4:
-                time.sleep(0.002)
+        def away_for_a_while(*arguments):
             cluster.scale(0)
-            while "has no worker left" not in said.getvalue():
+            deadline = time.monotonic() + TIMEOUT_S
+            while "has no worker left" not in said.getvalue() and time.monotonic() < deadline:
                 time.sleep(0.02)
-            told.set()
             cluster.scale(1)
+            return plan(*arguments)
 
-        thread = threading.Thread(target=away_for_a_while, daemon=True)
-        thread.start()
-        run(config(prepared, corpus, tmp_path / "out", scheduler=cluster.scheduler_address, chunk_bytes=4000))
-        thread.join(TIMEOUT_S)
-    assert told.is_set() and said.getvalue().count("has no worker left") == 1
+        plan = shards._plan  # between tokenising and writing
+        monkeypatch.setattr("pretrain.shards._plan", away_for_a_while)
+        run(config(prepared, corpus, tmp_path / "out", scheduler=cluster.scheduler_address))
+    assert said.getvalue().count("has no worker left") == 1
     assert contents(tmp_path / "out") == reference
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import CorpusError, PretrainError
-from pretrain.parallel import AHEAD, KEPT, OWN, ordered, processes
+from pretrain.parallel import AHEAD, FILE_BYTES, OWN, ordered, processes
 from tests.conftest import ROOT
 
 
@@ -35,18 +35,13 @@ def late(number: int) -> int:
 begun: list[str] = []
 
 
-def sizes() -> list[int]:
-    """Bytes of the files in memory that this process holds open for its workers."""
-    found = []
+def open_files() -> int:
+    """How many files in memory this process holds open for its workers."""
+    count = 0
     for path in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            if "memfd:item" in os.readlink(path):
-                found.append(path.stat().st_size)
-    return found
-
-
-def open_files() -> int:
-    return len(sizes())
+            count += "memfd:item" in os.readlink(path)
+    return count
 
 
 def refuse(number: int, bad: int) -> int:
@@ -55,10 +50,10 @@ def refuse(number: int, bad: int) -> int:
     return number
 
 
-def die(parent: int, number: int) -> int:
+def die(parent: int, how: int, number: int) -> int:
     """Kill the process that does this, unless it is the one that leads the others."""
     if os.getpid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), how)
     return number
 
 
@@ -124,7 +119,7 @@ def test_items_are_made_only_a_little_ahead_and_so_are_the_results_of_this_proce
     before, results = open_files(), ordered(late, items(), workers)
     for number in range(100):
         assert next(results) == number
-        assert open_files() - before <= AHEAD * workers  # items that wait for work, or are worked on
+        assert open_files() - before <= AHEAD * workers  # of items that wait for work or are worked on, and free ones
         assert len(made) - number - 1 <= AHEAD * workers + OWN  # with results that wait for their turn
     assert next(results, None) is None
 
@@ -144,7 +139,7 @@ def test_large_items_arrive_whole_and_leave_no_open_file_behind():
     with pytest.raises(CorpusError, match="2 is bad"):
         list(ordered(partial(refuse, bad=2), range(100), 2))
     with pytest.raises(PretrainError, match="a worker process died"):
-        list(ordered(partial(die, os.getpid()), range(100), 2))
+        list(ordered(partial(die, os.getpid(), signal.SIGKILL), range(100), 2))
     results = ordered(count_and_last, iter(lambda: b"x" * 1_000_003, None), 2)
     assert next(results) == (1_000_003, b"x")
     results.close()
@@ -155,14 +150,15 @@ def test_large_items_arrive_whole_and_leave_no_open_file_behind():
 
 
 def test_a_file_in_memory_is_used_again_and_keeps_no_more_than_it_should():
-    before, deadline = open_files(), time.monotonic() + 10
     with processes(2) as pool:
-        for size in (KEPT + 1, 10, KEPT - 1000, 3):
+        for size in (FILE_BYTES + 1, 10, FILE_BYTES - 1000, 3):
             assert pool.submit(count_and_last, bytes(size)).result() == (size, b"\0")
+            deadline = time.monotonic() + 60
             while not pool._files and time.monotonic() < deadline:  # a result is known a moment before its file is free
                 time.sleep(0.01)
-            assert open_files() - before == 1 and max(sizes()) <= KEPT
-    assert open_files() == before
+            (file,) = pool._files
+            assert os.fstat(file).st_size <= FILE_BYTES
+    assert not pool._files
 
 
 def test_any_executor_does_the_work_and_is_left_to_whoever_made_it():
@@ -177,19 +173,25 @@ def test_any_executor_does_the_work_and_is_left_to_whoever_made_it():
 
 def test_a_worker_that_dies_is_said_to_have():
     with pytest.raises(PretrainError, match="a worker process died"):
-        list(ordered(partial(die, os.getpid()), range(4), 2))
+        list(ordered(partial(die, os.getpid(), signal.SIGKILL), range(4), 2))
 
 
-def test_ctrl_c_does_not_wait_for_what_workers_are_at(tmp_path):
+@pytest.mark.parametrize("work", ["time.sleep(3600)", "return bytes(1 << 27)"])
+def test_ctrl_c_does_not_wait_for_what_workers_are_at_and_they_leave_nothing(tmp_path, work):
+    """One that hands over a large result does so to its end: half of it would be waited for, for ever."""
     (tmp_path / "slow.py").write_text(
         "import os, time\n"
+        "from pathlib import Path\n"
         "from pretrain.config import Config\n"
+        "from pretrain.folders import finished\n"
         "from pretrain.parallel import ordered\n"
         "def work(number):\n"
-        "    print(os.getpid(), flush=True)\n"
-        "    time.sleep(3600)\n"
+        "    with finished(Path('made')) as file:\n"
+        "        print(os.getpid(), flush=True)\n"
+        f"        {work}\n"
         "def run(config):\n"
-        "    list(ordered(work, range(9), 3))\n"
+        "    for _ in ordered(work, range(10**9), 3):\n"
+        "        pass\n"
     )
     script, config = tmp_path / "main.py", tmp_path / "config.yaml"
     script.write_text(
@@ -200,20 +202,29 @@ def test_ctrl_c_does_not_wait_for_what_workers_are_at(tmp_path):
         f"    sys.exit(cli.main('clean', [{str(config)!r}]))\n"
     )
     config.write_text("{}")
-    paths = os.pathsep.join([str(ROOT), str(tmp_path)])
-    process = subprocess.Popen(
-        [sys.executable, script], env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        workers = {int(process.stdout.readline()) for _ in range(3)}
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-    finally:
-        process.kill()
-    deadline = time.monotonic() + 10
-    while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(workers) == 3 and not any(map(is_running, workers))
+    out, err = tmp_path / "out", tmp_path / "err"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    with open(out, "w") as stdout, open(err, "w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, script], env=environment, cwd=tmp_path, stdout=stdout, stderr=stderr
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while len(workers := set(out.read_text().split())) < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+            process.wait()
+    assert len(workers) == 3 and not any(is_running(int(worker)) for worker in workers)
+    assert err.read_text() == "interrupted; no half-made folder has its name\n"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_worker_that_is_told_to_end_is_said_to_have_been():
+    with pytest.raises(PretrainError, match="a worker process was told to end"):
+        list(ordered(partial(die, os.getpid(), signal.SIGTERM), range(4), 2))
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):

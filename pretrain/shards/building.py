@@ -9,9 +9,10 @@ Three steps, each of files that are finished when they have their name, in a fol
 Processes write; what they send back is counts. What is finished is not made again, in whatever order, by however many
 processes and after however many interruptions: the output does not show them, nor how the corpus was cut into chunks.
 
-Memory of a process: 120 MB (vocabulary 30,000), or 25 times the longest document; 200 MB where documents are shuffled.
-The one that leads them is one of them, and has 1 kB a chunk besides. Disk, while they work: the output twice, three
-times if documents are shuffled, and up to a tenth more for counts.
+Memory of a process: 150 MB (vocabulary 30,000), or 25 times the longest document; 200 MB where documents are shuffled;
+and two chunks on their way to it, in shared memory. The one that leads them is one of them, and has 1 kB a chunk
+besides. Disk, while they work: the output twice, three times if documents are shuffled, and 8 bytes for each distinct
+id of a chunk.
 """
 
 import hashlib
@@ -213,7 +214,7 @@ def write_block(
     skipped: Skipped,
     counts: Sequence[np.ndarray] = (),
 ) -> Block:
-    """Write the rows of each side, then the ids of each, which come in stretches, then what is known of them."""
+    """Write the rows of each side, the ids, which come in stretches, and their counts; then what is known of them."""
     sides = tuple(Side(len(r), int(r["length"].sum(dtype=np.int64)), int(r["raw"].sum(dtype=np.int64))) for r in rows)
     block = Block(path, sides, places, skipped, tuple(map(len, counts)))
     with finished(path) as file:
