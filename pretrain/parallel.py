@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
@@ -26,6 +26,7 @@ OWN = 8  # results of this process that wait for those of others: what it makes 
 FILE_BYTES = 8 << 20  # of a file in memory, that it keeps for the item that is next put there
 CONNECT_S = 30  # to a scheduler
 WATCH_S = 10.0  # between two looks at the workers of a cluster
+LEAVE = signal.SIGUSR1  # tells a worker to leave what it is at; SIGTERM ends it, as the pool expects when one has died
 
 
 def ordered(
@@ -88,7 +89,7 @@ class _Flow:
                 self.fill()
                 yield result
         except _Unwanted:
-            raise PretrainError("a worker process was told to end (SIGTERM)") from None
+            raise PretrainError(f"a worker process was told to leave its work ({LEAVE.name})") from None
         except BrokenProcessPool:
             flying.clear()  # the pool is failing them: to cancel them meanwhile would end its thread with a traceback
             raise PretrainError("a worker process died: was it out of memory? Take fewer workers") from None
@@ -205,7 +206,7 @@ class _Pool(ProcessPoolExecutor):
 
     def submit(self, work: Callable, item: object) -> Future:
         # A process that this starts inherits the mask: a signal would end it before it knows what to do about one.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, LEAVE})
         try:
             future = self._submit(work, item)
         finally:
@@ -239,7 +240,8 @@ class _Pool(ProcessPoolExecutor):
     def end(self) -> None:
         """After Ctrl-C or an error: have workers leave what they are at, and wait until they have."""
         for process in list((self._processes or {}).values()):
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, LEAVE)
         self.shutdown(cancel_futures=True)
 
 
@@ -252,28 +254,28 @@ def _on_shared(work: Callable, path: str) -> object:
 
 
 class _Unwanted(BaseException):
-    """Raised in the work of a process that is told to end, which unwinds it: no half-written file is left."""
+    """Raised in work that is to be left, which unwinds it: no half-written file stays behind."""
 
 
 class _Worker:
-    """What this process is, where it is a worker."""
+    """What this process is at, where it is a worker."""
 
-    at_work = told_to_end = False
+    at_work = told_to_leave = False
 
 
 def _wanted(work: Callable, item: object) -> object:
-    """`work(item)`, unless this process is told to end: not while it hands over a result, which must be whole."""
+    """`work(item)`, unless this process is told to leave it: not while it hands over a result, which must be whole."""
     try:
         _Worker.at_work = True
-        if _Worker.told_to_end:
+        if _Worker.told_to_leave:
             raise _Unwanted
         return work(item)
     finally:
         _Worker.at_work = False
 
 
-def _end(*_: object) -> None:
-    _Worker.told_to_end = True
+def _leave(*_: object) -> None:
+    _Worker.told_to_leave = True
     if _Worker.at_work:
         raise _Unwanted
 
@@ -285,8 +287,8 @@ def _begin() -> None:
     end of file, and all of them wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.signal(LEAVE, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE})
     keep_freed()
     atexit.register(os._exit, 0)  # not to take every module down, which is 60 ms
     threading.Thread(target=_end_with_parent, daemon=True).start()

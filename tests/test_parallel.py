@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import platform
 import resource
@@ -50,10 +51,13 @@ def refuse(number: int, bad: int) -> int:
     return number
 
 
-def die(parent: int, how: int, number: int) -> int:
-    """Kill the process that does this, unless it is the one that leads the others."""
+def die(parent: int, how: int, first: Path, number: int) -> int:
+    """Kill the first process that does this but for the one that leads the others."""
+    time.sleep(0.02)
     if os.getpid() != parent:
-        os.kill(os.getpid(), how)
+        with suppress(FileExistsError):
+            first.touch(exist_ok=False)
+            os.kill(os.getpid(), how)
     return number
 
 
@@ -131,7 +135,7 @@ def test_work_for_an_executor_begins_before_its_results_are_asked_for():
         assert list(first) == [None]
 
 
-def test_large_items_arrive_whole_and_leave_no_open_file_behind():
+def test_large_items_arrive_whole_and_leave_no_open_file_behind(tmp_path):
     before = open_files()
     items = [bytes([n]) * (size * 1_000_003) for n, size in enumerate((9, 0, 1, 12, 5, 3, 8, 2, 7))]
     assert list(ordered(count_and_last, items, 2)) == [(len(item), item[-1:]) for item in items]
@@ -139,7 +143,7 @@ def test_large_items_arrive_whole_and_leave_no_open_file_behind():
     with pytest.raises(CorpusError, match="2 is bad"):
         list(ordered(partial(refuse, bad=2), range(100), 2))
     with pytest.raises(PretrainError, match="a worker process died"):
-        list(ordered(partial(die, os.getpid(), signal.SIGKILL), range(100), 2))
+        list(ordered(partial(die, os.getpid(), signal.SIGKILL, tmp_path / "first"), range(10**9), 2))
     results = ordered(count_and_last, iter(lambda: b"x" * 1_000_003, None), 2)
     assert next(results) == (1_000_003, b"x")
     results.close()
@@ -171,9 +175,14 @@ def test_any_executor_does_the_work_and_is_left_to_whoever_made_it():
         assert executor.submit(square, 5).result() == 25
 
 
-def test_a_worker_that_dies_is_said_to_have():
-    with pytest.raises(PretrainError, match="a worker process died"):
-        list(ordered(partial(die, os.getpid(), signal.SIGKILL), range(4), 2))
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize(
+    ("how", "said"), [("SIGKILL", "died"), ("SIGTERM", "died"), ("SIGUSR1", "was told to leave its work")]
+)
+def test_a_worker_that_dies_is_said_to_have_and_the_others_end(tmp_path, how, said, workers):
+    with pytest.raises(PretrainError, match=f"a worker process {said}"):
+        list(ordered(partial(die, os.getpid(), signal.Signals[how], tmp_path / "first"), range(10**9), workers))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("work", ["time.sleep(3600)", "return bytes(1 << 27)"])
@@ -220,11 +229,6 @@ def test_ctrl_c_does_not_wait_for_what_workers_are_at_and_they_leave_nothing(tmp
     assert len(workers) == 3 and not any(is_running(int(worker)) for worker in workers)
     assert err.read_text() == "interrupted; no half-made folder has its name\n"
     assert not list(tmp_path.glob(".*.tmp"))
-
-
-def test_a_worker_that_is_told_to_end_is_said_to_have_been():
-    with pytest.raises(PretrainError, match="a worker process was told to end"):
-        list(ordered(partial(die, os.getpid(), signal.SIGTERM), range(4), 2))
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
