@@ -555,7 +555,7 @@ def test_a_cluster_without_workers_is_waited_for_and_said_to_be(prepared, corpus
     said = io.StringIO()
     monkeypatch.setattr("sys.stderr", said)
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0", host="127.0.0.1"
     ) as cluster:
 
         def away_for_a_while(*arguments):
