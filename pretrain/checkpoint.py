@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain import folders
-from pretrain.engine import STATES, Engine, World
+from pretrain.engine import STATES, Engine
 from pretrain.errors import ResumeError
+from pretrain.ranks import World
 
 CONFIG = "config.yaml"
 STEP = re.compile(r"step_(\d{8})")

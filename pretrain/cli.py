@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pretrain import config
 from pretrain.errors import PretrainError, UserError
+from pretrain.interrupt import launcher
 
 # stage → module with `run(config)`, and the class of its configuration. Imported when asked for: the data stages
 # start in a fraction of a second because nothing makes them import torch.
@@ -65,7 +66,7 @@ def guarded(work) -> int:
     try:
         work()
     except PretrainError as error:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        if launcher() and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
             time.sleep(RANK0_HEAD_START_S)  # if rank 0 met the same, the launcher has ended this one by now
         prefix = "error" if isinstance(error, UserError) else "failed"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)

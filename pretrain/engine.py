@@ -5,16 +5,11 @@
     engine.step(lr)               clip, update, clear; the norm before clipping, or None: not finite, step skipped
     engine.state()                yields the portable state, engine.restore(…) takes it back
 
-Nothing else in the package knows about ranks. The DeepSpeed configuration is derived from ours by
+How ranks find each other is in ranks.py. The DeepSpeed configuration is derived from ours by
 `deepspeed_config`, a pure function. Facts about DeepSpeed 0.19.8 quoted in comments were measured.
 """
 
-import os
-import socket
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -22,8 +17,9 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from pretrain.config import Config, free
-from pretrain.errors import ConfigError, ResumeError
+from pretrain.errors import ConfigError
 from pretrain.objectives import Batch
+from pretrain.ranks import World, device_of, new_group, on_cuda
 
 STATES = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 # Keys of DeepSpeed's configuration that follow from ours, or would contradict them.
@@ -74,90 +70,6 @@ def deepspeed_config(engine: EngineConfig, clip: float) -> dict:
         case "autocast":
             config |= {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
     return config | engine.deepspeed
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among its peers."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    launched: bool = False  # by deepspeed, torchrun or srun; else a single plain process
-
-    @property
-    def speaks(self) -> bool:
-        return self.rank == 0
-
-
-def find_world() -> World:
-    """Who this process is, from the variables of deepspeed, torchrun or SLURM.
-
-    Fills RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for libraries that read only those.
-    """
-    env = os.environ
-    if "RANK" not in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
-        env["LOCAL_RANK"] = env["SLURM_LOCALID"]
-        if "MASTER_ADDR" not in env:
-            raise ConfigError(
-                "srun started these ranks without MASTER_ADDR",
-                "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500",
-            )
-        env.setdefault("MASTER_PORT", "29500")
-    if "RANK" not in env:
-        return World()
-    local_rank = int(env.get("LOCAL_RANK", "0"))
-    if on_cuda():  # srun --gpus-per-task=1 shows each rank one device, whatever its number on the node
-        local_rank %= torch.cuda.device_count()
-        env["LOCAL_RANK"] = str(local_rank)
-    return World(int(env["RANK"]), int(env.get("WORLD_SIZE", "1")), local_rank, launched=True)
-
-
-def join(world: World, timeout_s: int) -> None:
-    """Connect the ranks: NCCL on CUDA, gloo on CPU. `barrier` and `total` work from here on."""
-    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*")
-    import deepspeed
-    import deepspeed.ops
-
-    # On CPU each rank would leave 69 MB in /dev/shm for ever; training collectives go through gloo anyway.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):
-        os.environ.setdefault(name, str(value))
-    os.environ.setdefault("LOCAL_SIZE", str(world.size))
-    if on_cuda():
-        torch.cuda.set_device(world.local_rank)
-    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
-
-
-def check_agreement(world: World, facts: dict[str, str]) -> None:
-    """Raise ResumeError unless every rank says the same `facts`; a collective, after `join`.
-
-    Ranks that read other shards, or found another checkpoint on a disk of their own, would train on without a word.
-    """
-    if world.size == 1:
-        return
-    said: list[dict[str, str] | None] = [None] * world.size
-    torch.distributed.all_gather_object(said, facts)
-    for rank, other in enumerate(said):
-        for name, value in said[0].items():
-            if other[name] != value:
-                raise ResumeError(
-                    "the ranks do not see the same run",
-                    f"{name}: rank 0 says {value}, rank {rank} says {other[name]}",
-                    "out, data.shards and data.tokenizer must name the same files on every node",
-                )
-
-
-def on_cuda() -> bool:
-    """Whether this process trains on a GPU; DS_ACCELERATOR=cpu says no, as it does to DeepSpeed."""
-    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-
-
-def device_of(world: World) -> torch.device:
-    return torch.device("cuda", world.local_rank) if on_cuda() else torch.device("cpu")
 
 
 class LocalEngine:
@@ -235,8 +147,7 @@ class DeepSpeedEngine:
         if self.stage == 0:  # we reduce, to know the norm and to skip what is not finite: ZeRO 1-3 do both themselves
             self.engine.enable_backward_allreduce = False
         self._begin()
-        timeout = timedelta(seconds=config.timeout_s)
-        self._control = torch.distributed.new_group(backend="gloo", timeout=timeout) if on_cuda() else None
+        self._control = new_group(config.timeout_s) if on_cuda() else None
 
     def train(self, training: bool) -> None:
         self.engine.train(training)
@@ -361,9 +272,3 @@ def _begin_adamw(optimizer: torch.optim.AdamW, weights: Iterable[Tensor]) -> Non
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

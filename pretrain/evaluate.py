@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pretrain.engine import Engine, World
+from pretrain.engine import Engine
 from pretrain.objectives import OBJECTIVES, Batch, MaskedLMConfig, ObjectiveConfig
+from pretrain.ranks import World
 from pretrain.shards import Shards
 from pretrain.windows import Windows
 

@@ -51,6 +51,16 @@ class Interrupt:
             signal.signal(number, handler)
 
 
+def launcher() -> str | None:
+    """Which launcher started this process, from a variable that each of them alone sets; None: none of those known."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        return "torchrun"
+    if "CROSS_SIZE" in env:
+        return "deepspeed"
+    return "srun" if "SLURM_PROCID" in env and env.get("RANK", env["SLURM_PROCID"]) == env["SLURM_PROCID"] else None
+
+
 def _lineage() -> tuple[int, int]:
     """Process ids of the parent and, where the parent is DeepSpeed's launcher, of the `deepspeed` command above it.
 

@@ -13,17 +13,7 @@ from pretrain import checkpoint, config, data, export, folders, loader
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, append_only, free
 from pretrain.data import Corpus, DataConfig
-from pretrain.engine import (
-    DeepSpeedEngine,
-    Engine,
-    EngineConfig,
-    LocalEngine,
-    World,
-    check_agreement,
-    device_of,
-    find_world,
-    join,
-)
+from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine
 from pretrain.errors import ConfigError, ResumeError
 from pretrain.evaluate import HeldOut, Scores, unigram_entropy
 from pretrain.metrics import reports
@@ -33,6 +23,7 @@ from pretrain.optim import OptimConfig, adamw
 from pretrain.order import Order
 from pretrain.permutation import INIT, hash64
 from pretrain.phases import Phase, tokens_after
+from pretrain.ranks import World, check_agreement, device_of, failures_said, find_world, join
 from pretrain.tokenizer import open_tokenizer
 from pretrain.trainer import Intervals, Job, train
 
@@ -196,7 +187,8 @@ def run(cfg: RunConfig) -> dict:
         where = f"{engine.name}, {world.size} x {engine.device.type}, {cfg.engine.precision}"
         begin = f"continuing after step {state.step}" if found else "from scratch"
         print(f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), sep="\n", flush=True)
-    state, scores = train(job, state)
+    with failures_said(world):
+        state, scores = train(job, state)
     if state.step < cfg.steps:
         return {}
     summary = _summarise(job, state, scores, corpora)

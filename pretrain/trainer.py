@@ -9,7 +9,7 @@ import torch
 
 from pretrain import checkpoint, loader
 from pretrain.checkpoint import TrainState
-from pretrain.engine import Engine, World, seed_everything
+from pretrain.engine import Engine, seed_everything
 from pretrain.errors import PretrainError
 from pretrain.evaluate import HeldOut, Scores, together
 from pretrain.interrupt import Interrupt
@@ -17,6 +17,7 @@ from pretrain.metrics import Metrics, StepReport, duration, log_line, memory_gib
 from pretrain.optim import OptimConfig, lr_at
 from pretrain.permutation import DROPOUT, hash64
 from pretrain.phases import Phase, locate, tokens_after
+from pretrain.ranks import World
 from pretrain.samples import sample_text
 from pretrain.tokenizer import Tokenizer
 

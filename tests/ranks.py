@@ -50,6 +50,11 @@ class Ranks:
         for process in self.processes:
             process.join()
 
+    def result(self, rank: int, within: float) -> tuple[bool, Any]:
+        """Whether this rank ended well, and what it returned, or else its traceback."""
+        assert self._pipes[rank].poll(within), f"rank {rank} did not end within {within} s\n{self.logs()}"
+        return self._pipes[rank].recv()
+
     def results(self) -> list:
         """What each rank returned; AssertionError with the logs if one failed or did not end in time."""
         deadline = time.monotonic() + TIMEOUT_S

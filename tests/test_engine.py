@@ -1,19 +1,19 @@
 """The two engines do the same arithmetic, and what a user writes is what DeepSpeed is told."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from pretrain import config
-from pretrain.engine import EngineConfig, LocalEngine, World, deepspeed_config, find_world
+from pretrain.engine import EngineConfig, LocalEngine, deepspeed_config
 from pretrain.errors import ConfigError
 from pretrain.loader import Batches
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import Learner, MaskedLMConfig
 from pretrain.optim import OptimConfig, adamw
 from pretrain.phases import Phase
+from pretrain.ranks import World, find_world, join
 from pretrain.shards import Shards
 from pretrain.windows import Windows
 from tests import cases
@@ -110,7 +110,7 @@ def test_deepspeed_skips_a_gradient_that_is_not_finite_on_one_rank(stage, world,
 def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
     """One step with a NaN loss on rank 1 only, then a good one: norms, weights unchanged after the first, moved after
     the second."""
-    from pretrain.engine import DeepSpeedEngine, find_world, join
+    from pretrain.engine import DeepSpeedEngine
 
     world = find_world()
     join(world, 60)
@@ -161,51 +161,3 @@ def test_further_keys_reach_deepspeed_and_derived_ones_are_refused():
 def test_bf16_at_stage_0_is_refused():
     with pytest.raises(ConfigError, match=r"needs engine\.zero_stage = 1, 2 or 3"):
         config.build(EngineConfig, {"micro_batch": "4", "precision": "bf16", "zero_stage": "0"}, "x.yaml")
-
-
-LAUNCHED = {
-    "nothing": ({}, World()),
-    "torchrun or deepspeed": ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, World(3, 4, 1, launched=True)),
-    "srun": (
-        {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "MASTER_ADDR": "10.0.0.1"},
-        World(2, 4, 0, launched=True),
-    ),
-    "python inside an allocation": ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}, World()),
-}
-NAMES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "SLURM_PROCID",
-    "SLURM_NTASKS",
-    "SLURM_LOCALID",
-)
-
-
-@pytest.fixture
-def started_by(monkeypatch):
-    def set_environment(variables: dict[str, str]) -> None:
-        for name in NAMES:  # set before deleted, so that what find_world adds is undone too
-            monkeypatch.setenv(name, "")
-            monkeypatch.delenv(name)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-
-    return set_environment
-
-
-@pytest.mark.parametrize("launcher", LAUNCHED)
-def test_a_process_finds_its_rank_however_it_was_started(launcher, started_by):
-    variables, expected = LAUNCHED[launcher]
-    started_by(variables)
-    assert find_world() == expected
-    if expected.launched:  # for libraries that read only these
-        assert os.environ["RANK"] == str(expected.rank) and os.environ["WORLD_SIZE"] == str(expected.size)
-
-
-def test_srun_without_a_meeting_point_says_how_to_name_one(started_by):
-    started_by({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"})
-    with pytest.raises(ConfigError, match=r"(?s)without MASTER_ADDR.*scontrol show hostnames"):
-        find_world()

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.engine import EngineConfig, LocalEngine, World
+from pretrain.engine import EngineConfig, LocalEngine
 from pretrain.evaluate import HeldOut, unigram_entropy
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import CausalLMConfig, Learner, MaskedLMConfig
 from pretrain.optim import OptimConfig, adamw
+from pretrain.ranks import World
 from pretrain.shards import Shards
 from pretrain.tokenizer import open_tokenizer
 from tests import cases

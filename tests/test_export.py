@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from pretrain import checkpoint, export
 from pretrain import tokenizer as tokenizer_stage
 from pretrain.checkpoint import Checkpoint, TrainState
-from pretrain.engine import EngineConfig, LocalEngine, World
+from pretrain.engine import EngineConfig, LocalEngine
 from pretrain.errors import ExportError
 from pretrain.export import DIALECTS, ExportConfig, reference, verify
 from pretrain.model import ModelConfig, Transformer
 from pretrain.objectives import CausalLM, CausalLMConfig, Learner, MaskedLM, MaskedLMConfig
+from pretrain.ranks import World
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from tests.conftest import DECODER, ENCODER
 
