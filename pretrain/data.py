@@ -35,9 +35,10 @@ class DataConfig(Config):
     # What a window is: a stretch of the stream of documents, cut wherever it ends; or whole documents, packed by best
     # fit, and only those cut that are longer than a window.
     windows: Literal["stream", "documents"] = "stream"
-    # The unit of shuffling and mixing, and of packing: a multiple of every seq_len, of phases appended later too, since
-    # it is fixed when a run begins. None: the first phase's seq_len, or with windows of documents 64 of it. These need
-    # 16 of the longest seq_len or more; with less than 64, documents that would fit are cut where a block ends.
+    # An epoch reads every block of so many tokens once, and windows are cut out of it or packed from it: a multiple
+    # of every seq_len, of phases appended later too, since it is fixed when a run begins. None: the first phase's
+    # seq_len, or with windows of documents 64 of it. These need 16 of the longest seq_len or more; with less than 64,
+    # documents that would fit are cut where a block ends.
     block_tokens: int | None = Field(None, gt=0)
     workers: int = free(0, ge=0)  # processes that compute batches ahead
     prefetch: int = free(4, gt=0)  # micro-batches each of them computes ahead
@@ -239,30 +240,35 @@ def check_epochs(corpora: list[Corpus], plan: Order) -> None:
 
 
 def plan_lines(plan: Order) -> list[str]:
-    """What the run will draw, as an aligned table: for every corpus, in each phase and in all."""
+    """What the run will draw, as an aligned table: for every corpus, in each phase and in all.
+
+    The last columns: how many windows of a step are from the corpus, and from how many places (blocks) of it.
+    """
     names = [name or "train" for name in plan.names]
     tokens = [windows.shards.tokens for windows in plan.windows]
     usable = np.array([windows.blocks * windows.block_tokens for windows in plan.windows])
     drawn = np.array([plan.drawn(number) for number in range(len(plan.phases))])  # (phases, C)
     padding = np.array([plan.padding(number) for number in range(len(plan.phases))])
     packed = ("padding",) if padding.any() else ()
-    rows = [("corpus", "tokens", "phase", "part", "drawn", "epochs", *packed)]
+    places = [plan.places(number) for number in range(len(plan.phases))]
+    rows = [("corpus", "tokens", "phase", "part", "drawn", "epochs", "windows/step", "places/step", *packed)]
     for number, name in enumerate(names):
         for phase in range(len(plan.phases)):
             if drawn[phase, number]:
                 part, epochs = drawn[phase, number] / drawn[phase].sum(), drawn[phase, number] / usable[number]
                 what = (name, f"{tokens[number]:,}", f"{phase}", f"{part:.1%}")
                 free = (f"{padding[phase, number]:.1%}",) if packed else ()
-                rows.append((*what, f"{drawn[phase, number]:,}", f"{epochs:.2f}", *free))
+                step = (f"{found[number]:,}" for found in places[phase])
+                rows.append((*what, f"{drawn[phase, number]:,}", f"{epochs:.2f}", *step, *free))
         if len(plan.phases) > 1:
             part, epochs = drawn[:, number].sum() / drawn.sum(), drawn[:, number].sum() / usable[number]
             what = (name, f"{tokens[number]:,}", "all", f"{part:.1%}")
-            rows.append((*what, f"{drawn[:, number].sum():,}", f"{epochs:.2f}", *("" for _ in packed)))
+            rows.append((*what, f"{drawn[:, number].sum():,}", f"{epochs:.2f}", "", "", *("" for _ in packed)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
             cell.ljust(w) if at == 0 else cell.rjust(w) for at, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in rows
     ]
 

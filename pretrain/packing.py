@@ -86,6 +86,12 @@ class PackedWindows(Windows):
     def apart(self, seq_len: int) -> int:
         return 1
 
+    def in_turn(self, blocks: np.ndarray, turns: np.ndarray, each: int) -> np.ndarray:
+        return turns  # `pretrain.order` shuffles packed windows otherwise
+
+    def turns_of(self, blocks: np.ndarray, which: np.ndarray, each: int) -> np.ndarray:
+        return which
+
     def starts(self, places: np.ndarray) -> np.ndarray:
         """The windows (B,) at `places` (B,) of the order."""
         number = places % self.block_tokens

@@ -17,6 +17,7 @@ ROUNDS = 8
 CACHED = 1 << 14  # words mixed at a time: twice as fast as 2^16, which leave the core's cache at every operation
 # One number per independent use of randomness, so that no two uses share bits.
 ORDER, OFFSET, MASK, REPLACE, RANDOM_TOKEN, INIT, DROPOUT, FIRST, SPAN, DIGEST, SHUFFLE, CHOICE, PACK = range(1, 14)
+TURN = 14
 
 
 def mix(words: np.ndarray) -> np.ndarray:

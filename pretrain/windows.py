@@ -2,8 +2,8 @@
 
 The stream of one side is cut into blocks of `block_tokens`. Each epoch visits every block once, in the order of a
 keyed permutation computed per index; nothing is listed, stored or skipped. A phase of the run cuts its samples out of
-successive blocks, so a change of sequence length repeats nothing within an epoch. The few tokens that do not fill a
-block are not always the same ones: each epoch starts its blocks at its own offset.
+blocks that no earlier phase has touched, so a change of sequence length repeats nothing within an epoch. The few
+tokens that do not fill a block are not always the same ones: each epoch starts its blocks at its own offset.
 
 Every function has its inverse: a token's position in the stream leads back to its place in the order of any epoch.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pretrain.permutation import OFFSET, hash64, permute, unpermute
+from pretrain.permutation import OFFSET, TURN, hash64, permute, unpermute
 from pretrain.shards import Shards
 
 
@@ -52,6 +52,29 @@ class Windows:
     def apart(self, seq_len: int) -> int:
         """How far apart in the order the places of two successive windows of a block are."""
         return seq_len
+
+    def in_turn(self, blocks: np.ndarray, turns: np.ndarray, each: int) -> np.ndarray:
+        """Which of the `each` windows of `blocks` (B,) of the order is read when its block has its turn `turns` (B,).
+
+        One random order of an epoch, which every block begins at its own place.
+        """
+        return self._turned(blocks, turns, each, back=False)
+
+    def turns_of(self, blocks: np.ndarray, which: np.ndarray, each: int) -> np.ndarray:
+        """The inverse: in which turn of its block each of the windows `which` (B,) is read."""
+        return self._turned(blocks, which, each, back=True)
+
+    def _turned(self, blocks: np.ndarray, numbers: np.ndarray, each: int, back: bool) -> np.ndarray:
+        epoch, block = np.divmod(blocks, self.blocks)
+        found = np.empty_like(numbers)
+        for e in np.unique(epoch).tolist():
+            now = epoch == e
+            shift = (hash64(TURN, *self._key(e), block[now]) % np.uint64(each)).astype(np.int64)
+            if back:
+                found[now] = (unpermute(numbers[now], each, TURN, *self._key(e)) - shift) % each
+            else:
+                found[now] = permute((numbers[now] + shift) % each, each, TURN, *self._key(e))
+        return found
 
     def starts(self, places: np.ndarray) -> np.ndarray:
         """Stream positions (B,) int64 of the windows at `places` (B,) of the order.

@@ -140,7 +140,7 @@ def planned(prepared, two, phases, **changes):
 def test_the_plan_says_what_every_phase_draws_of_every_corpus(prepared, two):
     opened, plan = planned(prepared, two, [phase(steps=100, tokens=640), phase(steps=50, tokens=640, zh=1)])
     lines = [line.split() for line in data.plan_lines(plan)]
-    assert lines[0] == ["corpus", "tokens", "phase", "part", "drawn", "epochs"]
+    assert lines[0] == ["corpus", "tokens", "phase", "part", "drawn", "epochs", "windows/step", "places/step"]
     en, zh = (f"{corpus.train.tokens:,}" for corpus in opened)
     assert [line[:5] for line in lines[1:]] == [
         ["en", en, "0", "70.0%", "44,800"],
@@ -150,7 +150,12 @@ def test_the_plan_says_what_every_phase_draws_of_every_corpus(prepared, two):
         ["zh", zh, "all", "53.3%", "51,200"],
     ]
     assert float(lines[-1][5]) == pytest.approx(51_200 / opened[1].train.tokens, abs=0.02)
-    assert len({len(line) for line in data.plan_lines(plan)}) == 1, "aligned"
+    assert [line[6:] for line in lines[1:]] == [["14", "14"], [], ["6", "6"], ["20", "20"], []]
+    ends = {
+        line.index(cell) + len(cell)
+        for line, cell in zip(data.plan_lines(plan), ("epochs", *(x[5] for x in lines[1:])), strict=True)
+    }
+    assert len(ends) == 1, "aligned"
 
 
 def test_the_plan_of_packed_windows_says_how_much_of_them_is_padding(prepared, two):

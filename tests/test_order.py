@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from pretrain.order import CHUNK, Order, Reading
+from pretrain.packing import PackedWindows
 from pretrain.phases import Phase, locate, tokens_after
 from pretrain.shards import Shards
 from pretrain.windows import Windows
-from tests.test_windows import places
+from tests.test_packing import Documents
+from tests.test_packing import lengths as lengths_of
 
 
 class Text:
@@ -64,14 +66,14 @@ def test_the_epochs_of_a_corpus_leave_out_only_what_its_phases_left_unfinished()
         assert covered in (9 * BLOCK, 9 * BLOCK - 48, 9 * BLOCK - 32), (epoch, covered)
 
 
-def test_every_prefix_of_a_phase_has_its_mixture_within_a_block():
+def test_every_prefix_of_a_phase_has_its_mixture_within_a_window():
     of = order()
     for number, phase in enumerate(PHASES):
         samples = of.samples(number, 0, phase.samples)
         for name, weight in phase.mixture.items():
             drawn = np.cumsum(samples.corpora == of.names.index(name)) * phase.seq_len
             part = np.arange(1, phase.samples + 1) * phase.seq_len * weight / sum(phase.mixture.values())
-            assert np.abs(drawn - part).max() < 2 * BLOCK  # one for the count, one for the block that is begun
+            assert np.abs(drawn - part).max() < phase.seq_len
         assert set(samples.corpora) == {of.names.index(name) for name in phase.mixture}
 
 
@@ -104,19 +106,101 @@ def test_a_corpus_added_behind_the_others_changes_no_phase_that_leaves_it_out():
     assert everything(two) == everything(three)
 
 
-def test_one_corpus_is_the_plain_case_of_a_mixture():
-    """The same samples, keys and text as from its windows alone."""
-    phases = [Phase(steps=50, seq_len=16, batch_tokens=160), Phase(steps=30, seq_len=64, batch_tokens=128)]
+def test_windows_as_long_as_blocks_are_read_in_the_order_of_blocks():
+    """No pool changes it: the same samples, keys and text as from the windows of the corpus alone."""
+    phases = [
+        Phase(steps=50, seq_len=BLOCK, batch_tokens=BLOCK * 9),
+        Phase(steps=30, seq_len=BLOCK, batch_tokens=BLOCK),
+    ]
     windows = Windows(Text(SIZES["en"]), BLOCK, 5)
-    plain, first_block = Order({"": windows}, phases), 0
+    plain, first = Order({"": windows}, phases), 0
     for number, phase in enumerate(phases):
         samples = plain.samples(number, 0, phase.samples)
-        found = places(windows, np.arange(phase.samples), phase.seq_len, first_block)
+        found = (first + np.arange(phase.samples)) * BLOCK
         assert np.array_equal(samples.keys, found) and np.array_equal(samples.starts, windows.starts(found))
-        assert np.array_equal(plain.rows(samples, phase.seq_len, 1), windows.rows(samples.starts, phase.seq_len, 1))
-        first_block += -(-phase.steps * phase.batch_tokens // BLOCK)
+        assert np.array_equal(plain.rows(samples, BLOCK, 1), windows.rows(samples.starts, BLOCK, 1))
+        first += phase.samples
     named = Order({"en": windows}, [phase.model_copy(update={"mixture": {"en": 3}}) for phase in phases])
     assert [(r.step, r.start) for r in everything(named)] == [(r.step, r.start) for r in everything(plain)]
+
+
+def slow_pools(blocks: int, begun: int, batch: int) -> list[list[int]]:
+    """The blocks of the pools of a whole epoch behind `begun` blocks, by a loop."""
+    left, pools = list(range(begun, blocks)), []
+    size = max(batch, min(4096, blocks // 8))
+    while len(left) >= 2 * size:
+        pools.append(left[:size])
+        left = left[size:]
+    return [*pools, left]
+
+
+def test_the_windows_of_a_pool_are_taken_in_turns():
+    """Against the pools of a loop: one window of every block, then another one of every block, and so on."""
+    phases = [Phase(steps=3, seq_len=32, batch_tokens=64), Phase(steps=42, seq_len=16, batch_tokens=112)]
+    windows = Windows(Text(SIZES["en"]), BLOCK, 5)
+    of = Order({"": windows}, phases)
+    begun = int(of.first_blocks[1, 0])
+    assert begun == 5  # the first pool, of which 6 of 10 windows are read
+    places = of.samples(1, 0, phases[1].samples).keys
+    blocks, parts = (places // BLOCK).tolist(), (places % BLOCK // 16).tolist()
+    at = 0
+    for epoch, pools in enumerate((slow_pools(40, begun, 7), slow_pools(40, 0, 7))):
+        for pool in pools:
+            numbers = [40 * epoch + block for block in pool]
+            for turn in range(4):
+                assert blocks[at : at + len(pool)] == numbers[: len(blocks) - at], (epoch, pool, turn)
+                at += len(pool)
+            taken = parts[at - 4 * len(pool) : at]
+            if at <= len(parts):
+                assert all(sorted(taken[n :: len(pool)]) == [0, 1, 2, 3] for n in range(len(pool)))
+    assert at > len(places) > 35 * 4
+
+
+@pytest.mark.parametrize("block_tokens", [32, 1024, 8192])
+@pytest.mark.parametrize("batch", [64, 300])
+def test_a_step_reads_from_as_many_places_as_it_has_windows(block_tokens, batch):
+    """Of a corpus that has so many blocks; of a smaller one from every block, and never from two neighbours."""
+    sizes = {"en": 700 * block_tokens + 5, "zh": 40 * block_tokens}
+    phase = Phase(steps=120, seq_len=32, batch_tokens=32 * batch, mixture={"en": 3, "zh": 1})
+    windows = {name: Windows(Text(size), block_tokens, 5, corpus=n) for n, (name, size) in enumerate(sizes.items())}
+    of = Order(windows, [phase])
+    counts, found = of.places(0)
+    assert counts.tolist() == [batch * 3 // 4, batch // 4] and found.tolist() == [batch * 3 // 4, min(40, batch // 4)]
+    neighbours = 0
+    for step in range(phase.steps):
+        readings = [r for r in of.step(step) if r.corpus == "en"]
+        begins = [r.start - windows["en"]._offset(r.epoch) for r in readings]
+        blocks = {(r.epoch, begin // block_tokens) for r, begin in zip(readings, begins, strict=True)}
+        assert len(blocks) == len(readings) == batch * 3 // 4
+        neighbours += (np.diff(np.sort(begins)) == 32).sum()
+    assert block_tokens == 32 or neighbours < phase.samples * 3 / 4 * 0.02
+
+
+def samples_of(of: Order, count: int) -> list:
+    return [column.tolist() for column in of.samples(0, 0, count)]
+
+
+@pytest.mark.parametrize("mixture", [None, {"en": 5, "zh": 3}])
+@pytest.mark.parametrize("kind", [Windows, PackedWindows])
+def test_a_phase_that_is_lengthened_keeps_all_it_has_read(kind, mixture):
+    lengths = {"en": lengths_of(0, 3000), "zh": lengths_of(1, 1500)}
+    corpora = {name: kind(Documents(lengths[name]), 1024, 5, corpus=n) for n, name in enumerate(mixture or ["en"])}
+    shortest = Phase(steps=40, seq_len=32, batch_tokens=8 * 32, mixture=mixture)
+    expected = samples_of(Order(corpora, [shortest]), 320)
+    for steps in (41, 60, 5000):
+        longer = Order(corpora, [shortest.model_copy(update={"steps": steps}), shortest])
+        assert samples_of(longer, 320) == expected, steps
+
+
+def test_a_phase_leaves_at_most_a_pool_of_its_epoch_unread():
+    """Of a small corpus too: a run of many short phases goes through all epochs, each at least three quarters."""
+    phases = [Phase(steps=13, seq_len=seq_len, batch_tokens=256) for seq_len in (16, 32, 64) * 12]
+    of = Order({"": Windows(Text(64 * 100 + 9), 64, 5)}, phases)
+    read = np.zeros(40)
+    for reading in everything(of):
+        read[reading.epoch] += reading.tokens / 6400
+    last = int(of.epochs()[0])
+    assert last > 15 and read[:last].min() > 0.7 and read[:last].mean() > 0.85, read
 
 
 def test_no_two_samples_of_a_run_share_a_key():
