@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pretrain.errors import ConfigError
 
 NULL = {"", "null", "~", "none", "None"}
-Resume = Literal["free", "append-only", "frozen"]
+Resume = Literal["free", "past", "frozen"]
 
 
 class Config(BaseModel):
@@ -51,9 +51,12 @@ def free(default: Any = ..., **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"resume": "free"}, **kwargs)
 
 
-def append_only(default: Any = ..., **kwargs: Any) -> Any:
-    """A list whose begun entries are frozen; later ones may be edited or added when a run resumes."""
-    return Field(default, json_schema_extra={"resume": "append-only"}, **kwargs)
+def past(default: Any = ..., **kwargs: Any) -> Any:
+    """A key that may change when a run resumes as long as no step that is done would be another.
+
+    Whether it does is for the run to say, which knows what its steps did: `optim.past_conflicts`.
+    """
+    return Field(default, json_schema_extra={"resume": "past"}, **kwargs)
 
 
 C = TypeVar("C", bound=Config)
@@ -120,27 +123,21 @@ def frozen(config: Config) -> dict:
     return found
 
 
-def resume_conflicts(old: Config, new: Config, begun: dict[str, int] | None = None) -> list[str]:
-    """Lines `key: old → new` for each frozen key that differs.
-
-    `begun` says, per append-only key, how many of its leading entries are frozen.
-    """
-    return list(_conflicts(old, new, "", begun or {}))
+def resume_conflicts(old: Config, new: Config, prefix: str = "") -> list[str]:
+    """Lines `key: old → new` for each frozen key that differs; keys within a section are named one by one."""
+    return list(_conflicts(old, new, prefix))
 
 
-def _conflicts(old: Config, new: Config, prefix: str, begun: dict[str, int]) -> typing.Iterator[str]:
+def _conflicts(old: Config, new: Config, prefix: str) -> typing.Iterator[str]:
     for name, field in type(old).model_fields.items():
         a, b, key = getattr(old, name), getattr(new, name), prefix + name
         rule: Resume = (field.json_schema_extra or {}).get("resume", "frozen")
-        if rule == "free" or a == b:
+        if rule != "frozen" or a == b:
             continue
-        if rule == "append-only":
-            frozen = begun.get(key, len(a))
-            a, b = a[:frozen], b[:frozen]
-            if a == b:
-                continue
         if isinstance(a, Config) and type(a) is type(b):
-            yield from _conflicts(a, b, key + ".", begun)
+            yield from _conflicts(a, b, key + ".")
+        elif isinstance(a, Config) and isinstance(b, Config):  # another kind of the section, with other keys
+            yield f"{key}.kind: {a.kind} → {b.kind}"
         else:
             yield f"{key}: {_short(a)} → {_short(b)}"
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from pretrain.config import Config, free
 from pretrain.errors import ConfigError, ShardError
-from pretrain.order import Order
+from pretrain.order import CORPUS_BIT, Order
 from pretrain.packing import BLOCK_WINDOWS, LEAST_WINDOWS, MOST_WINDOWS, PackedWindows
 from pretrain.phases import Phase, Weight, check_weights
 from pretrain.shards import Shards, check_tokenizer
@@ -39,7 +39,7 @@ class DataConfig(Config):
     # of every seq_len, of phases appended later too, since it is fixed when a run begins. None: the first phase's
     # seq_len, or with windows of documents 64 of it. These need 16 of the longest seq_len or more; with less than 64,
     # documents that would fit are cut where a block ends.
-    block_tokens: int | None = Field(None, gt=0)
+    block_tokens: int | None = Field(None, gt=0, le=2**40)
     workers: int = free(0, ge=0)  # processes that compute batches ahead
     prefetch: int = free(4, gt=0)  # micro-batches each of them computes ahead
     # While a micro-batch is made, have the system read the next: on a slow disk or a network's, for 1 to 2 µs a window.
@@ -92,6 +92,9 @@ def mixed(phases: list[Phase], data: DataConfig) -> list[Phase]:
 def check_phases(phases: list[Phase], data: DataConfig) -> None:
     """Raise ValueError naming both settings unless mixtures and windows of the phases fit what is read."""
     mixed(phases, data)
+    total = sum(phase.steps * phase.batch_tokens for phase in phases)
+    if total >= 1 << CORPUS_BIT:
+        raise ValueError(f"phases: {total:,} tokens in all, the most is {1 << CORPUS_BIT:,}")
     block_tokens = block_tokens_of(data, phases)
     for phase in phases:
         if block_tokens % phase.seq_len:

@@ -9,6 +9,7 @@ How ranks find each other is in ranks.py. The DeepSpeed configuration is derived
 `deepspeed_config`, a pure function. Facts about DeepSpeed 0.19.8 quoted in comments were measured.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -54,13 +55,13 @@ def deepspeed_config(engine: EngineConfig, clip: float) -> dict:
     """DeepSpeed's JSON for these settings.
 
     We own the accumulation boundary (`managed_gradient_accumulation`): with DeepSpeed's, a step off its own count
-    silently trains nothing. `gradient_clipping` is always written: absent it means 1.0.
+    silently trains nothing. `gradient_clipping` is always written: absent it means 1.0, and 0 means none (`clip` inf).
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": engine.micro_batch,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": clip,
+        "gradient_clipping": clip if math.isfinite(clip) else 0.0,
         "zero_optimization": {"stage": engine.zero_stage},
         "steps_per_print": 2**31,
     }

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,10 +15,15 @@ Weight = Annotated[int, Field(ge=1)]
 class Phase(Config):
     """A stretch of the run. Most runs are one phase."""
 
-    steps: int = Field(gt=0)
-    seq_len: int = Field(gt=1)  # tokens a window
-    batch_tokens: int = Field(gt=0)  # input tokens an optimizer step, over all ranks
-    decay_steps: int = Field(0, ge=0)  # the last steps of the phase, in which the rate falls to the floor
+    steps: int = Field(gt=0, le=2**40)
+    seq_len: int = Field(gt=1, le=2**40)  # tokens a window
+    batch_tokens: int = Field(gt=0, le=2**40)  # input tokens an optimizer step, over all ranks
+    # The learning rate; optim.lr_at has the rule in full. None: the rate goes on where the phase before ended, and in
+    # the first phase optim.lr and optim.warmup_steps stand for these two.
+    lr: float | None = Field(None, gt=0, lt=1e9)
+    warmup_steps: int | None = Field(None, ge=0)  # the first steps, in which it goes to `lr`, or else to optim.lr
+    decay_steps: int = Field(0, ge=0)  # the last steps, in which it falls to the floor
+    decay: Literal["1-sqrt", "cosine", "linear"] = "1-sqrt"
     # Parts of the tokens that come from each corpus of data.corpora, as whole numbers: {en: 7, zh: 3}. None: the
     # weights given there. A corpus that is not named is not drawn from.
     mixture: dict[str, Weight] | None = None
@@ -27,6 +32,13 @@ class Phase(Config):
     def _consistent(self) -> "Phase":
         if self.decay_steps > self.steps:
             raise ValueError(f"phases: decay_steps = {self.decay_steps} is more than steps = {self.steps}")
+        if (self.warmup_steps or 0) + self.decay_steps > self.steps:
+            raise ValueError(
+                f"phases: warmup_steps = {self.warmup_steps} and decay_steps = {self.decay_steps} are more than "
+                f"steps = {self.steps} together"
+            )
+        if self.decay != "1-sqrt" and not self.decay_steps:
+            raise ValueError(f"phases: decay = {self.decay} does nothing without decay_steps")
         if self.batch_tokens % self.seq_len:
             below = self.batch_tokens // self.seq_len * self.seq_len
             nearest = " or ".join(f"{n}" for n in (below, below + self.seq_len) if n)
@@ -95,3 +107,13 @@ def tokens_after(step: int, phases: list[Phase]) -> int:
         taken = min(step, phase.steps)
         tokens, step = tokens + taken * phase.batch_tokens, step - taken
     return tokens
+
+
+def done_in(phases: list[Phase], step: int) -> list[int]:
+    """How many of the first `step` steps of a run lie in each phase that has begun by then."""
+    found = []
+    for phase in phases:
+        if step > 0:
+            found.append(min(step, phase.steps))
+        step -= phase.steps
+    return found

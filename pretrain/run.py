@@ -1,6 +1,7 @@
 """A pre-training run: its configuration, every check that can be made before a step is paid for, and resume."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 
 from pretrain import checkpoint, config, data, export, folders, loader
 from pretrain.checkpoint import Checkpoint, TrainState
-from pretrain.config import Config, append_only, free
+from pretrain.config import Config, free, past
 from pretrain.data import Corpus, DataConfig
 from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine
 from pretrain.errors import ConfigError, ResumeError
@@ -19,10 +20,10 @@ from pretrain.evaluate import HeldOut, Scores, unigram_entropy
 from pretrain.metrics import reports
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
-from pretrain.optim import OptimConfig, adamw
+from pretrain.optim import OptimConfig, adamw, check_schedule, past_conflicts, schedule_notes
 from pretrain.order import Order
 from pretrain.permutation import INIT, hash64
-from pretrain.phases import Phase, tokens_after
+from pretrain.phases import Phase, done_in, tokens_after
 from pretrain.ranks import World, check_agreement, device_of, failures_said, find_world, join
 from pretrain.tokenizer import open_tokenizer
 from pretrain.trainer import Intervals, Job, train
@@ -54,7 +55,7 @@ class RunConfig(Config):
     model: ModelConfig
     objective: MaskedLMConfig | CausalLMConfig = Field(discriminator="kind")
     optim: OptimConfig
-    phases: list[Phase] = append_only(min_length=1)
+    phases: list[Phase] = past(min_length=1)
     engine: EngineConfig = free()
     evaluate: EvaluateConfig = free(EvaluateConfig())
     checkpoint: CheckpointConfig = free(CheckpointConfig())
@@ -65,6 +66,7 @@ class RunConfig(Config):
     def _agree(self) -> "RunConfig":
         """Checks that span sections; each names both settings."""
         data.check_phases(self.phases, self.data)
+        check_schedule(self.optim, self.phases)
         wants_causal = OBJECTIVES[self.objective.kind].causal
         if self.model.causal != wants_causal:
             raise ValueError(f"objective.kind = {self.objective.kind} needs model.causal = {str(wants_causal).lower()}")
@@ -185,8 +187,9 @@ def run(cfg: RunConfig) -> dict:
     if world.speaks:
         what = f"{cfg.objective.kind}, {parameters:,} parameters, {cfg.steps} steps"
         where = f"{engine.name}, {world.size} x {engine.device.type}, {cfg.engine.precision}"
+        notes = schedule_notes(cfg.optim, cfg.phases)
         begin = f"continuing after step {state.step}" if found else "from scratch"
-        print(f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), sep="\n", flush=True)
+        print(f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), *notes, sep="\n", flush=True)
     with failures_said(world):
         state, scores = train(job, state)
     if state.step < cfg.steps:
@@ -251,7 +254,9 @@ def _engine(
         read = " ".join(corpus.train.fingerprint for corpus in corpora)
         check_agreement(world, {"checkpoint": begin, "shards": read, "configuration": config.dump(cfg)})
     kind = DeepSpeedEngine if world.launched else LocalEngine
-    engine = kind(Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip, world)
+    engine = kind(
+        Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip or math.inf, world
+    )
     if load:
         engine.restore(load, found.state.steps_applied, batches[0].batch)
     return engine
@@ -287,9 +292,9 @@ def _checkpoint_of(cfg: RunConfig, folder: Path, corpora: list[Corpus], plan: Or
     old = config.build(RunConfig, config.parse(found.config_text, str(newest)), f"{newest}/{checkpoint.CONFIG}")
     if cfg.data.corpora and not old.data.corpora:
         old = old.named(cfg.data.corpora[0].name)
-    begins = np.cumsum([0] + [phase.steps for phase in old.phases[:-1]])
-    begun = int((begins < found.state.step).sum())  # phases that have begun; later ones may be edited or added
-    lines = config.resume_conflicts(old, cfg, {"phases": begun})
+    begun = len(done_in(old.phases, found.state.step))
+    lines = config.resume_conflicts(old, cfg)
+    lines += past_conflicts((old.optim, old.phases), (cfg.optim, cfg.phases), found.state.step)
     lines += data.conflicts(found.index, old.phases[:begun], corpora, plan)
     tokenizer = corpora[0].tokenizer
     if found.index["tokenizer"] != tokenizer.fingerprint:
@@ -299,6 +304,6 @@ def _checkpoint_of(cfg: RunConfig, folder: Path, corpora: list[Corpus], plan: Or
         raise ResumeError(
             f"{folder} was begun with other settings and cannot be continued with these",
             *lines,
-            "set them back, or choose another out= for a new run",
+            "set them back; append a phase to go on otherwise; or choose another out= for a new run",
         )
     return found

@@ -54,10 +54,27 @@ def test_a_phase_is_appended_after_the_end_and_the_old_summary_is_not_its_result
     first = cases.train(values)
     again = cases.train(values)
     assert first["steps"] == again["steps"] == 12
-    values["phases"] = [*values["phases"], {"steps": 6, "seq_len": 32, "batch_tokens": 512, "decay_steps": 6}]
+    appended = {"steps": 6, "seq_len": 32, "batch_tokens": 512, "lr": 1e-3, "decay_steps": 6}
+    values["phases"] = [*values["phases"], appended]
     longer = cases.train(values)
     assert longer["steps"] == 18 and longer["tokens"] == 12 * 256 + 6 * 512
     assert [step for step, *_ in cases.history(tmp_path / "run")] == list(range(1, 19))
+
+
+def test_a_running_phase_may_become_longer_and_a_finished_decay_may_not(prepared, tmp_path):
+    straight = run_values(prepared, tmp_path / "straight", phases=[phase_of(16, 4)])
+    cases.train(straight)
+    values = run_values(prepared, tmp_path / "run", checkpoint={"every_steps": 6, "keep": 9}, phases=[phase_of(12, 4)])
+    cases.train(values)
+    with pytest.raises(ResumeError, match=r"phases\.0\.steps: 12 → 16(?s:.*)step 9 was made with(?s:.*)append a phase"):
+        cases.train({**values, "phases": [phase_of(16, 4)]})
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000012")
+    cases.train({**values, "phases": [phase_of(16, 4)]})
+    assert cases.history(tmp_path / "run") == cases.history(tmp_path / "straight")
+
+
+def phase_of(steps: int, decay_steps: int) -> dict:
+    return {"steps": steps, "seq_len": 32, "batch_tokens": 256, "decay_steps": decay_steps}
 
 
 def test_a_phase_that_is_over_need_not_divide_among_the_ranks_of_today(prepared, tmp_path):
