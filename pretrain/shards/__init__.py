@@ -103,12 +103,18 @@ def run(config: ShardsConfig) -> dict:
             "corpus": identity,
             "split": {"by": "text", "heldout_fraction": corpus.recipe.heldout_fraction},
             "sides": sides,
-            "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer},
+            "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer, **_described(corpus)},
         }
         index = folders.write_index(folder, index, recorded=(ORIGINS,), known=files)
     for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
     return index
+
+
+def _described(corpus: Corpus | Cleaned) -> dict:
+    """What a model card says of the text. Language and licence change no token, so they are no part of the identity."""
+    sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
+    return {"name": corpus.recipe.name, "sources": sources}
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -118,6 +118,7 @@ def run(config: ReshardConfig) -> dict:
             "recorded": {
                 "parts": [part.shards for part in config.parts],
                 "tokenizer": first.get("recorded", {}).get("tokenizer", ""),
+                **_described(indexes),
             },
         }
         index = folders.write_index(folder, index, recorded=(ORIGINS,), known=known)
@@ -126,6 +127,18 @@ def run(config: ReshardConfig) -> dict:
     if dropped:
         print(f"dropped: {dropped:,} training documents that are held out")
     return index
+
+
+def _described(indexes: list[dict]) -> dict:
+    """The name and the sources of all the sets, as a model card says them; nothing where one set does not know its own.
+
+    A part may leave out every document of a source: the sources are those that the text can be from.
+    """
+    described = [index.get("recorded", {}) for index in indexes]
+    if not all("sources" in one for one in described):
+        return {}
+    sources = {json.dumps(source, sort_keys=True): source for one in described for source in one["sources"]}
+    return {"name": ", ".join(dict.fromkeys(one["name"] for one in described)), "sources": list(sources.values())}
 
 
 def _check_out(config: ReshardConfig) -> None:
