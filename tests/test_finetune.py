@@ -16,12 +16,13 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from pretrain import folders
 from pretrain.config import build as build_config
 from pretrain.config import load
 from pretrain.errors import ConfigError, TaskError
-from pretrain.finetune import FinetuneConfig, GenerateConfig, generate, run, scores, train
+from pretrain.finetune import FinetuneConfig, GenerateConfig, generate, run, scores, train, twins
 from pretrain.finetune.huggingface import identity
-from pretrain.finetune.task import Example, read_task, stratified
+from pretrain.finetune.task import Example, class_lines, read_task, stratified
 
 ROOT = Path(__file__).parent.parent
 FILLERS = ["the", "a", "old", "young", "river", "stone", "sings", "walks", "under", "over", "with", "and", "[SEP]"]
@@ -114,6 +115,9 @@ def settings(encoder: Path, task: Path, out: Path, **changes) -> FinetuneConfig:
 LORA = {"method": "lora", "learning_rates": [1e-2], "test_seeds": [10], "epochs": 8}
 
 
+TINY = {"labels": 16, "epochs": 1, "learning_rates": [1e-6], "dev_seeds": [], "test_seeds": [1]}
+
+
 @pytest.fixture(scope="module")
 def full(encoder, task, tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("runs") / "full"
@@ -190,6 +194,17 @@ BAD_TASKS = {
         ["'c' never occurs in train", "line 4", "train has: a, b"],
     ),
     "a pair among texts": ('{"text": "x", "text_pair": "y", "label": "a"}', ["text_pair", "line 1"]),
+    "half of an emoji as text": (
+        GOOD + r'{"text": "bad \ud83d", "label": "a"}',
+        ["text is not valid Unicode", "dev.jsonl, line 3", "character 5", r"'\ud83d'"],
+    ),
+    "half of an emoji as label": (r'{"text": "x", "label": "a\udc00"}', ["label is not valid Unicode", "line 1"]),
+    "deep nesting": (GOOD + "[" * 200_000, ["not valid JSON", "dev.jsonl, line 3: it is nested too deeply"]),
+    "a number of 6,000 digits": (
+        '{"text": "x", "label": "a", "id": ' + "9" * 6000 + "}",
+        ["not valid JSON", "dev.jsonl, line 1: a number in it has more than 4,300 digits"],
+    ),
+    "a label with a space": ('{"text": "x", "label": "a "}', ["'a ' never occurs in train", "write it as there: 'a'"]),
 }
 
 
@@ -216,6 +231,37 @@ def test_a_single_class_and_a_missing_folder_are_refused(tmp_path):
         read_task(write_task(tmp_path / "t", train=one, dev=one, test=one))
     with pytest.raises(TaskError, match="no such task folder"):
         read_task(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("other", ["a ", "A", "\u3000a"])
+def test_labels_that_differ_in_spaces_or_capitals_alone_are_refused_with_both_lines(other, tmp_path):
+    twice = GOOD + json.dumps({"text": "z", "label": other}) + "\n"
+    with pytest.raises(TaskError, match=r"differ only in(.|\n)*train\.jsonl, line 1: 'a'\n.*train\.jsonl, line 3: '"):
+        read_task(write_task(tmp_path / "t", train=twice, dev=GOOD, test=GOOD))
+
+
+def test_one_label_in_two_unicode_forms_is_refused(tmp_path):
+    both = "".join(json.dumps({"text": "x", "label": label}) + "\n" for label in ("caf\u00e9", "cafe\u0301", "b"))
+    with pytest.raises(TaskError, match=r"'caf\\xe9'\n.*'cafe\\u0301'"):
+        read_task(write_task(tmp_path / "t", train=both, dev=GOOD, test=GOOD))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0inside"])
+def test_a_name_that_no_file_system_takes_is_refused(name, tmp_path):
+    with pytest.raises(TaskError, match=r"cannot be read|no such task folder"):
+        read_task(tmp_path / name)
+    with pytest.raises(TaskError, match=r"cannot be opened|no such folder"):
+        identity(str(tmp_path / name))
+
+
+def test_the_classes_are_listed_with_their_counts_the_largest_first():
+    task = {"train": "aab", "dev": "b", "test": ""}
+    texts = {split: [Example("x", None, label, 1) for label in labels] for split, labels in task.items()}
+    lines = class_lines(texts)
+    assert [line.split() for line in lines] == [
+        ["class", "train", "dev", "test"], ["a", "2", "0", "0"], ["b", "1", "1", "0"],
+    ]  # fmt: skip
+    assert class_lines(texts, shown=1)[-1] == "  and 1 smaller classes"
 
 
 def test_a_stratified_choice_keeps_shares_has_every_class_and_grows_by_addition():
@@ -398,7 +444,7 @@ def test_weights_that_are_not_the_model_s_are_refused(encoder, tmp_path):
 # The stage
 
 
-def test_full_learns_and_the_published_folder_answers_as_it_reported(full, task):
+def test_full_learns_and_the_published_folder_answers_as_it_reported(full, encoder, task):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     out, report = full
@@ -410,6 +456,8 @@ def test_full_learns_and_the_published_folder_answers_as_it_reported(full, task)
     assert sum(a == b for a, b in zip(found, gold, strict=True)) / len(gold) == published["accuracy"]
     assert report["test"]["accuracy"] > 0.9
     assert model.config.id2label == {0: "dark", 1: "light"}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (encoder / name).read_bytes(), "the files that were certified"
 
 
 def test_the_report_says_what_was_tried_used_and_cut(full, task):
@@ -449,10 +497,60 @@ def test_the_same_configuration_gives_the_same_folder_in_another_process(lora, e
     assert_equal_folders(lora[0], tmp_path / "again")
 
 
-def test_the_same_configuration_gives_the_same_folder_in_the_same_process(full, encoder, task, tmp_path):
+def test_a_single_rate_is_trained_for_the_test_seeds_only_and_twins_are_compared(encoder, task, tmp_path, capsys):
+    """The pre-trained model cannot differ from its random twin at a rate that changes nothing."""
     torch.rand(3)  # as if something else had been done before
-    run(settings(encoder, task, tmp_path / "again"))
-    assert_equal_folders(full[0], tmp_path / "again")
+    twin = run(settings(encoder, task, tmp_path / "random", init="random", **TINY))
+    said = capsys.readouterr()
+    assert "fine-tuning: 2/2 steps" in said.err, "one training of 16 examples in batches of 8"
+    assert twin["dev"] == [] and twin["twins"] == []
+    for line in (
+        "  light        8       20       30",
+        "cut to max_length: ",
+        "worse than naive Bayes",
+        "drawn at random",
+    ):
+        assert line in said.out, line
+    report = run(settings(encoder, task, tmp_path / "a", **TINY | {"dev_seeds": [0]}))
+    out = capsys.readouterr().out
+    assert "this and its random twin random: " in out and "no gain from pre-training is shown" in out
+    assert report["twins"][0]["said"] in report["said"] and report["head"] == "new"
+    (tmp_path / "elsewhere").mkdir()
+    again = run(settings(encoder, task, tmp_path / "elsewhere" / "a", **TINY | {"dev_seeds": [0]}))
+    assert again["twins"] == []
+    assert_equal_folders(tmp_path / "a", tmp_path / "elsewhere" / "a")
+
+
+def test_a_chosen_rate_at_the_edge_of_those_tried_is_said(full):
+    assert "the chosen rate 0.005 is the largest tried: a larger one may be better" in full[1]["said"]
+
+
+def test_twins_are_told_apart_by_their_intervals():
+    def result(low: float, high: float) -> dict:
+        return {"accuracy": (low + high) / 2, "interval95": [low, high]}
+
+    assert "helped" in twins.verdict_of(result(0.7, 0.8), result(0.5, 0.6))
+    assert "harmed" in twins.verdict_of(result(0.4, 0.45), result(0.5, 0.6))
+    assert "no gain" in twins.verdict_of(result(0.55, 0.7), result(0.5, 0.6))
+
+
+def test_a_head_is_continued_for_its_own_labels_and_refused_for_others(full, encoder):
+    out, _ = full
+    stored = train.build(start(out, labels=["dark", "light"]), 3)
+    assert train.check(start(out, labels=["dark", "light"]))["head"] == "continued"
+    assert torch.equal(stored.classifier.weight, train.build(start(out, labels=["dark", "light"]), 4).classifier.weight)
+    for labels in (["cat", "dog"], ["light", "dark"], ["a", "b", "c"]):
+        with pytest.raises(
+            TaskError, match=rf"a head for 2 labels: dark, light\n  the task has {len(labels)} labels: "
+        ):
+            train.check(start(out, labels=labels))
+    assert train.check(start(out, init="random"))["head"] == "new"
+
+
+def test_adapters_larger_than_every_layer_are_refused(encoder):
+    assert train.check(start(encoder, lora_rank=32))["weights"]["trained"] > 0
+    with pytest.raises(TaskError, match=r"lora_rank = 33 is larger than every layer(.|\n)*at most 32"):
+        train.check(start(encoder, lora_rank=33))
 
 
 def test_lora_trains_adapters_head_and_pooler_and_leaves_the_base_bit_identical(lora, encoder):
@@ -527,7 +625,7 @@ def test_a_run_that_fails_while_training_leaves_the_earlier_result_alone(encoder
 
 
 def test_a_training_that_diverges_is_refused_with_its_rate(encoder, task, tmp_path):
-    with pytest.raises(TaskError, match=r"diverged at learning rate 1e\+30\n  seed 0: .*\n  take that rate out"):
+    with pytest.raises(TaskError, match=r"diverged at learning rate 1e\+30\n  seed 10: .*\n  take that rate out"):
         run(settings(encoder, task, tmp_path / "out", learning_rates=[1e30], labels=16, epochs=1))
     assert not (tmp_path / "out").exists()
 
@@ -539,11 +637,9 @@ def test_damaged_weights_are_refused_with_what_transformers_says(encoder, tmp_pa
         train.build(start(broken), 0)
 
 
-def test_a_base_that_our_export_made_is_known_by_its_fingerprint_and_must_be_unaltered(encoder, tmp_path):
-    from pretrain.folders import write_index
-
+def test_a_base_that_our_export_made_is_known_by_its_fingerprint(encoder, tmp_path):
     ours = shutil.copytree(encoder, tmp_path / "ours")
-    index = write_index(ours, {"stage": "export"})
+    index = folders.write_index(ours, {"stage": "export"})
     assert identity(str(ours)) == index["fingerprint"]
     (ours / "model.safetensors").write_bytes(b"shorter")
     with pytest.raises(TaskError, match="truncated"):
@@ -558,6 +654,9 @@ BAD_CONFIGS = {
     ),
     "a rate of 0": ({"learning_rates": [0.0]}, "greater than 0"),
     "the model as out": ({"out": "model"}, "out = model would replace what is read"),
+    "a test seed below 0": ({"test_seeds": [-1]}, "test_seeds.0 = -1"),
+    "a dev seed that NumPy does not take": ({"dev_seeds": [2**32]}, "dev_seeds.0 = 4294967296"),
+    "rates to compare and no seed": ({"dev_seeds": []}, "dev_seeds is missing"),
     "a misspelt key": ({"learning_rate": 1e-3}, "did you mean learning_rates"),
 }
 
@@ -568,6 +667,100 @@ def test_a_contradictory_configuration_is_refused(case):
     values = settings(Path("model"), Path("task"), Path("out")).model_dump()
     with pytest.raises(ConfigError, match=said):
         build_config(FinetuneConfig, values | changes, "test")
+
+
+# The door
+
+
+def changed(change):
+    """A maker of a copy of a model folder with a file changed by `change(folder)`."""
+
+    def make(folder: Path, to: Path) -> Path:
+        change(shutil.copytree(folder, to))
+        return to
+
+    return make
+
+
+def edit(name: str, **values):
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+    return change
+
+
+def flip(folder: Path) -> None:
+    """A bit in the middle of the weights of a folder that one of our stages published."""
+    folders.write_index(folder, {"stage": "export"})
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 16
+    (folder / "model.safetensors").write_bytes(data)
+
+
+def cut_index(folder: Path) -> None:
+    folders.write_index(folder, {"stage": "export"})
+    (folder / "index.json").write_bytes((folder / "index.json").read_bytes()[:-9])
+
+
+def without(*names: str):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+BAD_FOLDERS = {
+    "a flipped bit": (flip, "altered after it was made\n  model.safetensors: altered"),
+    "a torn index": (cut_index, "index.json is damaged"),
+    "code in config.json": (edit("config.json", auto_map={"AutoConfig": "evil.C"}), "asks to run code of its own"),
+    "code for the tokenizer": (edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["e.T", None]}), "asks to run"),
+    "attention from a hub": (edit("config.json", attn_implementation="someone/kernel"), "asks to run code"),
+    "settings that are no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
+    "an unknown architecture": (edit("config.json", model_type="none"), "cannot open the configuration of"),
+    "a setting of the wrong type": (edit("config.json", vocab_size=[1]), "cannot open the "),
+    "another width": (edit("config.json", intermediate_size=96), "of another shape than config.json says"),
+    "pickled weights": (lambda folder: (folder / "model.safetensors").rename(folder / "x.bin"), "weights are pickles"),
+    "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "this folder holds an adapter"),
+    "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer|open the tokenizer"),
+    "no vocabulary": (without("tokenizer.json"), "has no tokenizer|open the tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_a_folder_that_is_altered_or_asks_for_code_or_lacks_parts_is_refused(case, encoder, decoder, task, tmp_path):
+    change, said = BAD_FOLDERS[case]
+    with pytest.raises(TaskError, match=said):
+        run(settings(changed(change)(encoder, tmp_path / "e"), task, tmp_path / "out", **TINY))
+    with pytest.raises(TaskError, match=said):
+        generate(GenerateConfig(model=str(changed(change)(decoder, tmp_path / "d")), prompts=["x"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_of_another_model_is_refused(encoder, decoder, tmp_path):
+    swapped = shutil.copytree(encoder, tmp_path / "swapped")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(decoder / name, swapped / name)
+    with pytest.raises(TaskError, match=r"the tokenizer of another model\n  its ids go up to 257"):
+        train.open_tokenizer(str(swapped), 8)
+
+
+def test_what_is_no_decoder_generates_nothing(encoder, decoder, full, lora, tmp_path):
+    """An encoder, a classifier, one whose config says it is a decoder, and an adapter."""
+    from transformers import AutoModelForSequenceClassification
+
+    classifier, lying = tmp_path / "classifier", tmp_path / "lying"
+    AutoModelForSequenceClassification.from_pretrained(decoder, num_labels=2).save_pretrained(classifier)
+    shutil.copytree(full[0], lying, ignore=shutil.ignore_patterns("index.json"))
+    edit("config.json", architectures=["BertLMHeadModel"], is_decoder=True)(lying)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(decoder / name, classifier / name)
+    for folder, said in {
+        encoder: "holds BertForMaskedLM, and generate needs a decoder",
+        full[0]: "holds BertForSequenceClassification, and",
+        classifier: "holds Qwen3ForSequenceClassification, and",
+        lying: "as BertLMHeadModel: [0-9]+ missing",
+        lora[0]: "holds an adapter",
+    }.items():
+        with pytest.raises(TaskError, match=said):
+            generate(GenerateConfig(model=str(folder), prompts=["x"], max_new_tokens=2))
 
 
 @pytest.mark.parametrize("name", ["transformers", "peft"])
@@ -582,7 +775,7 @@ def test_importing_the_stage_imports_no_other_module_of_ours_and_neither_torch_n
     found = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split())
     assert {"torch", "transformers", "peft"}.isdisjoint(found)
     ours = {name.split(".")[1] for name in found if name.startswith("pretrain.")}
-    assert ours == {"finetune", "errors", "config", "folders", "progress"}
+    assert ours <= {"finetune", "errors", "config", "folders", "locks", "progress"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/sample").glob("finetune-*.yaml")), ids=lambda path: path.stem)
@@ -648,6 +841,33 @@ def test_the_sample_prompts_load():
     assert load(GenerateConfig, ROOT / "configs/sample/generate.yaml").prompts[2:] == ["床前明月光，", "春"]
 
 
-def test_publishing_continuations_over_the_model_is_refused():
-    with pytest.raises(ConfigError, match="would replace what is read"):
-        build_config(GenerateConfig, {"model": "m", "prompts": ["x"], "out": "./m"}, "test")
+BAD_PROMPTS = {
+    "the model as out": ({"out": "./m"}, "would replace what is read"),
+    "a temperature that float32 has not": ({"temperature": 1e-300}, "temperature = 1e-300: set 0"),
+    "a seed of 80 bits": ({"seed": 2**80}, "seed = "),
+    "a seed below 0": ({"seed": -1}, "seed = -1"),
+    "half of an emoji": ({"prompts": ["a", "b\ud83d"]}, r"'b\\ud83d' has half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PROMPTS)
+def test_a_configuration_that_cannot_generate_is_refused(case):
+    changes, said = BAD_PROMPTS[case]
+    with pytest.raises(ConfigError, match=said):
+        build_config(GenerateConfig, {"model": "m", "prompts": ["x"]} | changes, "test")
+
+
+def test_the_coldest_temperature_and_the_hottest_give_text(decoder):
+    greedy, cold, _ = (
+        generate(GenerateConfig(model=str(decoder), prompts=["x"], max_new_tokens=3, temperature=temperature))
+        for temperature in (0, 1e-6, 1e6)
+    )
+    assert cold == greedy
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_generated(decoder, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("")
+    with pytest.raises(TaskError, match="holds something else"):
+        generate(GenerateConfig(model=str(decoder), prompts=["x"], out=str(tmp_path / "out"), max_new_tokens=2))
+    assert capsys.readouterr().out == ""

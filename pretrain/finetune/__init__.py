@@ -3,6 +3,7 @@
     task.py         a folder of labelled examples, read and checked
     scores.py       what a test accuracy is worth: two baselines and an interval
     train.py        one training: the model built, fitted, asked
+    twins.py        a result beside that of the same training from random weights
     classify.py     the stage `finetune`: rates tried on dev, the best one on test, one model published
     prompt.py       the stage `generate`: continuations of prompts
     huggingface.py  the door to transformers

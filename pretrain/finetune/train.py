@@ -1,7 +1,7 @@
 """One training: a model built for the task, fitted by the Trainer of transformers, its answers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pretrain.errors import TaskError
-from pretrain.finetune.huggingface import library, opened
+from pretrain.finetune import huggingface
+from pretrain.finetune.huggingface import library
 from pretrain.finetune.task import Example
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 Row = dict[str, Any]  # what the tokenizer gives for one example, and `labels`: the number of its class
 
 GRADIENT_NORM = 1.0
 EVAL_BATCH = 128
+LOSS_EVERY = 10  # steps whose mean loss is shown
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Schedule:
     warmup_share: float
     weight_decay: float
 
+    def steps(self, examples: int) -> int:
+        return self.epochs * -(-examples // self.batch)
+
 
 def open_tokenizer(folder: str, max_length: int) -> "PreTrainedTokenizerBase":
     """The folder's tokenizer. Raises TaskError when it or the model cannot take inputs of `max_length` tokens."""
-    transformers = library("transformers")
-    tokenizer = opened("tokenizer", folder, transformers.AutoTokenizer.from_pretrained)
-    config = opened("configuration", folder, transformers.AutoConfig.from_pretrained)
+    config = huggingface.open_config(folder)
+    tokenizer = huggingface.open_tokenizer(folder, config)
     if tokenizer.pad_token_id is None:
         raise TaskError("the tokenizer has no padding token", f"looked in: {folder}", "take an encoder folder")
     limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
@@ -77,32 +81,72 @@ def encode(
 def build(start: Start, seed: int) -> "PreTrainedModel | PeftModel":
     """A classifier in fp32; whatever is not read from the folder is drawn from `seed`.
 
-    Raises TaskError when the folder's weights are not those of its config.json.
+    Raises TaskError when the folder's weights are not those of its config.json, or its head is for other labels.
     """
+    return _built(start, seed)[0]
+
+
+def check(start: Start) -> dict:
+    """What `build` gives, before a training is paid for: how many weights, and whether the head is new or continued.
+
+    Raises TaskError where `build` would.
+    """
+    model, continued = _built(start, seed=0)
+    return {"weights": weights(model), "head": "continued" if continued else "new"}
+
+
+def _built(start: Start, seed: int) -> "tuple[PreTrainedModel | PeftModel, bool]":
+    """The classifier, and whether it has the head that the folder was fine-tuned with."""
     transformers = library("transformers")
     numbered = dict(enumerate(start.labels))
-    config = opened(
-        "configuration", start.folder, transformers.AutoConfig.from_pretrained,
-        id2label=numbered, label2id={label: i for i, label in numbered.items()},
-    )  # fmt: skip
+    config = huggingface.open_config(
+        start.folder, id2label=numbered, label2id={label: i for i, label in numbered.items()}
+    )
     if start.dropout is not None:
         _set_dropout(config, start.dropout, start.folder)
     transformers.set_seed(seed)
     auto = transformers.AutoModelForSequenceClassification
     if start.init == "random":
-        return auto.from_config(config).float()
-    model, info = opened(
-        "model", start.folder, auto.from_pretrained, config=config, dtype="float32", output_loading_info=True
-    )
-    inside = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
-    lacking = sorted(name for name in inside if ".pooler." not in name)  # an encoder's head and pooler may be new
-    if lacking:
-        raise TaskError(
-            "the folder lacks weights of its model, which would start at random",
-            f"{start.folder}: {len(lacking)} missing, the first is {lacking[0]}",
-            "export it again, or ask for init=random",
-        )
-    return model if start.lora_rank is None else _with_adapters(model, start.lora_rank)
+        return auto.from_config(config, trust_remote_code=False).float(), False
+    model, missing, shapes = huggingface.open_model(start.folder, auto, _may_be_new, config=config, dtype="float32")
+    continued = _continues_head(start, model, missing, shapes)
+    return (model if start.lora_rank is None else _with_adapters(model, start.lora_rank)), continued
+
+
+def _is_of_head(name: str, model: "PreTrainedModel") -> bool:
+    return not name.startswith(f"{model.base_model_prefix}.")
+
+
+def _may_be_new(name: str, model: "PreTrainedModel") -> bool:
+    """The head, and the pooler of an encoder, which our pre-training does not have."""
+    return _is_of_head(name, model) or ".pooler." in name
+
+
+def _continues_head(start: Start, model: "PreTrainedModel", missing: set[str], shapes: dict[str, tuple]) -> bool:
+    """Whether the whole head came from the folder: then it was fine-tuned, and must have been for the same labels."""
+    if shapes or not any(_is_of_head(name, model) for name in missing):
+        labels = huggingface.open_config(start.folder).id2label
+        own = [str(labels[number]) for number in sorted(labels)]
+        if shapes or own != start.labels:
+            raise TaskError(
+                "this folder was fine-tuned for other labels, and its head would be taken for theirs",
+                f"{start.folder} has a head for {_listed(own)}",
+                f"the task has {_listed(start.labels)}",
+                "take the pre-trained folder that it was fine-tuned from, such as the export of the encoder",
+            )
+        if missing:
+            raise TaskError(
+                "the folder has a fine-tuned head but not all of the model below it",
+                f"{start.folder}: {len(missing)} weights are missing, the first is {min(missing)}",
+                huggingface.SIZE_REMEDY,
+            )
+        return True
+    return False
+
+
+def _listed(labels: list[str], shown: int = 6) -> str:
+    names = ", ".join(labels[:shown]) + (", …" if len(labels) > shown else "")
+    return f"{len(labels):,} labels: {names}"
 
 
 def fit(
@@ -113,15 +157,17 @@ def fit(
     learning_rate: float,
     seed: int,
     scratch: Path,
+    advance: Callable[..., None] = lambda steps, note="": None,
 ) -> None:
     """Train `model` in place on the first GPU, or on the CPU; AdamW, linear warm-up and decay. Nothing is saved.
 
+    `advance(1)` is called after every step, and `advance(0, "loss 0.412")` with the mean loss of the last steps.
     Raises TaskError when it diverged: answers that are no numbers would count as the first label.
     """
     import torch
 
     transformers = library("transformers")
-    steps = schedule.epochs * -(-len(rows) // schedule.batch)
+    steps = schedule.steps(len(rows))
     by_length = {"train_sampling_strategy": "group_by_length"}
     if not hasattr(transformers.TrainingArguments, "train_sampling_strategy"):  # transformers 4
         by_length = {"group_by_length": True}
@@ -138,7 +184,8 @@ def fit(
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="no",
-        logging_strategy="no",
+        logging_strategy="steps",
+        logging_steps=LOSS_EVERY,
         report_to="none",
         disable_tqdm=True,
         label_names=["labels"],  # a PeftModel's own are not found
@@ -149,6 +196,7 @@ def fit(
     collator = transformers.DataCollatorWithPadding(tokenizer)
     trainer = transformers.Trainer(model, settings, train_dataset=rows, data_collator=collator)
     trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(_reporter(advance))
     trainer.train()
     if not all(torch.isfinite(weight).all() for weight in model.parameters()):
         raise TaskError(
@@ -156,6 +204,18 @@ def fit(
             f"seed {seed}: its weights are no longer finite numbers",
             "take that rate out of learning_rates",
         )
+
+
+def _reporter(advance: Callable[..., None]) -> "TrainerCallback":
+    class Reporter(library("transformers").TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            advance(1)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                advance(0, f"loss {float(logs['loss']):.3f}")
+
+    return Reporter()
 
 
 def answers(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rows: list[Row]) -> np.ndarray:
@@ -207,13 +267,21 @@ def _with_adapters(model: "PreTrainedModel", rank: int) -> "PeftModel":
     peft = library("peft")
     encoder = model.base_model_prefix
     modules = model.base_model.named_modules(prefix=encoder)
-    linear = [name for name, module in modules if isinstance(module, nn.Linear)]
+    sides = {name: min(module.weight.shape) for name, module in modules if isinstance(module, nn.Linear)}
+    linear = list(sides)
     places = [re.fullmatch(r"(.+?)\.\d+\.(.+)", name) for name in linear]  # the list of blocks, the layer in a block
     blocks = sorted({re.escape(place[1]) for place in places if place})
     inside = sorted({re.escape(place[2]) for place in places if place})
     if not inside:
         kind = type(model).__name__
         raise TaskError("lora finds no linear layers in the blocks of this model", kind, "take method=full")
+    widest = max(sides[name] for name, place in zip(linear, places, strict=True) if place)
+    if rank > widest:
+        raise TaskError(
+            f"lora_rank = {rank:,} is larger than every layer: the adapters would be larger than the model",
+            f"{type(model).__name__}: the smaller side of its layers is at most {widest:,}",
+            "set lora_rank to 8, or to a small part of that",
+        )
     heads = [name for name, module in model.named_children() if name != encoder and weights(module)["all"]]
     if getattr(model.base_model, "pooler", None) is not None:
         heads.append(f"{encoder}.pooler")
