@@ -216,8 +216,53 @@ def test_a_damaged_compressed_file_is_refused(tmp_path, suffix):
             assert texts(path) == LONG.split("\n\n")  # a bit that says nothing
         except CorpusError as error:
             assert str(path) in str(error)
-    for wrong in (b"plain text", packed + b"plain text"):
-        assert refused(file(tmp_path, f"text.txt{suffix}", wrong)).startswith("a compressed file is damaged")
+    after = packed + b"plain text"
+    assert refused(file(tmp_path, f"text.txt{suffix}", after)).startswith("a compressed file is damaged")
+
+
+JSONL = b'{"text": "one"}\n{"text": "two"}\n'
+TAR = b"a.txt".ljust(257, b"\0") + b"ustar".ljust(255, b"\0") + LONG.encode()
+MISNAMED = [  # name, what is in it, fragments of the message
+    ("a.txt", PACK[".gz"](b"one"), ("it is gzip", "rename it to a.txt.gz")),
+    ("a.jsonl", PACK[".zst"](JSONL), ("it is zstd", "rename it to a.jsonl.zst")),
+    ("a.txt", PACK[".xz"](b"one"), ("it is xz", "rename it to a.txt.xz")),
+    ("a.txt", PACK[".bz2"](b"one"), ("it is bzip2", "rename it to a.txt.bz2")),
+    ("a.txt", b"\x04\x22\x4d\x18" + bytes(20), ("it is lz4", "compress it in one of these ways: .gz .zst")),
+    ("a.txt.gz", PACK[".zst"](b"one"), ("in another way than its name says", "it is zstd: rename it to a.txt.zst")),
+    ("a.txt.GZ", b"plain text", ("is not compressed, although", "rename it to a.txt, or compress it")),
+    ("a.txt.zst", "中文".encode() * 2000, ("is not compressed, although", "rename it to a.txt")),
+    ("a.txt.gz", PACK[".gz"](PACK[".gz"](b"one")), ("a file is compressed twice", "(gzip)")),
+    ("a.txt", b"PK\x03\x04" + bytes(20), ("a zip archive", "unpack it")),
+    ("a.txt.gz", PACK[".gz"](TAR), ("a tar archive", "tar -xf")),
+    ("a.txt", b"PAR1\x15" + bytes(20), ("a parquet file", "format: parquet")),
+    ("a.txt", "one\r\n".encode("utf-16"), ("UTF-16 text", "iconv -f UTF-16 -t UTF-8")),
+    ("a.jsonl", JSONL.decode().encode("utf-16-be"), ("without a byte order mark (UTF-16BE)", "iconv -f UTF-16BE")),
+    ("a.txt", "one two".encode("utf-32"), ("UTF-32 text", "iconv -f UTF-32")),
+    ("a.json", b'[\n  {"text": "one"}\n]', ("one array that is written over several lines", "jq -c '.[]' a.json")),
+    ("a.json", b'[{"text": "one"},\r\n {"text": "two"}]', ("one array that is written over", "jq -c '.[]' a.json")),
+    ("a.json", b'\n{\n "text": "one"\n}', ("an object that is written over several lines", "jq -c . a.json")),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "fragments"), MISNAMED)
+def test_a_file_that_is_not_what_its_name_says_is_refused_with_what_it_is(tmp_path, name, content, fragments):
+    """Whatever the source says of bad records: it is the file that is wrong."""
+    path = file(tmp_path, name, content)
+    message = refused(source(tmp_path, files=[name], bad_records="skip"))
+    for fragment in (str(path), *fragments):
+        assert fragment in message
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.Json", "a.jsonl.GZ", "a.NDJSON.gzip", "a.jsonl.zstd", "a.jsonl.BZ2"])
+def test_other_spellings_of_an_ending_mean_the_same(tmp_path, name):
+    pack = {".gzip": ".gz", ".zstd": ".zst"}.get(suffix := Path(name).suffix.lower(), suffix)
+    path = file(tmp_path, name, PACK.get(pack, bytes)(JSONL))
+    assert texts(path) == texts(source(tmp_path, files=[name], format="jsonl")) == ["one", "two"]
+
+
+def test_a_line_with_a_number_of_any_length_is_read(tmp_path):
+    path = file(tmp_path, "a.jsonl", b'{"id": -' + b"9" * 5000 + b', "n": [1, 2], "text": "one"}\n{"text": "two"}')
+    assert texts(path) == ["one", "two"]
 
 
 def test_without_zstandard_a_zst_file_says_what_to_install(tmp_path):
@@ -239,7 +284,6 @@ def test_without_zstandard_a_zst_file_says_what_to_install(tmp_path):
     ("content", "line", "byte", "found"),
     [
         (b"fine\n\nr\xe9sum\xe9\n", 3, 2, "0xe9"),
-        (b"\xff\xfea\x00", 1, 1, "0xff"),
         (b"\xef\xbb\xbfa\xff", 1, 5, "0xff"),
         (b"fine\r\nab \xed\xa0\x80", 2, 4, "0xed"),
         ("fine\n漢".encode()[:-1], 2, 1, "0xe6"),
@@ -256,12 +300,14 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte(tmp_path, pack, content
 BAD_LINES = [
     (b'{"body": "a", "id": 1}', "no text", ("no text under 'text'", "its keys: body, id", "set field:")),
     (b'{"text": null}', "no text", ("no text under 'text'", "null")),
-    (b'[{"text": "a"}, {"text": "b"}]', "no text", ("no text under 'text'", "a list of 2, not an object")),
+    (b'[{"text": "a"}, {"text": "b"}]', "a JSON array", ("a line is a JSON array", "a list of 2", "jq -c '.[]'")),
+    (b'{"data": [{"text": "a"}]}', "no text", ("no text under 'text'", "its keys: data", "jq -c '.[\"data\"][]'")),
     (b'{"\\ud800": "a"}', "no text", ("no text under 'text'", "its keys: \\ud800")),
     (b"{'text': 'a'}", "not JSON", ("a line is not JSON",)),
     (b'{"text": "a"', "not JSON", ("a line is not JSON",)),
-    (b"[" * 100_000, "not JSON", ("a line is not JSON",)),
-    (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "not JSON", ("a line is not JSON",)),
+    (b"[" * 100_000, "nested too deeply", ("nested too deeply", "more than 500 objects and lists", "flatten")),
+    (b'{"text": "a", "n": ' + b"[" * 500 + b"]" * 500 + b"}", "nested too deeply", ("nested too deeply",)),
+    (b'{"text": ' + b"9" * 5000 + b"}", "no text", ("no text under 'text'", "a number")),
     (b'{"text": "ab\\ud800c"}', "not Unicode", ("not valid Unicode", "a lone surrogate at character 3")),
     (b'{"text": "\\udc00\\uD800"}', "not Unicode", ("not valid Unicode", "a lone surrogate at character 1")),
     (b'{"text": "caf\xe9"}', "not UTF-8", ("not valid UTF-8", "byte 14 of the line: 0xe9")),
@@ -283,19 +329,20 @@ def test_bad_records_are_counted_and_left_out_when_the_source_says_so(tmp_path):
     path = source(tmp_path, files=["text.jsonl"], bad_records="skip", max_record_bytes=150_000)
     found = Skipped()
     assert [document.text for document in open_corpus(path).documents(skipped=found)] == ["first", "last"]
-    counts = {"no text": 4, "not JSON": 4, "not Unicode": 2, "not UTF-8": 1, "too long": 1, "empty": 1}
+    counts = {"no text": 5, "a JSON array": 1, "not JSON": 2, "nested too deeply": 2, "not Unicode": 2}
+    counts |= {"not UTF-8": 1, "too long": 1, "empty": 1}
     assert found.counts == {"s": counts}
     assert found.report()["s"]["not Unicode"] == {
         "records": 2,
         "samples": [
             {"where": f"text.jsonl, line {line}", "found": f"a lone surrogate at character {character}"}
-            for line, character in ((10, 3), (11, 1))
+            for line, character in ((12, 3), (13, 1))
         ],
     }
     json.dumps(found.report(), ensure_ascii=False).encode()
     assert found.line() == (
-        "no document from 13 records: s 4 no text, 4 not JSON, 2 not Unicode, 1 not UTF-8, 1 too long, 1 empty "
-        "(first: text.jsonl, line 2)"
+        "no document from 15 records: s 5 no text, 1 a JSON array, 2 not JSON, 2 nested too deeply, 2 not Unicode, "
+        "1 not UTF-8, 1 too long, 1 empty (first: text.jsonl, line 2)"
     )
 
 

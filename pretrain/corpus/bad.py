@@ -8,12 +8,17 @@ SAMPLES = 5  # kept of each kind and source, the first ones
 
 # kind → what the message says, and what to do about it
 NOT_UTF8, NOT_JSON, NO_TEXT, NOT_UNICODE = "not UTF-8", "not JSON", "no text", "not Unicode"
-TOO_LONG, EMPTY = "too long", "empty"
+TOO_LONG, TOO_DEEP, ARRAY, EMPTY = "too long", "nested too deeply", "a JSON array", "empty"
 MESSAGES = {
     NOT_UTF8: ("the text is not valid UTF-8", "convert the file (iconv -f … -t utf-8); nothing is repaired silently"),
     NOT_JSON: ("a line is not JSON", "a .jsonl file holds one JSON object a line: repair or remove the line"),
     NO_TEXT: ("a record has no text under {field!r}", "set field: in the recipe (a.b is b inside a)"),
     NOT_UNICODE: ("the text is not valid Unicode", "repair or remove the record"),
+    TOO_DEEP: ("a record is nested too deeply", "flatten or remove the record"),
+    ARRAY: (
+        "a line is a JSON array, not an object",
+        "write one object a line: jq -c '.[]' OLD > NEW.jsonl",
+    ),
     TOO_LONG: (
         "a record is longer than max_record_bytes",
         "set max_record_bytes: in the recipe; in .txt a blank line ends a document, in .jsonl the end of a line",
@@ -29,6 +34,7 @@ class Bad:
     kind: str  # of MESSAGES, or EMPTY
     where: str  # "en.jsonl, line 12"
     found: str
+    remedy: str | None = None  # where one is known that is better than that of the kind
 
 
 @dataclass
@@ -83,4 +89,4 @@ class Skipped:
 def refusal(bad: Bad, where: str, field: str) -> CorpusError:
     """The error that says what is wrong with a record of a source that stops at bad ones."""
     what, remedy = MESSAGES[bad.kind]
-    return CorpusError(what.format(field=field), f"{where}: {bad.found}", remedy, SKIP)
+    return CorpusError(what.format(field=field), f"{where}: {bad.found}", bad.remedy or remedy, SKIP)

@@ -59,11 +59,11 @@ def expand(names: list[str], root: Path, source: str) -> list[str]:
 
 
 def format_of(path: Path) -> str:
-    """One of FORMATS, from the file's name."""
-    packed = path.suffix in SUFFIXES
+    """One of FORMATS, from the file's name; capital letters in it mean nothing."""
+    packed = path.suffix.lower() in SUFFIXES
     suffix = Path(path.stem).suffix if packed else path.suffix
     for form, suffixes in FORMATS.items():
-        if suffix in suffixes and (form in TEXT_SUFFIXES or not packed):
+        if suffix.lower() in suffixes and (form in TEXT_SUFFIXES or not packed):
             return form
     remedy = f"set format: to one of {', '.join(FORMATS)}, or name only the files to be read (folder/**/*.txt)"
     raise CorpusError("cannot tell the format from the file's name", str(path), remedy)

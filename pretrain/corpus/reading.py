@@ -18,8 +18,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from pretrain.corpus.bad import EMPTY, NO_TEXT, NOT_JSON, NOT_UNICODE, NOT_UTF8, TOO_LONG, Bad
-from pretrain.corpus.compressed import READ_BYTES, open_file, read
+from pretrain.corpus.bad import ARRAY, EMPTY, NO_TEXT, NOT_JSON, NOT_UNICODE, NOT_UTF8, TOO_DEEP, TOO_LONG, Bad
+from pretrain.corpus.compressed import READ_BYTES, check_text, open_file, read
+from pretrain.errors import CorpusError
 
 BOM = b"\xef\xbb\xbf"
 # White space as str.isspace() has it, but for \n, as UTF-8; possessive, so that a run of it is looked at once.
@@ -41,6 +42,8 @@ JSON_NAMES = {
     float: "a number",
 }
 SHOWN_CHARACTERS = 200  # of what a bad record has instead
+MOST_NESTED = 500  # objects and lists inside one another: Python's parser gives up at about 1,000, less what called it
+NESTING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')  # a string of JSON, an opening bracket, a closing one
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def parts_of(path: Path, file: str, cut: str, size: int, limit: int) -> Iterator
     """
     first, held = 1, b""
     with open_file(path) as stream:
-        pieces = read(stream, path, size) if cut == "lines" else _line_ends(read(stream, path, size))
+        pieces = _checked_beginning(read(stream, path, size), path, cut)
+        pieces = pieces if cut == "lines" else _line_ends(pieces)
         for piece in pieces:
             held += piece
             end = _last_end(held, cut) if len(held) >= size else 0
@@ -140,6 +144,32 @@ def records_of(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
         yield from _rows(part, field, limit)
     else:
         yield from _blocks(part, limit)
+
+
+def _checked_beginning(pieces: Iterator[bytes], path: Path, cut: str) -> Iterator[bytes]:
+    """The same pieces. Raises CorpusError when the first one shows that the file is not what it is read as."""
+    for number, piece in enumerate(pieces):
+        if number == 0:
+            check_text(piece, path)
+            if cut == "lines":
+                _check_lines(piece, path)
+        yield piece
+
+
+def _check_lines(head: bytes, path: Path) -> None:
+    """Raise CorpusError for a file of JSON that begins with an array or an object of several lines.
+
+    No line of it is a record, or those that are by chance (the last one of an array, say) are not what was meant.
+    """
+    line = head.removeprefix(BOM).lstrip().partition(b"\n")[0].rstrip()
+    if line == b"{":
+        what, remedy = "an object", f"jq -c . {path.name} > NEW.jsonl"
+    elif line == b"[" or (line.startswith(b"[") and line.endswith(b",")):
+        what, remedy = "one array", f"jq -c '.[]' {path.name} > NEW.jsonl"
+    else:
+        return
+    found = f"{path} begins with {what} that is written over several lines"
+    raise CorpusError("a .jsonl file holds one JSON object a line", found, f"write one object a line: {remedy}")
 
 
 def _line_ends(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -233,21 +263,65 @@ def _json_line(part: Part, begin: int, end: int, line: int, field: str, limit: i
     stored = _decoded(part, begin, end, line)
     if isinstance(stored, Bad):
         return stored
+    if not stored.strip():
+        return None
     try:
-        value = json.loads(stored)
+        value = _json(stored)
         if isinstance(value, list):  # a whole corpus, written as one array, is no document
-            return Bad(NO_TEXT, where, f"a list of {len(value):,}, not an object")
+            return Bad(ARRAY, where, f"a list of {len(value):,}, not an object")
         text = text_of(value, field)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
-        return Bad(NOT_JSON, where, str(error)) if stored.strip() else None
+    except json.JSONDecodeError as error:
+        return Bad(NOT_JSON, where, f"{error.msg} at character {error.pos + 1}")
+    except RecursionError:
+        return Bad(TOO_DEEP, where, f"more than {MOST_NESTED} objects and lists inside one another")
     except NoText as found:
-        return Bad(NO_TEXT, where, str(found))
+        return Bad(NO_TEXT, where, str(found), _unpacked(value, field))
     if "\\u" in stored:  # only an escape can make a lone surrogate
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             return Bad(NOT_UNICODE, where, f"a lone surrogate at character {error.start + 1}")
     return _checked(text, where)
+
+
+def _json(text: str) -> Any:
+    """What `text` says. Raises JSONDecodeError, or RecursionError where more than MOST_NESTED brackets are open.
+
+    A whole number may have any number of digits: Python refuses to convert more than 4,300, so that all whole numbers
+    of such a record are read as floats. They are no part of the text.
+    """
+    if text.count("[") + text.count("{") > MOST_NESTED and _depth(text) > MOST_NESTED:
+        raise RecursionError
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(text, parse_int=float)
+
+
+def _depth(text: str) -> int:
+    """How many brackets of JSON are open at once, at most."""
+    deepest = depth = 0
+    for match in NESTING.finditer(text):
+        if match[0] in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif match[0] in "]}":
+            depth -= 1
+    return deepest
+
+
+def _unpacked(value: Any, field: str) -> str | None:
+    """What to do about an object that holds a whole corpus as a list under a key: {"data": [{"text": …}, …]}."""
+    for key, inside in value.items() if isinstance(value, dict) else ():
+        if isinstance(inside, list) and inside and isinstance(inside[0], dict):
+            try:
+                text_of(inside[0], field)
+            except NoText:
+                continue
+            return f"write one object a line: jq -c '.[{json.dumps(key)}][]' OLD > NEW.jsonl"
+    return None
 
 
 def _rows(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
