@@ -5,8 +5,8 @@ the folder was made from, and a fingerprint: the hash of the index without place
 is hashed again to prove what a folder is.
 """
 
+import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,10 +16,12 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 from pretrain.errors import UserError
+from pretrain.locks import LOCKED, is_mounted, locked
 
 INDEX = "index.json"
 SMALL = 256 << 20  # bytes
@@ -27,6 +29,13 @@ SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # of NumPy
 CHECKSUM = "checksum"  # the key of a hash of the whole index; `fingerprint` leaves out what is recorded
 DERIVED = ("words",)  # stages whose results lie in the folder that they were made from; no other's may
 ASIDE = (".tmp", ".old", ".work")  # ends of the names of folders, beginning with a dot, that are not published yet
+STRAY = re.compile(  # files and folders that the system, a file manager or an editor leaves beside any file
+    r"\.DS_Store|\._.*|\.localized|\.Trash.*|\.fseventsd|\.Spotlight-V100|\.TemporaryItems|Icon\r"  # macOS
+    r"|Thumbs\.db|ehthumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"  # Windows
+    r"|\.nfs[0-9a-f]+|\.smbdelete.*|\.fuse_hidden.*|\.panfs.*|\.snapshot|lost\+found|\.directory"  # Linux
+    r"|@eaDir|#recycle|\.~lock\..*#|\..*\.sw[a-p]",  # NAS, editors
+    re.IGNORECASE,
+)
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
 
@@ -34,87 +43,132 @@ RECORDED = "recorded"  # the key under which an index keeps what is noted but no
 def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success it takes `folder`'s name, on failure nothing is left behind.
 
-    Refuses (`what`), before any work, to replace a folder that holds anything but an earlier result of the same stage,
-    and to lie in a published folder, which would not be what it was.
+    Refuses (`what`), before any work: to replace a folder that holds anything but an earlier result of the same stage,
+    to lie in a published folder, which would not be what it was, and to make what another process is making.
     """
     folder = Path(folder)
-    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays a link
     check_output(folder, what, derived=stage in DERIVED)
+    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays a link
+    _check_replaceable(folder, stage, what)
+    with locked(folder, stage, what):
+        _check_replaceable(folder, stage, what)  # another process may have finished since
+        aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(folder, aside)
+            aside.mkdir()
+        except OSError as error:
+            found = f"{error.filename}: {error.strerror}"
+            raise what("the output folder cannot be made", found, "choose another out=") from None
+        try:
+            yield aside
+            assert _stage(aside / INDEX) == stage, f"{aside} was published without an index of stage {stage}"
+            _sync(aside)
+            _take_name(aside, folder, what)
+            shutil.rmtree(_work(folder), ignore_errors=True)  # a worker of a killed run may still be writing there
+        except Exception as error:  # not OSError alone: safetensors and NumPy wrap what the system said
+            if (explained := _explained(error, folder, what)) is None:
+                raise
+            raise explained from None
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, stage: str, what: type[UserError]) -> None:
+    """Raise `what` when `folder` cannot be replaced, or has anything but an earlier result of `stage`."""
+    if folder.parent.exists() and not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise what("the output folder cannot be made", f"{folder.parent} may not be written", "choose another out=")
+    if is_mounted(folder):
+        remedy = f"choose a folder inside of it, such as out={folder / stage}"
+        raise what("the output folder is a mount point, which cannot be replaced", str(folder), remedy)
     held = _stage(folder / INDEX)
-    if held not in (stage, "") and folder.exists() and (not os.access(folder, os.R_OK) or any(folder.iterdir())):
+    if held not in (stage, "") and folder.exists() and (not os.access(folder, os.R_OK) or is_used(folder)):
         found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
         raise what("the output folder holds something else", f"{folder} has {found}", "choose another out=")
-    aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
-    if aside.is_dir():
-        os.close(_held(aside, folder, what))
-        shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise what("the output folder cannot be made", f"{aside}: {error.strerror}", "choose another out=") from None
-    lock = _held(aside, folder, what)
-    try:
-        yield aside
-        assert _stage(aside / INDEX) == stage, f"{aside} was published without an index of stage {stage}"
-        _sync(aside)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            aside.rename(folder)
-            shutil.rmtree(old)
+
+
+def _sweep(folder: Path, aside: Path) -> None:
+    """Put right what a killed process left beside `folder`, whose lock this process has."""
+    shutil.rmtree(aside, ignore_errors=True)
+    for old in _olds(folder):
+        if not folder.exists() and _stage(old / INDEX):
+            old.rename(folder)  # killed between the two renames: the earlier result is all there is
         else:
-            aside.rename(folder)
-        shutil.rmtree(_work(folder), ignore_errors=True)  # a worker of a killed run may still be writing there
-    except PermissionError as error:
-        found = f"{error.filename}: {error.strerror}"
-        raise what("permission denied", found, "change the permissions, or choose another out=") from None
-    except Exception as error:
-        if getattr(error, "errno", None) == errno.EFBIG:
-            remedy = "raise the limit (ulimit -f), or take another file system, and start again"
-            raise what(f"a file may not become so large: {folder} was not written", str(error), remedy) from None
-        if not _disk_full(error):
-            raise
-        raise what(
-            f"the disk is full: {folder} was not written", str(error), "free some space and start again"
-        ) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        os.close(lock)
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def _held(aside: Path, folder: Path, what: type[UserError]) -> int:
-    """A descriptor of `aside`, locked until it is closed: by a killed process too. Raises `what` if another has it."""
+def _take_name(aside: Path, folder: Path, what: type[UserError]) -> None:
+    """Give `aside` the name of `folder`. What had the name is removed, if the system lets go of it."""
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    old = next(old for old in _old_names(folder) if not old.exists())
     try:
-        lock = os.open(aside, os.O_RDONLY)
+        folder.rename(old)
     except OSError as error:
-        raise what("the output folder cannot be made", f"{aside}: {error.strerror}", "choose another out=") from None
+        saved = next(name for name in (folder.with_name(f"{folder.name}-{n}") for n in count(2)) if not name.exists())
+        aside.rename(saved)
+        found = f"{folder}: {error.strerror}"
+        raise what("the old output folder cannot be replaced", found, f"the new result is in {saved}") from None
+    aside.rename(folder)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise what("another process is making this folder", str(folder), "wait for it, or end it") from None
-    except OSError:  # a file system without locks
-        pass
-    return lock
+        shutil.rmtree(old)
+    except OSError as error:  # on NFS while another process has a file of it open
+        state = f"could not be removed ({error.strerror}): is a file of it in use?"
+        print(f"note: {folder} is published; what it replaces, {old}, {state}", file=sys.stderr)
+
+
+def _old_names(folder: Path) -> Iterator[Path]:
+    """Names beside `folder` for what it replaces, one after another: `.NAME.old`, `.NAME.old2` …"""
+    return (folder.with_name(f".{folder.name}.old{number if number > 1 else ''}") for number in count(1))
+
+
+def _olds(folder: Path) -> list[Path]:
+    name = re.compile(re.escape(f".{folder.name}.old") + r"\d*")
+    return sorted(path for path in folder.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _explained(error: Exception, folder: Path, what: type[UserError]) -> UserError | None:
+    """What the system refused while `folder` was made, as an error of the user's; None: something else is wrong."""
+    if isinstance(error, PermissionError):
+        found = f"{error.filename}: {error.strerror}"
+        return what("permission denied", found, "change the permissions, or choose another out=")
+    if getattr(error, "errno", None) == errno.EFBIG:
+        remedy = "raise the limit (ulimit -f), or take another file system, and start again"
+        return what(f"a file may not become so large: {folder} was not written", str(error), remedy)
+    if _disk_full(error):
+        return what(f"the disk is full: {folder} was not written", str(error), "free some space and start again")
+    return None
 
 
 def check_output(folder: Path, what: type[UserError] = UserError, derived: bool = False) -> None:
-    """Raise `what` when `folder` cannot be a folder because it, or one above it, is a file.
+    """Raise `what` when `folder` cannot be made: its name is none, it or one above it is a file, or may not be written.
 
     Nor may it lie in a published folder, unless what it will hold is `derived` from that.
     """
+    folder, remedy = Path(folder), "choose another out="
     try:
-        file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
-        above = () if derived else folder.resolve().parents
-        held = next(((path, stage) for path in above if (stage := _stage(path / INDEX))), None)
-    except OSError as error:  # no permission to look, or a name that is too long
-        raise what("the output folder cannot be made", f"{folder}: {error.strerror}", "choose another out=") from None
-    if file:
-        raise what("the output folder cannot be made", f"{file} is a file", "choose another out=")
+        # The longest name that is made beside it and in it: a name that is too long is refused before any work.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(folder.absolute().with_name(f".{folder.absolute().name}.old999") / ("x" * 64))
+        above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        outer = () if derived else folder.resolve().parents
+        held = next(((path, stage) for path in outer if (stage := _stage(path / INDEX))), None)
+    except (OSError, ValueError) as error:  # no permission to look, a name that is too long, a NUL
+        found = getattr(error, "strerror", None) or str(error)
+        raise what("the output folder cannot be made", f"{str(folder)!r:.200}: {found}", remedy) from None
+    if not above.is_dir():
+        raise what("the output folder cannot be made", f"{above} is a file", remedy)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise what("the output folder cannot be made", f"{above} may not be written", remedy)
     if held:
         found = f"{folder} is in {held[0]}, the result of stage {held[1]}"
-        raise what("the output folder lies in a published folder", found, "choose another out=")
+        raise what("the output folder lies in a published folder", found, remedy)
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a folder has anything but what the system or a file manager left in it."""
+    return not all(STRAY.fullmatch(path.name) or LOCKED.fullmatch(path.name) for path in folder.iterdir())
 
 
 def lies_in(path: Path | str, folder: Path | str) -> bool:
@@ -226,9 +280,19 @@ def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda fi
     found += [f"{path.name}/{INDEX}: missing" for path in unlisted]
     # Nor what is being made: folders whose names begin with a dot are those of a stage at work, or killed at it.
     inner = {path for place in [*within(folder), *unlisted, *Path(folder).glob(".*/")] for path in place.rglob("*")}
-    files = (path for path in Path(folder).rglob("*") if path.is_file() and path not in inner)
-    present = {path.relative_to(folder).as_posix() for path in files}
+    files = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file() and path not in inner)
+    present = {path.as_posix() for path in files if not (_is_stray(path) or LOCKED.fullmatch(path.name))}
     return found + [f"{name}: extra, not in the index" for name in sorted(present - set(listed(index)) - {INDEX})]
+
+
+def strays(folder: Path, index: dict) -> list[str]:
+    """Names of files in a published folder that the system or an editor left there: no part of it, and harmless."""
+    paths = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file())
+    return sorted({path.as_posix() for path in paths if _is_stray(path)} - set(listed(index)))
+
+
+def _is_stray(path: Path) -> bool:
+    return any(STRAY.fullmatch(part) for part in path.parts)
 
 
 def within(folder: Path) -> list[Path]:

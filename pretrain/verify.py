@@ -58,7 +58,7 @@ def check(folder: Path) -> list[str]:
         faults = folders.faults(folder, index, advance) + folders.index_faults(folder, index)
     if faults:
         return [f"{folder}/{fault}" for fault in faults]
-    notes = []
+    notes = [f"  {name}: not of this folder, and harmless" for name in folders.strays(folder, index)]
     for what, fingerprint, place in made_with(folder, index):
         try:
             found = folders.read_index(place, UserError, MADE_BY)["fingerprint"]

@@ -35,6 +35,7 @@ from pretrain.run import run as pretrain
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer, run
 from pretrain.tokenizer.adopting import opened
 from tests.conftest import SAMPLE, run_values
+from tests.entries import entries
 
 TEXTS = [
     *(
@@ -545,13 +546,13 @@ def test_the_message_helps_and_nothing_is_written(foreign, tmp_path, capsys, wro
     config = tmp_path / "tokenizer.yaml"
     values = {"corpus": str(SAMPLE), "out": str(tmp_path / "out"), "adopt": str(foreign["gpt2"])}
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
-    before = sorted(tmp_path.iterdir())
+    before = entries(tmp_path)
     assert cli.main("tokenizer", [str(config), *overrides]) == 2
     said = capsys.readouterr().err
     assert "error: " in said and "Traceback" not in said
     for fragment in fragments:
         assert fragment.format(folder=tmp_path) in said
-    assert sorted(tmp_path.iterdir()) == before
+    assert entries(tmp_path) == before
 
 
 def test_a_decoder_without_an_end_mark_is_refused_and_a_role_helps(foreign, tmp_path):

@@ -17,6 +17,7 @@ from pretrain.config import build
 from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
 from tests.conftest import ROOT, SAMPLE, Prepared, run_values
+from tests.entries import entries
 
 SHORT = {"phases": [{"steps": 2, "seq_len": 32, "batch_tokens": 128}], "evaluate": {"max_tokens": 64}}
 
@@ -328,7 +329,7 @@ def name_of(row) -> str:
 @pytest.mark.parametrize(("wrong", "stage", "damage", "fragments"), ROWS, ids=[name_of(row) for row in ROWS])
 def test_the_message_helps_and_nothing_is_written(work, capsys, wrong, stage, damage, fragments):
     overrides = damage(work)
-    before, beside = contents(work.out), sorted(work.folder.iterdir())
+    before, beside = contents(work.out), entries(work.folder)
     config = work.config(stage)
     capsys.readouterr()
     assert cli.main(stage, [str(config), *overrides]) == 2
@@ -341,7 +342,7 @@ def test_the_message_helps_and_nothing_is_written(work, capsys, wrong, stage, da
     for fragment in fragments:
         assert fragment.format(folder=work.folder, **names) in message
     assert contents(work.out) == before
-    assert sorted(work.folder.iterdir()) == sorted([*beside, config])
+    assert entries(work.folder) == sorted([*beside, config.name])
 
 
 def test_every_configuration_of_the_table_works_as_it_stands(work, trained):

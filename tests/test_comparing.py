@@ -15,6 +15,7 @@ from pretrain.tokenizer.comparing import CompareConfig, counted, differences, ov
 from pretrain.tokenizer.report import texts_of
 from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
 from tests.conftest import SAMPLE
+from tests.entries import entries
 
 MARKS = list(kinds.SPECIALS["bert"].values())
 
@@ -155,12 +156,12 @@ def test_the_message_helps_and_nothing_is_written(places, tmp_path, capsys, wron
     config = tmp_path / "compare.yaml"
     values = {"corpus": str(SAMPLE), "out": str(tmp_path / "out"), "vocabularies": named}
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
-    before = sorted(tmp_path.iterdir())
+    before = entries(tmp_path)
     assert cli.main("compare", [str(config)]) == 2
     said = capsys.readouterr().err
     assert "error: " in said and "Traceback" not in said
     assert all(fragment in said for fragment in fragments)
-    assert sorted(tmp_path.iterdir()) == before
+    assert entries(tmp_path) == before
 
 
 def test_text_without_a_heldout_side_is_refused(places, tmp_path):

@@ -24,6 +24,7 @@ from pretrain.objectives import CausalLM, CausalLMConfig, Learner, MaskedLM, Mas
 from pretrain.ranks import World
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from tests.conftest import DECODER, ENCODER
+from tests.entries import entries
 
 transformers = pytest.importorskip("transformers", reason="needs pip install '.[export]'")
 
@@ -218,7 +219,7 @@ def test_exporting_again_replaces_the_folder_and_keeps_its_identity(encoder_hf, 
     export.run(ExportConfig(checkpoint=str(encoder / "checkpoints" / "step_00000001"), dialect="bert", out=str(folder)))
     after = json.loads((folder / "index.json").read_text())
     assert after["fingerprint"] == before["fingerprint"]
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert entries(folder.parent) == [folder.name]
 
 
 def with_weights(dialect, change) -> SimpleNamespace:
@@ -242,7 +243,7 @@ def test_one_wrong_weight_is_found_and_nothing_is_left(encoder, tmp_path, monkey
     assert "not equal" in caught.value.what
     assert "logits differ by up to" in caught.value.details[0]
     assert "they part in layer 1: hidden states differ" in caught.value.details[1]
-    assert list(tmp_path.iterdir()) == []
+    assert entries(tmp_path) == []
 
 
 def test_everything_else_that_differs_is_named(decoder_hf, decoder, vocabularies, tmp_path):
@@ -280,7 +281,7 @@ def test_another_tokenizer_is_refused(encoder, vocabularies, tmp_path):
     said = str(caught.value)
     for folder in (vocabularies["bert"], other):
         assert open_tokenizer(folder).fingerprint[:12] in said
-    assert list(tmp_path.iterdir()) == []
+    assert entries(tmp_path) == []
 
 
 @pytest.mark.parametrize(

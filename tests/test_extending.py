@@ -11,6 +11,7 @@ from pretrain import tokenizer as stage
 from pretrain.folders import read_index
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer, run
 from tests.conftest import SAMPLE
+from tests.entries import entries
 from tests.test_adopting import gpt2, vocab_txt
 
 SETTINGS = {
@@ -220,4 +221,4 @@ def test_the_message_helps_and_nothing_is_written(
     assert "error: " in said and "Traceback" not in said
     for fragment in fragments:
         assert fragment in said
-    assert sorted(tmp_path.iterdir()) == [config]
+    assert entries(tmp_path) == [config.name]

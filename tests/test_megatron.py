@@ -23,6 +23,7 @@ from pretrain.shards.adopting import AdoptConfig, run
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from pretrain.tokenizer import run as train_tokenizer
 from tests.conftest import DECODER, run_values
+from tests.entries import entries
 
 Document = list[list[int]]  # its sequences
 
@@ -150,7 +151,7 @@ def test_marks_in_the_middle_are_refused_or_removed(prepared, tmp_path, capsys):
     with pytest.raises(ShardError, match="has <eod> in the middle of a sequence") as error:
         adopt(prepared, "byte", tmp_path / "out", pair)
     assert "document 7, token 4: id 2" in str(error.value) and "inner_marks=remove" in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pair.bin", "pair.idx"]
+    assert entries(tmp_path) == ["pair.bin", "pair.idx"]
     out = adopt(prepared, "byte", tmp_path / "out", pair, inner_marks="remove")
     assert "3 marks inside of documents removed" in capsys.readouterr().out
     assert ids_of(out) == ids_of(prepared.shards["byte"])

@@ -1,0 +1,138 @@
+"""The lock of a folder that is being made: no two processes make one folder, or train in it, at the same time.
+
+The lock of `runs/wiki` is the file `runs/.wiki.lock`. It is created once and never removed: whoever locks a file that
+another process may remove can end up with the lock of a file that nobody else sees. The kernel releases the lock when
+its owner ends, however it ends. The text of the file names the last owner, for the message to whoever comes second.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.errors import UserError
+
+LOCK, LOCKED = ".{}.lock", re.compile(r"\..*\.lock")  # the name of a lock file, and how it is known
+NAMED_S = 0.1  # an owner writes its name after it has the lock: a reader gives it this long
+_held: dict[int, Path] = {}  # descriptor → folder, of this process
+
+
+@contextmanager
+def locked(folder: Path, command: str, what: type[UserError] = UserError) -> Iterator[None]:
+    """Keep every other process out of `folder` until the block ends.
+
+    `command` says what the owner does, in the message that others get. Raises `what` if another process has the lock,
+    or if its file cannot be made. A folder inside of one that this process has locked needs no lock of its own. A file
+    system without locks keeps nobody out.
+    """
+    folder = Path(folder).resolve()
+    if any(held in folder.parents for held in _held.values()):
+        yield
+        return
+    lock = _lock(folder, what)
+    _held[lock] = folder
+    try:
+        _sign(lock, command)
+        yield
+    finally:
+        if _held.pop(lock, None):  # a forked process has closed it already
+            os.close(lock)
+
+
+def path_of(folder: Path) -> Path:
+    """The lock file of a folder: beside it, or in it where no file can be made beside it.
+
+    Nothing can be made beside the root of a file system that is mounted there, at least not where another machine that
+    mounts it would see it; nor where the folder above belongs to somebody else.
+    """
+    folder = Path(folder).resolve()
+    beside = folder.with_name(LOCK.format(folder.name))
+    apart = is_mounted(folder) or not (os.access(folder.parent, os.W_OK) or beside.exists())
+    return folder / LOCK.format("folder") if apart and folder.is_dir() else beside
+
+
+def is_mounted(folder: Path) -> bool:
+    """Whether `folder` is the root of a mounted file system, or of a part of one that is mounted there (Docker's -v).
+
+    `os.path.ismount` alone does not see a part of the same file system.
+    """
+    if os.path.ismount(folder):
+        return True
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # not Linux
+        return False
+    return str(Path(folder).resolve()) in {line.split(" ")[4].replace("\\040", " ") for line in lines}
+
+
+def _lock(folder: Path, what: type[UserError]) -> int:
+    """A locked descriptor of the lock file of `folder`."""
+    while True:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            path = path_of(folder)
+            descriptor = _open(path)
+        except OSError as error:
+            found = f"{error.filename}: {error.strerror}"
+            raise what("the output folder cannot be made", found, "choose another out=") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            time.sleep(NAMED_S)
+            remedy = "wait for it, or end it"
+            raise what("another process is making this folder", f"{folder}: {_owner(path)}", remedy) from None
+        except OSError:  # a file system without locks
+            return descriptor
+        if _is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # somebody removed the file between opening and locking it
+
+
+def _open(path: Path) -> int:
+    """Never inherited by a program that is started. The file of another user cannot be written, but locked."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(lock: int, command: str) -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    owner = {"host": os.uname().nodename, "pid": os.getpid(), "command": command, "since": since}
+    with contextlib.suppress(OSError):  # the file of another user, or a full disk: the lock holds without a name
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(owner).encode() + b"\n", 0)
+
+
+def _owner(path: Path) -> str:
+    """Who has the lock, as the file says it."""
+    try:
+        owner = json.loads(path.read_bytes())
+        return "{command}, process {pid} on {host} since {since}".format(**owner)
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"the owner has not written its name into {path}"
+
+
+def _forget() -> None:
+    """In a forked process: its copy of a lock would outlive the owner. To close it releases nothing."""
+    for lock in _held:
+        os.close(lock)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
