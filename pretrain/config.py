@@ -7,6 +7,7 @@ and `no` as False. Every stage declares its config as a subclass of `Config` bes
 import copy
 import difflib
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -34,6 +35,8 @@ class Config(BaseModel):
             return values
         decoded = {}
         for key, value in values.items():
+            if (text := _unwritable(value)) is not None:
+                raise ValueError(f"{key}: {text[:60]!a} has a NUL or half of a surrogate pair: correct it")
             field = cls.model_fields.get(key)
             if field is not None and isinstance(value, str) and value in NULL and _admits_none(field.annotation):
                 value = None
@@ -169,6 +172,14 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _unwritable(value: Any) -> str | None:
+    """The first string in a value that can be no file name and no UTF-8 text: YAML's escapes can write such ones."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return next((text for item in inner if (text := _unwritable(item)) is not None), None)
+    return value if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) else None
 
 
 def _plain_scalars(value: Any) -> Any:

@@ -234,6 +234,15 @@ def test_a_value_of_another_type_is_refused(tmp_path, key, value):
     assert f"override 'inner.{key}={value}': inner.{key}" in refused(Outer, path, f"inner.{key}={value}")
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [('out="a\\0b"', "out"), ('data.shards="\\ud800"', "data"), ('objective={kind: "masked_lm\\udfff"}', "objective")],
+)
+def test_text_that_no_file_can_hold_is_refused_wherever_it_is(path, override, key):
+    with pytest.raises(ConfigError, match=rf"{key}: '.*' has a NUL or half of a surrogate pair"):
+        load(RunConfig, path, [override])
+
+
 def test_overrides_address_sections_and_list_entries_and_the_last_one_wins(tmp_path):
     values = {"entries": [{"count": 1}, {"count": 2}], "inner": {"count": 3, "word": "w"}}
     path = written(tmp_path / "outer.yaml", values)

@@ -847,7 +847,7 @@ BAD_PROMPTS = {
     "a temperature that float32 has not": ({"temperature": 1e-300}, "temperature = 1e-300: set 0"),
     "a seed of 80 bits": ({"seed": 2**80}, "seed = "),
     "a seed below 0": ({"seed": -1}, "seed = -1"),
-    "half of an emoji": ({"prompts": ["a", "b\ud83d"]}, r"'b\\ud83d' has half of a surrogate pair"),
+    "half of an emoji": ({"prompts": ["a", "b\ud83d"]}, r"prompts: 'b\\ud83d' has a NUL or half of a surrogate pair"),
 }
 
 

@@ -36,9 +36,6 @@ class GenerateConfig(Config):
             raise ValueError(
                 f"temperature = {self.temperature:g}: set 0 for the likeliest token, or at least {COLDEST:g} to draw"
             )
-        for prompt in self.prompts:
-            if any("\ud800" <= character <= "\udfff" for character in prompt):
-                raise ValueError(f"prompts: {prompt[:60]!a} has half of a surrogate pair, which is no character")
         if self.out is not None:
             must_differ(self.out, self.model)
         return self
