@@ -40,9 +40,9 @@ MADE_BY = "python launch/words.py CONFIG.yaml"
 FOLDER = "words"
 STRETCH_TOKENS = 1 << 21  # of whole documents, that a process segments at a time: 10 to 20 s, 0.2 GB
 
-# The ranges that BERT takes apart into characters (its `_is_chinese_char`), beyond them the newer extensions.
+# The ranges that BERT takes apart into characters (its `_is_chinese_char`), and the newer extensions F to J.
 HAN = re.compile(
-    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ebef\U0002f800-\U0002fa1f"
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ee5f\U0002f800-\U0002fa1f"
     "\U00030000-\U0003347f]+"
 )
 

@@ -109,6 +109,19 @@ def test_a_line_of_mojibake_among_good_ones_is_repaired_alone():
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_line_end_of_mainframes_is_no_mojibake(language):
+    """U+0085: a line end unless it is a part of a character that was read as Latin-1."""
+    repair = step("mojibake", language)
+    assert repair("line one\x85line two\x85\x85中文\x85床前") == Outcome("line one\nline two\n\n中文\n床前", 4)
+    if language == "en":
+        assert repair("café\x85naïve") == Outcome("café\nnaïve", 1)
+    bad = "\n".join(line.encode().decode("latin-1") for line in ("Åse och 公园", "公共"))
+    assert "\x85" in bad and repair(bad) == Outcome("Åse och 公园\n公共", 2)
+    gbk = "我们的朋友厖大在学校里读书".encode("gbk").decode("latin-1")
+    assert "\x85" in gbk and (language != "zh" or repair(gbk) == Outcome("我们的朋友厖大在学校里读书", 1))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
 def test_good_text_is_no_mojibake(language):
     repair = step("mojibake", language)
     good = [
@@ -172,7 +185,8 @@ def test_nfc_joins_and_nfkc_folds():
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("a\x00b\x1fc\x7fd\x9fe\ufffef\ue000g\ud800h", "abcdefgh"),
+        ("a\x00b\x1fc\x7fd\x9fe\ufffef\ue000g\ud800h", "ab cdefgh"),
+        ("001\x1e\x1d10\x1faone\x1c\n\x1ftwo \x1d three", "001 10 aone\ntwo three"),
         ("\x1b[1;31mred\x1b[0m", "red"),
         ("\ufeffword\u200bword so\u00adft \u2060\u180e\u202eabc\u202c\u2066\u061c", "wordword soft abc"),
         ("a\r\nb\rc\u2028d\u0085e\x0bf\x0cg", "a\nb\nc\nd\ne\nf\ng"),

@@ -1,14 +1,17 @@
 """Text in: what a recipe names, that a document's side is its own, and what identifies a corpus."""
 
+import glob
 import gzip
 import hashlib
 import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +121,41 @@ def test_names_that_stand_for_nothing_or_for_a_file_again_are_refused(tmp_path):
         assert all(fragment in message for fragment in fragments), message
     twice = [{"name": name, "files": ["a/1.txt"]} for name in "xy"]
     assert texts(recipe(tmp_path, *twice)) == ["a", "a"]  # of two sources: perhaps under two fields
+
+
+@pytest.mark.parametrize("files", ["t", "t/**/*.txt", "t/**", "**/*.txt", "t/*/**/*.txt", "t/**/inner/*.txt"])
+def test_links_that_make_a_loop_are_followed_once(tmp_path, files):
+    """Links to the folder itself, to one above and among several: every file comes once, under the same name."""
+    for name in ("a", "b", "c", "inner"):
+        file(tmp_path, f"t/{name}/{name}.txt", name)
+        for other in ("a", "b", "c"):
+            (tmp_path / "t" / name / f"to-{other}").symlink_to(tmp_path / "t" / other)
+        (tmp_path / "t" / name / "up").symlink_to("..")
+    file(tmp_path, "t/inner/deep.txt", "deep")
+    file(tmp_path, "elsewhere/far.txt", "far")
+    (tmp_path / "t" / "x").symlink_to(".")
+    (tmp_path / "t" / "y").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "t" / "broken").symlink_to("broken")
+    names = ["a/a.txt", "b/b.txt", "c/c.txt", "inner/deep.txt", "inner/inner.txt", "y/far.txt"]
+    names = [name for name in names if "inner" not in files or name.startswith("inner")]
+    found = [f"t/{name}" for name in names]
+    if files in ("t", "t/**"):
+        (tmp_path / "t" / "broken").unlink()  # a link to nothing is refused as a missing file
+    if files == "**/*.txt":
+        found = ["elsewhere/far.txt", *found[:-1]]  # which no link leads to
+    corpus = open_corpus(source(tmp_path, files=[files]))
+    assert corpus.files(corpus.recipe.sources[0]) == found
+
+
+def test_patterns_match_what_glob_matches(tmp_path):
+    for name in ("a.txt", "b/a.txt", "b/c/a.txt", "b/c/d.txt", ".hidden/a.txt", "b/.hidden.txt", "[x]/a.txt"):
+        file(tmp_path, f"t/{name}", name)
+    patterns = ("t/**/*.txt", "t/**", "**/c/*.txt", "t/**/c/**", "**/**/a.txt", "t/**/.hidden/*", "t/**/[[]x]/*.txt")
+    for pattern in patterns:
+        matched = glob.glob(pattern, root_dir=tmp_path, recursive=True)
+        corpus = open_corpus(source(tmp_path, files=[pattern], format="txt"))
+        found = corpus.files(corpus.recipe.sources[0])
+        assert found and found == sorted({name for name in matched if (tmp_path / name).is_file()}), pattern
 
 
 def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
@@ -345,6 +383,24 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
     with pytest.raises(CorpusError, match="a file changed while it was read") as error:
         corpus.fingerprint()
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_change_is_seen_where_size_and_time_are_kept(tmp_path, replaced):
+    path = file(tmp_path, "a.txt", "alpha\n\ntwo")
+    before = path.stat()
+    corpus = open_corpus(path)
+    assert [document.text for document in corpus.documents()] == ["alpha", "two"]
+    while time.time_ns() < before.st_ctime_ns + 20_000_000:  # the clock of a file system has steps of some milliseconds
+        time.sleep(0.005)
+    other = file(tmp_path, "other.txt", "OMEGA\n\ntwo")
+    other.replace(path) if replaced else path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CorpusError, match="a file changed while it was read"):
+        corpus.fingerprint()
+    shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
+    moved = tmp_path.with_name(f"{tmp_path.name}-copy").rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
+    assert open_corpus(moved / "a.txt").fingerprint() == open_corpus(path).fingerprint()  # between two runs all may
 
 
 def test_a_file_is_hashed_once(tmp_path):

@@ -243,6 +243,18 @@ def test_a_pair_that_is_named_twice_is_refused(prepared, tmp_path):
     assert f"{pairs[0]}.bin and {pairs[1]}.bin" in str(error.value)
 
 
+def test_a_pair_without_a_token_adds_nothing(prepared, tmp_path):
+    """Of no document, of documents without a sequence, of sequences without a token; alone it is no corpus."""
+    one = write_pair(tmp_path / "one", [[ids] for ids in bare(prepared, "byte")])
+    empty = [
+        write_pair(tmp_path / f"empty{n}", documents) for n, documents in enumerate(([], [[], []], [[[]], [[], []]]))
+    ]
+    alone = adopt(prepared, "byte", tmp_path / "alone", one)
+    assert ids_of(adopt(prepared, "byte", tmp_path / "out", empty[0], one, *empty[1:])) == ids_of(alone)
+    with pytest.raises(ShardError, match=r"no pair holds a token\n.*empty0"):
+        adopt(prepared, "byte", tmp_path / "none", *empty)
+
+
 def test_a_pair_is_not_replaced_by_what_is_made_of_it(prepared, tmp_path):
     copy = shutil.copytree(prepared.shards["byte"], tmp_path / "copy")
     with pytest.raises(ShardError, match="the output folder holds a pair that it is made of"):

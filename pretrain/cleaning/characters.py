@@ -87,11 +87,25 @@ def mojibake(section: Mojibake, language: str) -> Callable[[str], Outcome]:
     def apply(text: str) -> Outcome:
         if text.isascii() or not telling.search(text):
             return Outcome(text)
-        lines = text.split("\n")
+        ended = _line_feeds(text, chinese)
+        lines = ended.split("\n")
         fixed = [line if line.isascii() else repair(line) for line in lines]
-        return Outcome("\n".join(fixed), sum(map(str.__ne__, lines, fixed)))
+        changes = sum(map(str.__ne__, lines, fixed)) + text.count("\x85") - ended.count("\x85")
+        return Outcome("\n".join(fixed), changes)
 
     return apply
+
+
+def _line_feeds(text: str, chinese: bool) -> str:
+    """`text` with \\n for each U+0085 that ends a line, as in text of mainframes, and is no part of mojibake.
+
+    Read as Latin-1, UTF-8 has U+0085 in sequences of two to four characters (Å is `Ã\\x85`), GBK has it in any pair:
+    in Chinese it ends a line where no character from U+0080 to U+00FF stands beside it.
+    """
+    if "\x85" not in text:
+        return text
+    kept = BESIDE_NEL if chinese else UTF_8_AS_LATIN_1
+    return kept.sub(lambda match: match[0] if match[0].strip("\x85") else "\n" * len(match[0]), text)
 
 
 def _is_utf_8(code: bytes) -> bool:
@@ -104,6 +118,8 @@ def _is_utf_8(code: bytes) -> bool:
 LEVEL_1 = (0xB0, 0xD8)  # rows of GB2312 with its 3,755 common characters
 MIXED_UP = 3  # one line, several wrong encodings on top of each other
 LATIN_PAIRS = re.compile("[\xa1-\xff]{4}")
+UTF_8_AS_LATIN_1 = re.compile("[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}|\x85")
+BESIDE_NEL = re.compile("[\x80-\xff]+")
 
 
 # Unicode form
@@ -134,7 +150,7 @@ def unicode(section: Unicode, language: str) -> Callable[[str], Outcome]:
 def control(section: Control, language: str) -> Callable[[str], Outcome]:
     """Drop what cannot be seen, and write line ends and spaces one way; counts characters dropped or replaced.
 
-    Dropped: C0 and C1 controls but \\n and \\t, terminal colour sequences, soft hyphens, zero-width spaces, byte order
+    Dropped: C0 and C1 controls but white space, terminal colour sequences, soft hyphens, zero-width spaces, byte order
     marks, word joiners, bidirectional controls, tag characters, lone surrogates, noncharacters, private-use characters
     (icon fonts and vendors' gaiji; no agreed meaning, Unicode 15.0 section 23.5). BERT's own tokenizers drop all these
     categories too (`BasicTokenizer._clean_text`). U+FFFD stays: it says that something is missing.
@@ -145,9 +161,10 @@ def control(section: Control, language: str) -> Callable[[str], Outcome]:
     Variation selectors of ideographs go: they choose a glyph, not a character.
 
     Line ends (\\r\\n, \\r, \\v, \\f, U+0085, U+2028, U+2029) become \\n, at most two in a row. No-break, thin and
-    ideographic spaces become a space, a run with one of them inside a line a single space; the ideographic spaces that
-    indent a Chinese paragraph go. Runs of plain spaces stay: they are the layout of code and verse. Lines and documents
-    end without white space.
+    ideographic spaces become a space, as do U+001C to U+001F, which separate fields and records in library catalogues
+    and old databases; a run with one of them inside a line becomes a single space. Separators and ideographic spaces
+    that begin a line go. Runs of plain spaces stay: they are the layout of code and verse. Lines and documents end
+    without white space.
     """
 
     def apply(text: str) -> Outcome:
@@ -167,7 +184,7 @@ def control(section: Control, language: str) -> Callable[[str], Outcome]:
 
 
 DROPPED = (
-    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
+    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
     "\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e001f\U000e0080-\U000e0fff\U000f0000-\U0010ffff"
 )
 LINE_END = "\r\x0b\x0c\x85\u2028\u2029"
@@ -177,9 +194,10 @@ DROPPED = re.compile(f"[{DROPPED}]+")
 LINE_END = re.compile(f"\r\n|[{LINE_END}]")
 JOINING = re.compile(f"[{JOINING}]+")
 TERMINAL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-UNUSUAL = "\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
+UNUSUAL = "\x1c-\x1f\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
 UNUSUAL_SPACE = re.compile(f"[{UNUSUAL}]")
 SPACES = re.compile(f"[ \t{UNUSUAL}]+")
+NO_INDENT = re.compile("[\x1c-\x1f\u3000]")
 MANY_LINES = re.compile(r"\n{3,}")
 # Hebrew to Thaana and Arabic extended; Devanagari to Sinhala; Tibetan, Myanmar; Khmer, Mongolian; presentation forms.
 JOINING_SCRIPT = re.compile(
@@ -229,7 +247,7 @@ def _plain_spaces(line: str) -> str:
             return run
         if match.start() > 0:
             return " "
-        return "" if "\u3000" in run else " " * len(run)  # no-break spaces may indent code
+        return "" if NO_INDENT.search(run) else " " * len(run)  # no-break spaces may indent code
 
     return SPACES.sub(plain, line) if UNUSUAL_SPACE.search(line) else line
 

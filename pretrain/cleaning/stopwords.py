@@ -58,7 +58,7 @@ def _check(language: str) -> None:
         raise ConfigError(f"no list of stop words is known for {language!r}", known)
 
 
-HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af]+")
+HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003347f]+")
 WORD = re.compile(r"\w+(?:['’]\w+)*[ \t]?")
 
 

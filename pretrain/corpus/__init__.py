@@ -113,7 +113,7 @@ class Corpus:
         self.recipe, self.root = recipe, Path(root)
         self._files: dict[str, list[str]] = {}  # source → what its names stand for
         self._datasets: dict[str, hub.Resolved] = {}  # source → what its dataset is now
-        self._states: dict[Path, tuple[int, int]] = {}  # file → bytes and time of change when the work began
+        self._states: dict[Path, tuple[int, ...]] = {}  # file → `_state` when the work began
         self._hashes: dict[Path, str] = {}
 
     def __reduce__(self):
@@ -347,6 +347,11 @@ def folded(text: str) -> bytes:
     return " ".join(text.split()).encode("utf-8")
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[int, ...]:
+    """What differs when a file is changed: the time of the last change of its inode too, which no program can set.
+
+    `rsync -t` and `cp -p` keep the size and the other time. The number of the inode is no part of this: file systems in
+    user space (of object stores, for instance) give a file a new one while it is the same.
+    """
     found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -1,5 +1,6 @@
 """From what a recipe names to files: patterns and folders, what is passed over in them, and the format of each file."""
 
+import errno
 import glob
 import json
 import os
@@ -39,7 +40,8 @@ def expand(names: list[str], root: Path, source: str) -> list[str]:
     """The files that a source's `names` stand for, relative to `root`, in the order of the names.
 
     A name is a file, a pattern (`*`, `?`, `[…]`, `**` for folders of any depth) or a folder, which is all that is
-    in it. Patterns and folders are sorted by code point, so that the order is the same on every machine.
+    in it. Patterns and folders are sorted by code point, so that the order is the same on every machine. Symbolic links
+    are followed; a folder that links reach in several ways is entered once, so that their loops end.
 
     Raises CorpusError for a name that stands for nothing, for a file that comes twice, for a folder that a stage wrote
     and nobody named, and for a name that is not Unicode: places are written into what the stages publish.
@@ -78,15 +80,27 @@ def _expand(name: str, root: Path, source: str) -> list[str]:
     if not glob.has_magic(name):
         remedy = "a recipe names its files relative to itself"
         raise CorpusError("no such text file", f"{path}, of source {source!r}", remedy)
-    if "**" in Path(name).parts:
-        for _ in _inside(root / _beginning(name)):
-            pass
-    matches = glob.glob(name, root_dir=root, recursive=True)
+    matches = _matches(name, root) if "**" in Path(name).parts else glob.glob(name, root_dir=root)
     found = sorted({match for match in matches if not (root / match).is_dir() and not _passed_over(match)})
     if not found:
         remedy = "a pattern is relative to the recipe; folders of any depth are **"
         raise CorpusError("no text file matches a pattern", f"{path}, of source {source!r}", remedy)
     return found
+
+
+def _matches(name: str, root: Path) -> list[str]:
+    """What matches a pattern with `**`, as `glob.glob` has it, which would follow a loop of links for ever."""
+    found = [_beginning(name)]
+    rest = Path(name).parts[len(found[0].parts) :]
+    for part in rest:
+        if part == "**":
+            walked = list(_walk(found, root))
+            found = [folder for folder, _ in walked]
+        else:
+            found = [folder / entry for folder in found for entry in glob.glob(part, root_dir=root / folder)]
+    if rest[-1] == "**":
+        found = [folder / file for folder, files in walked for file in files]
+    return [str(path) for path in found]
 
 
 def _beginning(name: str) -> Path:
@@ -115,23 +129,51 @@ def _folder(name: str, root: Path, source: str) -> list[str]:
         raise CorpusError("a saved dataset has several splits", f"{path}, of source {source!r}", remedy)
     if state:
         return [str(Path(name) / file["filename"]) for file in state["_data_files"]]
-    found = sorted(str(Path(name) / file) for file in _inside(path) if not _passed_over(file))
+    found = sorted(
+        str(at / file) for at, files in _walk([Path(name)], root) for file in files if not _passed_over(file)
+    )
     if not found:
         raise CorpusError("a folder holds no text", f"{path}, of source {source!r}", "name another one")
     return found
 
 
-def _inside(folder: Path) -> Iterator[str]:
-    """The files below a folder but hidden ones, relative to it. Raises OSError where it cannot look: `glob` goes on."""
+def _walk(folders: list[Path], root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders, relative to `root`, and all folders below them, each with the names of its files; hidden ones left out.
 
-    def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
+    Each is entered once: under its own name if it can be reached without a link, else under that of the first link.
+    Raises OSError for a folder that may not be read.
+    """
+    entered: set[str] = set()
+    while folders:
+        links = []
+        for begin in sorted(folders):
+            below = [(begin, os.path.realpath(root / begin))]
+            while below:
+                folder, real = below.pop()
+                if real in entered:
+                    continue
+                entered.add(real)
+                files = []
+                for entry in _entries(root / folder):
+                    if not os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
+                        files.append(entry.name)
+                    elif entry.is_symlink():
+                        links.append(folder / entry.name)
+                    else:
+                        below.append((folder / entry.name, os.path.join(real, entry.name)))
+                yield folder, files
+        folders = links
 
-    for at, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(at).relative_to(folder)
-        yield from (str(relative / name) for name in files if not name.startswith("."))
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder but hidden files and folders; nothing where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []
+        raise
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from pretrain.finetune.task import Example
 
 WORD = re.compile(r"\w+|[^\w\s]")
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af]")
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003347f]")
 Z975 = 1.959964
 # 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, a series in 1/df is right to 1e-4.
 T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)

@@ -88,7 +88,7 @@ def run(config: AdoptConfig) -> dict:
             raise ShardError("the output folder holds a pair that it is made of", found, "choose another out=")
     digests = [folders.digest(Path(f"{pair.prefix}.bin")) for pair in pairs]
     for number, digest in enumerate(digests):
-        if digest in digests[:number]:
+        if digest["bytes"] and digest in digests[:number]:
             same = f"{config.pairs[digests.index(digest)]}.bin and {config.pairs[number]}.bin"
             raise ShardError("documents would stand twice", f"{same} are the same, byte by byte", "leave one out")
     for pair in pairs:
@@ -193,7 +193,7 @@ def _sample(pair: Pair, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """The first ids of some documents, without marks."""
     marks = list(tokenizer.specials.values())
     count = len(pair.documents) - 1
-    for document in range(0, count, -(-count // SAMPLED)):
+    for document in range(0, count, max(1, -(-count // SAMPLED))):
         begin, end = map(int, pair.documents[document : document + 2])
         if begin < end:
             first = int(pair.offsets[begin]) // pair.ids.itemsize
@@ -319,6 +319,8 @@ def _with_template(found: Found, specials: dict[str, int]) -> tuple[np.ndarray, 
 
 
 def _check_sides(sides: dict[str, dict], config: AdoptConfig) -> None:
+    if not any(entry["documents"] for entry in sides.values()):
+        raise ShardError("no pair holds a token", ", ".join(config.pairs), "name pairs that hold text")
     for side, entry in sides.items():
         if not entry["documents"]:
             total = sum(other["documents"] for other in sides.values())

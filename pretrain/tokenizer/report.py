@@ -21,9 +21,9 @@ from pretrain.tokenizer.vocabulary import Vocabulary
 
 BATCH_CHARACTERS = 1 << 18  # a token and its place take 660 bytes (measured): 170 MB where each character is one
 LETTER, HAN, DIGIT = 1, 2, 3
-# Han characters by block (Unicode 16): unified ideographs, extensions A to I, compatibility ideographs, 〇.
-HAN_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
-LAST_LETTER = 0x32400  # beyond are tags, variation selectors and private use
+# Han characters by block (Unicode 17): unified ideographs, extensions A to J, compatibility ideographs, 〇.
+HAN_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3347F))
+LAST_LETTER = 0x33480  # beyond are tags, variation selectors and private use
 ASCII = {chr(point) for point in range(0x21, 0x7F)}
 SCRIPTS = ("letters", "han", "han_words", "digits", "mixed", "others", "parts_of_characters")
 EXAMPLES = 12
