@@ -7,29 +7,47 @@
       config.yaml              the resolved configuration of the run
       index.json               step, tokens, fingerprints of shards and tokenizer, world; written last
 
+A kind of tensors that takes more than PART_BYTES is divided into several files, `weights-00001-of-00003.safetensors`
+and so on. The division follows from the shapes alone, never from the number of ranks.
+
 There is one form, and every engine saves and restores it: a run continues on another ZeRO stage or rank count from
 the same files it continues from bit by bit on the old ones. No generator or loader state is stored; both are
 functions of the step.
 """
 
+import errno
+import hashlib
+import json
+import math
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain import folders
 from pretrain.engine import STATES, Engine
 from pretrain.errors import ResumeError
-from pretrain.ranks import World
+from pretrain.peers import Peers
 
 CONFIG = "config.yaml"
 STEP = re.compile(r"step_(\d{8})")
+TENSORS = re.compile(r"(weights|exp_avg|exp_avg_sq)(-\d{5}-of-\d{5})?\.safetensors")
+KINDS = ("weights", *STATES)
+PART_BYTES = 4 << 30  # of one file; a tensor that is larger has a file of its own
+CHUNK_BYTES = 8 << 20  # written and hashed at once, so that the hash reads what is still in the processor's cache
+AHEAD = 2  # tensors that wait in memory for a rank's writer
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -40,79 +58,280 @@ class TrainState:
     steps_applied: int = 0  # less than step by the skipped ones: Adam's own count
 
 
-def publish(run: Path, state: TrainState, engine: Engine, world: World, config_yaml: str, identity: dict) -> Path:
-    """Write checkpoint `state.step` of `run`; a collective. Complete or absent, whenever a process dies."""
+def publish(run: Path, state: TrainState, engine: Engine, peers: Peers, config_yaml: str, identity: dict) -> Path:
+    """Write checkpoint `state.step` of `run`; a collective. Complete or absent, whenever a process dies.
+
+    File number i is written by rank i modulo the number of ranks, so all ranks write at the same time where there are
+    several files. Rank 0 collects their checksums, writes the index and renames the folder. Raises ResumeError on every
+    rank when one of them cannot write.
+    """
     folder = run / "checkpoints" / f"step_{state.step:08d}"
-    if not world.speaks:
-        for _, tensors in engine.state():
-            for _ in tensors:
-                pass
-        return folder
-    with folders.publish(folder, "checkpoint", ResumeError) as aside:
-        for kind, tensors in engine.state():
-            save_file({name: tensor.contiguous() for name, tensor in tensors}, aside / f"{kind}.safetensors")
-        index = {"stage": "checkpoint", "step": state.step, "steps_applied": state.steps_applied, **identity}
-        (aside / CONFIG).write_text(config_yaml, encoding="utf-8")
-        index["recorded"] = {"world": world.size, "engine": engine.name, "torch": torch.__version__}
-        folders.write_index(aside, index, recorded=(CONFIG,))
+    aside = folder.with_name(f".{folder.name}.tmp")
+    speaks = peers.world.speaks
+    try:
+        with peers.one_fate(), explained(folder):
+            if speaks:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+        with peers.one_fate(), explained(folder):
+            written = _write(aside, engine, peers)
+        known = {name: entry for found in peers.share(written) for name, entry in found.items()}
+        with peers.one_fate(), explained(folder):
+            if speaks:
+                index = {"stage": "checkpoint", "step": state.step, "steps_applied": state.steps_applied, **identity}
+                recorded = {"world": peers.world.size, "engine": engine.name, "torch": torch.__version__}
+                _complete(aside, folder, {**index, "recorded": recorded}, config_yaml, known)
+    except BaseException:
+        if speaks:
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk is not filled by what nobody can use
+        raise
     return folder
 
 
+def _write(aside: Path, engine: Engine, peers: Peers) -> dict[str, dict]:
+    """Write this rank's files of a checkpoint into `aside`; their digests by name. A collective.
+
+    Each tensor is gathered on every rank and handed to a thread of the rank that writes it, so one rank writes while
+    the next tensor is gathered for another. Ranks meet before each tensor in the group of `peers`: a rank whose disk is
+    slow is waited for there, and not in a collective of the engine, whose time limit is that of a step.
+    """
+    files, world = _files(aside, engine.shapes()), peers.world
+    mine = {key: file for number, (key, file) in enumerate(files.items()) if number % world.size == world.rank}
+    behind: deque[Future] = deque()
+    failure: BaseException | None = None
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        for kind, part, name in _alternating(files):
+            if peers.any(failure is not None):
+                break
+            tensor = engine.whole(kind, name)
+            if (kind, part) in mine:
+                behind.append(writer.submit(mine[kind, part].write, tensor))
+            while len(behind) > AHEAD:
+                failure = failure or behind.popleft().exception()
+    for one in (failure, *(future.exception() for future in behind)):
+        if one is not None:
+            for file in mine.values():
+                file.close()
+            raise one
+    return {file.path.name: file.digest for file in mine.values() if file.digest}
+
+
+def _files(folder: Path, shapes: Shapes) -> dict[tuple[str, int], "_File"]:
+    """The files of a checkpoint by kind and part. Each part is a stretch of the weights in the model's order."""
+    parts: list[Shapes] = [{}]
+    size = 0
+    for name, shape in shapes.items():
+        size += (nbytes := 4 * math.prod(shape))
+        if size > PART_BYTES and parts[-1]:
+            parts.append({})
+            size = nbytes
+        parts[-1][name] = shape
+    return {
+        (kind, part): _File(folder / f"{_name(kind, part, len(parts))}.safetensors", parts[part])
+        for part in range(len(parts))
+        for kind in KINDS
+    }
+
+
+def _name(kind: str, part: int, parts: int) -> str:
+    return kind if parts == 1 else f"{kind}-{part + 1:05d}-of-{parts:05d}"
+
+
+def _alternating(files: dict[tuple[str, int], "_File"]) -> Iterator[tuple[str, int, str]]:
+    """Every tensor as (kind, part, name): the first of each file, the second of each and so on, so that all are written
+    at the same time."""
+    for names in zip_longest(*(file.shapes for file in files.values())):
+        for (kind, part), name in zip(files, names, strict=True):
+            if name is not None:
+                yield kind, part, name
+
+
+class _File:
+    """One safetensors file, written and hashed tensor by tensor in the order of `shapes`.
+
+    safetensors' own writer wants all tensors in memory, and what it wrote had to be read again to be hashed. The
+    format: the length of the header as eight bytes, the header as JSON, and the tensors one after another.
+    """
+
+    def __init__(self, path: Path, shapes: Shapes):
+        self.path, self.shapes = path, shapes
+        self.digest: dict | None = None  # once it is complete
+        self._left = len(shapes)
+        self._file = None
+
+    def write(self, tensor: Tensor) -> None:
+        """Append the next tensor; the last one closes the file when it is on disk."""
+        if self._file is None:
+            self._file, self._hash, self._size = open(self.path, "wb", buffering=0), hashlib.sha256(), 0
+            self._append(memoryview(_header(self.shapes)))
+        self._append(memoryview(tensor.contiguous().numpy()).cast("B"))
+        self._left -= 1
+        if not self._left:
+            os.fsync(self._file.fileno())
+            self.close()
+            self.digest = {"bytes": self._size, "sha256": self._hash.hexdigest()}
+
+    def _append(self, data: memoryview) -> None:
+        while data:
+            written = self._file.write(data[:CHUNK_BYTES])
+            self._hash.update(data[:written])
+            self._size, data = self._size + written, data[written:]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _header(shapes: Shapes) -> bytes:
+    entries, begin = {}, 0
+    for name, shape in shapes.items():
+        end = begin + 4 * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def _complete(aside: Path, folder: Path, index: dict, config_yaml: str, known: dict[str, dict]) -> None:
+    """Rank 0: add configuration and index to the files that all ranks have written, and name the folder."""
+    for name, entry in known.items():
+        path = aside / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise ResumeError(
+                "another rank wrote a file that rank 0 does not see",
+                f"{path} should have {entry['bytes']:,} bytes",
+                "out must be on a file system that all nodes share",
+            )
+    with folders.finished(aside / CONFIG) as file:
+        file.write(config_yaml.encode())
+    folders.write_index(aside, index, recorded=(CONFIG,), known=known)
+    _sync(aside)
+    if folder.exists():  # torn: a complete one would have been continued from
+        old = folder.with_name(f".{folder.name}.old")
+        folder.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    aside.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Push the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written becomes a ResumeError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        found = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        remedy = "start again: the run continues from its newest checkpoint"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what, remedy = f"the disk is full: {path} was not written", f"free some space and {remedy}"
+        elif error.errno == errno.EFBIG:
+            what = f"a file may not become so large: {path} was not written"
+            remedy = f"raise the limit (ulimit -f), or take another file system, and {remedy}"
+        else:
+            what, remedy = f"{path} could not be written", f"mend that, and {remedy}"
+        raise ResumeError(what, found, remedy) from None
+
+
 def sweep(run: Path, state: TrainState) -> None:
-    """Remove what a killed save left, and torn checkpoints newer than `state`, where the run continues."""
+    """Remove what a killed save left: hidden folders, and folders newer than `state` that have no index.
+
+    A folder with an index stays, even if a file of it is missing or cut: somebody may still copy that file again.
+    """
     for leftover in (run / "checkpoints").glob(".step_*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     for folder in _numbered(run):
-        if int(STEP.fullmatch(folder.name)[1]) > state.step:
-            print(f"removing {folder}: not complete", flush=True)
-            shutil.rmtree(folder)
+        if _step(folder) > state.step and not (folder / folders.INDEX).exists():
+            print(f"removing {folder}: not complete, it has no {folders.INDEX}", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints."""
-    for folder in _numbered(run)[:-keep]:
-        shutil.rmtree(folder)
+def prune(run: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove the checkpoints before the `keep` newest complete ones.
+
+    With `keep_every` the first checkpoint from each multiple of so many steps on stays for ever.
+    """
+    complete = [folder for folder in _numbered(run) if _fault(folder) is None]
+    milestones: dict[int, Path] = {}
+    for folder in complete:
+        if keep_every and _step(folder) >= keep_every:
+            milestones.setdefault(_step(folder) // keep_every, folder)
+    for folder in complete[:-keep]:
+        if folder not in milestones.values():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def newest(run: Path, speak: bool = True) -> Path | None:
-    """The newest complete checkpoint of a run. A torn one (no index, a file missing or cut) is passed over."""
+def newest(run: Path, speak: bool = True, before: int | None = None) -> Path | None:
+    """The newest complete checkpoint of a run, or the newest one `before` a step.
+
+    A torn one (no index, a file missing or cut) is passed over.
+    """
     for folder in reversed(_numbered(run)):
-        try:
-            folders.check_sizes(folder, _read(folder), ResumeError)
-        except ResumeError as error:
-            if speak:
-                print(f"passing over {folder}: {error.what}", flush=True)
+        if before is not None and _step(folder) >= before:
             continue
-        return folder
+        fault = _fault(folder)
+        if fault is None:
+            return folder
+        if speak:
+            print(f"passing over {folder}: {fault}", flush=True)
     return None
 
 
 class Checkpoint:
-    """A complete checkpoint, opened for reading: sizes are checked, and checksums when it is small or `thorough`."""
+    """A complete checkpoint, opened for reading. Every byte of it is hashed once, whatever its size.
 
-    def __init__(self, folder: Path | str, thorough: bool = False):
+    Of several ranks each hashes its part of the files (`rank` of `ranks`); they must agree afterwards that all are
+    whole.
+    """
+
+    def __init__(self, folder: Path | str, rank: int = 0, ranks: int = 1):
         self.folder = Path(folder)
         self.index = _read(self.folder)
-        folders.check(self.folder, self.index, ResumeError, "remove it to continue from the one before", thorough)
+        folders.check_sizes(self.folder, self.index, ResumeError)
+        listed = folders.listed(self.index)
+        altered = [
+            f"{name}: altered, its SHA-256 differs"
+            for name in sorted(listed, key=lambda name: (listed[name]["bytes"], name))[rank::ranks]
+            if folders.digest(self.folder / name)["sha256"] != listed[name]["sha256"]
+        ]
+        if altered:
+            remedy = f"remove {self.folder} to continue from the checkpoint before it"
+            raise ResumeError(f"{self.folder} was altered after it was made", *altered, remedy)
         self.state = TrainState(self.index["step"], self.index["steps_applied"])
         self.config_text = (self.folder / CONFIG).read_text(encoding="utf-8")
 
     def tensors(self) -> Callable[[str, str], Tensor]:
         """`load(kind, name)`: one whole fp32 tensor, mapped from "weights", "exp_avg" or "exp_avg_sq"."""
-        files = {kind: safe_open(self.folder / f"{kind}.safetensors", "pt") for kind in ("weights", *STATES)}
+        files = self._files()
 
         def load(kind: str, name: str) -> Tensor:
-            try:
-                return files[kind].get_tensor(name)
-            except SafetensorError as error:
-                raise ResumeError(f"{self.folder} has no {kind} of {name}", str(error)) from None
+            if (kind, name) not in files:
+                raise ResumeError(f"{self.folder} has no {kind} of {name}")
+            return files[kind, name].get_tensor(name)
 
         return load
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight by name, fp32."""
-        with safe_open(self.folder / "weights.safetensors", "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return {name: file.get_tensor(name) for (kind, name), file in self._files().items() if kind == "weights"}
+
+    def _files(self) -> dict[tuple[str, str], safe_open]:
+        """The open file of each tensor, by its kind and name."""
+        files = {}
+        for listed in filter(TENSORS.fullmatch, self.index["files"]):
+            try:
+                file = safe_open(self.folder / listed, "pt")
+            except SafetensorError as error:
+                raise ResumeError(f"{self.folder / listed} cannot be read", str(error)) from None
+            files |= {(TENSORS.fullmatch(listed)[1], name): file for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return files
 
 
 def resolve(path: Path | str) -> Path:
@@ -131,6 +350,19 @@ def _read(folder: Path) -> dict:
     return folders.read_index(folder, ResumeError, "launch/pretrain.py CONFIG.yaml", stage="checkpoint")
 
 
+def _fault(folder: Path) -> str | None:
+    """Why a checkpoint is not complete; None if it is, as far as its index and the sizes of its files say."""
+    try:
+        folders.check_sizes(folder, _read(folder), ResumeError)
+    except ResumeError as error:
+        return error.what
+    return None
+
+
 def _numbered(run: Path) -> list[Path]:
     found = [path for path in (run / "checkpoints").glob("step_*") if STEP.fullmatch(path.name)]
     return sorted(found)
+
+
+def _step(folder: Path) -> int:
+    return int(STEP.fullmatch(folder.name)[1])

@@ -1,7 +1,7 @@
 """How a stage is started: `python launch/STAGE.py CONFIG.yaml [key=value ...]`.
 
 Exit 0: done. Exit 2: the user's mistake, said in a few lines without a traceback. Exit 1: ours, with the traceback.
-Exit 130: Ctrl-C.
+Exit 75: a training was stopped by a signal before its end, and has saved. Exit 130: Ctrl-C anywhere else.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from pretrain import config
-from pretrain.errors import PretrainError, UserError
+from pretrain.errors import PretrainError, Stopped, UserError
 from pretrain.interrupt import launcher
 
 # stage → module with `run(config)`, and the class of its configuration. Imported when asked for: the data stages
@@ -65,6 +65,8 @@ def guarded(work) -> int:
     """Call `work()`; a PretrainError becomes a message and its exit status. Under a launcher rank 0 speaks once."""
     try:
         work()
+    except Stopped as stopped:
+        return stopped.exit_code
     except PretrainError as error:
         if launcher() and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
             time.sleep(RANK0_HEAD_START_S)  # if rank 0 met the same, the launcher has ended this one by now

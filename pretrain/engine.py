@@ -3,7 +3,7 @@
     loss = engine(batch)          summed loss of a micro-batch
     engine.backward(loss, scale)  accumulate gradients of scale · loss, summed over ranks
     engine.step(lr)               clip, update, clear; the norm before clipping, or None: not finite, step skipped
-    engine.state()                yields the portable state, engine.restore(…) takes it back
+    engine.whole(kind, name)      one whole fp32 tensor of the portable state; engine.restore(…) takes all of it back
 
 How ranks find each other is in ranks.py. The DeepSpeed configuration is derived from ours by
 `deepspeed_config`, a pure function. Facts about DeepSpeed 0.19.8 quoted in comments were measured.
@@ -88,6 +88,7 @@ class LocalEngine:
         self.device = device_of(world)
         self.module = module.to(self.device)
         self.optimizer = optimizer(module)
+        self._weights = dict(_named(self.module))
         _begin_adamw(self.optimizer, self.module.parameters())
         self.clip, self.precision = clip, config.precision
 
@@ -114,11 +115,14 @@ class LocalEngine:
         """Sum over ranks of a small tensor; here the tensor itself."""
         return values
 
-    def state(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
-        """Pairs (kind, iterator of (name, whole fp32 tensor on CPU)): first "weights", then each of STATES."""
-        yield "weights", ((name, p.detach().float().cpu()) for name, p in _named(self.module))
-        for kind in STATES:
-            yield kind, ((name, self.optimizer.state[p][kind].float().cpu()) for name, p in _named(self.module))
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every whole weight by its name, in the model's order."""
+        return {name: tuple(p.shape) for name, p in self._weights.items()}
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """One whole fp32 tensor on the CPU: the weight of that name (`kind` "weights"), or a moment (one of STATES)."""
+        p = self._weights[name]
+        return (p.detach() if kind == "weights" else self.optimizer.state[p][kind]).float().cpu()
 
     def restore(self, load: Callable[[str, str], Tensor], steps_applied: int, batch: Batch) -> None:
         """Take over a saved state: `load(kind, name)` gives each whole fp32 tensor; `batch` is any valid one."""
@@ -145,6 +149,7 @@ class DeepSpeedEngine:
             model=self.module, optimizer=optimizer(module), config=deepspeed_config(config, clip)
         )
         self.stage = config.zero_stage
+        self._weights = dict(_named(self.module))
         if self.stage == 0:  # we reduce, to know the norm and to skip what is not finite: ZeRO 1-3 do both themselves
             self.engine.enable_backward_allreduce = False
         self._begin()
@@ -178,17 +183,20 @@ class DeepSpeedEngine:
             torch.distributed.all_reduce(values, group=self._control)
         return values
 
-    def state(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
-        """As LocalEngine.state; a collective: every rank must consume it to the end."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """As LocalEngine.shapes; at ZeRO 3 a weight itself has only the shape of this rank's part."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._weights.items()}
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """As LocalEngine.whole; a collective: every rank asks for the same tensors in the same order."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        def whole(p: nn.Parameter, kind: str) -> Tensor:
-            if self.stage == 0:
-                return p.detach() if kind == "weights" else self.engine.optimizer.state[p][kind]
-            return safe_get_full_fp32_param(p) if kind == "weights" else safe_get_full_optimizer_state(p, kind)
-
-        for kind in ("weights", *STATES):
-            yield kind, ((name, whole(p, kind).float().cpu()) for name, p in _named(self.module))
+        p = self._weights[name]
+        if self.stage == 0:
+            tensor = p.detach() if kind == "weights" else self.engine.optimizer.state[p][kind]
+        else:
+            tensor = safe_get_full_fp32_param(p) if kind == "weights" else safe_get_full_optimizer_state(p, kind)
+        return tensor.float().cpu()
 
     def restore(self, load: Callable[[str, str], Tensor], steps_applied: int, batch: Batch) -> None:
         """As LocalEngine.restore; the module must have held these weights when the engine was built.

@@ -1,6 +1,7 @@
 """What a user can do wrong, as a family of exceptions.
 
     PretrainError
+    ├── Stopped                 exit 75: stopped by a signal before the end, all is saved; start again to continue
     └── UserError               exit 2, no traceback: what, where, found, what to do
         ├── ConfigError         a setting is unknown, malformed or contradicts another
         ├── CorpusError         text that is missing, empty or not what the recipe says
@@ -16,6 +17,12 @@ Everything else that escapes is a fault of ours: a traceback and exit 1.
 
 class PretrainError(Exception):
     exit_code = 1
+
+
+class Stopped(PretrainError):
+    """A run was asked to stop and has saved where it stands; the message was printed when it stopped."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class UserError(PretrainError):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pretrain.engine import Engine
+from pretrain.interrupt import Interrupt
 from pretrain.objectives import OBJECTIVES, Batch, MaskedLMConfig, ObjectiveConfig
 from pretrain.ranks import World
 from pretrain.shards import Shards
@@ -83,12 +84,20 @@ class HeldOut:
         weights = weights * ((position >= first) & (position < last))
         return Batch(**{**vars(batch), "weights": weights})
 
-    def score(self, engine: Engine, world: World, micro_batch: int) -> Scores:
-        """Loss over all windows, divided among the ranks; a collective. Leaves the module in training mode."""
+    def score(
+        self, engine: Engine, world: World, micro_batch: int, interrupt: Interrupt | None = None
+    ) -> Scores | None:
+        """Loss over all windows, divided among the ranks; a collective. Leaves the module in training mode.
+
+        With an `interrupt`, None as soon as a rank is asked to stop: the ranks agree on that before each batch.
+        """
         sums = torch.zeros(4, dtype=torch.float64)  # nll, right, targets, bytes
         engine.train(False)
         with torch.no_grad():
             for batch in self._of_rank(world, micro_batch):
+                if interrupt and engine.total(torch.tensor([float(interrupt.asked)])).item():
+                    engine.train(True)
+                    return None
                 nll, likeliest = engine(batch, each=True)
                 right = likeliest.cpu() == batch.targets
                 weights = batch.weights.double()

@@ -1,17 +1,35 @@
-"""What a run says while it runs: one aligned line an interval, `metrics.jsonl`, TensorBoard. Rank 0 only.
+"""The records of a run: one log line an interval, `metrics.jsonl`, TensorBoard. Only rank 0 writes them.
 
 `metrics.jsonl` has one line for every step, with losses to the last bit and the digest of the batch: two runs are the
 same run exactly when these lines agree. TensorBoard gets every series twice: `train/loss` over steps and
 `by_tokens/train_loss` over tokens. The latter have event files of their own, because what a restart purges is counted
 in the x-axis of the whole file.
+
+Records never end a run. A file that cannot be written is warned of once, and what should be in it is kept in memory
+until it can be written again. Lines of `metrics.jsonl` that were damaged are removed when the run continues, with a
+warning that names the file and the steps that are missing.
 """
 
+import contextlib
+import io
 import json
+import math
+import os
 import resource
-from dataclasses import dataclass
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets; a device not listed has no MFU, never a guess.
 # The first name that occurs in the device's counts.
@@ -24,6 +42,8 @@ PEAK_FLOPS = {
     "L40S": 362e12,
     "B200": 2250e12,
 }
+JSONL = "metrics.jsonl"
+_numbers = count()  # of event files of this process
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,7 @@ class StepReport:
     """One optimizer step, as measured."""
 
     step: int  # steps done, this one included
-    loss: float  # mean nats per target of the global batch
+    loss: float | None  # mean nats per target of the global batch; None: not finite
     lr: float
     grad_norm: float | None  # before clipping; None: not finite, the step was skipped
     digest: str  # of the global batch
@@ -39,46 +59,146 @@ class StepReport:
     step_s: float
     data_wait_s: float
 
+    @property
+    def finite(self) -> bool:
+        return self.loss is not None and self.grad_norm is not None
+
 
 class Metrics:
-    """Writers of one run. `step` is how many steps are already done: later lines of an earlier attempt are removed."""
+    """The records of one run, continued after `step` steps: lines of later steps, of an earlier attempt, are removed.
 
-    def __init__(self, run: Path, step: int, tokens: int, config_yaml: str):
-        from torch.utils.tensorboard import SummaryWriter
+    `before` are the recorded steps after step `since`: those of the log line that was not yet due.
+    """
 
-        self._jsonl_path = run / "metrics.jsonl"
-        kept = [line for line in _lines(self._jsonl_path) if json.loads(line)["step"] <= step]
-        aside = run / ".metrics.jsonl.tmp"
-        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        aside.rename(self._jsonl_path)  # a kill here must not cost the history
-        self._jsonl = open(self._jsonl_path, "a", encoding="utf-8")
-        self._steps = SummaryWriter(run / "tensorboard", purge_step=step + 1)
-        self._tokens = SummaryWriter(run / "tensorboard" / "by_tokens", purge_step=tokens + 1)
-        self._steps.add_text("config", f"```yaml\n{config_yaml}```", step)
+    def __init__(self, run: Path, step: int, tokens: int, since: int, config_yaml: str):
+        path = run / JSONL
+        self._jsonl = _Record(path)
+        self._steps = _Record(_event_file(run / "tensorboard"), _first_events(step + 1))
+        self._tokens = _Record(_event_file(run / "tensorboard" / "by_tokens"), _first_events(tokens + 1))
+        self.before: list[StepReport] = []
+        kept, damaged = {}, 0
+        try:
+            for line, report in _lines(path):
+                damaged += report is None
+                if report is not None and report.step <= step:
+                    kept[report.step] = line
+                    self.before += [report] if report.step > since else []
+            if path.exists():
+                self._jsonl.replace(b"".join(kept[number] + b"\n" for number in sorted(kept)))
+        except OSError as error:
+            say(f"warning: {path} cannot be read: {error.strerror}; the training goes on")
+        else:
+            _warn_of_losses(path, damaged, step, kept)
+        self.text("config", f"```yaml\n{config_yaml}```", step)
 
     def record(self, report: StepReport) -> None:
         """Every step, to metrics.jsonl."""
-        self._jsonl.write(json.dumps(vars(report)) + "\n")
-        self._jsonl.flush()
+        self._jsonl.append(json.dumps(vars(report), allow_nan=False).encode() + b"\n")
 
     def scalars(self, values: dict[str, float], step: int, tokens: int) -> None:
-        for tag, value in values.items():
-            self._steps.add_scalar(tag, value, step)
-            self._tokens.add_scalar(f"by_tokens/{tag.replace('/', '_')}", value, tokens)
-        self._steps.flush()
-        self._tokens.flush()
+        """A point of each series; a value that is not finite is left out."""
+        from torch.utils.tensorboard.summary import scalar
+
+        values = {tag: value for tag, value in values.items() if math.isfinite(value)}
+        self._steps.append(b"".join(_event(scalar(tag, value), step) for tag, value in values.items()))
+        tags = {f"by_tokens/{tag.replace('/', '_')}": value for tag, value in values.items()}
+        self._tokens.append(b"".join(_event(scalar(tag, value), tokens) for tag, value in tags.items()))
 
     def text(self, tag: str, text: str, step: int) -> None:
-        self._steps.add_text(tag, text, step)
+        from torch.utils.tensorboard.summary import text as summary
+
+        self._steps.append(_event(summary(tag, text), step))
+
+    def sync(self) -> None:
+        """Push metrics.jsonl to disk: before a checkpoint is published, which a power cut leaves whole."""
+        self._jsonl.sync()
 
     def close(self) -> None:
-        for writer in (self._jsonl, self._steps, self._tokens):
-            writer.close()
+        for record in (self._jsonl, self._steps, self._tokens):
+            record.close()
+
+
+class _Record:
+    """A file that is only appended to. Whatever happens to it, the run goes on: it is warned of once.
+
+    What could not be written is written with the next call; a file that was removed is begun again, with `head`.
+    """
+
+    def __init__(self, path: Path, head: bytes = b""):
+        self.path, self._head = path, head
+        self._file = None
+        self._unwritten = b""
+        self._warned = self._begun = False
+
+    def append(self, data: bytes) -> None:
+        self._unwritten += data
+        try:
+            self._open()
+            size = os.fstat(self._file.fileno()).st_size
+            written = self._file.write(self._unwritten)
+            if written < len(self._unwritten):  # the disk is full: no torn line stays
+                os.ftruncate(self._file.fileno(), size)
+                raise OSError("the disk is full")
+            self._unwritten = b""
+        except OSError as error:
+            self._warn(f"cannot be written: {error.strerror or error}")
+
+    def replace(self, data: bytes) -> None:
+        """Give the file other contents; a kill here must not cost the old ones."""
+        aside = self.path.with_name(f".{self.path.name}.tmp")
+        try:
+            aside.write_bytes(data)
+            aside.rename(self.path)
+        except OSError as error:
+            self._warn(f"cannot be written: {error.strerror or error}")
+
+    def sync(self) -> None:
+        try:
+            if self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            self._warn(f"cannot be synced: {error.strerror or error}")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._file:
+                self._file.close()
+
+    def _open(self) -> None:
+        """Open the file, again if another has its name by now or none has."""
+        if self._file:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                    return
+            self._warn("was removed or replaced while the run wrote to it; it is begun again from here on")
+            self.close()
+            self._file = None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab", buffering=0)
+        if self._head and not os.fstat(self._file.fileno()).st_size:
+            self._file.write(self._head)
+
+    def _warn(self, what: str) -> None:
+        if not self._warned:
+            say(f"warning: {self.path} {what}; the training goes on")
+        self._warned = True
 
 
 def reports(run: Path) -> list[StepReport]:
-    """The recorded steps of a run."""
-    return [StepReport(**json.loads(line)) for line in _lines(run / "metrics.jsonl")]
+    """The recorded steps of a run; lines that are damaged are left out."""
+    return [report for _, report in _lines(run / JSONL) if report is not None]
+
+
+def say(line: str) -> None:
+    """Print a line of the log. If it cannot be written (a full disk, a closed pipe) the run goes on in silence."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            found = error.strerror or error
+            print(f"warning: the log cannot be written: {found}; the training goes on without it", file=sys.stderr)
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -95,11 +215,56 @@ def memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
 
 
-def log_line(step: int, steps: int, values: dict[str, float], eta_s: float) -> str:
+class Interval:
+    """The steps since the last log line, evaluations and saves between them notwithstanding.
+
+    Losses and norms are of the finite steps alone. `before` are steps of this interval that an earlier attempt
+    recorded: they count for the means, and not for the speed.
+    """
+
+    def __init__(self, before: list[StepReport] = ()):
+        self.steps = list(before)
+        self._before = len(before)
+
+    def add(self, report: StepReport) -> None:
+        self.steps.append(report)
+
+    @property
+    def step_s(self) -> float:
+        timed = self.steps[self._before :]
+        return sum(step.step_s for step in timed) / len(timed)
+
+    @property
+    def skipped(self) -> int:
+        return sum(step.grad_norm is None for step in self.steps)
+
+    def values(self, clip: float | None, batch_tokens: int) -> dict[str, float]:
+        """The series of a log line by name. A step has `batch_tokens`; norms above `clip` are clipped."""
+        timed = self.steps[self._before :]
+        seconds = sum(step.step_s for step in timed)
+        values = {
+            "optim/lr": timed[-1].lr,
+            "speed/tokens_per_s": (timed[-1].tokens - timed[0].tokens + batch_tokens) / seconds,
+            "speed/data_wait_share": sum(step.data_wait_s for step in timed) / seconds,
+        }
+        if losses := [step.loss for step in self.steps if step.loss is not None]:
+            values["train/loss"] = sum(losses) / len(losses)
+        if norms := [step.grad_norm for step in self.steps if step.grad_norm is not None]:
+            values["optim/grad_norm"] = norms[-1]
+            values["optim/grad_norm_max"] = max(norms)
+            if clip is not None:
+                values["optim/clipped_share"] = sum(norm > clip for norm in norms) / len(norms)
+        return values
+
+
+def log_line(step: int, steps: int, values: dict[str, float], eta_s: float, skipped: int = 0) -> str:
     """`step  120/1000  loss 3.412  lr 4.1e-04  grad 0.62  412k tok/s  mfu ?  eta 3m12s`."""
-    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {values['train/loss']:.3f}"]
+    parts = [f"step {step:>{len(str(steps))}}/{steps}"]
+    parts.append(f"loss {values['train/loss']:.3f}" if "train/loss" in values else "loss not finite")
     parts.append(f"lr {values['optim/lr']:.1e}")
-    parts.append(f"grad {values['optim/grad_norm']:.2f}" if "optim/grad_norm" in values else "grad not finite: skipped")
+    parts.append(f"grad {values['optim/grad_norm']:.2f}" if "optim/grad_norm" in values else "grad not finite")
+    if skipped:
+        parts.append(f"skipped {skipped} step{'s'[: skipped != 1]} since the last line")
     parts.append(f"{_short(values['speed/tokens_per_s'])} tok/s")
     parts.append(f"mfu {values['speed/mfu']:.0%}" if "speed/mfu" in values else "mfu ?")
     parts.append(f"wait {values['speed/data_wait_share']:.0%}")
@@ -119,9 +284,78 @@ def _short(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines of a file that a killed process may have left without its last end of line."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+def _lines(path: Path) -> Iterator[tuple[bytes, StepReport | None]]:
+    """Each line of a file of metrics with the step it records, None if it is damaged.
+
+    What a killed process left of its last line does not count. Raises OSError when the file cannot be read.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line[:-1], _parsed(line)
+
+
+def _parsed(line: bytes) -> StepReport | None:
+    """The step that a line of metrics.jsonl records; None if the line is damaged."""
+    try:
+        values = json.loads(line)
+        found = StepReport(**{field.name: values[field.name] for field in fields(StepReport)})
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    whole = all(type(number) is int and 0 < number < 2**63 for number in (found.step, found.tokens))
+    real = all(type(number) is float for number in (found.lr, found.step_s, found.data_wait_s))
+    perhaps = all(number is None or type(number) is float for number in (found.loss, found.grad_norm))
+    if not (whole and real and perhaps and type(found.digest) is str):
+        return None
+    if found.loss is not None and not math.isfinite(found.loss):  # older versions wrote NaN
+        return replace(found, loss=None)
+    return found
+
+
+def _warn_of_losses(path: Path, damaged: int, step: int, recorded: dict[int, bytes]) -> None:
+    """One line that says what is wrong with a file of metrics up to `step`, if anything is."""
+    missing = [number for number in range(1, step + 1) if number not in recorded]
+    said = []
+    if damaged:
+        said.append(f"{damaged} damaged line{'s'[: damaged != 1]} removed")
+    if missing:
+        said.append(f"it lacks step{'s'[: len(missing) != 1]} {_ranges(missing)}")
+    if said:
+        say(f"warning: {path}: {', '.join(said)}; the checkpoint is whole, and the training goes on")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`16 to 20, 31`, at most five of them."""
+    begins = [number for number, before in zip(numbers, [None, *numbers], strict=False) if number - 1 != before]
+    ends = [number for number, after in zip(numbers, [*numbers[1:], None], strict=True) if number + 1 != after]
+    found = [f"{a} to {b}" if a < b else f"{a}" for a, b in zip(begins, ends, strict=True)]
+    return ", ".join(found[:5]) + (f" and others, {len(numbers)} in all" if len(found) > 5 else "")
+
+
+def _event_file(folder: Path) -> Path:
+    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+    return folder / name
+
+
+def _first_events(purge: int) -> bytes:
+    """The beginning of an event file: its version, and that points from `purge` on in older files do not count."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    version = Event(wall_time=time.time(), file_version="brain.Event:2")
+    start = Event(wall_time=time.time(), step=purge, session_log=SessionLog(status=SessionLog.START))
+    return _framed(version) + _framed(start)
+
+
+def _event(summary: "Summary", step: int) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    return _framed(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _framed(event: "Event") -> bytes:
+    """An event as it stands in a file. Torch's SummaryWriter has a thread, whose errors nobody can catch."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()

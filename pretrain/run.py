@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, free, past
 from pretrain.data import Corpus, DataConfig
 from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine
-from pretrain.errors import ConfigError, ResumeError
+from pretrain.errors import ConfigError, ResumeError, Stopped
 from pretrain.evaluate import HeldOut, Scores, unigram_entropy
-from pretrain.metrics import reports
+from pretrain.metrics import JSONL, reports, say
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
 from pretrain.optim import OptimConfig, adamw, check_schedule, past_conflicts, schedule_notes
 from pretrain.order import Order
+from pretrain.peers import Peers
 from pretrain.permutation import INIT, hash64
 from pretrain.phases import Phase, done_in, tokens_after
 from pretrain.ranks import World, check_agreement, device_of, failures_said, find_world, join
@@ -29,6 +31,7 @@ from pretrain.tokenizer import open_tokenizer
 from pretrain.trainer import Intervals, Job, train
 
 SUMMARY = "summary.json"
+SEEN_S = 90  # after which every node must see what rank 0 has written
 LAST_STEPS = 20  # over which the last training loss of a summary is averaged
 
 
@@ -38,8 +41,13 @@ class EvaluateConfig(Config):
 
 
 class CheckpointConfig(Config):
-    every_steps: int = free(0, ge=0)  # 0: at the end
-    keep: int = free(2, gt=0)
+    """When a run is saved: always at its end, and when it is asked to stop."""
+
+    every_s: float = free(900, ge=0)  # seconds, by the clock of rank 0; 0: not by time
+    every_steps: int = free(0, ge=0)  # 0: not by steps
+    keep: int = free(2, gt=0)  # newest checkpoints; one that has not proven itself does not count
+    keep_every: int = free(0, ge=0)  # steps: what is saved at each multiple is kept for ever; 0: nothing is
+    timeout_s: int = free(3600, gt=0)  # how long a rank waits for the others while a checkpoint is written
 
 
 class ExportTarget(Config):
@@ -98,10 +106,11 @@ class RunConfig(Config):
 
 
 def run(cfg: RunConfig) -> dict:
-    """Train `cfg`, or continue it from its newest checkpoint. Returns the summary; empty if stopped before the end.
+    """Train `cfg`, or continue it from its newest checkpoint. Returns the summary.
 
     Under a launcher (deepspeed, torchrun, srun) DeepSpeed executes the steps; a plain process trains with plain
-    torch. Raises ConfigError, ShardError, TokenizerError, ResumeError or ExportError before the first step.
+    torch. Raises ConfigError, ShardError, TokenizerError, ResumeError or ExportError before the first step, and Stopped
+    when a signal ends the run before its last evaluation.
     """
     started = time.monotonic()
     world = find_world()
@@ -122,9 +131,16 @@ def run(cfg: RunConfig) -> dict:
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": vocab_size,
     }
-    found = _checkpoint_of(cfg, folder, corpora, plan, world.speaks)
+    if world.launched:
+        join(world, cfg.engine.timeout_s)
+    peers = Peers(world, cfg.checkpoint.timeout_s)
+    with peers.one_fate():
+        found = _checkpoint_of(cfg, folder, corpora, plan, world)
+    begin = found.index["fingerprint"] if found else "none"
+    read = " ".join(corpus.train.fingerprint for corpus in corpora)
+    check_agreement(world, {"checkpoint": begin, "shards": read, "configuration": config.dump(cfg)})
     state = found.state if found else TrainState()
-    summary = _summary_of(folder, cfg.steps)
+    summary = _summary_of(folder, cfg.steps, world.speaks)
     if state.step == cfg.steps and summary:
         if world.speaks:
             print(f"{folder}: all {cfg.steps} steps are done; append a phase to go on")
@@ -155,23 +171,28 @@ def run(cfg: RunConfig) -> dict:
     parameters = sum(p.numel() for p in model.parameters())
     flops = {n: model.flops_per_token(n, objective.targets) for n, objective in batches.objectives.items()}
     engine = _engine(cfg, world, model, corpora, batches, found)
-    if world.speaks:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                "the output folder cannot be made", f"{folder}: {error.strerror}", "choose another out="
-            ) from None
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
-        checkpoint.sweep(folder, state)
+    with peers.one_fate():
+        if world.speaks:
+            _begin(folder, text, state)
+    with peers.one_fate():
+        _check_shared(folder / checkpoint.CONFIG, text)
+    every = cfg.checkpoint
     job = Job(
         folder=folder,
         seed=cfg.seed,
         phases=cfg.phases,
         optim=cfg.optim,
-        intervals=Intervals(cfg.log_every, cfg.evaluate.every_steps, cfg.checkpoint.every_steps, cfg.checkpoint.keep),
+        intervals=Intervals(
+            log=cfg.log_every,
+            evaluate=cfg.evaluate.every_steps,
+            checkpoint=every.every_steps,
+            checkpoint_s=every.every_s,
+            keep=every.keep,
+            keep_every=every.keep_every,
+        ),
         engine=engine,
         world=world,
+        peers=peers,
         batches=batches,
         workers=cfg.data.workers,
         prefetch=cfg.data.prefetch,
@@ -189,15 +210,18 @@ def run(cfg: RunConfig) -> dict:
         where = f"{engine.name}, {world.size} x {engine.device.type}, {cfg.engine.precision}"
         notes = schedule_notes(cfg.optim, cfg.phases)
         begin = f"continuing after step {state.step}" if found else "from scratch"
+        if not (every.every_s or every.every_steps or every.keep_every):
+            notes.append("saved only at its end: checkpoint.every_s, every_steps and keep_every are all 0")
         print(f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), *notes, sep="\n", flush=True)
     with failures_said(world):
         state, scores = train(job, state)
-    if state.step < cfg.steps:
-        return {}
+    if scores is None:
+        raise Stopped(f"stopped at step {state.step} of {cfg.steps}; start again to continue")
     summary = _summarise(job, state, scores, corpora)
     summary |= {"parameters": parameters, "seconds": round(time.monotonic() - started, 1)}  # of the last attempt
     if world.speaks:
-        folders.write_json(folder / SUMMARY, summary)
+        with checkpoint.explained(folder / SUMMARY):
+            folders.write_json(folder / SUMMARY, summary)
     return summary
 
 
@@ -206,15 +230,18 @@ def _summarise(job: Job, state: TrainState, scores: dict[str, Scores], corpora: 
     last, together = job.phases[-1], scores[""]
     unseen = [corpus.heldout for corpus in corpora]
     counts = data.unigram(unseen, last.weights([corpus.name for corpus in corpora]))
-    losses = [report.loss for report in reports(job.folder)] if job.world.speaks else []
+    recorded = reports(job.folder) if job.world.speaks else []
+    if job.world.speaks and not any(report.step == 1 for report in recorded):
+        say(f"warning: {job.folder / JSONL} lacks step 1: first_loss in {SUMMARY} is null")
+    last_losses = [report.loss for report in recorded[-LAST_STEPS:] if report.loss is not None]
     causal = next(iter(job.heldout[last.seq_len].values())).objective.causal
     marks = [] if causal else list(unseen[0].specials.values())
     summary = {
         "steps": state.step,
         "steps_skipped": state.step - state.steps_applied,
         "tokens": tokens_after(state.step, job.phases),
-        "first_loss": losses[0] if losses else None,
-        "last_loss": float(np.mean(losses[-LAST_STEPS:])) if losses else None,
+        "first_loss": next((report.loss for report in recorded if report.step == 1), None),
+        "last_loss": float(np.mean(last_losses)) if last_losses else None,
         "heldout_loss": together.loss,
         "heldout_accuracy": together.accuracy,
         "heldout_bits_per_byte": together.bits_per_byte,
@@ -248,17 +275,13 @@ def _engine(
         counts = data.unigram([corpus.train for corpus in corpora], weights)
         initialise(model, int(hash64(INIT, cfg.seed) >> np.uint64(1)), torch.from_numpy(counts))
     on_cuda = device_of(world).type == "cuda"
-    if world.launched:
-        join(world, cfg.engine.timeout_s)
-        begin = found.index["fingerprint"] if found else "none"
-        read = " ".join(corpus.train.fingerprint for corpus in corpora)
-        check_agreement(world, {"checkpoint": begin, "shards": read, "configuration": config.dump(cfg)})
     kind = DeepSpeedEngine if world.launched else LocalEngine
     engine = kind(
         Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip or math.inf, world
     )
     if load:
-        engine.restore(load, found.state.steps_applied, batches[0].batch)
+        step = min(found.state.step, cfg.steps - 1)  # phases that are over may not divide among the ranks of today
+        engine.restore(load, found.state.steps_applied, batches[batches.first_item(step)].batch)
     return engine
 
 
@@ -267,11 +290,43 @@ def _phases_over(phases: list[Phase], step: int) -> int:
     return int((np.cumsum([phase.steps for phase in phases]) <= step).sum())
 
 
-def _summary_of(folder: Path, steps: int) -> dict | None:
+def _begin(folder: Path, text: str, state: TrainState) -> None:
+    """Make the run folder with its configuration, and sweep it. Raises ResumeError when it cannot be written."""
+    with checkpoint.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with folders.finished(folder / checkpoint.CONFIG) as file:
+            file.write(text.encode())
+    checkpoint.sweep(folder, state)
+
+
+def _check_shared(path: Path, text: str) -> None:
+    """Raise ResumeError unless this rank can read what rank 0 has written: each rank will write parts of checkpoints.
+
+    Another node may see the file a while later (NFS keeps the names in a folder for up to a minute).
+    """
+    deadline = time.monotonic() + SEEN_S
+    while not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        if time.monotonic() > deadline:
+            raise ResumeError(
+                "the ranks do not see the same run",
+                f"on {socket.gethostname()} {path.absolute()} is not what rank 0 has written there",
+                "out must be on a file system that all nodes share",
+            )
+        time.sleep(0.1)
+
+
+def _summary_of(folder: Path, steps: int, speak: bool) -> dict | None:
     """The summary of a run that has done all its `steps`, if it was written; an older end's does not count."""
     path = folder / SUMMARY
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return summary if summary.get("steps") == steps else None
+    try:
+        summary = json.loads(path.read_bytes())
+        return summary if summary["steps"] == steps else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        if speak:
+            print(f"warning: {path} is damaged; it is written again at the end of the run", flush=True)
+        return None
 
 
 def _check_output(folder: Path) -> None:
@@ -283,12 +338,12 @@ def _check_output(folder: Path) -> None:
         )
 
 
-def _checkpoint_of(cfg: RunConfig, folder: Path, corpora: list[Corpus], plan: Order, speak: bool) -> Checkpoint | None:
+def _checkpoint_of(cfg: RunConfig, folder: Path, corpora: list[Corpus], plan: Order, world: World) -> Checkpoint | None:
     """The newest checkpoint of this run, if there is one and it may be continued with `cfg`."""
-    newest = checkpoint.newest(folder, speak)
+    newest = checkpoint.newest(folder, world.speaks)
     if newest is None:
         return None
-    found = Checkpoint(newest)
+    found = Checkpoint(newest, world.rank, world.size)
     old = config.build(RunConfig, config.parse(found.config_text, str(newest)), f"{newest}/{checkpoint.CONFIG}")
     if cfg.data.corpora and not old.data.corpora:
         old = old.named(cfg.data.corpora[0].name)

@@ -1,5 +1,6 @@
 """The loop. What happens in a step is written in the step."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,28 @@ from pretrain.engine import Engine, seed_everything
 from pretrain.errors import PretrainError
 from pretrain.evaluate import HeldOut, Scores, together
 from pretrain.interrupt import Interrupt
-from pretrain.metrics import Metrics, StepReport, duration, log_line, memory_gib, peak_flops
+from pretrain.metrics import Interval, Metrics, StepReport, duration, log_line, memory_gib, peak_flops, say
 from pretrain.optim import OptimConfig, lr_at
+from pretrain.peers import Peers
 from pretrain.permutation import DROPOUT, hash64
 from pretrain.phases import Phase, locate, tokens_after
 from pretrain.ranks import World
 from pretrain.samples import sample_text
 from pretrain.tokenizer import Tokenizer
 
-SKIPS_IN_A_ROW = 20  # steps without a finite gradient after which a run is given up
+RUINED_IN_A_ROW = 20  # steps without a finite loss and gradient after which a run is given up
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """In optimizer steps; 0: only at the end."""
+    """In optimizer steps, where nothing else is said; 0: never, but at the end."""
 
     log: int
     evaluate: int
     checkpoint: int
+    checkpoint_s: float  # seconds since the last checkpoint
     keep: int  # checkpoints
+    keep_every: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Job:
     intervals: Intervals
     engine: Engine
     world: World
+    peers: Peers
     batches: loader.Batches
     workers: int
     prefetch: int
@@ -63,24 +68,27 @@ class Job:
 
 
 def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | None]:
-    """Train from `state` to the last step, or until interrupted; a checkpoint is there in either case.
+    """Train from `state` to the last step, or until interrupted.
 
-    Returns where the run stands, and the held-out scores of its end (None when interrupted).
+    Returns where the run stands, and the held-out scores of its end: None when it was interrupted before it had them.
+    A checkpoint is saved before anything is evaluated. Raises PretrainError when the weights are ruined.
 
     The mean loss of a step is over the targets of its global batch: Σ loss / N, with N summed over ranks before the
     first backward, so micro-batches and ranks with fewer filled slots weigh less.
     """
     engine, world = job.engine, job.world
     tokens = tokens_after(state.step, job.phases)
-    metrics = Metrics(job.folder, state.step, tokens, job.config_yaml) if world.speaks else None
+    line = state.step // job.intervals.log * job.intervals.log  # the step of the last log line
+    metrics = Metrics(job.folder, state.step, tokens, line, job.config_yaml) if world.speaks else None
+    interval = Interval(metrics.before if metrics else [])
     peak = peak_flops(engine.device) if job.low_precision else None
-    skips = 0
-    scores = evaluate(job, state, tokens, metrics) if state.step == job.steps else None  # killed before its summary
+    saves = Saves(job, state)
+    scores = None
+    stop = False
     engine.train(True)
     batches = loader.steps(job.batches, state.step, job.workers, job.prefetch, job.read_ahead)
-    since = _Interval()
     with Interrupt(watch_launcher=world.launched) as interrupt:
-        while state.step < job.steps:
+        while state.step < job.steps and not stop:
             started = time.perf_counter()
             micro_batches = next(batches)
             data_wait_s = time.perf_counter() - started
@@ -98,14 +106,14 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
                 engine.backward(loss, 1.0 / filled)
                 loss_sum += loss.detach().double()
             grad_norm = engine.step(lr)
-            loss_sum, stop = engine.total(torch.stack([loss_sum.cpu(), torch.tensor(float(interrupt.asked))])).tolist()
+            wishes = torch.tensor([interrupt.asked, saves.overdue], dtype=torch.float64)
+            loss_sum, asked, overdue = engine.total(torch.cat([loss_sum.cpu()[None], wishes])).tolist()
 
-            skips = skips + 1 if grad_norm is None else 0
             state = TrainState(state.step + 1, state.steps_applied + (grad_norm is not None))
             tokens += phase.batch_tokens
             report = StepReport(
                 step=state.step,
-                loss=loss_sum / filled,
+                loss=loss_sum / filled if math.isfinite(loss_sum) else None,
                 lr=lr,
                 grad_norm=grad_norm,
                 digest=f"{((high << 31) + low) % 2**62:016x}",
@@ -113,51 +121,148 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
                 step_s=time.perf_counter() - started,
                 data_wait_s=data_wait_s,
             )
-            since.add(report, phase.batch_tokens)
+            interval.add(report)
             last = state.step == job.steps
             if metrics:
                 metrics.record(report)
                 if last or state.step % job.intervals.log == 0:
-                    flops = job.flops_per_token[phase.seq_len]
-                    values = since.values(report, flops / peak / world.size if peak else None)
+                    values = interval.values(job.optim.clip, phase.batch_tokens)
+                    values["optim/skipped_steps"] = state.step - state.steps_applied
+                    if peak:
+                        flops = job.flops_per_token[phase.seq_len] / peak / world.size
+                        values["speed/mfu"] = values["speed/tokens_per_s"] * flops
                     values["memory/gib"] = memory_gib(engine.device)
                     metrics.scalars(values, state.step, tokens)
-                    print(log_line(state.step, job.steps, values, since.step_s * (job.steps - state.step)), flush=True)
-                    since = _Interval()
-            if skips == SKIPS_IN_A_ROW:
-                raise PretrainError(
-                    f"no finite gradient in {skips} steps in a row, the last of them step {state.step}; "
-                    f"the newest checkpoint in {job.folder} is from before"
-                )
-            if last or _due(state.step, job.intervals.evaluate):
-                scores = evaluate(job, state, tokens, metrics)
-                since = _Interval()
-            if last or stop or _due(state.step, job.intervals.checkpoint):
-                checkpoint.publish(job.folder, state, engine, world, job.config_yaml, job.identity)
-                if metrics:
-                    checkpoint.prune(job.folder, job.intervals.keep)
-                since = _Interval()
-            if stop and not last:
-                if metrics:
-                    print(f"stopped at step {state.step} ({interrupt.reason if interrupt.asked else 'asked'}): saved")
-                break
+                    eta_s = interval.step_s * (job.steps - state.step)
+                    say(log_line(state.step, job.steps, values, eta_s, interval.skipped))
+                    interval = Interval()
+
+            saves.note(report)
+            # One step more where the last one was skipped: if that is finite, it can be saved.
+            stop = bool(asked) and (last or saves.ruined != 1)
+            if last or stop or overdue or saves.due_at(state.step):
+                saves.wanted = True
+            if saves.wanted and report.finite:
+                saves.save(state, metrics)
+            if not stop and not last and _due(state.step, job.intervals.evaluate):
+                stop = evaluate(job, state, tokens, metrics, interrupt) is None
+                if stop and report.finite and saves.step < state.step:
+                    saves.save(state, metrics)
+        if state.step == job.steps:
+            scores = evaluate(job, state, tokens, metrics, interrupt)
+            if scores:
+                saves.end(state, scores, metrics)
+        if scores is None and world.speaks:
+            reason = interrupt.reason if interrupt.asked else "another rank was asked to"
+            say(f"stopped at step {state.step} ({reason}): {saves.said(state)}")
+        job.peers.any(False)  # a launcher ends the other ranks as soon as one has ended: not before all is said
     if metrics:
         metrics.close()
-    return state, scores if state.step == job.steps else None
+    return state, scores
 
 
-def evaluate(job: Job, state: TrainState, tokens: int, metrics: Metrics | None) -> dict[str, Scores]:
+class Saves:
+    """Which steps are saved, and which older checkpoints are removed.
+
+    A step is saved only if its loss and gradient were finite. The step that ruins the weights (one far too long) is
+    itself finite; only the next one shows it. So a checkpoint counts as proven when a finite step or evaluation has
+    followed it, and older checkpoints are removed only then, whatever `keep` says.
+    """
+
+    def __init__(self, job: Job, state: TrainState):
+        self.step = state.step  # of the newest checkpoint
+        self.wanted = False  # a checkpoint is due, and waits for a finite step
+        self.ruined = 0  # steps in a row without a finite loss and gradient
+        self._job, self._proven = job, state.step == 0
+        self._at = time.monotonic()  # when the newest checkpoint was saved
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the time between checkpoints is over. Rank 0's clock decides for all."""
+        every_s = self._job.intervals.checkpoint_s
+        return self._job.world.speaks and every_s > 0 and time.monotonic() - self._at >= every_s
+
+    def due_at(self, step: int) -> bool:
+        return _due(step, self._job.intervals.checkpoint) or _due(step, self._job.intervals.keep_every)
+
+    def note(self, report: StepReport) -> None:
+        """Take in a step. Raises PretrainError when there were too many in a row that were not finite."""
+        if report.finite:
+            self.ruined = 0
+            self._prove()
+            return
+        self.ruined += 1
+        if self.ruined == RUINED_IN_A_ROW:
+            first = report.step - self.ruined + 1
+            what = f"no finite loss and gradient in {self.ruined} steps in a row, {first} to {report.step}"
+            raise PretrainError("\n  ".join((what, *self._remedy())))
+
+    def save(self, state: TrainState, metrics: Metrics | None) -> None:
+        """Publish a checkpoint; a collective."""
+        if metrics:
+            metrics.sync()
+        job = self._job
+        checkpoint.publish(job.folder, state, job.engine, job.peers, job.config_yaml, job.identity)
+        self.step, self.wanted, self._proven, self._at = state.step, False, False, time.monotonic()
+
+    def end(self, state: TrainState, scores: dict[str, Scores], metrics: Metrics | None) -> None:
+        """Take in the held-out scores of the last step: they prove its weights, or show that they are ruined.
+
+        A last step that was skipped left the weights as they were, and they are saved once they are proven so.
+        """
+        if not math.isfinite(scores[""].loss):
+            what = f"the held-out loss at step {state.step} is not finite: its weights are ruined"
+            raise PretrainError("\n  ".join((what, *self._remedy())))
+        if self.step < state.step:
+            self.save(state, metrics)
+        self._prove()
+
+    def said(self, state: TrainState) -> str:
+        """Whether the step where a run stops is saved."""
+        if self.step == state.step:
+            return "saved"
+        return f"not saved, {self.ruined} steps in a row had no finite loss and gradient; {' '.join(self._remedy())}"
+
+    def _prove(self) -> None:
+        """Remove older checkpoints now that the newest has proven itself; a collective, as removing may take long."""
+        if self._proven:
+            return
+        self._proven = True
+        with self._job.peers.one_fate():
+            if self._job.world.speaks:
+                checkpoint.prune(self._job.folder, self._job.intervals.keep, self._job.intervals.keep_every)
+
+    def _remedy(self) -> list[str]:
+        """What there is to continue from when steps are no longer finite."""
+        newest = checkpoint.newest(self._job.folder, speak=False)
+        if newest is None:
+            return ["no checkpoint was saved before: begin again with a smaller optim.lr"]
+        if self._proven:
+            return [f"the newest checkpoint, {newest}, is from before: start again to continue from it"]
+        older = checkpoint.newest(self._job.folder, speak=False, before=self.step)
+        doubt = f"the newest checkpoint is {newest}; no finite step has followed it, so its weights may be ruined"
+        return [doubt, f"if so, remove it to continue from {older}" if older else "there is no older one"]
+
+
+def evaluate(
+    job: Job, state: TrainState, tokens: int, metrics: Metrics | None, interrupt: Interrupt
+) -> dict[str, Scores] | None:
     """Score held-out windows as long as those of the last step, and show samples; a collective.
 
     Not as long as the last phase's: of positions it has not trained yet a model knows nothing, and the curve of a
     length curriculum would stand still until its end. Returns the scores of each corpus by name, and under "" those of
-    the mixture of the last step's phase.
+    the mixture of the last step's phase; None when a rank is asked to stop meanwhile.
     """
     started = time.perf_counter()
     phase = locate(state.step - 1, job.phases).phase
     heldout = job.heldout[phase.seq_len]
     at_once = loader.windows_at_once(phase, job.phases, job.micro_batch)
-    each = {name: corpus.score(job.engine, job.world, at_once) for name, corpus in heldout.items()}
+    each = {}
+    for name, corpus in heldout.items():
+        scores = corpus.score(job.engine, job.world, at_once, interrupt)
+        if scores is None:
+            return None
+        each[name] = scores
     weights = phase.weights(list(heldout))
     found = {**each, "": together(list(each.values()), weights)}
     drawn = [name for name, weight in zip(heldout, weights, strict=True) if weight]
@@ -169,46 +274,15 @@ def evaluate(job: Job, state: TrainState, tokens: int, metrics: Metrics | None) 
         for name, sample in samples.items():
             metrics.text(f"sample/{name}" if name else "sample", sample, state.step)
         took = duration(time.perf_counter() - started)
-        print(f"held-out at step {state.step}: {_shown(found[''], took)}", flush=True)
+        say(f"held-out at step {state.step}: {_shown(found[''], took)}")
         for name in filter(None, each):
-            print(f"  {name.ljust(max(map(len, each)))}  {_shown(each[name])}", flush=True)
+            say(f"  {name.ljust(max(map(len, each)))}  {_shown(each[name])}")
     return found
 
 
 def _shown(scores: Scores, *notes: str) -> str:
     found = "  ".join(f"{key} {value:.4f}" for key, value in scores.values().items())
     return f"{found}  ({', '.join([f'{scores.targets:,} targets', *notes])})"
-
-
-class _Interval:
-    """Means over the steps since the last line."""
-
-    def __init__(self) -> None:
-        self.count = self.tokens = 0
-        self.loss = self.seconds = self.waited = 0.0
-
-    def add(self, report: StepReport, tokens: int) -> None:
-        self.count, self.tokens = self.count + 1, self.tokens + tokens
-        self.loss += report.loss
-        self.seconds, self.waited = self.seconds + report.step_s, self.waited + report.data_wait_s
-
-    @property
-    def step_s(self) -> float:
-        return self.seconds / self.count
-
-    def values(self, report: StepReport, mfu_per_rate: float | None) -> dict[str, float]:
-        rate = self.tokens / self.seconds
-        values = {
-            "train/loss": self.loss / self.count,
-            "optim/lr": report.lr,
-            "speed/tokens_per_s": rate,
-            "speed/data_wait_share": self.waited / self.seconds,
-        }
-        if report.grad_norm is not None:
-            values["optim/grad_norm"] = report.grad_norm
-        if mfu_per_rate is not None:
-            values["speed/mfu"] = rate * mfu_per_rate
-        return values
 
 
 def _due(step: int, every: int) -> bool:

@@ -125,7 +125,7 @@ def train_on_its_own_disk(values: dict, disks: str) -> str:
 
 def test_a_checkpoint_names_what_it_was_made_from(prepared, tmp_path):
     cases.train(run_values(prepared, tmp_path / "run"))
-    found = Checkpoint(checkpoint.newest(tmp_path / "run"), thorough=True)
+    found = Checkpoint(checkpoint.newest(tmp_path / "run"))
     for stage in ("shards", "tokenizer"):
         folder = getattr(prepared, stage)["bert"]
         assert found.index[stage] == json.loads((folder / folders.INDEX).read_text())["fingerprint"]

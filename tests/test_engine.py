@@ -121,7 +121,7 @@ def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
     for factor in (float("nan") if world.rank == 1 else 1.0, 1.0):
         engine.backward(engine(batches[0].batch) * factor, 1.0)
         norms.append(engine.step(1e-3))
-        states.append({name: t.clone() for kind, ts in engine.state() for name, t in ts if kind == "weights"})
+        states.append({name: engine.whole("weights", name).clone() for name in engine.shapes()})
     fresh, _ = model_and_batches(prepared, 2)
     first = dict(fresh.named_parameters())
     unchanged = all(torch.equal(t, first[name]) for name, t in states[0].items())

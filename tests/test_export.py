@@ -21,6 +21,7 @@ from pretrain.errors import ExportError
 from pretrain.export import DIALECTS, ExportConfig, reference, verify
 from pretrain.model import ModelConfig, Transformer
 from pretrain.objectives import CausalLM, CausalLMConfig, Learner, MaskedLM, MaskedLMConfig
+from pretrain.peers import Peers
 from pretrain.ranks import World
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from tests.conftest import DECODER, ENCODER
@@ -92,7 +93,7 @@ def trained(run, vocabulary, settings: dict):
         "seed": 0,
     }
     identity = {"shards": "5" * 64, "tokenizer": tokenizer.fingerprint}
-    checkpoint.publish(run, TrainState(1, 1), engine, World(), yaml.safe_dump(text), identity)
+    checkpoint.publish(run, TrainState(1, 1), engine, Peers(World()), yaml.safe_dump(text), identity)
     return run
 
 

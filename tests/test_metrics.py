@@ -25,7 +25,8 @@ def test_tensorboard_shows_every_series_over_steps_and_over_tokens(objective, ex
     cases.train(values)
     steps, tokens = read(tmp_path / "run/tensorboard"), read(tmp_path / "run/tensorboard/by_tokens")
     series = {
-        "train/loss", "optim/lr", "optim/grad_norm", "speed/tokens_per_s", "speed/data_wait_share", "memory/gib",
+        "train/loss", "optim/lr", "optim/grad_norm", "optim/grad_norm_max", "optim/clipped_share",
+        "optim/skipped_steps", "speed/tokens_per_s", "speed/data_wait_share", "memory/gib",
         "heldout/loss", extra,
     }  # fmt: skip
     assert series <= set(steps.Tags()["scalars"])
@@ -69,8 +70,9 @@ def test_the_log_line_shows_units_and_never_a_guess():
     )
     values["speed/mfu"] = 0.384
     del values["optim/grad_norm"]
-    line = log_line(1, 10, values, 65)
-    assert "mfu 38%" in line and "grad not finite: skipped" in line and line.endswith("eta 1m05s")
+    line = log_line(1, 10, values, 65, skipped=3)
+    assert "grad not finite  skipped 3 steps since the last line" in line
+    assert "mfu 38%" in line and line.endswith("eta 1m05s")
 
 
 def test_mfu_is_known_only_for_listed_devices():

@@ -69,7 +69,7 @@ def run(cfg: ExportConfig) -> dict:
 
     Raises ExportError when the model cannot be expressed or the folder is not equal to it; then `out` is as it was.
     """
-    source = Checkpoint(checkpoint.resolve(cfg.checkpoint), thorough=True)
+    source = Checkpoint(checkpoint.resolve(cfg.checkpoint))
     settings = yaml.safe_load(source.config_text)
     model = config.build(ModelConfig, settings["model"], f"{source.folder}/{checkpoint.CONFIG}")
     tokenizer = _tokenizer(cfg.tokenizer or settings["data"]["tokenizer"], source)
