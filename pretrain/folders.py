@@ -36,6 +36,7 @@ STRAY = re.compile(  # files and folders that the system, a file manager or an e
     r"|@eaDir|#recycle|\.~lock\..*#|\..*\.sw[a-p]",  # NAS, editors
     re.IGNORECASE,
 )
+SEAL_BYTES = hashlib.sha256().digest_size  # at the end of a sealed file
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
 
@@ -332,6 +333,58 @@ def finished(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         aside.unlink(missing_ok=True)  # a full disk is not filled by what nobody can use
         raise
+
+
+class Sealed:
+    """A file that is written with the SHA-256 of all its bytes behind them. Use: `with sealed(path) as file`."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._found = file, hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._found.update(data)
+        return self._file.write(data)
+
+    def close(self) -> None:
+        self._file.write(self._found.digest())
+
+
+@contextmanager
+def sealed(path: Path) -> Iterator[Sealed]:
+    """`finished`, for a file that a later run takes over if this one is killed: `usable` says whether it still may."""
+    with finished(path) as file:
+        seal = Sealed(file)
+        yield seal
+        seal.close()
+
+
+def usable(path: Path) -> bool:
+    """Whether the `sealed` file of a killed run is there with all its bytes as they were written: each is hashed.
+
+    A damaged one is removed, so that it is made again, and named.
+    """
+    if not path.exists():
+        return False
+    found, left = hashlib.sha256(), path.stat().st_size - SEAL_BYTES
+    with open(path, "rb") as file:
+        while left > 0 and (data := file.read(min(left, 1 << 20))):
+            found.update(data)
+            left -= len(data)
+        if left == 0 and file.read() == found.digest():
+            return True
+    discard(path)
+    return False
+
+
+def discard(path: Path) -> None:
+    """Remove what a killed run left of a file that is no longer what was written, and say so."""
+    print(f"{path} is not what was written: it was damaged since, and is made again", file=sys.stderr, flush=True)
+    path.unlink(missing_ok=True)
+
+
+def unsealed(path: Path) -> bytes:
+    """The contents of a `usable` file, without its hash."""
+    return path.read_bytes()[:-SEAL_BYTES]
 
 
 @contextmanager

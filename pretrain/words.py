@@ -86,7 +86,9 @@ def run(config: WordsConfig) -> dict:
                 with BitFile(out / f"{side}.bits") as file:
                     results = ordered(partial(segment_stretch, job), stretches, config.workers)
                     for stretch, path in zip(stretches, results, strict=True):
-                        begins = np.unpackbits(np.fromfile(path, np.uint8), count=stretch.tokens, bitorder="little")
+                        begins = np.unpackbits(
+                            np.frombuffer(folders.unsealed(path), np.uint8), count=stretch.tokens, bitorder="little"
+                        )
                         begun += int(begins.sum())
                         file.add(begins)
                         advance(stretch.tokens)
@@ -335,10 +337,10 @@ def _stretches(shards: Shards) -> Iterator[Stretch]:
 def segment_stretch(job: Job, stretch: Stretch) -> Path:
     """The file with a stretch's bits, made unless it is there."""
     path = job.work / f"{job.side}-{stretch.piece:05d}-{stretch.first:012d}"
-    if not path.exists():
+    if not folders.usable(path):
         shards, tokens = _opened(job.folder, job.side), _tokens(job.tokenizer)
         ids = shards.piece_ids(stretch.piece)[stretch.first : stretch.first + stretch.tokens]
-        with folders.finished(path) as file:
+        with folders.sealed(path) as file:
             file.write(np.packbits(tokens.begins(ids, job.segmenter.cut()), bitorder="little"))
     return path
 

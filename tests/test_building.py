@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -153,7 +154,7 @@ def test_every_file_is_that_of_a_slow_loop(prepared, corpus, reference, tmp_path
 )
 def test_neither_processes_nor_chunks_show_in_the_output(prepared, corpus, reference, tmp_path, changes):
     run(config(prepared, corpus, tmp_path / "out", **changes))
-    assert contents(tmp_path) == {f"out/{name}": data for name, data in reference.items()}
+    assert contents(tmp_path / "out") == reference
 
 
 def test_the_digests_taken_while_writing_are_those_of_the_files(prepared, corpus, reference, tmp_path):
@@ -362,7 +363,7 @@ def test_a_full_disk_is_said_to_be_full_and_the_build_goes_on_when_there_is_spac
     command = " ".join(_command(tmp_path, config(prepared, corpus, disk / "out")))
     line = (
         f"mount -t tmpfs -o size={size} none {disk} && {command} workers=2; echo $? > {tmp_path}/status; "
-        f"ls -A {disk} > {tmp_path}/left; ls {disk}/.out.work/chunks-* | wc -l >> {tmp_path}/left; "
+        f"ls -A -I .out.lock {disk} > {tmp_path}/left; ls {disk}/.out.work/chunks-* | wc -l >> {tmp_path}/left; "
         f"mount -o remount,size=20m {disk} && {command} && cp -r {disk}/out {tmp_path}/copy"
     )
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
@@ -401,7 +402,61 @@ def test_chunks_of_other_settings_are_not_taken(prepared, corpus, reference, tmp
     _interrupted(monkeypatch, config(prepared, corpus, out, piece_tokens=100, shuffle_seed=1), after=9)
     assert before.items() < _finished(work).items()  # chunks know nothing of pieces or their order
     run(config(prepared, corpus, out))
-    assert contents(tmp_path) == {f"out/{name}": data for name, data in reference.items()}
+    assert contents(out) == reference
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path.parent / "code-ran"),)
+
+
+def planted(path: Path) -> None:
+    """A pickle where a version that read pickles found one, in either form: behind the data, or the whole file."""
+    head = pickle.dumps(Planted(path))
+    path.write_bytes(path.read_bytes() + head + len(head).to_bytes(8, "little") if "chunks" in str(path) else head)
+
+
+@pytest.mark.parametrize("damage", [flipped, truncated, planted], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("kept", ["chunks-*/[!.]*", "runs-*/[!.]*", "pieces-*/*.done", "pieces-*/*.bin"])
+def test_what_a_killed_build_left_is_made_again_if_it_was_damaged_since(
+    prepared, few, tmp_path, monkeypatch, capsys, kept, damage
+):
+    values = config(prepared, few, tmp_path / "out", shuffle_seed=3, piece_tokens=500)
+    real, made = shards.write_piece, []
+
+    def write(*rest):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(real(*rest))
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_piece", write)
+        with pytest.raises(KeyboardInterrupt):
+            run(values)
+    path = sorted((tmp_path / ".out.work").glob(kept))[0]
+    damage(path)
+    capsys.readouterr()
+    run(values)
+    assert f"{path} is not what was written: it was damaged since, and is made again" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("code-ran"))
+    run(values.model_copy(update={"out": str(tmp_path / "straight")}))
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
 
 
 def _interrupted(monkeypatch, values: ShardsConfig, after: int) -> None:

@@ -727,6 +727,18 @@ def test_a_file_that_is_added_leaves_the_finished_pieces_alone(corpus, tmp_path,
     assert first.items() <= done(work).items()
 
 
+@pytest.mark.parametrize("kept", ["*.done", "*.npz", "*.jsonl.zst"])
+def test_a_piece_of_a_killed_run_is_made_again_if_it_was_damaged_since(corpus, reference, tmp_path, monkeypatch, kept):
+    values = config(corpus, tmp_path / "out", **settings(corpus))
+    interrupted(monkeypatch, values)
+    path = sorted((tmp_path / ".out.work").glob(f"pieces-*/{kept}"))[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    run(values)
+    assert published(tmp_path / "out") == reference
+
+
 def interrupted(monkeypatch, values: CleanConfig, after: int = 5, function: str = "clean_chunk") -> None:
     """Ctrl-C after some pieces, or parts."""
     results = []
@@ -754,7 +766,7 @@ def test_a_full_disk_is_said_to_be_full_and_what_is_finished_is_kept(corpus, tmp
     values = {"corpus": str(corpus), "out": str(disk / "out"), **settings(corpus)}
     path = file(tmp_path, "clean.yaml", yaml.safe_dump(values))
     mount, stage = f"mount -t tmpfs -o size={size} none {disk}", f"{sys.executable} {ROOT}/launch/clean.py {path}"
-    line = f"{mount} && {stage}; status=$?; ls -A {disk}; exit $status"
+    line = f"{mount} && {stage}; status=$?; ls -A -I .out.lock {disk}; exit $status"
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here")
     done = subprocess.run(["unshare", "-rm", "sh", "-c", line], capture_output=True, text=True)

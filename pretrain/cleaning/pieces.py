@@ -4,17 +4,18 @@ A piece is what one chunk of the corpus gave, in three files of the work folder 
 
     KEY.jsonl.zst   its documents, a line each, as they are published
     KEY.npz         numbers of them: hashes and signatures, for what only the whole corpus can tell
-    KEY.done        counts and samples; written last. A piece that has it is not made again
+    KEY.done        counts and samples, and the hashes of the others; written last. A piece that has it is not made
+                    again, unless a file of it is damaged
 
 Memory: a chunk, its documents as text, and 600 bytes a document.
 """
 
 import json
-import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
@@ -28,12 +29,13 @@ from pretrain.cleaning.duplicates import (
     long_paragraphs,
     signature,
 )
-from pretrain.cleaning.funnel import READ, Funnel, excerpt
+from pretrain.cleaning.funnel import READ, Flow, Funnel, excerpt
 from pretrain.cleaning.outcome import Step, library
+from pretrain.cleaning.rules import Distribution, Rule
 from pretrain.cleaning.steps import StepsConfig, steps
 from pretrain.corpus import Chunk, Corpus, Document, Skipped
 from pretrain.corpus.compressed import open_file
-from pretrain.folders import finished
+from pretrain.folders import digest, discard, finished, sealed, unsealed, usable
 
 CONTAMINATION, EXACT, NEAR, PARAGRAPHS = (
     "decontamination",
@@ -95,8 +97,9 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
     """Make the piece of a chunk, unless it is there."""
     key = chunk.key
     done = job.folder / f"{key}.done"
-    if done.exists():
-        return pickle.loads(done.read_bytes())
+    kept = _taken_over(job, key, done)
+    if kept is not None:
+        return kept
     funnel, skipped, found = job.funnel(), Skipped(), Found()
     numbers = _Numbers(job)
     chains = {source.language: _steps(job.steps, source.language) for source in job.corpus.recipe.sources}
@@ -111,12 +114,67 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
     arrays = BytesIO()
     np.savez(arrays, **numbers.arrays())
     cleaned = Cleaned(Piece(key, len(numbers.hashes), len(numbers.paragraphs)), funnel.trimmed(), skipped, found)
+    files = {}
     for name, data in ((f"{key}.jsonl.zst", text.getbuffer()), (f"{key}.npz", arrays.getbuffer())):
         with finished(job.folder / name) as file:
             file.write(data)
-    with finished(done) as file:
-        file.write(pickle.dumps(cleaned))
+        files[name] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    with sealed(done) as file:
+        file.write(json.dumps({"files": files, **_as_json(cleaned)}).encode())
     return cleaned
+
+
+def _taken_over(job: Job, key: str, done: Path) -> Cleaned | None:
+    """What a killed run made of a chunk, if every byte of its files is as it was written. What is damaged is named."""
+    if not usable(done):
+        return None
+    values = json.loads(unsealed(done))
+    for name, entry in values["files"].items():
+        path = job.folder / name
+        if not path.exists() or digest(path) != entry:
+            discard(path)
+            return None
+    return _of_json(job, values)
+
+
+def _as_json(cleaned: Cleaned) -> dict:
+    flows = {
+        source: {
+            step: {
+                "counts": flow.counts,
+                "reasons": flow.reasons,
+                "dropped": flow.dropped,
+                "changed": flow.changed,
+                "rules": [
+                    [asdict(rule), list(found.values.items()), found.dropped] for rule, found in flow.rules.items()
+                ],
+            }
+            for step, flow in flows.items()
+        }
+        for source, flows in cleaned.funnel.flows.items()
+    }
+    found = {name: list(getattr(cleaned.found, name).items()) for name in ("items", "shares", "examples")}
+    return {"piece": asdict(cleaned.piece), "flows": flows, "skipped": asdict(cleaned.skipped), "found": found}
+
+
+def _of_json(job: Job, values: dict) -> Cleaned:
+    funnel = Funnel({}, job.samples)
+    for source, flows in values["flows"].items():
+        funnel.flows[source] = {
+            step: Flow(
+                Counter(flow["counts"]),
+                Counter(flow["reasons"]),
+                [tuple(sample) for sample in flow["dropped"]],
+                [tuple(sample) for sample in flow["changed"]],
+                {Rule(**rule): Distribution(Counter(dict(found)), dropped) for rule, found, dropped in flow["rules"]},
+            )
+            for step, flow in flows.items()
+        }
+    found = values["found"]
+    shares = Counter({tuple(key): documents for key, documents in found["shares"]})
+    examples = {number: tuple(example) for number, example in found["examples"]}
+    found = Found(Counter(dict(found["items"])), shares, examples)
+    return Cleaned(Piece(**values["piece"]), funnel, Skipped.of(values["skipped"]), found)
 
 
 def _clean(job: Job, chain: list[Step], document: Document, funnel: Funnel, found: Found) -> str | None:

@@ -1,6 +1,6 @@
 """Documents put by on disk while a corpus is read, so that it need not be read again for them."""
 
-import pickle
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +16,12 @@ class Aside:
         self._file = tempfile.TemporaryFile(dir=folder)
 
     def put(self, documents: list[Document]) -> None:
-        pickle.dump([tuple(vars(document).values()) for document in documents], self._file, pickle.HIGHEST_PROTOCOL)
+        for document in documents:
+            self._file.write(json.dumps(list(vars(document).values())).encode() + b"\n")
 
     def __iter__(self) -> Iterator[Document]:
         """Once: then the file is gone."""
         with self._file:
-            end = self._file.tell()
             self._file.seek(0)
-            while self._file.tell() < end:
-                for values in pickle.load(self._file):
-                    yield Document(*values)
+            for line in self._file:
+                yield Document(*json.loads(line))

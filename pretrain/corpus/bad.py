@@ -47,6 +47,15 @@ class Skipped:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # source → kind → records
     samples: dict[str, dict[str, list[Bad]]] = field(default_factory=dict)  # the first SAMPLES of them
 
+    @classmethod
+    def of(cls, values: dict) -> "Skipped":
+        """From what `dataclasses.asdict` made of one, through JSON."""
+        samples = {
+            source: {kind: [Bad(**bad) for bad in found] for kind, found in kinds.items()}
+            for source, kinds in values["samples"].items()
+        }
+        return cls(values["counts"], samples)
+
     def add(self, source: str, bad: Bad) -> None:
         self._take(source, bad.kind, 1, [bad])
 

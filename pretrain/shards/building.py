@@ -16,12 +16,12 @@ id of a chunk.
 """
 
 import hashlib
+import json
 import os
-import pickle
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain
@@ -32,7 +32,7 @@ import numpy as np
 
 from pretrain.corpus import SIDES, Chunk, Cleaned, Corpus, Document, Group, Skipped
 from pretrain.errors import TokenizerError
-from pretrain.folders import finished
+from pretrain.folders import SEAL_BYTES, digest, discard, finished, sealed, unsealed, usable
 from pretrain.shards.megatron import CODES, HEADER, MAGIC
 from pretrain.shards.reading import ORIGIN
 from pretrain.tokenizer import Tokenizer, open_tokenizer
@@ -157,7 +157,7 @@ def opened(folder: Path, fingerprint: str) -> Tokenizer:
 
 def _block(job: Job, chunk: Chunk) -> Block:
     path = job.folder / chunk.key
-    if path.exists():
+    if usable(path):
         return read_block(path)
     tokenizer, skipped = opened(job.tokenizer, job.fingerprint), Skipped()
     sides, places = {side: _Encoded(tokenizer, job.dtype) for side in SIDES}, {}
@@ -214,23 +214,29 @@ def write_block(
     skipped: Skipped,
     counts: Sequence[np.ndarray] = (),
 ) -> Block:
-    """Write the rows of each side, the ids, which come in stretches, and their counts; then what is known of them."""
+    """Write the rows of each side, the ids, which come in stretches, and their counts; then what is known of them.
+
+    The end of the file is a JSON head, its length in 8 bytes, and the seal of `folders.sealed`.
+    """
     sides = tuple(Side(len(r), int(r["length"].sum(dtype=np.int64)), int(r["raw"].sum(dtype=np.int64))) for r in rows)
     block = Block(path, sides, places, skipped, tuple(map(len, counts)))
-    with finished(path) as file:
+    with sealed(path) as file:
         for array in chain(rows, chain.from_iterable(ids), counts):
             file.write(array)
-        head = pickle.dumps(replace(block, path=None))
+        head = json.dumps({**asdict(block), "path": None}).encode()
         file.write(head + len(head).to_bytes(8, "little"))
     return block
 
 
 def read_block(path: Path) -> Block:
+    """The block in a file that is `folders.usable`."""
     with open(path, "rb") as file:
-        file.seek(-8, os.SEEK_END)
-        size = int.from_bytes(file.read(), "little")
-        file.seek(-8 - size, os.SEEK_END)
-        return replace(pickle.loads(file.read(size)), path=path)
+        file.seek(-8 - SEAL_BYTES, os.SEEK_END)
+        size = int.from_bytes(file.read(8), "little")
+        file.seek(-8 - size - SEAL_BYTES, os.SEEK_END)
+        head = json.loads(file.read(size))
+    sides, skipped = tuple(Side(**side) for side in head["sides"]), Skipped.of(head["skipped"])
+    return Block(path, sides, tuple(head["places"]), skipped, tuple(head["distinct"]))
 
 
 def counted(dtype: np.dtype, vocab_size: int, blocks: Sequence[Block]) -> np.ndarray:
@@ -334,9 +340,13 @@ class Written:
 def write_piece(folder: Path, dtype: np.dtype, piece: Piece) -> Written:
     """Write the files of a piece, unless they are there. Memory: a part's rows, or what it puts in order."""
     done = folder / f"{piece.name}.done"
-    if done.exists():
-        written: Written = pickle.loads(done.read_bytes())
-        if all((folder / name).exists() for name in written.files):  # not: taken into the output by a killed run
+    if usable(done):
+        written = Written(**json.loads(unsealed(done)))
+        there = {name: folder / name for name in written.files if (folder / name).exists()}
+        damaged = [path for name, path in there.items() if digest(path) != written.files[name]]
+        for path in damaged:
+            discard(path)
+        if len(there) == len(written.files) and not damaged:  # fewer: a killed run took some into the output
             return written
     files = {}
     with _hashed(folder, f"{piece.name}.bin", files) as write:
@@ -352,8 +362,8 @@ def write_piece(folder: Path, dtype: np.dtype, piece: Piece) -> Written:
                 rows = part.rows()
                 write(rows["raw"].copy() if sidecar == "raw" else _origins(rows))
     written = Written(piece.name, SIDES[piece.side], files)
-    with finished(done) as file:
-        file.write(pickle.dumps(written))
+    with sealed(done) as file:
+        file.write(json.dumps(asdict(written)).encode())
     return written
 
 

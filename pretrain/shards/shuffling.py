@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.corpus import SIDES, Skipped
+from pretrain.folders import usable
 from pretrain.permutation import SHUFFLE, hash64
 from pretrain.shards.building import ROW, Block, Piece, Stretch, begins, read_block, write_block
 
@@ -48,7 +49,7 @@ def runs_of(folder: Path, blocks: list[Block], files: list[np.ndarray]) -> Itera
 
 def make_run(seed: int, dtype: np.dtype, run: Run) -> Block:
     """Write a run, unless it is there."""
-    if run.path.exists():
+    if usable(run.path):
         return read_block(run.path)
     rows, ids = [], []
     for side, number in enumerate(run.numbers):
