@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pretrain.data import Corpus, DataConfig
 from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine
 from pretrain.errors import ConfigError, ResumeError, Stopped
 from pretrain.evaluate import HeldOut, Scores, unigram_entropy
+from pretrain.locks import locked
 from pretrain.metrics import JSONL, reports, say
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
@@ -27,7 +29,7 @@ from pretrain.peers import Peers
 from pretrain.permutation import INIT, hash64
 from pretrain.phases import Phase, done_in, tokens_after
 from pretrain.ranks import World, check_agreement, device_of, failures_said, find_world, join
-from pretrain.tokenizer import open_tokenizer
+from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.trainer import Intervals, Job, train
 
 SUMMARY = "summary.json"
@@ -124,16 +126,33 @@ def run(cfg: RunConfig) -> dict:
     data.check_sizes(corpora, cfg.block_tokens, max(phase.seq_len for phase in cfg.phases))
     whole_words = cfg.objective.kind == "masked_lm" and cfg.objective.unit == "word"
     plan = data.order(cfg.data, corpora, cfg.phases, cfg.seed, whole_words)
-    vocab_size = corpora[0].train.vocab_size
     identity = {
         "settings": config.frozen(cfg),
         **data.identity(corpora, plan),
         "tokenizer": tokenizer.fingerprint,
-        "vocab_size": vocab_size,
+        "vocab_size": corpora[0].train.vocab_size,
     }
     if world.launched:
         join(world, cfg.engine.timeout_s)
     peers = Peers(world, cfg.checkpoint.timeout_s)
+    with ExitStack() as lock:  # held from before the checkpoints are looked at until all is written
+        with peers.one_fate():
+            if world.speaks:
+                lock.enter_context(locked(folder, "pretrain", ConfigError))
+        return _train(cfg, peers, tokenizer, corpora, plan, identity, started)
+
+
+def _train(
+    cfg: RunConfig,
+    peers: Peers,
+    tokenizer: Tokenizer,
+    corpora: list[Corpus],
+    plan: Order,
+    identity: dict,
+    started: float,
+) -> dict:
+    """The part of `run` for which the folder is locked: from the look at its checkpoints to the summary."""
+    world, folder = peers.world, Path(cfg.out)
     with peers.one_fate():
         found = _checkpoint_of(cfg, folder, corpora, plan, world)
     begin = found.index["fingerprint"] if found else "none"
@@ -167,7 +186,7 @@ def run(cfg: RunConfig) -> dict:
     }
 
     text = config.dump(cfg)
-    model = Transformer(cfg.model, vocab_size)
+    model = Transformer(cfg.model, identity["vocab_size"])
     parameters = sum(p.numel() for p in model.parameters())
     flops = {n: model.flops_per_token(n, objective.targets) for n, objective in batches.objectives.items()}
     engine = _engine(cfg, world, model, corpora, batches, found)
@@ -332,7 +351,7 @@ def _summary_of(folder: Path, steps: int, speak: bool) -> dict | None:
 def _check_output(folder: Path) -> None:
     """Raise ConfigError unless `folder` is new, empty or a run's."""
     folders.check_output(folder, ConfigError)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+    if folder.exists() and folders.is_used(folder) and not (folder / "config.yaml").is_file():
         raise ConfigError(
             "the output folder holds something else", f"{folder} has files but no config.yaml", "choose another out="
         )
