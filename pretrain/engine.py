@@ -9,6 +9,7 @@ How ranks find each other is in ranks.py. The DeepSpeed configuration is derived
 `deepspeed_config`, a pure function. Facts about DeepSpeed 0.19.8 quoted in comments were measured.
 """
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -23,12 +24,47 @@ from pretrain.objectives import Batch
 from pretrain.ranks import World, device_of, new_group, on_cuda
 
 STATES = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
-# Keys of DeepSpeed's configuration that follow from ours, or would contradict them.
-DERIVED = {
-    *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "managed_gradient_accumulation"),
-    *("train_batch_size", "gradient_clipping", "steps_per_print", "optimizer", "scheduler", "zero_optimization"),
-    *("bf16", "fp16", "amp", "torch_autocast", "data_types"),
+# Keys of DeepSpeed's configuration that engine.deepspeed may not set, and why.
+REFUSED = {
+    "train_batch_size": "it follows from phases: batch_tokens",
+    "train_micro_batch_size_per_gpu": "it follows from engine.micro_batch",
+    "gradient_accumulation_steps": "it follows from phases: batch_tokens and engine.micro_batch",
+    "managed_gradient_accumulation": "the training loop accumulates",
+    "gradient_clipping": "it follows from optim.clip",
+    "steps_per_print": "log_every says how often a line is printed",
+    "optimizer": "the optimizer is AdamW, with the settings of optim",
+    "scheduler": "the learning rate follows from optim and phases",
+    "zero_force_ds_cpu_optimizer": "the optimizer is torch's AdamW, offloaded or not",
+    "zero_optimization.stage": "it follows from engine.zero_stage",
+    "zero_optimization.offload_optimizer.device": "only cpu is supported",  # unless it is cpu
+    "zero_optimization.offload_param.device": "only cpu is supported",
+    "zero_optimization.offload_optimizer.super_offload": "its moments are not in checkpoints",
+    "zero_optimization.zenflow": "it keeps gradients that are not in checkpoints",
+    # Measured with DeepSpeed 0.19.8 at stage 2: a run that went on from a checkpoint had other weights after one step.
+    "zero_optimization.round_robin_gradients": "a run does not continue from its checkpoints with it",
+    "bf16.enabled": "it follows from engine.precision",
+    "bf16.bf16_master_weights_and_grads": "checkpoints hold fp32 masters",
+    "bf16.bf16_optimizer_states": "checkpoints hold fp32 moments",
+    "data_types.grad_accum_dtype": "gradients are summed in fp32",
+    "torch_autocast.enabled": "it follows from engine.precision",
+    "torch_autocast.dtype": "it follows from engine.precision",
+    **dict.fromkeys(("fp16", "amp"), "engine.precision is fp32, bf16 or autocast"),
+    **dict.fromkeys(
+        ("tensor_parallel", "sequence_parallel_size", "elasticity", "pipeline"),
+        "each rank trains the whole model on windows of its own",
+    ),
+    **dict.fromkeys(
+        ("data_efficiency", "curriculum_learning", "progressive_layer_drop", "compression_training"),
+        "it would change which data or which layers a step trains",
+    ),
 }
+# Names that DeepSpeed reads at the top of its configuration; it passes over any other without a word.
+KNOWN = (
+    *("zero_optimization", "bf16", "fp16", "data_types", "torch_autocast", "communication_data_type"),
+    *("prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "zero_allow_untested_optimizer"),
+    *("wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger", "tensorboard"),
+    *("wandb", "csv_monitor", "comet", "aio", "activation_checkpointing", "compile", "checkpoint", "autotuning"),
+)
 Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -45,9 +81,15 @@ class EngineConfig(Config):
         if self.precision == "bf16" and self.zero_stage == 0:
             # Stage 0 decays every weight once at construction and counts one Adam step too many.
             raise ValueError("engine.precision = bf16 needs engine.zero_stage = 1, 2 or 3, found 0")
-        taken = sorted(set(self.deepspeed) & DERIVED)
-        if taken:
-            raise ValueError(f"engine.deepspeed may not set {', '.join(taken)}: derived from other keys")
+        for key, value in _dotted(self.deepspeed):
+            for part in (key[:depth] for depth in range(1, len(key) + 1)):
+                name = ".".join(part)
+                if name in REFUSED and not (part[-1] == "device" and value in ("cpu", "none", None)):
+                    raise ValueError(f"engine.deepspeed may not set {name}: {REFUSED[name]}")
+        for key in self.deepspeed:
+            near = [] if key in KNOWN else difflib.get_close_matches(key, [*KNOWN, *REFUSED], n=1, cutoff=0.8)
+            if near:
+                raise ValueError(f"engine.deepspeed.{key} is no key of DeepSpeed's: did you mean {near[0]}?")
         return self
 
 
@@ -63,6 +105,7 @@ def deepspeed_config(engine: EngineConfig, clip: float) -> dict:
         "managed_gradient_accumulation": False,
         "gradient_clipping": clip if math.isfinite(clip) else 0.0,
         "zero_optimization": {"stage": engine.zero_stage},
+        "zero_force_ds_cpu_optimizer": False,  # ours is torch's AdamW, which works on offloaded moments as well
         "steps_per_print": 2**31,
     }
     match engine.precision:
@@ -70,7 +113,22 @@ def deepspeed_config(engine: EngineConfig, clip: float) -> dict:
             config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
         case "autocast":
             config |= {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
-    return config | engine.deepspeed
+    return _merged(config, engine.deepspeed)
+
+
+def _merged(ours: dict, theirs: dict) -> dict:
+    """`ours` with the keys of `theirs` added, section by section."""
+    both = {key: _merged(ours[key], theirs[key]) for key in ours.keys() & theirs.keys() if isinstance(ours[key], dict)}
+    return {**ours, **theirs, **both}
+
+
+def _dotted(section: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The keys of a nested mapping, each as the names on the way to it, with its value."""
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _dotted(value, (*above, str(name)))
+        else:
+            yield (*above, str(name)), value
 
 
 class LocalEngine:
@@ -79,6 +137,12 @@ class LocalEngine:
     name = "local"
 
     def __init__(self, module: nn.Module, optimizer: Optimizer, config: EngineConfig, clip: float, world: World):
+        if config.deepspeed:
+            raise ConfigError(
+                "engine.deepspeed is for DeepSpeed, and a plain process trains without it",
+                f"it would ignore {', '.join('.'.join(key) for key, _ in _dotted(config.deepspeed))}",
+                "start it with: deepspeed --num_accelerators 1 launch/pretrain.py …, or say engine.deepspeed={}",
+            )
         if config.precision == "bf16":
             raise ConfigError(
                 "engine.precision = bf16 needs DeepSpeed, which keeps the fp32 masters",
@@ -145,9 +209,18 @@ class DeepSpeedEngine:
         self.device = device_of(world)
         self.world = world
         self.module = module.to(self.device)
-        self.engine, *_ = deepspeed.initialize(
-            model=self.module, optimizer=optimizer(module), config=deepspeed_config(config, clip)
-        )
+        settings = deepspeed_config(config, clip)
+        try:
+            self.engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer(module), config=settings)
+        except Exception as error:
+            if not config.deepspeed or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                raise
+            keys = ", ".join(".".join(key) for key, _ in _dotted(config.deepspeed))
+            raise ConfigError(
+                "DeepSpeed cannot start with the keys of engine.deepspeed",
+                f"it was given {keys}, and says {type(error).__name__}: {error}",
+                "leave out or correct what it names",
+            ) from error
         self.stage = config.zero_stage
         self._weights = dict(_named(self.module))
         if self.stage == 0:  # we reduce, to know the norm and to skip what is not finite: ZeRO 1-3 do both themselves

@@ -1,5 +1,7 @@
 """The two engines do the same arithmetic, and what a user writes is what DeepSpeed is told."""
 
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -151,11 +153,81 @@ def test_the_derived_configuration_says_everything_that_deepspeed_would_otherwis
     assert derived["zero_optimization"] == {"stage": 2} and derived["train_micro_batch_size_per_gpu"] == 4
 
 
-def test_further_keys_reach_deepspeed_and_derived_ones_are_refused():
-    engine = config.build(EngineConfig, {"micro_batch": "4", "deepspeed": {"wall_clock_breakdown": "true"}}, "x.yaml")
-    assert deepspeed_config(engine, 1.0)["wall_clock_breakdown"] is True
-    with pytest.raises(ConfigError, match=r"engine.deepspeed may not set gradient_clipping"):
-        config.build(EngineConfig, {"micro_batch": "4", "deepspeed": {"gradient_clipping": "2"}}, "x.yaml")
+def test_further_keys_are_merged_into_the_sections_they_belong_to():
+    further = {
+        "wall_clock_breakdown": "true",
+        "zero_optimization": {"overlap_comm": "true", "reduce_bucket_size": "5e7"},
+    }
+    engine = config.build(EngineConfig, {"micro_batch": "4", "zero_stage": "2", "deepspeed": further}, "x.yaml")
+    derived = deepspeed_config(engine, 1.0)
+    assert derived["wall_clock_breakdown"] is True and derived["gradient_clipping"] == 1.0
+    assert derived["zero_optimization"] == {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 5e7}
+    assert deepspeed_config(engine, math.inf)["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"gradient_clipping": 2}, r"gradient_clipping: it follows from optim\.clip"),
+        ({"zero_optimization": {"stage": 3}}, r"zero_optimization\.stage: it follows from engine\.zero_stage"),
+        ({"bf16": {"enabled": True}}, r"bf16\.enabled: it follows from engine\.precision"),
+        ({"fp16": {"enabled": True}}, "fp16: engine.precision is fp32"),
+        ({"fp16": {}}, "fp16: engine.precision is fp32"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "device: only cpu is supported"),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "does not continue from its checkpoints"),
+        ({"zero_optimisation": {"overlap_comm": True}}, "did you mean zero_optimization"),
+    ],
+)
+def test_a_key_that_follows_from_another_of_ours_is_refused_by_its_full_name(further, message):
+    with pytest.raises(ConfigError, match=message):
+        config.build(EngineConfig, {"micro_batch": 4, "deepspeed": further}, "x.yaml")
+
+
+BUCKETS = {"reduce_bucket_size": 5000, "allgather_bucket_size": 5000}
+TO_CPU = {"device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "keys"),
+    [
+        (1, "bf16", {"offload_optimizer": TO_CPU, **BUCKETS}),
+        (2, "fp32", {"offload_optimizer": TO_CPU, "overlap_comm": True, "contiguous_gradients": False, **BUCKETS}),
+        (3, "fp32", {"offload_optimizer": TO_CPU, "offload_param": TO_CPU, "stage3_param_persistence_threshold": 0}),
+    ],
+)
+def test_a_run_with_offload_overlap_and_buckets_is_the_same_and_continues_bit_by_bit(
+    stage, precision, keys, prepared, tmp_path
+):
+    engine = {"zero_stage": stage, "precision": precision}
+    plain = run_values(prepared, tmp_path / "plain", phases=TWENTY, engine=engine)
+    values = run_values(prepared, tmp_path / "run", phases=TWENTY, checkpoint={"every_steps": 12, "keep": 9})
+    values["engine"] |= {**engine, "deepspeed": {"zero_optimization": keys}}
+    on_ranks(2, cases.train, values, log=tmp_path / "run.log")
+    if precision == "fp32":
+        on_ranks(2, cases.train, plain, log=tmp_path / "plain.log")
+        assert differences(tmp_path / "plain", tmp_path / "run") == []
+    history, state = cases.history(tmp_path / "run"), cases.state(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000020")
+    on_ranks(2, cases.train, values, log=tmp_path / "again.log")
+    assert "continuing after step 12" in (tmp_path / "again.0.log").read_text()
+    assert cases.history(tmp_path / "run") == history
+    again = cases.state(tmp_path / "run")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+
+
+def test_keys_that_deepspeed_refuses_are_named_with_its_reason(prepared, tmp_path):
+    values = run_values(prepared, tmp_path / "run", engine={"zero_stage": 1})
+    values["engine"]["deepspeed"] = {"zero_optimization": {"overlap_comm": True}}
+    (said,) = on_ranks(1, refused_with, values, log=tmp_path / "log")
+    assert "zero_optimization.overlap_comm, and says" in said and "ZeRO stage 2" in said, said
+    with pytest.raises(ConfigError, match=r"a plain process(?s:.*)ignore zero_optimization\.overlap_comm"):
+        cases.train({**values, "out": str(tmp_path / "plain")})
+
+
+def refused_with(values: dict) -> str:
+    with pytest.raises(ConfigError) as error:
+        cases.train(values)
+    return str(error.value)
 
 
 def test_bf16_at_stage_0_is_refused():
