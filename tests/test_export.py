@@ -13,21 +13,23 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pretrain import checkpoint, export
+from pretrain import checkpoint, export, folders
 from pretrain import tokenizer as tokenizer_stage
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.engine import EngineConfig, LocalEngine
 from pretrain.errors import ExportError
-from pretrain.export import DIALECTS, ExportConfig, reference, verify
+from pretrain.export import DIALECTS, ExportConfig, card, provenance, reference, verify
 from pretrain.model import ModelConfig, Transformer
 from pretrain.objectives import CausalLM, CausalLMConfig, Learner, MaskedLM, MaskedLMConfig
 from pretrain.peers import Peers
 from pretrain.ranks import World
+from pretrain.shards import Shards
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from tests.conftest import DECODER, ENCODER
 from tests.entries import entries
 
 transformers = pytest.importorskip("transformers", reason="needs pip install '.[export]'")
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="comes with transformers")
 
 BERT = {**ENCODER, "heads": 4, "mlp_width": 48, "max_positions": 40}
 QWEN3 = {**DECODER, "kv_heads": None, "head_width": None, "mlp_width": 48}
@@ -40,6 +42,11 @@ LINES = [
     "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。",
     "The café's naïve WordPiece: 3.14 and 中文 mixed.",
 ]
+
+
+SCORE = {"step": 1, "corpus": "", "loss": 4.5, "standard_error": 0.01, "no_context_loss": 5.25, "gain": 0.75}
+SCORE |= {"accuracy": 0.25, "bits_per_byte": None, "targets": 12345}
+SCORES = [{**SCORE, "loss": 9.0}, {**SCORE, "step": 4, "loss": 8.0}, SCORE]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,6 +101,7 @@ def trained(run, vocabulary, settings: dict):
     }
     identity = {"shards": "5" * 64, "tokenizer": tokenizer.fingerprint}
     checkpoint.publish(run, TrainState(1, 1), engine, Peers(World()), yaml.safe_dump(text), identity)
+    (run / "evaluations.jsonl").write_text("".join(f"{json.dumps(score)}\n" for score in SCORES) + '{"step": 1, "cor')
     return run
 
 
@@ -125,12 +133,13 @@ def test_an_export_is_equal_in_a_fresh_process(exported, request):
     folder, certificate = request.getfixturevalue(exported)
     assert certificate["max_logit_diff"] <= certificate["tolerance"] == 1e-4
     assert certificate["logit_std"] > 0.5, "logits this small would hide a wrong weight"
-    assert certificate["texts"] == 400
+    assert certificate["texts"] == 400 and certificate["padded"] == 4
     assert certificate["transformers"] == transformers.__version__
     index = json.loads((folder / "index.json").read_text())
     assert index["stage"] == "export"
     assert index["recorded"]["certificate"] == certificate
-    assert set(index["files"]) == {path.name for path in folder.iterdir()} - {"index.json"}
+    assert set(folders.listed(index)) == {path.name for path in folder.iterdir()} - {"index.json"}
+    assert "README.md" not in index["files"], "what is known of text and scores changes no identity"
 
 
 def test_the_files_of_a_bert(encoder_hf, encoder):
@@ -142,14 +151,54 @@ def test_the_files_of_a_bert(encoder_hf, encoder):
     assert not weights["bert.embeddings.token_type_embeddings.weight"].any()
     card = (folder / "README.md").read_text()
     assert "The pooler was not trained" in card
+    assert "| all | 4.5000 ± 0.0100 | 5.2500 | 0.7500 | 25.0% | – | 12,345 |" in card, "of this step, the last"
+    assert "a text is lower-cased, stripped of accents." in card
+    assert "Sources, languages and licences of the text are not known: its shards were not found." in card
     assert "Step 1 of 4, 32 tokens" in card
     assert "mask_ratio: 0.15" in card
     assert Checkpoint(checkpoint.resolve(encoder)).index["fingerprint"] in card
     assert f"{sum(t.numel() for t in Checkpoint(checkpoint.resolve(encoder)).weights().values()):,} weights" in card
 
 
+def test_a_card_names_sources_languages_and_licences_as_the_hub_reads_them(prepared):
+    index = Shards(prepared.shards["bert"]).index
+    settings = {"data": {"shards": str(prepared.shards["bert"])}}
+    texts = provenance.texts(settings, {"shards": index["fingerprint"]})
+    said = card.data(texts)
+    train = index["sides"]["train"]
+    assert f"| tiny | {train['tokens']:,} | {train['raw_bytes']:,} | " in said and "| zh | zh | unstated |" in said
+    read = huggingface_hub.ModelCard(card.front_matter("fill-mask", texts) + "text").data
+    assert (read.language, read.license, read.pipeline_tag) == (["en", "zh"], "unknown", "fill-mask")
+    (gone,) = provenance.texts(settings, {"shards": "0" * 64})
+    assert gone.index is None and "its shards were not found" in card.data([gone])
+    (alone,) = provenance.texts({"data": {"corpora": []}}, {"corpora": [["law", "1" * 64]]})
+    assert alone.name == "law" and alone.index is None
+
+
+@pytest.mark.parametrize(
+    ("licences", "wanted"),
+    [
+        (["CC BY-SA 4.0", "cc-by-sa-4.0"], ("cc-by-sa-4.0", None)),
+        (["public domain"], ("other", "public-domain")),
+        (["MIT", "CC0 1.0"], ("other", "several")),
+    ],
+)
+def test_the_licence_of_a_card_is_one_of_the_hub_s_or_other(licences, wanted):
+    sources = [{"name": f"{n}", "language": "zh-Hant", "licence": licence} for n, licence in enumerate(licences)]
+    text = provenance.Text("x", "0", {"recorded": {"sources": sources}})
+    read = huggingface_hub.ModelCard(card.front_matter("fill-mask", [text]) + "text").data
+    assert (read.license, read.license_name) == wanted and read.language == ["zh"]
+
+
+def test_a_card_says_that_a_model_has_learnt_nothing():
+    assert "learnt nothing" not in card.quality([SCORE], 1, True)
+    assert "it has learnt nothing" in card.quality([SCORE | {"gain": 0.015}], 1, True)
+    assert "not scored at step 7" in card.quality([], 7, True)
+
+
 def test_a_prompt_begins_with_the_end_mark_and_generate_stops_on_it(decoder_hf, vocabularies):
     folder, _ = decoder_hf
+    assert "add_bos_token=False,max_length=16" in (folder / "README.md").read_text()
     ours = open_tokenizer(vocabularies["byte"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     end, text = ours.specials["eod"], "月光 and the earth"
@@ -260,6 +309,8 @@ def test_everything_else_that_differs_is_named(decoder_hf, decoder, vocabularies
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     settings = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 7}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "right"}))
     model = export.opened(ModelConfig(**QWEN3 | UNLIKE_QWEN3_8B), Checkpoint(checkpoint.resolve(decoder)).weights())
     reference.write(tmp_path / "said", model, open_tokenizer(vocabularies["byte"]))
     with pytest.raises(ExportError) as caught:
@@ -272,6 +323,7 @@ def test_everything_else_that_differs_is_named(decoder_hf, decoder, vocabularies
     assert "as a pair" in said
     assert "generation_config.json: eos_token_id is 7, should be 2" in said
     assert "they part in layer 1" in said
+    assert "the tokenizer does not pad on the left" in said
 
 
 def test_another_tokenizer_is_refused(encoder, vocabularies, tmp_path):

@@ -31,7 +31,7 @@ from pretrain import checkpoint, config, folders
 from pretrain.checkpoint import Checkpoint
 from pretrain.config import Config
 from pretrain.errors import ExportError
-from pretrain.export import bert, card, handoff, qwen3, reference
+from pretrain.export import bert, card, handoff, provenance, qwen3, reference
 from pretrain.model import ModelConfig, Transformer
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
@@ -85,7 +85,8 @@ def run(cfg: ExportConfig) -> dict:
         del ours  # the other process needs the memory
         certificate = verify(aside, said)
         shutil.rmtree(said)
-        text = card.card(cfg.dialect, model, vocab_size, parameters, tokenizer, settings, source.index)
+        texts, scores = provenance.texts(settings, source.index), provenance.scores(source.folder, source.index["step"])
+        text = card.card(cfg.dialect, model, vocab_size, parameters, tokenizer, settings, source.index, texts, scores)
         (aside / "README.md").write_text(text, encoding="utf-8")
         index = {
             "stage": "export",
@@ -95,7 +96,7 @@ def run(cfg: ExportConfig) -> dict:
             "step": source.index["step"],
             "recorded": {"checkpoint": str(source.folder), "certificate": certificate},
         }
-        folders.write_index(aside, index)
+        folders.write_index(aside, index, recorded=("README.md",))
     print(f"{cfg.out}: equal to step {source.index['step']} in transformers {certificate['transformers']}", flush=True)
     compared = f"{certificate['logits']:,} logits and {certificate['texts']:,} texts compared"
     print(f"  {compared}, largest difference of two logits {certificate['max_logit_diff']:.1e}", flush=True)

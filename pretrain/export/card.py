@@ -1,23 +1,30 @@
-"""The model card: what the folder is, how to open it, what was not trained, how it was checked.
+"""The model card: what the folder is, how good it is, what text it learned from, how to open it, how it was checked.
 
-It holds nothing that differs between two exports of one checkpoint (paths, versions, measurements): what was measured
-stands in index.json.
+It holds no paths, versions or times. It is no part of the folder's identity: what is known of the text and the scores
+depends on whether the shards and the run are still there.
 """
+
+import re
 
 import yaml
 
+from pretrain.export.provenance import Text
 from pretrain.export.reference import FUZZED, TOLERANCE
 from pretrain.model import ModelConfig
 from pretrain.tokenizer import Tokenizer
 
 TRAINING = ("seed", "objective", "phases", "optim", "model")  # sections of the run's configuration that are shown
 
-ENCODER = """\
----
-library_name: transformers
-pipeline_tag: fill-mask
----
+HUB_LICENCES = {  # that text comes with, as the hub spells them; any other is `other` with a name
+    "afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5",
+    "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
+    "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "etalab-2.0", "gfdl", "gpl-2.0", "gpl-3.0",
+    "lgpl-3.0", "mit", "mpl-2.0", "odbl", "odc-by", "pddl", "unlicense",
+}  # fmt: skip
 
+ENCODER = """\
+{front}
 # A BERT encoder
 
 {size}
@@ -45,11 +52,7 @@ model = AutoModelForMaskedLM.from_pretrained(folder)
 """
 
 DECODER = """\
----
-library_name: transformers
-pipeline_tag: text-generation
----
-
+{front}
 # A Qwen3 decoder
 
 {size}
@@ -71,7 +74,12 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_spec
   append `tokenizer.eos_token_id` yourself.
 - **Padding is on the left**, as `generate` needs it for prompts of several lengths.
 {lossless}- **Length.** {length}
-  Longer inputs are extrapolation.
+  Longer inputs are extrapolation: config.json takes {positions:,} positions, and what asks it, as lm-eval does, must be
+  told `max_length={longest}`.
+- **Scoring text with lm-eval.** It puts a begin mark in front of what the tokenizer has begun with `{end}` already, and
+  scores the second one too. For whole texts (`loglikelihood_rolling`: perplexity, bits per byte) pass
+  `--model_args pretrained=FOLDER,dtype=float32,add_bos_token=False,max_length={longest}`. Multiple choice, where a
+  context is given, is right without `add_bos_token=False`.
 - **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
   otherwise: `tokenizer(text, split_special_tokens=True)`.
 - It continues text; it was not taught to follow instructions, and has no chat template.
@@ -80,6 +88,14 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_spec
 LOSSLESS = "- **No text is changed or unknown**: decoding the ids of a text gives the text back.\n"
 
 REST = """
+## How good it is
+
+{quality}
+## The text
+
+{data}
+{folding}
+
 ## How it was made
 
 {steps}
@@ -93,15 +109,14 @@ REST = """
 ```yaml
 {training}```
 
-The licence of the text it learned from applies; the recipe of the corpus names it.
-
 ## How it was checked
 
 Before this folder got its name, a process without the code that trained the model opened it with the `Auto*` classes of
 transformers, on a CPU in fp32. Every weight in the files had its place, and none was missing. On random ids of several
 lengths, padded and not, no logit differed from the training code's by more than {tolerance:g}. {texts} made-up texts in
 many scripts had the same ids and decoded to the same text; those that contain a mark were encoded with
-`split_special_tokens=True` only. Saved and opened once more, logits and ids were the same again. The largest difference
+`split_special_tokens=True` only. Texts of several lengths, padded by the tokenizer to one batch, had the logits that
+each has alone{written}. Saved and opened once more, logits and ids were the same again. The largest difference
 measured and the versions it was measured with are in `index.json` under `recorded`.
 """
 
@@ -114,6 +129,8 @@ def card(
     tokenizer: Tokenizer,
     settings: dict,
     index: dict,
+    texts: list[Text],
+    scores: list[dict],
 ) -> str:
     """README.md for a model whose run had `settings` (config.yaml as values) and whose checkpoint has `index`."""
     kv = "" if model.heads == model.KV else f" ({model.KV} for keys and values)"
@@ -125,20 +142,112 @@ def card(
     steps += f", {settings['engine']['precision']}." if "engine" in settings else "."
     specials = {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()}
     return ({"bert": ENCODER, "qwen3": DECODER}[dialect] + REST).format(
+        front=front_matter("fill-mask" if dialect == "bert" else "text-generation", texts),
         size=size,
         length=f"Training windows were at most {longest:,} tokens; the tokenizer truncates to that when asked to.",
+        longest=longest,
+        positions=model.max_positions,
         dropout=model.dropout,
         end=specials["eod"] if "eod" in specials else specials["sep"],
         mask=specials.get("mask"),
         lossless=LOSSLESS if tokenizer.lossless else "",
+        quality=quality(scores, index["step"], model.causal),
+        data=data(texts),
+        folding=folding(tokenizer),
         steps=steps,
         checkpoint=index["fingerprint"],
-        shards=index.get("shards") or "`, `".join(f"{name} {shards}" for name, shards in index["corpora"]),
+        shards="`, `".join(f"{text.name} {text.fingerprint}".strip() for text in texts),
         tokenizer=index["tokenizer"],
         training=yaml.safe_dump({key: settings[key] for key in TRAINING if key in settings}, sort_keys=False),
         tolerance=TOLERANCE,
         texts=FUZZED,
+        written=", and `generate` added to each what is the likeliest after it alone" if model.causal else "",
     )
+
+
+def front_matter(pipeline: str, texts: list[Text]) -> str:
+    """What the hub reads: languages as their two or three letters, and a licence by the hub's own names."""
+    sources = [source for text in texts for source in text.sources or [{"language": "und", "licence": "unstated"}]]
+    languages = sorted({re.split("[-_]", source["language"])[0].lower() for source in sources} - {"und"})
+    found: dict[str, object] = {"language": languages} if languages else {}
+    licences = sorted({re.sub(r"[^a-z0-9.]+", "-", source["licence"].lower()).strip("-") for source in sources})
+    if len(licences) == 1 and licences[0] in HUB_LICENCES:
+        found["license"] = licences[0]
+    elif licences == ["unstated"]:
+        found["license"] = "unknown"
+    else:
+        found |= {"license": "other", "license_name": licences[0] if len(licences) == 1 else "several"}
+    found |= {"library_name": "transformers", "pipeline_tag": pipeline}
+    return f"---\n{yaml.safe_dump(found, sort_keys=False)}---\n"
+
+
+def quality(scores: list[dict], step: int, causal: bool) -> str:
+    """The held-out scores beside what a predictor that ignores the context can reach."""
+    if not scores:
+        return f"Not known: the held-out text was not scored at step {step:,}, or the run was not there.\n"
+    lines = [
+        "| held-out text | loss, nats a target | without context | gain | accuracy | bits per byte | targets |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for score in scores:
+        name = score.get("corpus") or ("all" if len(scores) == 1 else "all, by the weights of the mixture")
+        error = score.get("standard_error")
+        loss = f"{score['loss']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+        bits = _number(score.get("bits_per_byte"), ".4f")
+        numbers = [_number(score.get(key), ".4f") for key in ("no_context_loss", "gain")]
+        numbers += [_number(score.get("accuracy"), ".1%"), bits, _number(score.get("targets"), ",")]
+        lines.append(f"| {_cell(name)} | {loss} | {' | '.join(numbers)} |")
+    shown = "the next token" if causal else "tokens shown as the mask, 15 % of the text"
+    lines += ["", f"Targets are {shown}; ± is one standard error. *Without context* is the entropy of the targets: a"]
+    lines += ["predictor that ignores the context cannot be better. *Gain* is how far the model is below it."]
+    for score in scores:
+        gain, error = score.get("gain"), score.get("standard_error") or 0.0
+        if gain is not None and gain <= 2 * error:
+            lines += [
+                "",
+                "**The model is no better than a predictor that ignores the context: it has learnt nothing.**",
+            ]
+            break
+    return "\n".join(lines) + "\n"
+
+
+def data(texts: list[Text]) -> str:
+    """The corpora with their sizes, and their sources with language and licence."""
+    lines = ["| corpus | train tokens | bytes | held-out tokens | bytes |", "|---|---|---|---|---|"]
+    for text in texts:
+        sizes = (size for side in ("train", "heldout") for size in (text.tokens(side), text.bytes(side)))
+        lines.append(f"| {_cell(text.name or 'not named')} | {' | '.join(_number(size, ',') for size in sizes)} |")
+    known = {(s["name"], s["language"], s["licence"]): None for text in texts for s in text.sources or ()}
+    if known:
+        lines += ["", "| source | language | licence |", "|---|---|---|"]
+        lines += [f"| {' | '.join(map(_cell, source))} |" for source in known]
+    for text in texts:
+        if text.sources is None:
+            reason = "its shards were not found" if text.index is None else "its shards do not record them"
+            lines += ["", f"Sources, languages and licences of {text.name or 'the text'} are not known: {reason}."]
+    return "\n".join([*lines, "", "The licences of the text apply to what is made of it."])
+
+
+def folding(tokenizer: Tokenizer) -> str:
+    """What the tokenizer does to text before it is cut into tokens."""
+    rules = tokenizer.rules
+    if tokenizer.lossless:
+        return "The tokenizer changes nothing of a text: case, accents and white space are kept."
+    if rules is None:
+        return "The tokenizer was made elsewhere; what it does to a text stands in tokenizer.json."
+    done = ["lower-cased" if rules.lowercase else "kept in its case"]
+    done.append("stripped of accents" if rules.strip_accents else "kept with its accents")
+    done += ["folded from full to half width"] if rules.width == "fold" else []
+    return f"Before it is cut into tokens, a text is {', '.join(done)}."
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _cell(text: str) -> str:
+    """Text inside of a table of Markdown."""
+    return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def trained_length(settings: dict) -> int:

@@ -2,8 +2,9 @@
 
     tensors.safetensors   per batch n: n.ids and n.mask (B, T), n.rows (R,), n.logits (B, R, V)
                           of batch 0 also hidden (layers + 1, B, T, D)
+                          per text n of `padded`: padded.n (T, V), the logits of that text alone
     texts.json            texts [{text, ids, decoded, plain}], pairs [[first, second, ids]], vocab {token: id},
-                          specials {role: token}, causal, tolerance
+                          specials {role: token}, padded [text], causal, tolerance
 
 `plain` texts hold no special-token string. Stock transformers takes such a string for the token, our corpora for text.
 """
@@ -25,6 +26,8 @@ TOLERANCE = 1e-4  # largest difference of two logits, in fp32 on a CPU
 LONGEST = 2048  # tokens; a model that takes more is compared up to here
 ROWS = 32  # positions a batch whose logits are compared; all V logits of 2,048 positions would be gigabytes
 FUZZED = 400  # texts
+PADDED = 4  # texts of several lengths that are encoded as one batch
+WRITTEN = 4  # tokens that a decoder adds to each of them
 
 # Pieces of texts, separated by spaces.
 ENGLISH = "the and The low lowest don't it's re-read Hello, world! (ok) U.S.A. e.g. 3.14 1,000 x=y+1; a_b #tag @me $5"
@@ -39,9 +42,11 @@ RUNS = ["a" * 150, "汉" * 60, " " * 60, "!" * 50, "9" * 40, "\n" * 30, "é" * 1
 def write(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
     """Ask `model` and `tokenizer` about made-up ids and texts and write the answers to `folder`."""
     folder.mkdir()
-    save_file(_answers(model), folder / TENSORS)
-    text = json.dumps(_spellings(model.config, tokenizer), ensure_ascii=False)
-    (folder / TEXTS).write_text(text, encoding="utf-8")
+    said = _spellings(model.config, tokenizer)
+    several = _of_several_lengths(said["texts"], min(model.config.max_positions, LONGEST) - WRITTEN)
+    said |= {"padded": [entry["text"] for entry in several], "written": WRITTEN}
+    save_file(_answers(model) | _alone(model, [entry["ids"] for entry in several]), folder / TENSORS)
+    (folder / TEXTS).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
 
 def fuzzed_texts(specials: list[str], count: int, seed: int = 0) -> list[str]:
@@ -78,6 +83,24 @@ def _answers(model: Transformer) -> dict[str, Tensor]:
         tensors |= {f"{n}.ids": ids, f"{n}.mask": mask, f"{n}.rows": rows, f"{n}.logits": logits}
     tensors["hidden"] = torch.stack(_hidden_states(model, tensors["0.ids"], tensors["0.mask"]))
     return tensors
+
+
+def _of_several_lengths(entries: list[dict], longest: int) -> list[dict]:
+    """At most PADDED plain texts of different lengths, the shortest and the longest that fit among them."""
+    by_length = {len(entry["ids"]): entry for entry in entries if entry["plain"] and entry["text"]}
+    lengths = sorted(length for length in by_length if length <= longest)
+    places = {round(i * (len(lengths) - 1) / (PADDED - 1)) for i in range(PADDED)} if lengths else ()
+    return [by_length[lengths[place]] for place in sorted(places)]
+
+
+@torch.no_grad()
+def _alone(model: Transformer, texts: list[list[int]]) -> dict[str, Tensor]:
+    """The logits (T, V) of each text in a batch of its own, without padding."""
+    found = {}
+    for n, ids in enumerate(texts):
+        row = torch.tensor([ids])
+        found[f"padded.{n}"] = model.logits(model(row, torch.ones_like(row), torch.arange(len(ids))[None]))[0]
+    return found
 
 
 def _shapes(longest: int) -> list[list[int]]:

@@ -30,8 +30,7 @@ def main(folder: Path, reference: Path, result: Path) -> None:
     measured, where = compare(logits, tensors)
     if not measured["max_logit_diff"] <= said["tolerance"]:
         faults += [where, first_parting(model, tensors, said["tolerance"])]
-    if said["causal"] and not faults:
-        model.generate(**tokenizer("a", return_tensors="pt"), max_new_tokens=2, do_sample=False)  # raises if it cannot
+    faults += differing_padded(model, tokenizer, said, tensors)
 
     again = reference / "again"
     if not faults:
@@ -45,7 +44,9 @@ def main(folder: Path, reference: Path, result: Path) -> None:
         faults = [f"after save_pretrained: {fault}" for fault in faults]
         shutil.rmtree(again)
 
-    measured |= {"tolerance": said["tolerance"], "texts": len(said["texts"]), "pairs": len(said["pairs"])}
+    measured |= {"tolerance": said["tolerance"]}
+    measured |= {name: len(said[name]) for name in ("texts", "pairs", "padded")}
+    measured["padding_side"] = "left" if said["causal"] else "right"
     measured |= {library.__name__: library.__version__ for library in (transformers, tokenizers, torch)}
     result.write_text(json.dumps({"faults": faults, **measured}), encoding="utf-8")
 
@@ -114,10 +115,46 @@ def differing_marks(model, tokenizer, said: dict) -> list[str]:
 def logits_of(model, tensors: dict) -> list[torch.Tensor]:
     """Logits (B, R, V) at the compared positions of each batch."""
     logits = []
-    while (n := len(logits)) < sum(name.endswith(".ids") for name in tensors):
+    while f"{(n := len(logits))}.ids" in tensors:
         out = model(input_ids=tensors[f"{n}.ids"], attention_mask=tensors[f"{n}.mask"]).logits
         logits.append(out[:, tensors[f"{n}.rows"]].clone())
     return logits
+
+
+def differing_padded(model, tokenizer, said: dict, tensors: dict) -> list[str]:
+    """What differs when texts of several lengths are one batch, padded as the tokenizer does it.
+
+    A decoder must be padded on the left, where `generate` needs it, an encoder on the right, where its positions begin
+    with the text. No padding may change a logit of a text, or what is generated after it.
+    """
+    batch = tokenizer(said["padded"], padding=True, split_special_tokens=True, return_tensors="pt")
+    mask = batch["attention_mask"].bool()  # (B, T)
+    side = "left" if said["causal"] else "right"
+    if not mask[:, -1 if said["causal"] else 0].all():
+        return [f"the tokenizer does not pad on the {side}"]
+    faults, logits = [], model(**batch).logits
+    for n, text in enumerate(said["padded"]):
+        if int(mask[n].sum()) != len(tensors[f"padded.{n}"]):
+            faults.append(f"padded on the {side}, {text[:80]!a} has another number of tokens")
+            continue
+        difference = float((logits[n][mask[n]] - tensors[f"padded.{n}"]).abs().max())
+        if not difference <= said["tolerance"]:
+            faults.append(f"padded on the {side}, the logits of {text[:80]!a} differ by up to {difference:.3g}")
+    return faults or (differing_written(model, batch, said) if said["causal"] else [])
+
+
+def differing_written(model, batch, said: dict) -> list[str]:
+    """Tokens that greedy `generate` adds to a padded text and that are not the likeliest after the text alone."""
+    written = model.generate(**batch, max_new_tokens=said["written"], do_sample=False)
+    for ids, mask, row in zip(batch["input_ids"], batch["attention_mask"].bool(), written, strict=True):
+        new = row[len(ids) :]
+        logits = model(torch.cat((ids[mask], new))[None]).logits[0, int(mask.sum()) - 1 :]
+        for token, after in zip(new.tolist(), logits, strict=False):
+            if not float(after.max() - after[token]) <= said["tolerance"]:  # of two that are as likely either will do
+                return [f"padded, generate writes token {token}; alone {int(after.argmax())} is the likeliest"]
+            if token == model.generation_config.eos_token_id:
+                break
+    return []
 
 
 def compare(logits: list[torch.Tensor], tensors: dict) -> tuple[dict, str]:

@@ -1,0 +1,73 @@
+"""What a model card says of the text and of the scores: read from the shards and the run, as far as they are there.
+
+A checkpoint names its shards by fingerprint, and its configuration names the folder they were in. Where that folder is
+gone or holds something else, the card says that the text is not known, rather than something that may be wrong.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain import folders
+from pretrain.errors import ExportError, UserError
+
+EVALUATIONS = "evaluations.jsonl"  # of a run: a line for each evaluation and corpus
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus that a model was trained on. `index` is that of its shards; None where they were not found."""
+
+    name: str
+    fingerprint: str
+    index: dict | None
+
+    @property
+    def sources(self) -> list[dict] | None:
+        """Name, language and licence of each source; None: not recorded."""
+        return self.index and self.index.get(folders.RECORDED, {}).get("sources")
+
+    def tokens(self, side: str) -> int | None:
+        return self.index and self.index["sides"][side]["tokens"]
+
+    def bytes(self, side: str) -> int | None:
+        return self.index and self.index["sides"][side]["raw_bytes"]
+
+
+def texts(settings: dict, index: dict) -> list[Text]:
+    """The corpora of a run with `settings` (config.yaml as values) whose checkpoint has `index`."""
+    if "shards" in index:
+        found = _index(settings["data"].get("shards"), index["shards"])
+        name = (found or {}).get(folders.RECORDED, {}).get("name", "")
+        return [Text(name, index["shards"], found)]
+    places = {corpus["name"]: corpus["shards"] for corpus in settings["data"].get("corpora") or []}
+    return [Text(name, mark, _index(places.get(name), mark)) for name, mark in index["corpora"]]
+
+
+def scores(checkpoint: Path, step: int) -> list[dict]:
+    """The held-out scores of a checkpoint's step, the last of each corpus; empty where the step was not scored."""
+    path = checkpoint.absolute().parent.parent / EVALUATIONS
+    found = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    for line in lines:
+        try:
+            score = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the last line of a killed run may be torn
+        if isinstance(score, dict) and score.get("step") == step and isinstance(score.get("loss"), float):
+            found[str(score.get("corpus", ""))] = score
+    return list(found.values())
+
+
+def _index(folder: str | None, fingerprint: str) -> dict | None:
+    """The index of the shards with this fingerprint, if they are in `folder`."""
+    if folder is None:
+        return None
+    try:
+        index = folders.read_index(Path(folder), ExportError, "", stage="shards")
+    except (UserError, OSError):
+        return None
+    return index if index["fingerprint"] == fingerprint else None
