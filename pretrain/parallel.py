@@ -45,6 +45,13 @@ def ordered(
     return map(work, items) if workers == 1 else _by_new_processes(work, items, workers)
 
 
+def noted(items: Iterable[Item], notes: deque) -> Iterator[Item]:
+    """The items, each also put into `notes` when it is taken: their results come in the same order."""
+    for item in items:
+        notes.append(item)
+        yield item
+
+
 def _by_new_processes(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     with processes(workers) as executor:
         yield from _begun(executor, work, items, AHEAD * workers)

@@ -336,7 +336,8 @@ def test_the_message_helps_and_nothing_is_written(work, capsys, wrong, stage, da
     said = capsys.readouterr().err
     head, error, message = said.rpartition("error: ")
     assert error and "Traceback" not in said
-    assert all("documents, " in line or "tokens, " in line for line in head.splitlines()), "only progress comes before"
+    progress = ("documents, ", "tokens, ", "reading on")
+    assert all(any(said in line for said in progress) for line in head.splitlines()), "only progress comes before"
     names = {kind: shards.open_index(work.prepared.shards[kind])["tokenizer"][:12] for kind in ("bert", "byte")}
     names["shards"] = shards.open_index(work.prepared.shards["bert"])["fingerprint"][:12]
     for fragment in fragments:

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from pretrain import cleaning, cli
+from pretrain import cleaning, cli, shards, tokenizer
 from pretrain.cleaning import CleanConfig, run
 from pretrain.cleaning.outcome import Outcome
 from pretrain.cleaning.privacy import Pii
@@ -24,6 +25,7 @@ from pretrain.cleaning.steps import StepsConfig
 from pretrain.config import build
 from pretrain.corpus import open_corpus, side_of
 from pretrain.errors import CorpusError
+from pretrain.tokenizer import comparing
 from tests.cleaning import step as step_alone
 from tests.conftest import ROOT, SAMPLE
 from tests.corpora import file, recipe
@@ -102,6 +104,27 @@ def test_without_steps_and_copies_the_output_is_the_corpus(tmp_path):
     assert left == [document.text for document in before]
     assert sorted(os.listdir(tmp_path / "out")) == ["funnel.png", "index.json", "part-00000.jsonl.zst", "report.json"]
     assert not (tmp_path / ".out.work").exists()
+
+
+def test_every_stage_shows_the_sides_of_each_source_and_says_which_is_never_held_out(tmp_path, capsys):
+    books = [on("train", begin=1000 * n) for n in (1, 2, 3)]
+    corpus, out = made(tmp_path, web=[english(n) for n in range(60)], books=books), tmp_path / "out"
+    indexes = [run(config(corpus, out))]
+    for number, text in enumerate((str(corpus), str(out))):
+        made_here = {name: str(tmp_path / f"{name}{number}") for name in ("tokenizer", "shards", "compare")}
+        values = {"corpus": text, "kind": "byte", "vocab_size": 600, "plot": False}
+        tokenizer.run(tokenizer.TokenizerConfig(out=made_here["tokenizer"], **values))
+        both = {"one": made_here["tokenizer"], "two": made_here["tokenizer"]}
+        comparing.run(comparing.CompareConfig(corpus=text, out=made_here["compare"], vocabularies=both, plot=False))
+        shards.run(shards.ShardsConfig(corpus=text, tokenizer=made_here["tokenizer"], out=made_here["shards"]))
+        indexes += [json.loads((Path(place) / "index.json").read_text()) for place in made_here.values()]
+    found = [index["recorded"]["shares"] for index in indexes]
+    assert found == [found[0]] * 7 and found[0]["books"]["heldout"] == {"documents": 0, "bytes": 0}
+    size = sum(len(text.encode()) for text in books)
+    assert found[0]["books"]["train"] == {"documents": 3, "bytes": size}
+    said = capsys.readouterr()
+    assert len(re.findall(f"\nbooks +3 +{size:,} +0 +0 +0.00%\n", said.out)) == 7
+    assert said.err.count("source 'books': none of its 3 documents (4.7% of all bytes) is held out\n  set held") == 7
 
 
 def test_files_of_the_output_are_cut_at_documents_and_keep_the_order(tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pretrain import folders
-from pretrain.corpus import Corpus, Recipe, Source, open_corpus, side_of
+from pretrain.corpus import SIDES, Chunk, Corpus, Recipe, Shares, Source, open_corpus, side_of
+from pretrain.corpus.reading import Part, Record, passages
 from pretrain.errors import ConfigError, CorpusError
 from pretrain.parallel import ordered
 from tests.conftest import ROOT, SAMPLE
@@ -100,7 +102,7 @@ def test_a_name_with_the_characters_of_a_pattern_is_a_name_where_such_a_file_is(
     assert texts(source(tmp_path, files=["a[1-9].txt"])) == ["matched"]
 
 
-def test_names_that_stand_for_nothing_or_for_a_file_again_are_refused(tmp_path):
+def test_names_that_stand_for_nothing_or_for_a_file_again_are_refused(tmp_path, capsys):
     file(tmp_path, "a/1.txt", "a")
     (tmp_path / "empty").mkdir()
     (tmp_path / "again.txt").symlink_to(tmp_path / "a/1.txt")
@@ -121,6 +123,7 @@ def test_names_that_stand_for_nothing_or_for_a_file_again_are_refused(tmp_path):
         assert all(fragment in message for fragment in fragments), message
     twice = [{"name": name, "files": ["a/1.txt"]} for name in "xy"]
     assert texts(recipe(tmp_path, *twice)) == ["a", "a"]  # of two sources: perhaps under two fields
+    assert f"{tmp_path}/a/1.txt is in two sources: 'x' and 'y'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("files", ["t", "t/**/*.txt", "t/**", "**/*.txt", "t/*/**/*.txt", "t/**/inner/*.txt"])
@@ -252,6 +255,9 @@ def test_a_missing_file_is_refused_before_any_work(tmp_path):
         ({"heldout_fraction": 1}, "heldout_fraction = '1'"),
         ({"heldout_fraction": "nan"}, "heldout_fraction = 'nan'"),
         ({"sources": []}, "sources = []"),
+        ({"sources": [{"name": "a", "files": ["a.txt"], "heldout_fraction": 1.1}]}, "heldout_fraction = '1.1'"),
+        ({"sources": [{"name": "a", "files": ["a"], "heldout_fraction": 0, "heldout_documents": 2}]}, "remove one"),
+        ({"sources": [{"name": "a", "files": ["a.txt"], "split_characters": 5}]}, "split_characters = '5'"),
         ({"sources": [{"name": "a", "files": []}]}, "the source 'a' needs either files: or dataset:"),
         ({"sources": [{"name": "a", "files": ["a.txt"]}] * 2}, "two sources share a name: a, a"),
         ({"sources": [{"name": "a", "files": ["a.txt"], "format": "csv"}]}, "sources.0.format = 'csv'"),
@@ -306,6 +312,101 @@ def test_the_heldout_share_is_near_its_fraction(fraction):
     assert abs(held - n * fraction) < 4 * (n * fraction * (1 - fraction)) ** 0.5
 
 
+def heldout_of(folder: Path, texts: list[str], **keys) -> set[str]:
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    file(folder, "a.jsonl", content)
+    corpus = open_corpus(source(folder, files=["a.jsonl"], **keys))
+    found = {document.text for document in corpus.documents(("heldout",))}
+    there = pickle.loads(pickle.dumps(corpus))  # another process is told which ones, and does not look
+    (folder / "a.jsonl").unlink()
+    assert found == {d.text for chunk in chunks_of_lines(content) for d in there.read(chunk) if d.side == "heldout"}
+    return found
+
+
+def chunks_of_lines(content: str) -> list[Chunk]:
+    return [Chunk(0, (Part("a.jsonl", "lines", 1, content.encode()),))]
+
+
+def test_a_source_may_hold_out_a_fraction_of_its_own_or_a_least_number_of_documents(tmp_path):
+    texts = [f"novel {n}" for n in range(60)]
+    by_hash = sorted(texts, key=lambda t: int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little"))
+    assert heldout_of(tmp_path, texts, heldout_fraction=0) == set()
+    assert heldout_of(tmp_path, texts, heldout_fraction=1) == set(texts)
+    assert heldout_of(tmp_path, texts, heldout_fraction=0.3) == {t for t in texts if side_of(t, 0.3) == "heldout"}
+    for least in (1, 5, 60, 1000):
+        assert heldout_of(tmp_path, [*texts, *texts], heldout_fraction=1e-9, heldout_documents=least) == set(
+            by_hash[:least]
+        )
+    some = heldout_of(tmp_path, texts, heldout_fraction=0.3)
+    assert len(some) > 5 and heldout_of(tmp_path, texts, heldout_fraction=0.3, heldout_documents=5) == some
+    before = heldout_of(tmp_path, texts[:50], heldout_documents=4)
+    for n in range(50, 60):  # a document that is added moves one at most, to train
+        after = heldout_of(tmp_path, texts[: n + 1], heldout_documents=4)
+        assert after - {texts[n]} <= before and len(after) == 4
+        before = after
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["x" * 30, "y" * 130, "\u3000indented", "", " ", "中" * 60]), max_size=40),
+    st.sampled_from(["\n", "\n\n", "\n \n"]),
+)
+def test_passages_are_the_text_in_order_cut_at_ends_of_lines(lines, between):
+    text = between.join(lines).strip()
+    record = Record(text, "a.txt, line 7")
+    found = list(passages([record], 100, "file"))
+    assert [line for passage in found for line in passage.text.split("\n") if line.strip()] == [
+        line for line in text.split("\n") if line.strip()
+    ]
+    at = dict(enumerate(text.split("\n"), 7))
+    for passage in found:
+        assert at[int(passage.where.removeprefix("a.txt, line "))] == passage.text.split("\n")[0]
+    if len(text) < 150:
+        assert [passage.text for passage in found] == [text][: len(found)]
+    for passage in found[:-1]:
+        assert len(passage.text) >= 100 - 3  # white space at its end is left out
+        assert len(passage.text) <= 200 + max(map(len, passage.text.split("\n"))) + 3
+
+
+def test_a_set_of_shards_says_which_sources_have_rules_of_their_own(tmp_path):
+    """So that joined sets are searched for documents on both sides; nothing is said where there are none."""
+    file(tmp_path, "a.txt", "one\n\ntwo")
+    plain = {"by": "text", "heldout_fraction": 0.01}
+    assert open_corpus(source(tmp_path, files=["a.txt"])).split == plain
+    corpus = open_corpus(source(tmp_path, files=["a.txt"], heldout_documents=1, split_characters=500))
+    assert corpus.split == {**plain, "sources": {"s": {"heldout_documents": 1, "split_characters": 500}}}
+
+
+def test_passages_of_a_book_are_held_out_where_a_source_says_so(tmp_path):
+    """Wherever the book is: a paragraph moves none of those that are far behind it."""
+    paragraphs = [f"Chapter {n}. " + " ".join(f"word{n * k % 97}" for k in range(120)) for n in range(200)]
+    file(tmp_path, "book.txt", "\n\n".join(paragraphs))
+    file(tmp_path, "book.jsonl", json.dumps({"text": "\n".join(paragraphs)}))
+    for keys in ({"files": ["book.txt"], "documents": "file"}, {"files": ["book.jsonl"]}):
+        path = source(tmp_path, **keys, split_characters=1500, heldout_fraction=0.2)
+        documents = list(open_corpus(path).documents())
+        joined = "\n\n".join(d.text for d in documents) if "documents" in keys else "\n".join(d.text for d in documents)
+        assert joined == ("\n\n" if "documents" in keys else "\n").join(paragraphs)
+        held = [document for document in documents if document.side == "heldout"]
+        assert 60 < len(documents) < 110 and 5 < len(held) < 35
+        assert all(side_of(document.text, 0.2) == document.side for document in documents)
+
+
+def test_a_source_that_is_on_one_side_alone_is_said(capsys):
+    shares = Shares()
+    for name, *documents in (("novels", 54, 0), ("web", 990, 10), ("tests", 0, 3), ("meant", 7, 0), ("none", 0, 0)):
+        for side, count in zip(SIDES, documents, strict=True):
+            shares.add(name, side, count, 100 * count)
+    assert list(shares.lacking(frozenset({"meant"}))) == [
+        "source 'novels': none of its 54 documents (5.1% of all bytes) is held out",
+        "source 'tests': none of its 3 documents (0.3% of all bytes) is left to train on",
+    ]
+    shares.show(frozenset({"meant"}))
+    said = capsys.readouterr()
+    assert re.search(r"novels +54 +5,400 +0 +0 +0\.00%\nweb +990 +99,000 +10 +1,000 +1\.00%", said.out)
+    assert "heldout_documents: 1 (or more)" in said.err and "split_characters: 4000" in said.err
+
+
 def test_renaming_reordering_splitting_and_adding_files_move_nobody(tmp_path):
     documents = LONG.split("\n\n")[:500]
     half, more = len(documents) // 2, [f"added {n}" for n in range(300)]
@@ -355,9 +456,12 @@ def test_the_fingerprint_is_of_contents_and_not_of_places(tmp_path):
         fingerprint("g", source={"name": "t"}),
         fingerprint("h", heldout_fraction=0.02),
         fingerprint("i", "a.txt.gz", gzip.compress(b"one\n\ntwo", mtime=0)),
+        fingerprint("l", source={"heldout_fraction": 0.01}),
+        fingerprint("m", source={"heldout_documents": 1}),
+        fingerprint("n", source={"split_characters": 100}),
     ]
     distinct = {json.dumps(found, sort_keys=True) for found in [same, *others]}
-    assert len(distinct) == 9
+    assert len(distinct) == 12
 
 
 def test_the_fingerprint_of_a_single_file_is_not_of_its_name(tmp_path):

@@ -202,9 +202,14 @@ def test_what_another_set_holds_out_is_dropped_from_training_and_counted(tmp_pat
     assert (out / "train-00001.bin").samefile(one / "train-00001.bin"), "the others are whole"
 
 
-def test_sets_that_do_not_say_how_they_were_split_are_compared_too(tmp_path):
-    one = write_set(tmp_path / "one", drawn(1, 1), drawn(2, 1), split=None)
-    two = write_set(tmp_path / "two", [drawn(2, 1)[0][:10] + drawn(5, 1)[0]], drawn(4, 1), split=None)
+BY_SOURCE = {"by": "text", "heldout_fraction": 0.1, "sources": {"books": {"heldout_documents": 1}}}
+
+
+@pytest.mark.parametrize("split", [None, BY_SOURCE])
+def test_sets_whose_split_says_too_little_are_compared_too(tmp_path, split):
+    """Those that do not say it, and those of sources with rules of their own."""
+    one = write_set(tmp_path / "one", drawn(1, 1), drawn(2, 1), split=split)
+    two = write_set(tmp_path / "two", [drawn(2, 1)[0][:10] + drawn(5, 1)[0]], drawn(4, 1), split=split)
     out = reshard(tmp_path / "out", {"shards": one}, {"shards": two})
     assert Shards(out).index["dropped"] == 10 and len(documents(out)) == 100
 

@@ -11,16 +11,18 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import yaml
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain import cli
 from pretrain.corpus import Corpus, Recipe, Skipped, Source, open_corpus
 from pretrain.corpus.bad import SAMPLES
 from pretrain.corpus.reading import BLANK_LINE, NoText, Record, parts_of, records_of, text_of
 from pretrain.errors import CorpusError
 from tests.conftest import ROOT
-from tests.corpora import LONG, PACK, file, places, refused, skipped, source, texts
+from tests.corpora import LONG, PACK, file, places, recipe, refused, skipped, source, texts
 
 # Text between blank lines
 
@@ -344,6 +346,40 @@ def test_bad_records_are_counted_and_left_out_when_the_source_says_so(tmp_path):
         "no document from 15 records: s 5 no text, 1 a JSON array, 2 not JSON, 2 nested too deeply, 2 not Unicode, "
         "1 not UTF-8, 1 too long, 1 empty (first: text.jsonl, line 2)"
     )
+
+
+@pytest.mark.parametrize("stage", ["clean", "tokenizer", "shards", "compare"])
+def test_the_first_bad_record_of_each_kind_and_source_is_named_before_a_stage_ends(tmp_path, prepared, capsys, stage):
+    """And the file that cannot be read any further. Sources that skip are none of these."""
+    file(tmp_path, "a.jsonl", '{"text": "fine"}\n{"body": 1}\nno JSON\n{"body": 2}\n{"text": ""}\n')
+    file(tmp_path, "b.txt", b"fine\n\nbad \xff\n\nfine\n\nworse \xfe")
+    file(tmp_path, "c.jsonl", "no JSON either")
+    file(tmp_path, "d.txt.gz", PACK[".gz"](LONG.encode())[:-9])
+    sources = [{"name": name[0], "files": [name]} for name in ("a.jsonl", "b.txt", "c.jsonl", "d.txt.gz")]
+    sources[2]["bad_records"] = "skip"
+    values = {"corpus": str(recipe(tmp_path, *sources)), "out": str(tmp_path / "out")}
+    if stage == "tokenizer":
+        values |= {"kind": "byte", "vocab_size": 600}
+    elif stage != "clean":
+        key = "tokenizer" if stage == "shards" else "vocabularies"
+        place = str(prepared.tokenizer["byte"])
+        values[key] = place if stage == "shards" else {"one": place, "two": place}
+    file(tmp_path, "config.yaml", yaml.safe_dump(values))
+    assert cli.main(stage, [str(tmp_path / "config.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert f"a record has no text under 'text' ({tmp_path}/a.jsonl, line 2: its keys: body): reading on" in said
+    assert said.split("error: ")[1].splitlines() == [
+        "5 records cannot be read; the first of each kind and source:",
+        f"  {tmp_path}/a.jsonl, line 2: a record has no text under 'text': its keys: body (and 1 more in source 'a')",
+        f"  {tmp_path}/a.jsonl, line 3: a line is not JSON: Expecting value at character 1",
+        f"  {tmp_path}/b.txt, line 3, byte 5 of the line: the text is not valid UTF-8: 0xff (and 1 more in source 'b')",
+        "  set field: in the recipe (a.b is b inside a)",
+        "  a .jsonl file holds one JSON object a line: repair or remove the line",
+        "  convert the file (iconv -f … -t utf-8); nothing is repaired silently",
+        "  or set bad_records: skip for this source, and they are counted and left out",
+        "  then: a compressed file is damaged",
+        f"  {tmp_path}/d.txt.gz: Compressed file ended before the end-of-stream marker was reached",
+    ]
 
 
 def test_a_bad_txt_document_is_left_out_whole_and_nothing_else(tmp_path):

@@ -56,7 +56,7 @@ from pretrain.cleaning.pieces import (
 from pretrain.cleaning.steps import UNITS, StepsConfig, steps
 from pretrain.cleaning.whole import Picked, Verdict, count, gather, histogram, judge, pick, shown
 from pretrain.config import Config, free, frozen
-from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Skipped, Source, check_apart, open_corpus
+from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Shares, Skipped, Source, check_apart, listing, open_corpus
 from pretrain.errors import CorpusError
 from pretrain.parallel import ordered
 from pretrain.progress import progress
@@ -94,8 +94,11 @@ def run(config: CleanConfig) -> dict:
     names = [source.name for source in corpus.recipe.sources]
     with folders.publish(out, "clean", CorpusError) as folder:
         with folders.kept(out, "pieces", "pieces-*/*.done", CorpusError) as work:
+            each = partial(ordered, workers=config.workers)
+            corpus.bounds(each)
             job, evaluated = _job(config, corpus, work)
-            pieces, cleaned = _first_pass(job, config.chunk_bytes, config.workers)
+            with listing(corpus, each):
+                pieces, cleaned = _first_pass(job, config.chunk_bytes, config.workers)
             rows = gather(job.folder, pieces, config.duplicates)
             verdict = judge(rows, config.duplicates)
             picked = pick(rows, verdict, config.samples)
@@ -121,8 +124,10 @@ def run(config: CleanConfig) -> dict:
         plot.draw(report, folder / PLOT)
         plot.draw_limits(report, folder / LIMITS)
         unhashed = tuple(name for name in (REPORT, PLOT, LIMITS) if (folder / name).exists())
-        index = folders.write_index(folder, _index(config, corpus, evaluated, report["all"]), recorded=unhashed)
+        shares = Shares({source["name"]: source["written"] for source in report["sources"]})
+        index = folders.write_index(folder, _index(config, corpus, evaluated, report["all"], shares), recorded=unhashed)
     table(report)
+    shares.show(corpus.meant)
     return index
 
 
@@ -149,7 +154,7 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluate
         "near": [near.use, near.permutations, near.units, bands_of(near)],  # the threshold is for later
         "paragraphs": config.duplicates.paragraphs.model_dump(),
         "samples": config.samples,
-        "heldout_fraction": corpus.recipe.heldout_fraction,
+        "heldout": corpus.bounds(),
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in sources],
         "versions": {**_versions(), "code": folders.code("cleaning", "corpus")},
     }
@@ -224,7 +229,8 @@ def _check(steps: list[dict], config: CleanConfig) -> None:
         name = f"{side} side of the cleaned corpus" if left["documents_out"] else "cleaned corpus"
         if not counted[0][0]:
             found = f"{config.corpus} has {read['documents_in']:,} documents, none of them on this side"
-            raise CorpusError(f"the {name} is empty", found, "add text, or choose another heldout_fraction")
+            remedy = "add text, or choose another heldout_fraction or heldout_documents"
+            raise CorpusError(f"the {name} is empty", found, remedy)
         most, step = max((before - after, step) for before, after, step in counted)
         found = f"of {counted[0][0]:,} documents the step {step!r} took {most:,}"
         raise CorpusError(f"the {name} is empty", found, "loosen that step, or choose another heldout_fraction")
@@ -266,7 +272,7 @@ def _near(near: Near, verdict: Verdict, picked: Picked, excerpts: dict) -> dict 
     return {**settings, "crowded": verdict.near.crowded, "histogram": histogram(verdict, picked, excerpts)}
 
 
-def _index(config: CleanConfig, corpus: Corpus, evaluated: Evaluated | None, total: dict) -> dict:
+def _index(config: CleanConfig, corpus: Corpus, evaluated: Evaluated | None, total: dict, shares: Shares) -> dict:
     options = {name: value for name, value in frozen(config).items() if name not in ("corpus", "out")}
     options["decontaminate"] = {**options["decontaminate"], "files": evaluated and evaluated.digest}
     sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
@@ -279,7 +285,12 @@ def _index(config: CleanConfig, corpus: Corpus, evaluated: Evaluated | None, tot
         "sides": total["written"],
         "options": options,
         "corpus": corpus.fingerprint(),
-        "recorded": {"corpus": config.corpus, "decontaminate": config.decontaminate.files, "versions": _versions()},
+        "recorded": {
+            "corpus": config.corpus,
+            "decontaminate": config.decontaminate.files,
+            "versions": _versions(),
+            "shares": shares.counts,
+        },
     }
 
 

@@ -13,18 +13,26 @@ txt and jsonl may be compressed (.gz .zst .xz .bz2). Text is UTF-8; what is not,
 text, stops the run with file and line, or is counted and left out where the source says `bad_records: skip`:
 pre-training on silently repaired text is the kind of surprise that shows at step 40,000.
 
+A document is held out by the hash of its text. A fraction of documents says little of a source of few long ones: of 54
+novels none may be held out at 1 %. Such a source can have a fraction of its own, a least number of documents, or its
+documents can be split into passages at ends of paragraphs, of which the fraction is then taken.
+
 Memory, whatever the size of a corpus: a few chunks of CHUNK_BYTES; a longer document is held whole, up to
 `max_record_bytes` (of parquet, the rows that are decoded together: tables.ROWS).
 """
 
 import hashlib
+import heapq
 import json
 import os
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -34,20 +42,21 @@ from pydantic import Field, field_validator, model_validator
 from pretrain import folders
 from pretrain.config import Config, load
 from pretrain.corpus import hub
-from pretrain.corpus.bad import EMPTY, Bad, Skipped, refusal
+from pretrain.corpus.bad import EMPTY, Bad, BadRecord, Skipped, refusal
 from pretrain.corpus.compressed import COPY_AGAIN
 from pretrain.corpus.files import expand, format_of, reached
 from pretrain.corpus.hub import HubDataset
-from pretrain.corpus.reading import Chunk, Part, chunks_of, parts_of, records_of, together
+from pretrain.corpus.reading import Chunk, Part, Record, chunks_of, parts_of, passages, records_of, together
+from pretrain.corpus.shares import SIDES, Shares
 from pretrain.errors import CorpusError
 
-SIDES = ("train", "heldout")
 RECIPE = "recipe.yaml"
 CHUNK_BYTES = 4 << 20
 NARROW_SPACES = bytes(ord(" ") if chr(c).isspace() and c < 128 else c for c in range(256))  # for bytes.translate
 WIDE_SPACES = [chr(c) for c in range(128, 0x3001) if chr(c).isspace()]
 LANGUAGE = re.compile("[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*")  # as BCP 47 has it; `English` would be no English
 CLEAN_BY = "python launch/clean.py CONFIG.yaml"
+SPLIT = ("heldout_fraction", "heldout_documents", "split_characters")  # keys of a source
 
 
 class Source(Config):
@@ -61,6 +70,9 @@ class Source(Config):
     field: str = Field("text", min_length=1)  # all but txt; `a.b` is b inside a; a list of texts is one document
     bad_records: Literal["stop", "skip"] = "stop"
     max_record_bytes: int = Field(64 << 20, gt=0)  # of a line or a document as stored
+    heldout_fraction: float | None = Field(None, ge=0, le=1)  # of its documents; default: that of the recipe
+    heldout_documents: int = Field(0, ge=0)  # at least so many, of the smallest hashes; found by reading it once more
+    split_characters: int | None = Field(None, ge=100)  # longer documents become passages of about that length
 
     @model_validator(mode="after")
     def _consistent(self) -> "Source":
@@ -69,9 +81,17 @@ class Source(Config):
             raise ValueError(f"{said}, which is no tag such as en, zh-Hant or und")
         if (not self.files) == (self.dataset is None):
             raise ValueError(f"the source {self.name!r} needs either files: or dataset:")
+        if self.heldout_fraction == 0 and self.heldout_documents:
+            said = f"the source {self.name!r} has heldout_fraction: 0 and heldout_documents: {self.heldout_documents}"
+            raise ValueError(f"{said}: remove one")
         if self.dataset and (self.format or self.documents == "file"):
             raise ValueError(f"the source {self.name!r} is a dataset: format: and documents: are of files")
         return self
+
+    @property
+    def split(self) -> dict:
+        """What the source says of its sides, where it says anything."""
+        return self.model_dump(include=set(SPLIT), exclude_defaults=True)
 
 
 class Recipe(Config):
@@ -109,15 +129,17 @@ class Group:
 class Corpus:
     """A recipe and the folder its file names start from. Iterating reads; nothing is kept but the hashes of files."""
 
-    def __init__(self, recipe: Recipe, root: Path):
-        self.recipe, self.root = recipe, Path(root)
+    def __init__(self, recipe: Recipe, root: Path, bounds: tuple[int, ...] | None = None):
+        """`bounds`: what `bounds` gave in another process."""
+        self.recipe, self.root, self._bounds = recipe, Path(root), bounds
         self._files: dict[str, list[str]] = {}  # source → what its names stand for
         self._datasets: dict[str, hub.Resolved] = {}  # source → what its dataset is now
         self._states: dict[Path, tuple[int, ...]] = {}  # file → `_state` when the work began
         self._hashes: dict[Path, str] = {}
 
     def __reduce__(self):
-        return Corpus, (self.recipe, self.root)  # to read a chunk is all that is asked of a corpus in another process
+        # To read a chunk is all that is asked of a corpus in another process.
+        return Corpus, (self.recipe, self.root, self._bounds)
 
     def groups(self, size: int = CHUNK_BYTES) -> Iterator[Group]:
         """The files in the recipe's order, small ones together until they have `size` bytes: what `chunks` takes."""
@@ -141,22 +163,95 @@ class Corpus:
         Raises CorpusError for the first of them, naming file and line, unless it is empty or its source skips.
         """
         source = self.recipe.sources[chunk.source]
-        for part in chunk.parts:
-            for found in records_of(part, source.field, source.max_record_bytes):
-                if not isinstance(found, Bad):
-                    side = side_of(found.text, self.recipe.heldout_fraction)
-                    yield Document(found.text, source.name, source.language, side, found.where)
-                    continue
-                if source.bad_records == "stop" and found.kind != EMPTY:
-                    where = found.where if source.dataset else str(self.root / found.where)
-                    raise refusal(found, where, source.field)
-                if skipped is not None:
-                    skipped.add(source.name, found)
+        bound = self.bounds()[chunk.source]
+        for found in self._records(chunk):
+            if not isinstance(found, Bad):
+                side = "heldout" if draw_of(found.text) < bound else "train"
+                yield Document(found.text, source.name, source.language, side, found.where)
+                continue
+            if source.bad_records == "stop" and found.kind != EMPTY:
+                raise BadRecord(*refusal({source.name: {found.kind: (1, self._placed(source, found), source.field)}}))
+            if skipped is not None:
+                skipped.add(source.name, found)
 
-    def documents(self, sides: tuple[str, ...] = SIDES, skipped: Skipped | None = None) -> Iterator[Document]:
-        """Every document of the given sides, in the recipe's order, read in this process."""
-        for chunk in self.chunks():
-            yield from (document for document in self.read(chunk, skipped) if document.side in sides)
+    def documents(
+        self, sides: tuple[str, ...] = SIDES, skipped: Skipped | None = None, shares: Shares | None = None
+    ) -> Iterator[Document]:
+        """Every document of the given sides, in the recipe's order, read in this process; all are added to `shares`."""
+        self.bounds(map)
+        with listing(self, map):
+            for chunk in self.chunks():
+                yield from _of_sides(self.read(chunk, skipped), sides, shares)
+
+    def bounds(self, map: Callable = map) -> tuple[int, ...]:
+        """Of each source the hash below which its documents are held out, found once.
+
+        It follows from the fraction, and where a source asks for a least number of documents, from its smallest hashes:
+        then all of it is read, by `map`. A document that is added moves at most one other, from held-out to train.
+        """
+        if self._bounds is None:
+            recipe, found = self.recipe, []
+            for number, source in enumerate(recipe.sources):
+                of = recipe.heldout_fraction if source.heldout_fraction is None else source.heldout_fraction
+                bound, least = int(of * 2**64), source.heldout_documents
+                if least:
+                    groups = (group for group in self.groups() if group.source == number)
+                    chunks = chain.from_iterable(self.chunks(group=group) for group in groups)
+                    smallest: list[int] = []
+                    for draws in map(partial(_smallest, self, least), chunks):
+                        smallest = sorted({*smallest, *draws})[:least]
+                    bound = max([bound, *(draw + 1 for draw in smallest)])
+                found.append(bound)
+            self._bounds = tuple(found)
+        return self._bounds
+
+    @property
+    def split(self) -> dict:
+        """How the sides were made: sets of shards that were split in the same way have no document on both."""
+        named = {source.name: source.split for source in self.recipe.sources if source.split}
+        return {"by": "text", "heldout_fraction": self.recipe.heldout_fraction, **({"sources": named} if named else {})}
+
+    @property
+    def meant(self) -> frozenset[str]:
+        """The sources that say themselves that they are on one side alone."""
+        return frozenset(source.name for source in self.recipe.sources if source.heldout_fraction in (0, 1))
+
+    @property
+    def stored(self) -> int | None:
+        """Bytes of all files, as stored; None where a source is streamed."""
+        if any(self._is_streamed(source) for source in self.recipe.sources):
+            return None
+        return sum((self.root / file).stat().st_size for source in self.recipe.sources for file in self.files(source))
+
+    def refused(self, map: Callable = map) -> tuple[str, ...]:
+        """What and details of the error that says what is wrong with records of sources that stop at bad ones.
+
+        All of them are read, by `map`: the first of each kind and source is named, whatever order processes work in.
+        """
+        total, after = Skipped(), ()
+        try:
+            for skipped in map(partial(_bad, self), self.chunks()):
+                total.merge(skipped)
+        except CorpusError as error:  # of a file
+            after = (f"then: {error.what}", *error.details[:1])
+        fields = {source.name: source for source in self.recipe.sources if source.bad_records == "stop"}
+        found = {}
+        for name, kinds in total.counts.items():
+            for kind, records in kinds.items():
+                if kind != EMPTY and name in fields:
+                    first = self._placed(fields[name], total.samples[name][kind][0])
+                    found.setdefault(name, {})[kind] = (records, first, fields[name].field)
+        return (*refusal(found), *after) if found else ()
+
+    def _placed(self, source: Source, bad: Bad) -> Bad:
+        """With the place of the file, as it is found from here."""
+        return bad if source.dataset else replace(bad, where=str(self.root / bad.where))
+
+    def _records(self, chunk: Chunk) -> Iterator[Record | Bad]:
+        source = self.recipe.sources[chunk.source]
+        for part in chunk.parts:
+            records = records_of(part, source.field, source.max_record_bytes)
+            yield from passages(records, source.split_characters, part.cut) if source.split_characters else records
 
     def fingerprint(self, map: Callable = map) -> dict:
         """Identity of the text: per source and file the SHA-256 of the bytes as stored, how it is read, the split.
@@ -191,6 +286,20 @@ class Corpus:
                 self._states[path] = _state(path)
             if self._is_streamed(source):
                 self._dataset(source)
+        self._say_what_comes_twice()
+
+    def _say_what_comes_twice(self) -> None:
+        """Say on standard error which files are in two sources: that is allowed, for they may be read in two ways."""
+        first: dict[str, str] = {}
+        twice = []
+        for source in self.recipe.sources:
+            for file in self.files(source):
+                other = first.setdefault(os.path.realpath(self.root / file), source.name)
+                if other != source.name:
+                    twice.append(f"{self.root / file} is in two sources: {other!r} and {source.name!r}")
+        if twice:
+            more = f"; so are {len(twice) - 1:,} other files" if len(twice) > 1 else ""
+            print(f"{twice[0]}{more}: its text counts twice", file=sys.stderr)
 
     def files(self, source: Source) -> list[str]:
         """The files of a source, relative to the recipe; none of a dataset that `datasets` streams."""
@@ -240,7 +349,7 @@ class Corpus:
         else:
             found["formats"] = [self._format(source, file) for file in self.files(source)]
             found["documents"] = source.documents
-        return {**found, "sha256": [self._hashes[path] for path in self._stored(source)]}
+        return {**found, **source.split, "sha256": [self._hashes[path] for path in self._stored(source)]}
 
     def _stored(self, source: Source) -> list[Path]:
         """The files whose bytes are the identity of a source."""
@@ -278,9 +387,37 @@ class Cleaned:
                     where = f"{self.folder / part.file}, line {number}: {error}"
                     raise CorpusError("a cleaned corpus is damaged", where, COPY_AGAIN) from None
 
-    def documents(self, sides: tuple[str, ...] = SIDES, skipped: Skipped | None = None) -> Iterator[Document]:
+    def documents(
+        self, sides: tuple[str, ...] = SIDES, skipped: Skipped | None = None, shares: Shares | None = None
+    ) -> Iterator[Document]:
         for chunk in self.chunks():
-            yield from (document for document in self.read(chunk) if document.side in sides)
+            yield from _of_sides(self.read(chunk), sides, shares)
+
+    def bounds(self, map: Callable = map) -> tuple[int, ...]:
+        return ()  # the sides are written beside the text
+
+    @property
+    def split(self) -> dict:
+        sources = self.index["corpus"].get("sources", ())
+        named = {one["name"]: said for one in sources if (said := {key: one[key] for key in SPLIT if key in one})}
+        return {"by": "text", "heldout_fraction": self.recipe.heldout_fraction, **({"sources": named} if named else {})}
+
+    @property
+    def meant(self) -> frozenset[str]:
+        named = self.split.get("sources", {})
+        return frozenset(name for name, said in named.items() if said.get("heldout_fraction") in (0, 1))
+
+    @property
+    def shares(self) -> Shares:
+        """As they were when it was written; none in a folder of an older version."""
+        return Shares(self.index.get("recorded", {}).get("shares", {}))
+
+    @property
+    def stored(self) -> int | None:
+        return sum(entry["bytes"] for name, entry in self.index["files"].items() if name.startswith("part-"))
+
+    def refused(self, map: Callable = map) -> tuple[str, ...]:
+        return ()  # there are no bad records
 
     def held_in(self, folder: Path) -> Path | None:
         return self.folder if Path(folder).resolve() in self.folder.resolve().parents else None
@@ -315,6 +452,20 @@ def open_corpus(path: Path | str) -> Corpus | Cleaned:
     return corpus
 
 
+@contextmanager
+def listing(corpus: Corpus | Cleaned, map: Callable) -> Iterator[None]:
+    """Where a bad record ends the work inside, read on, by `map`, to name the first of each kind and source: whoever
+    has to repair records should not learn of them one at a time.
+    """
+    try:
+        yield
+    except BadRecord as error:
+        what, where, *_ = str(error).split("\n  ")
+        print(f"{what} ({where}): reading on, to list what else is wrong", file=sys.stderr, flush=True)
+        found = corpus.refused(map)
+        raise CorpusError(*found) if found else error from None
+
+
 def check_apart(corpus: Corpus | Cleaned, out: Path | str) -> None:
     """Raise CorpusError when `out`, which is to be written, holds a file of the corpus."""
     if held := corpus.held_in(Path(out)):
@@ -328,8 +479,13 @@ def side_of(text: str, heldout_fraction: float) -> str:
     The hash is of the text as read (NFC, white space folded), not of its position and not of cleaned text: or last
     month's scores would stop meaning anything. Equal documents always fall on the same side.
     """
-    draw = int.from_bytes(hashlib.blake2b(folded(unicodedata.normalize("NFC", text)), digest_size=8).digest(), "little")
-    return "heldout" if draw < int(heldout_fraction * 2**64) else "train"
+    return "heldout" if draw_of(text) < int(heldout_fraction * 2**64) else "train"
+
+
+def draw_of(text: str) -> int:
+    """The hash of a text that decides its side, as a number of 64 bits."""
+    data = folded(unicodedata.normalize("NFC", text))
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def folded(text: str) -> bytes:
@@ -345,6 +501,29 @@ def folded(text: str) -> bytes:
                 data = data.replace(b"  ", b" ")
         return data.strip(b" ")
     return " ".join(text.split()).encode("utf-8")
+
+
+def _of_sides(documents: Iterator[Document], sides: tuple[str, ...], shares: Shares | None) -> Iterator[Document]:
+    for document in documents:
+        if shares is not None:
+            shares.add(document.source, document.side, 1, len(document.text.encode()))
+        if document.side in sides:
+            yield document
+
+
+def _smallest(corpus: Corpus, count: int, chunk: Chunk) -> list[int]:
+    """The `count` smallest of the hashes of a chunk's documents."""
+    draws = {draw_of(found.text) for found in corpus._records(chunk) if not isinstance(found, Bad)}
+    return heapq.nsmallest(count, draws)
+
+
+def _bad(corpus: Corpus, chunk: Chunk) -> Skipped:
+    """The records of a chunk that give no document."""
+    skipped, source = Skipped(), corpus.recipe.sources[chunk.source]
+    for found in corpus._records(chunk):
+        if isinstance(found, Bad):
+            skipped.add(source.name, found)
+    return skipped
 
 
 def _state(path: Path) -> tuple[int, ...]:

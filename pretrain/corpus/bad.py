@@ -24,6 +24,7 @@ MESSAGES = {
         "set max_record_bytes: in the recipe; in .txt a blank line ends a document, in .jsonl the end of a line",
     ),
 }
+LISTED = 20  # kinds and sources in a message
 SKIP = "or set bad_records: skip for this source, and they are counted and left out"
 
 
@@ -95,7 +96,22 @@ class Skipped:
         return {"records": records, "samples": samples}
 
 
-def refusal(bad: Bad, where: str, field: str) -> CorpusError:
-    """The error that says what is wrong with a record of a source that stops at bad ones."""
-    what, remedy = MESSAGES[bad.kind]
-    return CorpusError(what.format(field=field), f"{where}: {bad.found}", bad.remedy or remedy, SKIP)
+class BadRecord(CorpusError):
+    """A record of a source that stops at bad ones."""
+
+
+def refusal(found: dict[str, dict[str, tuple[int, Bad, str]]]) -> tuple[str, ...]:
+    """What and details of the error about bad records: source → kind → (how many, the first, the source's `field`)."""
+    listed = [(source, *entry) for source, kinds in found.items() for entry in kinds.values()]
+    details, remedies = [], {}
+    for source, records, bad, key in listed[:LISTED]:
+        what, remedy = MESSAGES[bad.kind]
+        what = what.format(field=key)
+        more = f" (and {records - 1:,} more in source {source!r})" if records > 1 else ""
+        details.append(f"{bad.where}: {what + ': ' if len(listed) > 1 else ''}{bad.found}{more}")
+        remedies[bad.remedy or remedy] = None
+    if len(listed) > 1:
+        total = sum(records for _, records, _, _ in listed)
+        what = f"{total:,} records cannot be read; the first of each kind and source:"
+        details += [f"and {len(listed) - LISTED:,} other kinds and sources"] if len(listed) > LISTED else []
+    return (what, *details, *remedies, SKIP)

@@ -32,6 +32,7 @@ BLANK_LINE = re.compile(rb"\n%b\n" % SPACES)
 LEADING = re.compile(rb"(?:%b\n)*+(?:%b\Z)?" % (SPACES, SPACES))  # blank lines before a block
 LINE_END = re.compile(rb"\r{1,2}\n|\r")  # besides \n: of Windows (also what was converted twice), of old Macs
 BREAK = re.compile(rb"\n(?:(?:%b\n)++(?:%b\Z)?|%b\Z)" % (SPACES, SPACES, SPACES))  # between blocks, after the last
+BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # of decoded text
 PART_BYTES = 256  # what a part takes beside its data: a million empty files are not one chunk
 JSON_NAMES = {
     str: "a text",
@@ -170,6 +171,38 @@ def _check_lines(head: bytes, path: Path) -> None:
         return
     found = f"{path} begins with {what} that is written over several lines"
     raise CorpusError("a .jsonl file holds one JSON object a line", found, f"write one object a line: {remedy}")
+
+
+def passages(records: Iterable[Record | Bad], size: int, cut: str) -> Iterator[Record | Bad]:
+    """The records, longer ones in passages of `size` characters or a little more, each a record of its own.
+
+    A passage ends with a paragraph: at the first blank line behind `size` characters, or where there is none within
+    another `size`, at the first end of a line; a line is never cut. What is left at the end joins the last passage if
+    it is shorter than half of `size`. All of this follows from the text alone.
+    """
+    for record in records:
+        if isinstance(record, Bad) or len(record.text) < size * 3 // 2:
+            yield record
+            continue
+        file, _, line = record.where.rpartition(" ")
+        text, begin, number = record.text, 0, int(line)
+        while begin < len(text):
+            end = _passage(text, begin, size)
+            passage = text[begin:end]
+            if not passage.isspace():
+                yield Record(passage.rstrip(), f"{file} {number}")
+            number += passage.count("\n") if cut in ("blocks", "file") else 0  # of JSON and tables: line of the record
+            begin = end
+
+
+def _passage(text: str, begin: int, size: int) -> int:
+    """Where the passage that begins at `begin` ends: where the next one begins."""
+    after = begin + size
+    if len(text) - after < size // 2:
+        return len(text)
+    blank = BLANK_LINES.search(text, after, after + size)
+    end = blank.end() if blank else text.find("\n", after) + 1
+    return end if end and len(text) - end >= size // 2 else len(text)
 
 
 def _line_ends(pieces: Iterable[bytes]) -> Iterator[bytes]:

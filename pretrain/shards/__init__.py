@@ -20,6 +20,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -32,9 +33,21 @@ from pydantic import Field
 
 from pretrain import folders
 from pretrain.config import Config, free
-from pretrain.corpus import CHUNK_BYTES, SIDES, Cleaned, Corpus, Skipped, check_apart, open_corpus
+from pretrain.corpus import (
+    CHUNK_BYTES,
+    SIDES,
+    Chunk,
+    Cleaned,
+    Corpus,
+    Group,
+    Shares,
+    Skipped,
+    check_apart,
+    listing,
+    open_corpus,
+)
 from pretrain.errors import CorpusError, ShardError, TokenizerError
-from pretrain.parallel import cluster, ordered, processes
+from pretrain.parallel import cluster, noted, ordered, processes
 from pretrain.progress import progress
 from pretrain.shards import building
 from pretrain.shards.building import SIDECARS, Block, Job, Piece, Written, items_of, pieces_of, tokenise, write_piece
@@ -76,8 +89,10 @@ def run(config: ShardsConfig) -> dict:
         folders.kept(out, "chunks", "chunks-*/[!.]*", ShardError) as work,
         _processes(config) as (each, workers),
     ):
+        corpus.bounds(each)
         job = _job(config, corpus, tokenizer, work)
-        blocks = _tokenise(job, each, workers)
+        with listing(corpus, each):
+            blocks, shares = _tokenise(job, each, workers)
         _check(blocks, config, corpus)
         places = list(dict.fromkeys(place for block in blocks for place in block.places))
         aside, pieces = _plan(job, blocks, places, config, each)
@@ -101,20 +116,21 @@ def run(config: ShardsConfig) -> dict:
             "shuffle_seed": config.shuffle_seed,
             "tokenizer": tokenizer.fingerprint,
             "corpus": identity,
-            "split": {"by": "text", "heldout_fraction": corpus.recipe.heldout_fraction},
+            "split": corpus.split,
             "sides": sides,
-            "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer, **_described(corpus)},
+            "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer, **_described(corpus, shares)},
         }
         index = folders.write_index(folder, index, recorded=(ORIGINS,), known=files)
     for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
+    shares.show(corpus.meant)
     return index
 
 
-def _described(corpus: Corpus | Cleaned) -> dict:
+def _described(corpus: Corpus | Cleaned, shares: Shares) -> dict:
     """What a model card says of the text. Language and licence change no token, so they are no part of the identity."""
     sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
-    return {"name": corpus.recipe.name, "sources": sources}
+    return {"name": corpus.recipe.name, "sources": sources, "shares": shares.counts}
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -142,7 +158,7 @@ def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, w
     settings = {
         "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
-        "heldout_fraction": corpus.recipe.heldout_fraction,
+        "heldout": corpus.bounds(),
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in corpus.recipe.sources],
         "numpy": np.__version__,
         "tokenizers": importlib.metadata.version("tokenizers"),
@@ -153,18 +169,24 @@ def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, w
     return Job(corpus, tokenizer.folder, tokenizer.fingerprint, dtype, folder, config.chunk_bytes)
 
 
-def _tokenise(job: Job, each: Each, workers: int) -> list[Block]:
-    """The blocks of the corpus, in order."""
-    blocks, skipped = [], Skipped()
+def _tokenise(job: Job, each: Each, workers: int) -> tuple[list[Block], Shares]:
+    """The blocks of the corpus, in order, and what each source holds of either side."""
+    blocks, skipped, shares = [], Skipped(), Shares()
+    names = [source.name for source in job.corpus.recipe.sources]
+    items: deque[Group | Chunk] = deque()  # on their way
     with progress("tokenising", unit="documents") as advance:
-        for made in each(partial(tokenise, job), items_of(job.corpus, job.chunk_bytes, workers)):
+        for made in each(partial(tokenise, job), noted(items_of(job.corpus, job.chunk_bytes, workers), items)):
+            source = names[items.popleft().source]
             for block in made:
                 skipped.merge(block.skipped)
                 advance(sum(side.documents for side in block.sides))
+                for side, found in zip(SIDES, block.sides, strict=True):
+                    shares.add(source, side, found.documents, found.raw_bytes)
             blocks += made
     if skipped:
         print(skipped.line())
-    return blocks
+    # A cleaned corpus has documents of all its sources in every file, and knows how many.
+    return blocks, job.corpus.shares if isinstance(job.corpus, Cleaned) else shares
 
 
 def _check(blocks: list[Block], config: ShardsConfig, corpus: Corpus | Cleaned) -> None:
@@ -177,7 +199,7 @@ def _check(blocks: list[Block], config: ShardsConfig, corpus: Corpus | Cleaned) 
             raise CorpusError(
                 f"the {side} side of the corpus is empty",
                 f"{config.corpus} has {sum(counts):,} documents, heldout_fraction {corpus.recipe.heldout_fraction}",
-                "add text, or choose another heldout_fraction in the recipe",
+                "add text, or choose another heldout_fraction or heldout_documents in the recipe",
             )
 
 

@@ -90,7 +90,9 @@ def run(config: ReshardConfig) -> dict:
     kept = [name for name in ("raw", "origin") if name == "origin" or all(name in sidecars(index) for index in indexes)]
     places, numbers = _places([source["train"] for source in sources])
     splits = {json.dumps(index.get("split"), sort_keys=True) for index in indexes}
-    alike = len(sources) == 1 or (len(splits) == 1 and "null" not in splits)
+    # Sources with rules of their own: a text may be of two sources, and held out by the rule of one.
+    owned = any("sources" in (index.get("split") or {}) for index in indexes)
+    alike = len(sources) == 1 or (len(splits) == 1 and "null" not in splits and not owned)
     held = None if alike else _held_out([source["heldout"] for source in sources])
     with folders.publish(Path(config.out), "shards", ShardError) as folder:
         sides, known, dropped = {}, {}, 0

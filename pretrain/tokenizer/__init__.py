@@ -199,6 +199,7 @@ def run(config: TokenizerConfig) -> dict:
             "recorded": {
                 "corpus": config.corpus,
                 **made.recorded,
+                "shares": made.shares.counts,
                 "tokenizers": tokenizers.__version__,
                 "numpy": np.__version__,
                 "python": platform.python_version(),
@@ -206,6 +207,7 @@ def run(config: TokenizerConfig) -> dict:
         }
         write_index(folder, index, recorded=("report.png",) if config.plot else ())
     report.show(config.out, found)
+    made.shares.show(corpus.meant)
     if skipped:
         print(skipped.line())
     return found

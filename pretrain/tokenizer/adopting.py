@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import tokenizers
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
 
-from pretrain.corpus import Corpus, Skipped
+from pretrain.corpus import Corpus, Shares, Skipped
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import INDEX, digest
 from pretrain.tokenizer.kinds import PREFIX, SPECIALS, WORD_CHARACTERS, Rules, build, is_reserved, template
@@ -75,7 +75,7 @@ def adopt(config: "TokenizerConfig", corpus: Corpus) -> Made:
     _check_marks(config.adopt, vocabulary)
     others = sorted(vocabulary.marks - reserved - set(specials.values()))
     lossless, counts_bytes = _probed(vocabulary)
-    skipped = Skipped()
+    skipped, shares = Skipped(), Shares()
     return Made(
         vocabulary=vocabulary,
         kind=kind,
@@ -88,8 +88,9 @@ def adopt(config: "TokenizerConfig", corpus: Corpus) -> Made:
         identity={"adopted": {name: digest(path)["sha256"] for name, path in sorted(foreign.files.items())}},
         recorded={"adopted": config.adopt},
         report={},
-        heldout=corpus.documents(("heldout",), skipped),
+        heldout=corpus.documents(("heldout",), skipped, shares),
         skipped=skipped,
+        shares=shares,
     )
 
 

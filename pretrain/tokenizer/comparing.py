@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import field_validator
 
 from pretrain.config import Config
-from pretrain.corpus import Document, Skipped, open_corpus
+from pretrain.corpus import Document, Shares, Skipped, open_corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import digest, publish, write_index, write_json
 from pretrain.fonts import label
@@ -49,12 +49,12 @@ def run(config: CompareConfig) -> dict:
     """Compare, publish `config.out`, return the report. Raises CorpusError or TokenizerError."""
     if config.plot:
         plot.check()
-    corpus, skipped = open_corpus(config.corpus), Skipped()
+    corpus, skipped, shares = open_corpus(config.corpus), Skipped(), Shares()
     known = {name: vocabulary_at(place) for name, place in config.vocabularies.items()}
     vocabularies = {name: vocabulary for name, (vocabulary, _) in known.items()}
     with publish(Path(config.out), "compare", TokenizerError) as folder:
         words: Counter[str] = Counter()
-        documents = counted(corpus.documents(("heldout",), skipped), words)
+        documents = counted(corpus.documents(("heldout",), skipped, shares), words)
         measured = dict(zip(vocabularies, report.measure(list(vocabularies.values()), documents), strict=True))
         _check_heldout(config.corpus, next(iter(measured.values())))
         texts = {name: report.texts_of(vocabulary) for name, vocabulary in vocabularies.items()}
@@ -78,10 +78,11 @@ def run(config: CompareConfig) -> dict:
             "stage": "compare",
             "corpus": corpus.fingerprint(),
             "vocabularies": {name: identity for name, (_, identity) in known.items()},
-            "recorded": {"corpus": config.corpus, "vocabularies": config.vocabularies},
+            "recorded": {"corpus": config.corpus, "vocabularies": config.vocabularies, "shares": shares.counts},
         }
         write_index(folder, index, recorded=("report.png",) if config.plot else ())
     show(found)
+    shares.show(corpus.meant)
     if skipped:
         print(skipped.line())
     print(f"written to {config.out}")

@@ -22,7 +22,7 @@ from itertools import islice
 
 import numpy as np
 
-from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Cleaned, Corpus, Document, Skipped
+from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Cleaned, Corpus, Document, Shares, Skipped, listing
 from pretrain.corpus.aside import Aside
 from pretrain.errors import TokenizerError
 from pretrain.parallel import ordered
@@ -45,6 +45,7 @@ class Counted:
     seen: dict[str, Counter]  # side → documents, characters, bytes
     sample: dict  # what part of the train side was counted
     skipped: Skipped  # records that gave no document
+    shares: Shares  # documents and bytes of each side, by source
 
     def report(self) -> dict:
         """As JSON has it; call it when the words that nothing is learned from are taken out."""
@@ -60,11 +61,13 @@ class _Part:
     words: dict[int, Tally] = field(default_factory=dict)  # by level
     heldout: list[Document] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
+    shares: Shares = field(default_factory=Shares)
 
     def update(self, other: "_Part", lowest: int) -> None:
         for side, counts in other.seen.items():
             self.seen[side].update(counts)
         self.skipped.merge(other.skipped)
+        self.shares.merge(other.shares)
         for counts, more in zip(self.train, other.train, strict=True):
             counts.update(more)
         for level, tally in other.words.items():
@@ -106,9 +109,11 @@ def count_corpus(
             level += 1
         return level
 
-    with progress("counting words", "documents") as advance:
+    each = partial(ordered, workers=workers)
+    corpus.bounds(each)
+    with listing(corpus, each), progress("counting words", "documents") as advance:
         items = ((chunk, lowest) for chunk in corpus.chunks(CHUNK_BYTES))
-        for part in ordered(partial(_counted, corpus, rules, seed), items, workers):
+        for part in each(partial(_counted, corpus, rules, seed), items):
             total.update(part, lowest)
             heldout.put(part.heldout)
             advance(sum(counts["documents"] for counts in part.seen.values()))
@@ -127,7 +132,8 @@ def count_corpus(
         words.update(total.words.pop(level))
     sample = {unit: counted[unit] for unit in ("documents", "bytes")}
     sample |= {f"share_of_{unit}": counted[unit] / train[unit] if counted else 1.0 for unit in sample}
-    return Counted(_spelled(words, rules.kind), total.seen, {**sample, "levels_left_out": lowest}, total.skipped)
+    sample["levels_left_out"] = lowest
+    return Counted(_spelled(words, rules.kind), total.seen, sample, total.skipped, total.shares)
 
 
 def alphabet(words: Counter[str], kind: str, min_count: int) -> tuple[list[str], list[str]]:
@@ -175,6 +181,7 @@ def _counted(corpus: Corpus, rules: Rules, seed: int, item: tuple[Chunk, int]) -
         seen["documents"] += 1
         seen["characters"] += len(document.text)
         seen["bytes"] += len(data)
+        part.shares.add(document.source, document.side, 1, len(data))
         if document.side == "train":
             level = _level(data, seed)
             part.train[level]["documents"] += 1

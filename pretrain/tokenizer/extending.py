@@ -60,6 +60,7 @@ def extend(config: "TokenizerConfig", corpus: Corpus) -> Made:
         characters=characters,
         heldout=heldout,
         skipped=counted.skipped,
+        shares=counted.shares,
         report=report,
         identity={"parent": parent.fingerprint},
         recorded={"parent": config.extend},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import tokenizers
 
-from pretrain.corpus import Corpus, Document, Skipped
+from pretrain.corpus import Corpus, Document, Shares, Skipped
 from pretrain.corpus.aside import Aside
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.tokenizer.counting import Counted, alphabet, count_corpus, drop_unspellable
@@ -48,6 +48,7 @@ class Made:
     report: dict
     heldout: Iterable[Document]  # to be measured on, read once
     skipped: Skipped  # records that gave no document: all of them when `heldout` is read
+    shares: Shares  # of both sides of each source: all of them when `heldout` is read
     words: Counter[str] | None = None  # of the train text, those that were learned from
     characters: set[str] = frozenset()  # of the train text, as normalised
     parents: tuple[Vocabulary, ...] = ()  # what it extends: measured beside it
@@ -93,6 +94,7 @@ def train(config: "TokenizerConfig", corpus: Corpus) -> Made:
         characters=characters,
         heldout=heldout,
         skipped=counted.skipped,
+        shares=counted.shares,
         report=report,
         identity={},
         recorded={},
@@ -183,7 +185,7 @@ def check_sides(name: str, seen: dict[str, Counter]) -> None:
         raise CorpusError(
             "a vocabulary needs train documents to learn from and held-out ones to be measured on",
             f"{name} has {train} train and {heldout} held-out documents",
-            "add documents (in .txt a blank line ends one), or set heldout_fraction in a recipe.yaml",
+            "add documents (in .txt a blank line ends one), or set heldout_fraction or heldout_documents in a recipe",
         )
 
 

@@ -1,0 +1,70 @@
+"""How much of each source is held out: counted where a corpus is read, shown and judged where a stage ends."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+SIDES = ("train", "heldout")
+SHOWN = 40  # sources in the table: the largest
+LOG_COLUMNS = 160
+REMEDY = (
+    "set heldout_documents: 1 (or more), or another heldout_fraction:, for the source; split_characters: 4000 holds out"
+    " passages of long documents; heldout_fraction: 0 or 1 says that it is meant so"
+)
+
+
+@dataclass
+class Shares:
+    """Documents and bytes of UTF-8 of each side of each source."""
+
+    counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # source → side → documents, bytes
+
+    def add(self, source: str, side: str, documents: int, size: int) -> None:
+        sides = self.counts.setdefault(source, {side: {"documents": 0, "bytes": 0} for side in SIDES})
+        sides[side]["documents"] += documents
+        sides[side]["bytes"] += size
+
+    def merge(self, other: "Shares") -> None:
+        for source, sides in other.counts.items():
+            for side, found in sides.items():
+                self.add(source, side, found["documents"], found["bytes"])
+
+    def lacking(self, meant: frozenset[str] = frozenset()) -> Iterator[str]:
+        """What to say of each source that has text, but none on one side; unless its name is among `meant`."""
+        total = sum(found["bytes"] for sides in self.counts.values() for found in sides.values())
+        for source, sides in self.counts.items():
+            documents, size = (sum(found[unit] for found in sides.values()) for unit in ("documents", "bytes"))
+            if not documents or source in meant:
+                continue
+            of = f"its {documents:,} documents ({size / max(1, total):.1%} of all bytes)"
+            for side, state in (("heldout", "is held out"), ("train", "is left to train on")):
+                if not sides[side]["documents"]:
+                    yield f"source {source!r}: none of {of} {state}"
+
+    def show(self, meant: frozenset[str] = frozenset()) -> None:
+        """Print the sides of each source as a table; then say on standard error what `lacking` finds."""
+        if not self.counts:
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        grid = Table(box=None, pad_edge=False)
+        columns = ("source", "train documents", "bytes", "held-out documents", "bytes", "bytes held out")
+        for number, name in enumerate(columns):
+            grid.add_column(name, justify="right" if number else "left", no_wrap=True, overflow="ellipsis")
+        sizes = {source: sum(found["bytes"] for found in sides.values()) for source, sides in self.counts.items()}
+        largest = sorted(sizes, key=lambda source: -sizes[source])[:SHOWN]
+        for source in (source for source in sizes if source in largest):
+            train, heldout = (self.counts[source][side] for side in SIDES)
+            cells = [f"{side[unit]:,}" for side in (train, heldout) for unit in ("documents", "bytes")]
+            grid.add_row(source, *cells, f"{heldout['bytes'] / max(1, sizes[source]):.2%}")
+        console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS, highlight=False, soft_wrap=False)
+        console.print(grid)
+        if len(sizes) > SHOWN:
+            console.print(f"and {len(sizes) - SHOWN:,} smaller sources")
+        said = list(self.lacking(meant))
+        for line in said[:SHOWN]:
+            print(line, file=sys.stderr)
+        if said:
+            more = f"and so it is with {len(said) - SHOWN:,} other sources; " if len(said) > SHOWN else ""
+            print(f"  {more}{REMEDY}", file=sys.stderr)
