@@ -62,6 +62,26 @@ def past(default: Any = ..., **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"resume": "past"}, **kwargs)
 
 
+class StageConfig(Config):
+    """Base of the configuration of a stage that publishes a folder."""
+
+    replace: bool = free(False)  # whether a result that was made with other settings may be replaced
+
+    def settings(self) -> dict:
+        """What a folder notes of how it was made: all keys but the free ones and the folder's own place."""
+        return {key: value for key, value in frozen(self).items() if key != "out"}
+
+    def differences(self, old: dict) -> list[str]:
+        """Lines `key: old → new` for each of `settings` that is not as in `old`, which may be of an older version."""
+        lines = []
+        for key, new in self.settings().items():
+            default = type(self).model_fields[key].get_default(call_default_factory=True)
+            was = old.get(key, default.model_dump(mode="json") if isinstance(default, Config) else default)
+            if was != new and not _same_place(was, new):
+                lines += _differing(key, was, new)
+        return lines
+
+
 C = TypeVar("C", bound=Config)
 
 
@@ -143,6 +163,22 @@ def _conflicts(old: Config, new: Config, prefix: str) -> typing.Iterator[str]:
             yield f"{key}.kind: {a.kind} → {b.kind}"
         else:
             yield f"{key}: {_short(a)} → {_short(b)}"
+
+
+def _differing(key: str, old: Any, new: Any) -> list[str]:
+    """Lines for the values that differ, each under its own key where both are sections."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [f"{key}: {old} → {new}"]
+    keys = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [line for name in keys for line in _differing(f"{key}.{name}", old.get(name), new.get(name))]
+
+
+def _same_place(a: Any, b: Any) -> bool:
+    """Whether two values are names of the same file or folder."""
+    try:
+        return isinstance(a, str) and isinstance(b, str) and Path(a).samefile(b)
+    except (OSError, ValueError):
+        return False
 
 
 def _short(value: Any) -> str:

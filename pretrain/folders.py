@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pretrain.errors import UserError
 from pretrain.locks import LOCKED, is_mounted, locked
+
+if TYPE_CHECKING:
+    from pretrain.config import StageConfig
 
 INDEX = "index.json"
 SMALL = 256 << 20  # bytes
@@ -37,22 +40,27 @@ STRAY = re.compile(  # files and folders that the system, a file manager or an e
     re.IGNORECASE,
 )
 SEAL_BYTES = hashlib.sha256().digest_size  # at the end of a sealed file
+SETTINGS = "settings"  # the key of a record under which the settings of a stage are noted
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
 
 @contextmanager
-def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iterator[Path]:
+def publish(
+    folder: Path, stage: str, what: type[UserError] = UserError, config: "StageConfig | None" = None
+) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success it takes `folder`'s name, on failure nothing is left behind.
 
     Refuses (`what`), before any work: to replace a folder that holds anything but an earlier result of the same stage,
-    to lie in a published folder, which would not be what it was, and to make what another process is making.
+    or one that was made with other settings than those of `config`, unless that says `replace`; to lie in a published
+    folder, which would not be what it was; and to make what another process is making. The settings are recorded in
+    the index, outside of its identity.
     """
     folder = Path(folder)
     check_output(folder, what, derived=stage in DERIVED)
     folder = folder.resolve() if folder.is_symlink() else folder  # the link stays a link
-    _check_replaceable(folder, stage, what)
+    _check_replaceable(folder, stage, what, config)
     with locked(folder, stage, what):
-        _check_replaceable(folder, stage, what)  # another process may have finished since
+        _check_replaceable(folder, stage, what, config)  # another process may have finished since
         aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +72,8 @@ def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iter
         try:
             yield aside
             assert _stage(aside / INDEX) == stage, f"{aside} was published without an index of stage {stage}"
+            if config is not None:
+                _record_settings(aside, config.settings())
             _sync(aside)
             _take_name(aside, folder, what)
             shutil.rmtree(_work(folder), ignore_errors=True)  # a worker of a killed run may still be writing there
@@ -75,7 +85,7 @@ def publish(folder: Path, stage: str, what: type[UserError] = UserError) -> Iter
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path, stage: str, what: type[UserError]) -> None:
+def _check_replaceable(folder: Path, stage: str, what: type[UserError], config: "StageConfig | None") -> None:
     """Raise `what` when `folder` cannot be replaced, or has anything but an earlier result of `stage`."""
     if folder.parent.exists() and not os.access(folder.parent, os.W_OK | os.X_OK):
         raise what("the output folder cannot be made", f"{folder.parent} may not be written", "choose another out=")
@@ -86,6 +96,35 @@ def _check_replaceable(folder: Path, stage: str, what: type[UserError]) -> None:
     if held not in (stage, "") and folder.exists() and (not os.access(folder, os.R_OK) or is_used(folder)):
         found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
         raise what("the output folder holds something else", f"{folder} has {found}", "choose another out=")
+    if held is not None and config is not None and not config.replace:
+        _check_settings(folder, stage, what, config)
+
+
+def _check_settings(folder: Path, stage: str, what: type[UserError], config: "StageConfig") -> None:
+    """Raise `what` when the result of `stage` in `folder` was made with other settings, naming each."""
+    remedy = "choose another out=, or say replace=true to lose what is there"
+    try:
+        index = read_index(folder, UserError, "")
+    except UserError as error:
+        raise what("the output folder has a damaged result", error.what, remedy) from None
+    settings = index.get(RECORDED, {}).get(SETTINGS)
+    lines = config.differences(_older_settings(index, config) if settings is None else settings)
+    if lines:
+        raise what(f"{folder} holds a result of stage {stage} that was made with other settings", *lines, remedy)
+
+
+def _older_settings(index: dict, config: "StageConfig") -> dict:
+    """What the index of a folder that an older version made says of its settings; the rest is taken to be the same."""
+    said = {**index, **index.get(RECORDED, {})}
+    now = config.settings()
+    return {key: said[key] if type(said.get(key)) is type(new) else new for key, new in now.items()}
+
+
+def _record_settings(folder: Path, settings: dict) -> None:
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index[RECORDED] = {**index.get(RECORDED, {}), SETTINGS: settings}
+    index[CHECKSUM] = checksum(index)
+    write_json(folder / INDEX, index)
 
 
 def _sweep(folder: Path, aside: Path) -> None:

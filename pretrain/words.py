@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 
 from pretrain import folders
-from pretrain.config import Config, free
+from pretrain.config import StageConfig, free
 from pretrain.corpus import SIDES
 from pretrain.errors import ConfigError, ShardError, TokenizerError
 from pretrain.parallel import ordered
@@ -47,7 +47,7 @@ HAN = re.compile(
 )
 
 
-class WordsConfig(Config):
+class WordsConfig(StageConfig):
     """What `launch/words.py` reads."""
 
     shards: str  # folder of the shards stage; the result becomes its folder `words`
@@ -72,7 +72,7 @@ def run(config: WordsConfig) -> dict:
     _check_prefix(tokenizer)
     key = hashlib.sha256(f"{train.fingerprint} {sorted(identity.items())} {STRETCH_TOKENS}".encode()).hexdigest()
     work = folder / f".{FOLDER}-{key[:16]}.tmp"
-    with folders.publish(folder / FOLDER, "words", ShardError) as out:
+    with folders.publish(folder / FOLDER, "words", ShardError, config) as out:
         for old in folder.glob(f".{FOLDER}-*.tmp"):  # of other shards or another dictionary
             if old != work:
                 shutil.rmtree(old)

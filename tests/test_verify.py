@@ -1,5 +1,7 @@
 """Every byte against the index, and every folder against those it was made with."""
 
+import importlib
+import json
 import random
 import shutil
 import subprocess
@@ -8,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import folders, tokenizer, verify
-from pretrain.config import build
+from pretrain import cli, folders, tokenizer, verify
+from pretrain.config import StageConfig, build, free
 from pretrain.errors import UserError
 from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
@@ -217,7 +219,9 @@ def test_a_folder_made_with_another_tokenizer_than_the_one_there_is_refused(prep
     corpus, vocabulary, out = str(prepared.corpus), tmp_path / "tokenizer", tmp_path / "shards"
     shutil.copytree(prepared.tokenizer["bert"], vocabulary)
     build_shards(ShardsConfig(corpus=corpus, tokenizer=str(vocabulary), out=str(out)))
-    tokenizer.run(tokenizer.TokenizerConfig(corpus=corpus, out=str(vocabulary), kind="bert", vocab_size=2000))
+    tokenizer.run(
+        tokenizer.TokenizerConfig(corpus=corpus, out=str(vocabulary), kind="bert", vocab_size=2000, replace=True)
+    )
     assert verify.main([str(vocabulary), str(out)]) == 2
     said = capsys.readouterr()
     own = tokenizer.open_tokenizer(prepared.tokenizer["bert"]).fingerprint[:12]
@@ -299,3 +303,66 @@ def test_a_folder_is_made_by_one_process_at_a_time(prepared, tmp_path):
     (tmp_path / ".out.tmp").mkdir()  # a killed process left it
     published(out, "export", shards=prepared.shards["bert"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
+
+
+class Stage(StageConfig):
+    """As a stage declares it."""
+
+    out: str
+    size: int = 1
+    rules: dict[str, int] = {}
+    corpus: str = "text"
+    workers: int = free(1)
+
+
+def made(out: Path, **settings) -> dict:
+    with folders.publish(out, "clean", UserError, Stage(out=str(out), **settings)) as aside:
+        (aside / "result").write_text(json.dumps({"size": settings.get("size", 1)}))
+        folders.write_index(aside, {"stage": "clean", "recorded": {"corpus": settings.get("corpus", "text")}})
+    return json.loads((out / "result").read_text())
+
+
+def test_a_result_of_other_settings_is_replaced_only_if_that_is_asked_for(tmp_path):
+    out = tmp_path / "out"
+    made(out, size=2, rules={"a": 1, "b": 2})
+    before = (out / "index.json").read_bytes()
+    made(out, size=2, rules={"a": 1, "b": 2}, workers=4)  # the same, made again
+    assert (out / "index.json").read_bytes() == before
+    with pytest.raises(UserError) as refused:
+        made(out, size=3, rules={"a": 1, "b": 5})
+    assert refused.value.details[:2] == ("size: 2 → 3", "rules.b: 2 → 5")
+    assert "made with other settings" in refused.value.what and "replace=true" in refused.value.details[-1]
+    assert (out / "index.json").read_bytes() == before
+    assert verify.check(out) == []
+    assert made(out, size=3, replace=True)["size"] == 3
+
+
+def test_a_place_written_another_way_is_the_same_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").touch()
+    made(tmp_path / "out", corpus="text")
+    made(tmp_path / "out", corpus=str(tmp_path / "text"))
+    with pytest.raises(UserError, match=r"corpus: .*text → other"):
+        made(tmp_path / "out", corpus="other")
+
+
+def test_a_result_that_noted_no_settings_is_held_to_what_its_index_says(tmp_path):
+    out = tmp_path / "out"
+    made(out, size=2)
+    index = json.loads((out / "index.json").read_text())
+    del index["recorded"]["settings"]
+    index["checksum"] = folders.checksum(index)
+    folders.write_json(out / "index.json", index)
+    with pytest.raises(UserError, match="corpus: text → other"):
+        made(out, size=2, corpus="other")
+    made(out, size=3)  # which size it had is not known
+    (out / "index.json").write_text("{")
+    with pytest.raises(UserError, match="the output folder has a damaged result"):
+        made(out, size=3)
+    made(out, size=3, replace=True)
+
+
+def test_every_stage_that_publishes_a_folder_knows_replace():
+    stages = set(cli.STAGES) - {"pretrain", "demo"}
+    for module, name in (cli.STAGES[stage] for stage in stages):
+        assert issubclass(getattr(importlib.import_module(module), name), StageConfig), name

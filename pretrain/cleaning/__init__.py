@@ -55,7 +55,7 @@ from pretrain.cleaning.pieces import (
 )
 from pretrain.cleaning.steps import UNITS, StepsConfig, steps
 from pretrain.cleaning.whole import Picked, Verdict, count, gather, histogram, judge, pick, shown
-from pretrain.config import Config, free, frozen
+from pretrain.config import StageConfig, free, frozen
 from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Shares, Skipped, Source, check_apart, listing, open_corpus
 from pretrain.errors import CorpusError
 from pretrain.parallel import ordered
@@ -69,7 +69,7 @@ REWORDING = ("html", "mojibake", "unicode", "control", "script", "pii", "stopwor
 REPORT, PLOT, LIMITS = "report.json", "funnel.png", "limits.png"
 
 
-class CleanConfig(Config):
+class CleanConfig(StageConfig):
     """What `launch/clean.py` reads."""
 
     corpus: str  # recipe.yaml, a folder that holds one, or one text file
@@ -92,7 +92,7 @@ def run(config: CleanConfig) -> dict:
         raise CorpusError("the output folder is the corpus itself", config.out, "choose another out=")
     check_apart(corpus, out)
     names = [source.name for source in corpus.recipe.sources]
-    with folders.publish(out, "clean", CorpusError) as folder:
+    with folders.publish(out, "clean", CorpusError, config) as folder:
         with folders.kept(out, "pieces", "pieces-*/*.done", CorpusError) as work:
             each = partial(ordered, workers=config.workers)
             corpus.bounds(each)

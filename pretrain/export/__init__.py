@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pretrain import checkpoint, config, folders
 from pretrain.checkpoint import Checkpoint
-from pretrain.config import Config
+from pretrain.config import StageConfig
 from pretrain.errors import ExportError
 from pretrain.export import bert, card, handoff, provenance, qwen3, reference
 from pretrain.model import ModelConfig, Transformer
@@ -39,7 +39,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEV
 DIALECTS = {"bert": bert, "qwen3": qwen3}
 
 
-class ExportConfig(Config):
+class ExportConfig(StageConfig):
     checkpoint: str  # a run folder (its newest checkpoint) or one of its checkpoints/step_…
     dialect: Literal["bert", "qwen3"]
     out: str
@@ -77,7 +77,7 @@ def run(cfg: ExportConfig) -> dict:
     ours = source.weights()
     vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
     assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
-    with folders.publish(Path(cfg.out), "export", ExportError) as aside:
+    with folders.publish(Path(cfg.out), "export", ExportError, cfg) as aside:
         handoff.write_tokenizer(aside, tokenizer, card.trained_length(settings))
         _write_model(aside, DIALECTS[cfg.dialect], model, ours, tokenizer.specials)
         said = aside / "said"  # inside, so that the next export sweeps what a killed one leaves

@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pretrain import folders
-from pretrain.config import Config
+from pretrain.config import StageConfig
 from pretrain.errors import TaskError
 from pretrain.finetune import scores, twins
 from pretrain.finetune.huggingface import identity, library, must_differ, quiet
@@ -89,7 +89,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-class FinetuneConfig(Config):
+class FinetuneConfig(StageConfig):
     """What `launch/finetune.py` reads; configs/small/finetune.yaml explains every key."""
 
     model: str  # Hugging Face folder
@@ -141,7 +141,7 @@ def run(config: FinetuneConfig) -> dict:
     if config.labels is not None:
         texts["train"] = stratified(task.train, config.labels, config.labels_seed)
     base = identity(config.model)
-    with folders.publish(Path(config.out), "finetune", TaskError) as folder, quiet():
+    with folders.publish(Path(config.out), "finetune", TaskError, config) as folder, quiet():
         tokenizer = open_tokenizer(config.model, config.max_length)
         rows, truncated = {}, {}
         for name, examples in texts.items():

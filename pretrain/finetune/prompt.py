@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from pretrain import folders
-from pretrain.config import Config
+from pretrain.config import StageConfig
 from pretrain.errors import TaskError
 from pretrain.finetune import huggingface
 from pretrain.finetune.huggingface import identity, library, must_differ, quiet
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLDEST = 1e-6
 
 
-class GenerateConfig(Config):
+class GenerateConfig(StageConfig):
     """What `launch/generate.py` reads."""
 
     model: str  # Hugging Face folder
@@ -48,7 +48,7 @@ def generate(config: GenerateConfig) -> list[str]:
         found = _continuations(config)
         _print(config.prompts, found)
         return found
-    with folders.publish(Path(config.out), "generate", TaskError) as folder:
+    with folders.publish(Path(config.out), "generate", TaskError, config) as folder:
         found = _continuations(config)
         _print(config.prompts, found)
         _write(folder, config, base, found)

@@ -32,7 +32,7 @@ import numpy as np
 from pydantic import Field
 
 from pretrain import folders
-from pretrain.config import Config, free
+from pretrain.config import StageConfig, free
 from pretrain.corpus import (
     CHUNK_BYTES,
     SIDES,
@@ -64,7 +64,7 @@ COUNTED = 64  # chunks whose counts are added up together
 Each = Callable[[Callable, Iterable], Iterator]  # as `map`: the results, in order, of a function of each thing
 
 
-class ShardsConfig(Config):
+class ShardsConfig(StageConfig):
     """What `launch/shards.py` reads."""
 
     corpus: str  # recipe.yaml, a folder that holds one, or one text file
@@ -85,7 +85,7 @@ def run(config: ShardsConfig) -> dict:
     check_apart(corpus, out)
     tokenizer = _tokenizer(placed(config.tokenizer))
     with (
-        folders.publish(out, "shards", ShardError) as folder,
+        folders.publish(out, "shards", ShardError, config) as folder,
         folders.kept(out, "chunks", "chunks-*/[!.]*", ShardError) as work,
         _processes(config) as (each, workers),
     ):

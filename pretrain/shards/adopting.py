@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from pretrain import folders
-from pretrain.config import Config, free
+from pretrain.config import StageConfig, free
 from pretrain.corpus import SIDES, side_of
 from pretrain.errors import ShardError
 from pretrain.progress import progress
@@ -41,7 +41,7 @@ SAMPLED_TOKENS = 1000
 FEW_TOKENS = 200  # say nothing about a tokenizer
 
 
-class AdoptConfig(Config):
+class AdoptConfig(StageConfig):
     """What `launch/adopt.py` reads."""
 
     pairs: list[str] = Field(min_length=1)  # paths without .bin and .idx
@@ -96,7 +96,7 @@ def run(config: AdoptConfig) -> dict:
     spelling = [tokenizer.vocabulary.raw(token) for token in range(tokenizer.vocab_size)]
     kept = ["raw", "origin"] if tokenizer.counts_bytes else ["origin"]
     read = removed = 0
-    with folders.publish(Path(config.out), "shards", ShardError) as folder:
+    with folders.publish(Path(config.out), "shards", ShardError, config) as folder:
         dtype = dtype_of(tokenizer.vocab_size)
         writers = {
             side: SideWriter(folder, side, dtype, tokenizer.vocab_size, config.piece_tokens, kept) for side in SIDES

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pretrain import folders
-from pretrain.config import Config
+from pretrain.config import Config, StageConfig
 from pretrain.corpus import SIDES
 from pretrain.errors import ShardError
 from pretrain.permutation import CHOICE, hash64
@@ -68,7 +68,7 @@ class Part(Config):
         return self.model_dump(mode="json", exclude={"shards"}, exclude_none=True)
 
 
-class ReshardConfig(Config):
+class ReshardConfig(StageConfig):
     """What `launch/reshard.py` reads."""
 
     parts: list[Part] = Field(min_length=1)
@@ -94,7 +94,7 @@ def run(config: ReshardConfig) -> dict:
     owned = any("sources" in (index.get("split") or {}) for index in indexes)
     alike = len(sources) == 1 or (len(splits) == 1 and "null" not in splits and not owned)
     held = None if alike else _held_out([source["heldout"] for source in sources])
-    with folders.publish(Path(config.out), "shards", ShardError) as folder:
+    with folders.publish(Path(config.out), "shards", ShardError, config) as folder:
         sides, known, dropped = {}, {}, 0
         for side in SIDES:
             writer = SideWriter(folder, side, first["dtype"], first["vocab_size"], config.piece_tokens, kept)

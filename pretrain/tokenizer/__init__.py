@@ -29,7 +29,7 @@ import numpy as np
 import tokenizers
 from pydantic import Field, model_validator
 
-from pretrain.config import Config, free
+from pretrain.config import StageConfig, free
 from pretrain.corpus import open_corpus
 from pretrain.errors import TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
@@ -65,7 +65,7 @@ KEYS = {
 RULES = tuple(field.name for field in fields(Rules))
 
 
-class TokenizerConfig(Config):
+class TokenizerConfig(StageConfig):
     """What `launch/tokenizer.py` reads: trains a vocabulary, unless it is told to adopt or to extend one."""
 
     corpus: str  # recipe.yaml, a folder that holds one, or a text file
@@ -168,7 +168,7 @@ def run(config: TokenizerConfig) -> dict:
     if config.plot:
         plot.check()
     corpus = open_corpus(config.corpus)
-    with publish(Path(config.out), "tokenizer", TokenizerError) as folder:
+    with publish(Path(config.out), "tokenizer", TokenizerError, config) as folder:
         made = {"train": train, "adopt": adopt, "extend": extend}[config.way](config, corpus)
         vocabulary, skipped = made.vocabulary, made.skipped
         measured, *before = report.measure([vocabulary, *made.parents], made.heldout)

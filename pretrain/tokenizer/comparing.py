@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import field_validator
 
-from pretrain.config import Config
+from pretrain.config import StageConfig
 from pretrain.corpus import Document, Shares, Skipped, open_corpus
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.folders import digest, publish, write_index, write_json
@@ -28,7 +28,7 @@ LONGEST_HAN = 8  # characters: a longer run is a sentence, not a word
 EXAMPLES = 10
 
 
-class CompareConfig(Config):
+class CompareConfig(StageConfig):
     """What `launch/compare.py` reads."""
 
     corpus: str  # recipe.yaml, a folder that holds one, or a text file; its held-out side is looked at
@@ -52,7 +52,7 @@ def run(config: CompareConfig) -> dict:
     corpus, skipped, shares = open_corpus(config.corpus), Skipped(), Shares()
     known = {name: vocabulary_at(place) for name, place in config.vocabularies.items()}
     vocabularies = {name: vocabulary for name, (vocabulary, _) in known.items()}
-    with publish(Path(config.out), "compare", TokenizerError) as folder:
+    with publish(Path(config.out), "compare", TokenizerError, config) as folder:
         words: Counter[str] = Counter()
         documents = counted(corpus.documents(("heldout",), skipped, shares), words)
         measured = dict(zip(vocabularies, report.measure(list(vocabularies.values()), documents), strict=True))
