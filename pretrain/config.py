@@ -77,8 +77,7 @@ class StageConfig(Config):
         for key, new in self.settings().items():
             default = type(self).model_fields[key].get_default(call_default_factory=True)
             was = old.get(key, default.model_dump(mode="json") if isinstance(default, Config) else default)
-            if was != new and not _same_place(was, new):
-                lines += _differing(key, was, new)
+            lines += _differing(key, was, new)
         return lines
 
 
@@ -166,11 +165,12 @@ def _conflicts(old: Config, new: Config, prefix: str) -> typing.Iterator[str]:
 
 
 def _differing(key: str, old: Any, new: Any) -> list[str]:
-    """Lines for the values that differ, each under its own key where both are sections."""
+    """Lines for the values that differ, each under its own key where both are sections, or lists of one length."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [f"{key}: {old} → {new}"]
-    keys = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [line for name in keys for line in _differing(f"{key}.{name}", old.get(name), new.get(name))]
+        return [] if old == new or _same_place(old, new) else [f"{key}: {old} → {new}"]
+    return [line for name in {**old, **new} for line in _differing(f"{key}.{name}", old.get(name), new.get(name))]
 
 
 def _same_place(a: Any, b: Any) -> bool:

@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from pretrain import indexes
 from pretrain.errors import UserError
 from pretrain.locks import LOCKED, is_mounted, locked
 
@@ -255,22 +256,38 @@ def write_index(
 
 
 def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | None = None) -> dict:
-    """The index of a complete folder, of one stage or any. Raises `what` when it is missing, damaged or of another."""
-    path = Path(folder) / INDEX
+    """The index of a complete folder, of one stage or any, with all that is read of it (indexes.py).
+
+    Raises `what` when it is missing, damaged, of another stage, or of a version that this one does not read.
+    """
+    path, again = Path(folder) / INDEX, f"make it again with: {made_by}"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         state = "the folder is incomplete" if Path(folder).is_dir() else "there is no such folder"
         raise what(f"{folder}: {state}", f"looked for: {path}", f"make it with: {made_by}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise what(f"{path} is damaged: not JSON", f"make it again with: {made_by}") from None
-    if not isinstance(index, dict) or index.get("fingerprint") != fingerprint(index):
-        raise what(f"{path} was altered: its fingerprint does not match", f"make it again with: {made_by}")
-    if index.get(CHECKSUM) not in (None, checksum(index)):  # None: of an older index
-        raise what(f"{path} was altered: its checksum does not match", f"make it again with: {made_by}")
+    except OSError as error:
+        raise what(f"{path} cannot be read", error.strerror, "mend that, and start again") from None
+    except (ValueError, RecursionError):
+        raise what(f"{path} is damaged: not JSON", again) from None
+    if not isinstance(index, dict) or not isinstance(index.get(RECORDED, {}), dict):
+        raise what(f"{path} is damaged: not the index of a folder", again)
+    try:
+        intact = index.get("fingerprint") == fingerprint(index)
+        whole = index.get(CHECKSUM) in (None, checksum(index))  # None: of an older index
+    except UnicodeEncodeError as error:
+        raise what(f"{path} is damaged: it has half of a surrogate pair", f"{error.object!a:.60}", again) from None
+    if not intact:
+        raise what(f"{path} was altered: its fingerprint does not match", again)
+    if not whole:
+        raise what(f"{path} was altered: its checksum does not match", again)
+    if other := indexes.unknown_format(index):
+        raise what(f"{folder} was made by another version", f"{path}: {other}", f"take that version, or {again}")
     if stage and index.get("stage") != stage:
         found = f"its {INDEX} says stage {json.dumps(index.get('stage'))}"
         raise what(f"{folder} is not of the stage {stage}", found, f"make such a folder with: {made_by}")
+    if found := indexes.faults(index):
+        raise what(f"{path} is not what this version reads", *found, f"take the version that made it, or {again}")
     return index
 
 
@@ -474,7 +491,7 @@ def _stage(index: Path) -> str | None:
         found = json.loads(index.read_text(encoding="utf-8"))
     except OSError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return found["stage"] if isinstance(found, dict) and {"stage", "fingerprint"} <= found.keys() else None
 

@@ -11,12 +11,28 @@ import argparse
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
-from pretrain import cli, folders
+from pretrain import cli, folders, indexes
 from pretrain.errors import UserError
 from pretrain.progress import progress
 
 MADE_BY = "python launch/STAGE.py CONFIG.yaml"
+
+
+class Corpus(indexes.Part):
+    name: str
+    shards: str
+
+
+class RunData(indexes.Part):
+    """What is read of the section `data` of a run's configuration."""
+
+    tokenizer: str | None = None
+    shards: str | None = None
+    corpora: list[Corpus] | None = None
+
+
 PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}
 
 
@@ -79,10 +95,21 @@ def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
     """The folders this one was made with, where it recorded their places: (what, fingerprint, place)."""
     places = index.get(folders.RECORDED, {})
     if index["stage"] == "checkpoint":
-        places = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]
-    one = [(what, index[what], Path(places[at])) for what, at in PLACES.items() if what in index and places.get(at)]
+        places = _places_of_run(folder / "config.yaml")
+    one = [(what, index[what], Path(places[at])) for what, at in PLACES.items() if index.get(what) and places.get(at)]
     parts = zip(index.get("parts", ()), places.get("parts", ()), strict=True)  # of a set made of sets
     corpora = {corpus["name"]: corpus["shards"] for corpus in places.get("corpora") or ()}  # of a run that mixes some
-    mixed = [(f"corpus {name}", fingerprint, corpora[name]) for name, fingerprint in index.get("corpora", ())]
+    named = [(name, fingerprint) for name, fingerprint in index.get("corpora") or () if name in corpora]
+    mixed = [(f"corpus {name}", fingerprint, corpora[name]) for name, fingerprint in named]
     several = [("shards", part["shards"], place) for part, place in parts] + mixed
     return one + [(what, fingerprint, Path(place)) for what, fingerprint, place in several]
+
+
+def _places_of_run(path: Path) -> dict:
+    """Where a run found its tokenizer and its shards, as its configuration says. Raises UserError if it does not."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return RunData.model_validate(values["data"]).model_dump()
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        kind = "not what this version reads" if isinstance(error, ValidationError) else type(error).__name__
+        raise UserError(f"{path} does not say what the run was made with", kind) from None

@@ -260,7 +260,7 @@ def test_documents_that_would_stand_twice_are_refused(wiki, web, tmp_path):
     assert not (tmp_path / "out").exists()
     reshard(tmp_path / "out", {"shards": wiki, "documents": [100, 200]}, {"shards": wiki, "documents": [0, 100]})
     assert documents(tmp_path / "out") == documents(wiki)[100:] + documents(wiki)[:100]
-    reshard(tmp_path / "out", {"shards": half}, {"shards": wiki, "fraction": [0.5, 0.6]})
+    reshard(tmp_path / "other", {"shards": half}, {"shards": wiki, "fraction": [0.5, 0.6]})
     with pytest.raises(ShardError, match="would stand twice"):
         reshard(tmp_path / "out", {"shards": half}, {"shards": wiki, "fraction": [0.5, 0.6]}, seed=1)
 

@@ -42,7 +42,7 @@ def write_pieces(folder: Path, side: str, documents: list[list[list[int]]], voca
 
 def index_of(sides: dict[str, dict]) -> dict:
     index = {"stage": "shards", "format": 2, "dtype": "uint16", "specials": {"eod": 0}, "sidecars": ["raw", "origin"]}
-    return {**index, "sides": sides}
+    return {**index, "kind": "byte", "tokenizer": "ab" * 32, "sides": sides}
 
 
 def write_set(folder: Path, documents: list[list[list[int]]], vocab_size: int = 30_000, **changes) -> Path:

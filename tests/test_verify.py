@@ -271,7 +271,9 @@ def test_every_corpus_of_a_run_that_mixes_some_is_followed(prepared, tmp_path, c
     with folders.publish(tmp_path / "step", "checkpoint", UserError) as aside:
         corpora = [f"  - {{name: {name}, shards: {place}}}" for name, place in sets.items()]
         (aside / "config.yaml").write_text("data:\n  shards: null\n  corpora:\n" + "\n".join(corpora), encoding="utf-8")
-        folders.write_index(aside, {"stage": "checkpoint", "corpora": [list(pair) for pair in prints.items()]})
+        index = {"stage": "checkpoint", "corpora": [list(pair) for pair in prints.items()], "settings": {}}
+        index |= {"step": 1, "steps_applied": 1, "vocab_size": 9, "tokenizer": "ab" * 32}
+        folders.write_index(aside, index, recorded=("config.yaml",))
     assert verify.check(tmp_path / "step") == [] and len(capsys.readouterr().out.splitlines()) == 1
     shutil.rmtree(sets["web"])
     shutil.copytree(sets["wiki"], sets["web"])
@@ -316,9 +318,9 @@ class Stage(StageConfig):
 
 
 def made(out: Path, **settings) -> dict:
-    with folders.publish(out, "clean", UserError, Stage(out=str(out), **settings)) as aside:
+    with folders.publish(out, "export", UserError, Stage(out=str(out), **settings)) as aside:
         (aside / "result").write_text(json.dumps({"size": settings.get("size", 1)}))
-        folders.write_index(aside, {"stage": "clean", "recorded": {"corpus": settings.get("corpus", "text")}})
+        folders.write_index(aside, {"stage": "export", "recorded": {"corpus": settings.get("corpus", "text")}})
     return json.loads((out / "result").read_text())
 
 

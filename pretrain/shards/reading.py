@@ -36,6 +36,8 @@ class Shards:
         self.fingerprint: str = self.index["fingerprint"]
         self.specials: dict[str, int] = self.index["specials"]
         self.vocab_size: int = self.index["vocab_size"]
+        if side not in self.index["sides"]:
+            raise ShardError(f"{folder} has no {side} side", f"it has: {', '.join(self.index['sides'])}")
         found = self.index["sides"][side]
         self.tokens: int = found["tokens"]
         self.documents: int = found["documents"]

@@ -294,9 +294,6 @@ def open_tokenizer(folder: Path | str) -> Tokenizer:
     if found:
         remedy = f"copy it again from where it was made, or make it again with: {MADE_BY}"
         raise TokenizerError(f"{folder} is not the tokenizer that was published", *found, remedy)
-    if index.get("format") != FORMAT:
-        found = f"its format is {index.get('format', 1)}, this version reads {FORMAT}"
-        raise TokenizerError(f"{folder} was made by another version", found, f"make it again with: {MADE_BY}")
     engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     engine.encode_special_tokens = True  # not stored in tokenizer.json: "[SEP]" in a corpus is five characters
     return Tokenizer(engine, index, folder)

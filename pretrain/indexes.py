@@ -1,0 +1,237 @@
+"""What the index of each stage holds, for everything that is read of it.
+
+An index can be well signed and still not be what this version reads: a newer or older release wrote it, or a tool did.
+`faults` holds it against these descriptions before anything else looks at it. Keys that are not described here are
+allowed: nobody reads them.
+"""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FORMATS = {"shards": (1, 2), "tokenizer": (2,)}  # that this version reads; of the other stages: 1
+MOST = 3  # faults that are told
+
+
+def _inside(name: str) -> str:
+    """The name of a file of a folder, which cannot lead out of it."""
+    path = PurePosixPath(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+        raise ValueError("not the name of a file inside of the folder")
+    return name
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, AfterValidator(_inside)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class File(Part):
+    bytes: Count
+    sha256: Digest
+
+
+class Source(Part):
+    name: str
+    language: str = ""
+    licence: str = ""
+
+
+class Recorded(Part):
+    """Places: `verify` looks there for what a folder was made with; a card names the sources."""
+
+    files: dict[Name, File] = {}
+    settings: dict[str, Any] = {}
+    tokenizer: str | None = None
+    parent: str | None = None
+    shards: str | None = None
+    checkpoint: str | None = None
+    model: str | None = None
+    name: str = ""
+    sources: list[Source] = []
+
+
+class Index(Part):
+    """Of any stage."""
+
+    stage: str
+    fingerprint: Digest
+    files: dict[Name, File]
+    recorded: Recorded = Recorded()
+    tokenizer: Digest | None = None
+    parent: Digest | None = None
+    shards: Digest | None = None
+    checkpoint: Digest | None = None
+    base: str | None = None
+
+
+class Side(Part):
+    pieces: list[Name]
+    documents: Count
+    tokens: Count
+    raw_bytes: Count | None
+
+
+class Lineage(Part):
+    """A set of which another was made, as shards/editing.py writes it."""
+
+    shards: Digest
+    documents: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    fraction: float | Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    seed: int | None = None
+    parts: list["Lineage"] = []
+
+
+class Places(Recorded):
+    parts: list[str] = []
+
+
+class Shards(Index):
+    kind: str
+    dtype: Literal["uint16", "int32"]
+    vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
+    specials: dict[str, Count]
+    sidecars: list[Literal["raw", "origin"]] = ["raw"]  # format 1 had no more
+    tokenizer: Digest
+    sides: dict[Literal["train", "heldout"], Side]
+    split: dict[str, Any] | None = None
+    seed: int | None = None
+    parts: list[Lineage] = []
+    recorded: Places = Places()
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Shards":
+        if len(self.parts) != len(self.recorded.parts):
+            raise ValueError(f"parts: {len(self.parts)}, of which {len(self.recorded.parts)} have a place")
+        for role, number in self.specials.items():
+            if number >= self.vocab_size:
+                raise ValueError(f"specials.{role}: {number} is no id of {self.vocab_size}")
+        for name, side in self.sides.items():
+            ends = ("bin", "idx", *(f"{sidecar}.npy" for sidecar in self.sidecars))
+            missing = [f"{p}.{end}" for p in side.pieces for end in ends if f"{p}.{end}" not in self.files]
+            if missing or not side.pieces:
+                raise ValueError(f"sides.{name}.pieces: {missing[0] if missing else 'none'} is not in files")
+            size = 4 if self.dtype == "int32" else 2
+            tokens = sum(self.files[f"{piece}.bin"].bytes // size for piece in side.pieces)
+            if tokens != side.tokens:
+                raise ValueError(f"sides.{name}.tokens: {side.tokens:,}, but its files hold {tokens:,}")
+            documents = sum((self.files[f"{piece}.idx"].bytes - IDX_BYTES) // 20 for piece in side.pieces)
+            if documents != side.documents:
+                raise ValueError(f"sides.{name}.documents: {side.documents:,}, but its files hold {documents:,}")
+            if f"{name}.unigram.npy" not in self.files:
+                raise ValueError(f"files: {name}.unigram.npy is missing")
+        return self
+
+
+IDX_BYTES = 42  # of a Megatron index beside 20 for each document: the header, and the end of the last document
+
+
+class Rules(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    kind: Literal["bert", "byte"]
+    lowercase: bool = False
+    strip_accents: bool = False
+    digits: Literal["whole", "single"] = "whole"
+    width: Literal["keep", "fold"] = "keep"
+
+
+class Tokenizer(Index):
+    kind: Literal["bert", "byte"]
+    vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
+    specials: dict[str, Count]
+    special_tokens: dict[str, Count]
+    rules: Rules | None
+    lossless: bool
+    counts_bytes: bool
+    reserved: list[Count]
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Tokenizer":
+        if "tokenizer.json" not in self.files:
+            raise ValueError("files: tokenizer.json is missing")
+        for number in (*self.specials.values(), *self.special_tokens.values(), *self.reserved):
+            if number >= self.vocab_size:
+                raise ValueError(f"specials, special_tokens or reserved: {number} is no id of {self.vocab_size}")
+        return self
+
+
+class Clean(Index):
+    name: str
+    heldout_fraction: Annotated[float, Field(ge=0, le=1)]
+    sources: Annotated[list[Source], Field(min_length=1)]
+
+
+class Words(Index):
+    shards: Digest
+
+
+class Checkpoint(Index):
+    step: Annotated[int, Field(ge=0, lt=10**8)]
+    steps_applied: Count
+    tokenizer: Digest
+    vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
+    settings: dict[str, Any]
+    corpora: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+    words: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Checkpoint":
+        if not self.shards and not self.corpora:
+            raise ValueError("shards: neither they nor corpora are named")
+        if "config.yaml" not in self.recorded.files:
+            raise ValueError("recorded.files: config.yaml is missing")
+        return self
+
+
+class Finetune(Index):
+    task: Any = None
+    options: dict[str, Any] = {}
+
+
+STAGES: dict[str, type[Index]] = {
+    "shards": Shards,
+    "tokenizer": Tokenizer,
+    "clean": Clean,
+    "words": Words,
+    "checkpoint": Checkpoint,
+    "finetune": Finetune,
+}
+
+
+def unknown_format(index: dict) -> str | None:
+    """What is said of an index whose format this version does not read; None if it does."""
+    stage, found = index.get("stage"), index.get("format", 1)
+    known = FORMATS.get(stage, (1,)) if isinstance(stage, str) else (1,)
+    if type(found) is int and found in known:
+        return None
+    said = f"{found!a:.40}".strip("'")
+    return f"its format is {said}, this version reads {' and '.join(map(str, known))}"
+
+
+def faults(index: dict) -> list[str]:
+    """What an index does not hold although it is read, a line each: where, what was found, what is expected."""
+    stage = index.get("stage")
+    kind = STAGES.get(stage, Index) if isinstance(stage, str) else Index
+    try:
+        kind.model_validate(index)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        lines = [_line(problem) for problem in found[:MOST]]
+        return [*lines, f"… {len(found) - MOST} more"] if len(found) > MOST else lines
+    return []
+
+
+def _line(problem: dict) -> str:
+    where = ".".join(map(str, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{where} is missing"
+    if problem["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where} is {problem['input']!a:.60}: {message[0].lower()}{message[1:]}"
