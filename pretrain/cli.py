@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from pretrain import config
-from pretrain.errors import PretrainError, Stopped, UserError
+from pretrain.errors import PretrainError, Stopped, SystemRefusal, UserError, refusal
 from pretrain.interrupt import launcher
 
 # stage → module with `run(config)`, and the class of its configuration. Imported when asked for: the data stages
@@ -37,6 +37,7 @@ RANK0_HEAD_START_S = 30.0  # on busy cores the launcher needed more than 3 to en
 
 def main(stage: str, argv: list[str] | None = None) -> int:
     """Run one stage on the command line's configuration; the exit status. A rank of several exits here."""
+    print_what_can_be_printed()
     parser = argparse.ArgumentParser(
         prog=f"launch/{stage}.py",
         description=f"Run the stage {stage!r}.",
@@ -62,9 +63,19 @@ def main(stage: str, argv: list[str] | None = None) -> int:
 
 
 def guarded(work) -> int:
-    """Call `work()`; a PretrainError becomes a message and its exit status. Under a launcher rank 0 speaks once."""
+    """Call `work()`; a PretrainError, or what the system refuses, becomes a message and its exit status.
+
+    Under a launcher rank 0 speaks once.
+    """
     try:
-        work()
+        try:
+            work()
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if isinstance(error, PretrainError) or (refused := refusal(error)) is None:
+                raise
+            raise SystemRefusal(*refused) from None
     except Stopped as stopped:
         return stopped.exit_code
     except PretrainError as error:
@@ -79,6 +90,13 @@ def guarded(work) -> int:
         print("interrupted; no half-made folder has its name", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
     return 0
+
+
+def print_what_can_be_printed() -> None:
+    """Have characters that the terminal or the log cannot show printed as `?`: no work is lost for one."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
 
 
 def _is_connected_rank() -> bool:

@@ -302,7 +302,8 @@ def _resolve(kind: type[Config], loc: tuple) -> tuple[type[Config] | None, list]
 
 
 def _did_you_mean(kind: type[Config], section: type[Config], loc: list) -> str:
-    known, key = list(section.model_fields), loc[-1]
+    # A section's own keys, then those that all have.
+    known, key = sorted(section.model_fields, key=lambda name: name not in section.__annotations__), loc[-1]
     if key in kind.model_fields:  # the right name in the wrong section is as common as a typo
         return f": did you mean {key}, outside of {loc[0]}?"
     for name, field in kind.model_fields.items():

@@ -9,10 +9,39 @@
         ├── ShardError          token files that are missing, damaged or of another tokenizer
         ├── ResumeError         a run that may not continue from what it finds
         ├── ExportError         a checkpoint that cannot be handed over as asked
-        └── TaskError           a fine-tuning task that cannot be read or trained
+        ├── TaskError           a fine-tuning task that cannot be read or trained
+        └── SystemRefusal       the machine refuses: a full disk, no memory, a limit, a permission
 
 Everything else that escapes is a fault of ours: a traceback and exit 1.
 """
+
+import errno
+import os
+import re
+
+SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # of NumPy, on a full disk
+WRAPPED = re.compile(r"\((?:os error|errno) ([0-9]+)\)|\[[Ee]rrno ([0-9]+)\]")  # of safetensors, tokenizers, Arrow
+NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|Cannot allocate memory")  # of PyTorch
+
+# errno → what the system refuses, and what to do about it
+REFUSALS = {
+    errno.ENOSPC: ("the disk is full", "free some space and start again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or ask for more, and start again"),
+    errno.EFBIG: (
+        "a file may not become so large",
+        "raise the limit (ulimit -f), or take another file system, and start again",
+    ),
+    errno.EROFS: ("the file system is read-only", "choose another out=, or have it mounted for writing"),
+    errno.EIO: ("the disk or the network file system failed", "look at the system's log (dmesg), and start again"),
+    errno.ESTALE: ("a network file system lost a file that was open", "start again"),
+    errno.EACCES: ("permission denied", "change the permissions, or choose another out="),
+    errno.EPERM: ("permission denied", "change the permissions, or choose another out="),
+    errno.ENAMETOOLONG: ("a name is longer than the file system allows", "choose a shorter one"),
+    errno.ELOOP: ("symbolic links lead in a circle", "correct the link"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n) and start again"),
+    errno.ENFILE: ("too many files are open on this machine", "end other programs and start again"),
+    errno.ENOMEM: ("there is not enough memory", "end other programs, or take fewer workers or smaller batches"),
+}
 
 
 class PretrainError(Exception):
@@ -61,3 +90,27 @@ class ExportError(UserError):
 
 class TaskError(UserError):
     pass
+
+
+class SystemRefusal(UserError):
+    pass
+
+
+def refusal(error: BaseException, done: str = "") -> tuple[str, str, str] | None:
+    """What the system refused when it raised `error`: what, where or what it said, what to do. None: something else.
+
+    `done` says what was not done for it. Libraries wrap such errors in their own: those are known by what they say.
+    """
+    number, said = getattr(error, "errno", None), str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(said)):
+        number = errno.ENOMEM
+    elif SHORT_WRITE.fullmatch(said):
+        number = errno.ENOSPC
+    elif number is None and (wrapped := WRAPPED.search(said)):
+        number = int(wrapped[1] or wrapped[2])
+    if number not in REFUSALS:
+        return None
+    what, remedy = REFUSALS[number]
+    name = getattr(error, "filename", None)
+    found = f"{os.fspath(name)!s}: {error.strerror}" if isinstance(name, (str, os.PathLike)) else said.split("\n")[0]
+    return what + (f": {done}" if done else ""), found or type(error).__name__, remedy

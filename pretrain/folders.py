@@ -6,7 +6,6 @@ is hashed again to prove what a folder is.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pretrain import indexes
-from pretrain.errors import UserError
+from pretrain.errors import PretrainError, UserError, refusal
 from pretrain.locks import LOCKED, is_mounted, locked
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 INDEX = "index.json"
 SMALL = 256 << 20  # bytes
-SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # of NumPy
 CHECKSUM = "checksum"  # the key of a hash of the whole index; `fingerprint` leaves out what is recorded
 DERIVED = ("words",)  # stages whose results lie in the folder that they were made from; no other's may
 ASIDE = (".tmp", ".old", ".work")  # ends of the names of folders, beginning with a dot, that are not published yet
@@ -79,9 +77,9 @@ def publish(
             _take_name(aside, folder, what)
             shutil.rmtree(_work(folder), ignore_errors=True)  # a worker of a killed run may still be writing there
         except Exception as error:  # not OSError alone: safetensors and NumPy wrap what the system said
-            if (explained := _explained(error, folder, what)) is None:
+            if isinstance(error, PretrainError) or (refused := refusal(error, f"{folder} was not written")) is None:
                 raise
-            raise explained from None
+            raise what(*refused) from None
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -167,19 +165,6 @@ def _old_names(folder: Path) -> Iterator[Path]:
 def _olds(folder: Path) -> list[Path]:
     name = re.compile(re.escape(f".{folder.name}.old") + r"\d*")
     return sorted(path for path in folder.parent.iterdir() if name.fullmatch(path.name))
-
-
-def _explained(error: Exception, folder: Path, what: type[UserError]) -> UserError | None:
-    """What the system refused while `folder` was made, as an error of the user's; None: something else is wrong."""
-    if isinstance(error, PermissionError):
-        found = f"{error.filename}: {error.strerror}"
-        return what("permission denied", found, "change the permissions, or choose another out=")
-    if getattr(error, "errno", None) == errno.EFBIG:
-        remedy = "raise the limit (ulimit -f), or take another file system, and start again"
-        return what(f"a file may not become so large: {folder} was not written", str(error), remedy)
-    if _disk_full(error):
-        return what(f"the disk is full: {folder} was not written", str(error), "free some space and start again")
-    return None
 
 
 def check_output(folder: Path, what: type[UserError] = UserError, derived: bool = False) -> None:
@@ -494,14 +479,6 @@ def _stage(index: Path) -> str | None:
     except (ValueError, RecursionError):
         return ""
     return found["stage"] if isinstance(found, dict) and {"stage", "fingerprint"} <= found.keys() else None
-
-
-def _disk_full(error: Exception) -> bool:
-    """True for ENOSPC and EDQUOT; safetensors wraps them in an error of its own, NumPy counts what it could write."""
-    number = getattr(error, "errno", None)
-    said = str(error)
-    full = f"os error {errno.ENOSPC}" in said or SHORT_WRITE.fullmatch(said) is not None
-    return full or number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _sync(folder: Path) -> None:

@@ -46,6 +46,7 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 def main(argv: list[str] | None = None) -> int:
     """Answer the question on the command line; the exit status."""
+    cli.print_what_can_be_printed()
     parser = argparse.ArgumentParser(prog="launch/inspect.py", description=__doc__.split("\n", 1)[0])
     parser.add_argument("run", help="a run's folder, one of its checkpoints, or a YAML file of launch/pretrain.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over a YAML file")

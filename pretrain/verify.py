@@ -38,6 +38,7 @@ PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "che
 
 def main(argv: list[str] | None = None) -> int:
     """Verify the folders of the command line; the exit status."""
+    cli.print_what_can_be_printed()
     parser = argparse.ArgumentParser(prog="launch/verify.py", description="Check every byte of published folders.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of any stage; of a run, all its checkpoints")
     arguments = parser.parse_args(argv)
