@@ -226,7 +226,7 @@ def show_sample(run: "RunConfig", corpora: list[Corpus], tokenizer: Tokenizer, s
     batch = batches.take(position.number, number, 1).batch
     print(f"sample {sample} of step {step:,}: {_place(window)}")
     shown, counts = _marked(batch, tokenizer, corpora[0].train.specials.get("mask"))
-    segments = batch.segments[0].numpy()
+    segments = np.zeros(batch.inputs.shape[1], int) if batch.segments is None else batch.segments[0].numpy()
     edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(segments)]
     for segment, (first, last) in enumerate(pairwise(edges)):
         inside = [reading for reading in window if reading.at <= first < reading.at + reading.tokens]

@@ -30,7 +30,7 @@ class Batch:
     targets: Tensor  # (B, K)
     target_index: Tensor | None  # (B, K), ascending: where the targets stand; None: K = T, slot k is position k
     weights: Tensor | None  # (B, K) float32, 0 for an empty slot; None: every slot is filled
-    segments: Tensor  # (B, T): number of the document inside the window
+    segments: Tensor | None  # (B, T): number of the document inside the window; None: each window holds one document
     position_ids: Tensor  # (B, T): restarting at every document
 
     def to(self, device: torch.device) -> "Batch":
@@ -139,7 +139,7 @@ class MaskedLM:
             targets=torch.from_numpy(targets),
             target_index=torch.from_numpy(chosen.astype(np.int32)),
             weights=torch.from_numpy(filled.astype(np.float32)),
-            segments=torch.from_numpy(segments),
+            segments=None if segments is None else torch.from_numpy(segments),
             position_ids=torch.from_numpy(position_ids),
         )
 
@@ -207,7 +207,7 @@ class CausalLM:
             targets=torch.from_numpy(targets),
             target_index=None,
             weights=weights,
-            segments=torch.from_numpy(segments),
+            segments=None if segments is None else torch.from_numpy(segments),
             position_ids=torch.from_numpy(position_ids),
         )
 
@@ -232,15 +232,18 @@ def _last(laid: np.ndarray) -> np.ndarray:
     return last
 
 
-def layout(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def layout(starts: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
     """(B, T) bool, True where a document starts → its number and the positions inside it, both (B, T) int32.
 
-    What stands before the first start of a row is a document too: the rest of one cut by the window.
+    What stands before the first start of a row is a document too: the rest of one cut by the window. There are no
+    numbers (None) where every row is one document. That is known here, on the host, so no device is asked for it.
     """
     B, T = starts.shape
     begins = starts.copy()
     begins[:, 0] = True
     at = masking.flat(begins).astype(np.int32)  # few, so that what follows copies long runs
+    if len(at) == B:
+        return None, np.tile(masking.places(T), (B, 1))
     first = at.searchsorted(masking.places(B * T + 1)[::T])  # of each row, among all
     lengths = masking.gaps(at, B * T)
     number = masking.places(len(at)) - (first[:-1] - starts[:, 0]).astype(np.int32).repeat(first[1:] - first[:-1])

@@ -87,11 +87,15 @@ class Text:
 
 
 def batch_of(name: str, objective: str, kind: str = "stream") -> Batch:
-    """Two windows of one stream: cut where they happen to be, or packed, of which one ends in padding."""
+    """Two windows: of one stream, cut where they happen to be; or packed, of which one ends in padding; or each the
+    inside of one long document ("whole"), which takes attention without a mask."""
     causal = MODELS[name]["causal"]
     config, specials = (CAUSAL if causal else MASKED)[objective], BYTE if causal else BERT
     made = OBJECTIVES[config.kind](config, specials, V, T, 1)
-    if kind == "stream":
+    if kind == "whole":
+        ids, laid = np.random.default_rng(2).integers(5, V, B * T + 1).astype(np.int32), None
+        rows = np.stack([ids[1 + b * T - made.lead : 1 + (b + 1) * T] for b in range(B)])
+    elif kind == "stream":
         ids, laid = stream(causal, 5 + B * T + 1)[4:], None
         rows = np.stack([ids[1 + b * T - made.lead : 1 + (b + 1) * T] for b in range(B)])
     else:
@@ -108,6 +112,8 @@ def batch_of(name: str, objective: str, kind: str = "stream") -> Batch:
 
 def documents(batch: Batch, row: int) -> dict[int, torch.Tensor]:
     """The documents of a row, by number, each as (T,) bool."""
+    if batch.segments is None:
+        return {0: torch.ones(T, dtype=torch.bool, device=DEVICE)}
     return {int(n): batch.segments[row] == n for n in batch.segments[row].unique()}
 
 
@@ -134,7 +140,7 @@ def leaks(net: Transformer, batch: Batch, row: int) -> list[str]:
     found = []
     inside = documents(batch, row)
     for changed, tokens in inside.items():
-        others = torch.ones_like(batch.segments, dtype=torch.bool)
+        others = torch.ones_like(batch.inputs, dtype=torch.bool)
         others[row] = ~tokens
         logits, gradient = run(net, batch, others)
         after, gradient_after = run(net, replaced(batch, row, tokens), others)
@@ -147,7 +153,7 @@ def leaks(net: Transformer, batch: Batch, row: int) -> list[str]:
             rest = [other for other in range(B) if other != row]
             if not torch.allclose(a[rest], b[rest], **TOLERANCE):
                 found.append(f"{which} of another row of {changed}")
-        if gradient[row, tokens].abs().max() > 0:
+        if others.any() and gradient[row, tokens].abs().max() > 0:
             found.append(f"loss of others by {changed}")
         if torch.equal(logits[row, tokens], after[row, tokens]):
             found.append(f"nothing: {changed} does not see itself")
@@ -162,19 +168,20 @@ def backend(name: str):
 def attention(request):
     """Each backend of scaled_dot_product_attention that can run on this machine with a mask and a backward pass."""
     q = torch.randn(1, 2, 4, 16, device=DEVICE, requires_grad=True)
-    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool, device=DEVICE)
+    mask = torch.zeros(1, 1, 4, 4, device=DEVICE)
     with backend(request.param):
         try:
-            model.attend(q, q, q, mask, 0.0).sum().backward()
+            model.attend(q, q, q, mask, False, 0.0).sum().backward()
         except RuntimeError as error:
             pytest.skip(f"{request.param} cannot run here with a mask: {str(error).splitlines()[0]}")
         yield request.param
 
 
-@pytest.mark.parametrize("kind", ["stream", "documents"])
+@pytest.mark.parametrize("kind", ["stream", "documents", "whole"])
 @pytest.mark.parametrize(("name", "objective"), list(cases()))
 def test_a_document_reaches_no_other(name, objective, kind, attention):
     net, batch = build(name), batch_of(name, objective, kind)
+    assert (batch.segments is None) == (kind == "whole")
     for row in range(B):
         assert leaks(net, batch, row) == []
 
@@ -194,21 +201,21 @@ def test_the_rows_have_documents_of_every_kind():
     assert ids[0] != BERT["cls"] and ids[T] != BERT["cls"] and ids[T - 1] != BERT["sep"]
 
 
-def no_segments(segments, causal):
-    return model_mask(torch.zeros_like(segments), causal)
+def no_segments(segments, causal, dtype):
+    return model_mask(torch.zeros_like(segments), causal, dtype)
 
 
-def neighbours(segments, causal):
+def neighbours(segments, causal, dtype):
     """As if a document saw the one before it: what an index that is off by one does."""
     apart = segments[:, :, None] - segments[:, None, :]
     mask = (apart == 0) | (apart == 1)
-    return (mask.tril() if causal else mask)[:, None]
+    return torch.where(mask.tril() if causal else mask, 0.0, float("-inf"))[:, None].to(dtype)
 
 
-def one_token(segments, causal):
+def one_token(segments, causal, dtype):
     """A single pair of positions too many, of the second row alone."""
-    mask = model_mask(segments, causal).clone()
-    mask[1, 0, T - 1, 0] = True
+    mask = model_mask(segments, causal, dtype)
+    mask[1, 0, T - 1, 0] = 0
     return mask
 
 

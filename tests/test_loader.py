@@ -50,11 +50,15 @@ OBJECTIVES = [MaskedLMConfig(kind="masked_lm", mask_ratio=0.3), CausalLMConfig(k
 
 
 def global_batch(prepared, objective, step, micro_batch, world, workers=0, **changes) -> dict[str, torch.Tensor]:
-    """All tensors of step `step`, put together from its ranks and micro-batches."""
+    """All tensors of step `step`, put together from its ranks and micro-batches. Documents are numbered from the first
+    of each window on: where a micro-batch holds one document a window, it has no numbers, and others begin elsewhere.
+    """
     parts = []
     for rank in range(world):
         steps = loader.steps(batches(prepared, objective, micro_batch, rank, world, **changes), step, workers)
-        parts += [vars(micro.batch) for micro in next(steps)]
+        for batch in (micro.batch for micro in next(steps)):
+            numbers = torch.zeros_like(batch.inputs) if batch.segments is None else batch.segments
+            parts.append({**vars(batch), "segments": numbers - numbers[:, :1]})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if parts[0][name] is not None}
 
 

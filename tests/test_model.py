@@ -34,10 +34,10 @@ def packed() -> Batch:
     return objective.batch(text, np.zeros(1, np.int64))
 
 
-def test_changing_token_t_leaves_earlier_outputs_of_a_decoder_alone():
+@pytest.mark.parametrize("flat", [None, torch.zeros(1, T, dtype=torch.long)], ids=["one document", "mask"])
+def test_changing_token_t_leaves_earlier_outputs_of_a_decoder_alone(flat):
     net = build("decoder")
-    ids = torch.randint(5, V, (1, T))
-    flat, positions = torch.zeros(1, T, dtype=torch.long), torch.arange(T)[None]
+    ids, positions = torch.randint(5, V, (1, T)), torch.arange(T)[None]
     before = net(ids, flat, positions)
     ids[0, 20] = 5 + (ids[0, 20] + 1) % (V - 5)
     after = net(ids, flat, positions)
@@ -55,14 +55,87 @@ def test_the_loss_on_k_rows_is_the_loss_picked_from_all_rows():
     torch.testing.assert_close(loss, expected)
 
 
-def test_attention_equals_the_formula():
+PACKED = [[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("segments", [PACKED, None], ids=["several documents", "one document a window"])
+def test_attention_equals_a_slow_loop(segments, causal, dtype):
+    """Every path of `attend`, outputs and gradients, beside a loop over single queries that picks its keys."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 4, 6, 8) for _ in range(3))
-    segments = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0]])
-    for causal in (False, True):
-        mask = model.attention_mask(segments, causal)
-        scores = (q @ k.transpose(-1, -2) / 8**0.5).masked_fill(~mask, float("-inf"))
-        torch.testing.assert_close(model.attend(q, k, v, mask, 0.0), scores.softmax(-1) @ v)
+    heads = [torch.randn(2, 4, 6, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    numbers = torch.zeros(2, 6, dtype=torch.int32) if segments is None else torch.tensor(segments)
+    mask = None if segments is None else model.attention_mask(numbers, causal, dtype)
+    found = model.attend(*heads, mask, causal, 0.0)
+    exact = [x.detach().double().requires_grad_() for x in heads]
+    expected = slow_attention(*exact, numbers, causal)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(found.double(), expected, **tolerance)
+    gradient = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, heads, gradient.to(dtype))
+    for ours, slow in zip(gradients, torch.autograd.grad(expected, exact, gradient), strict=True):
+        torch.testing.assert_close(ours.double(), slow, **tolerance)
+
+
+def slow_attention(q, k, v, segments, causal: bool) -> torch.Tensor:
+    B, H, T, E = q.shape
+    rows = []
+    for b in range(B):
+        for h in range(H):
+            for t in range(T):
+                keys = [s for s in range(T) if segments[b, s] == segments[b, t] and (s <= t or not causal)]
+                shares = (k[b, h, keys] @ q[b, h, t] / E**0.5).softmax(0)
+                rows.append(shares @ v[b, h, keys])
+    return torch.stack(rows).view(B, H, T, E)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_window_of_one_document_gives_the_same_with_a_mask_and_without(name):
+    net = build(name)
+    ids, positions = torch.randint(5, V, (3, T)), torch.arange(T).expand(3, -1)
+    gradients = []
+    for segments in (None, torch.zeros(3, T, dtype=torch.int32)):
+        net.zero_grad()
+        net.logits(net(ids, segments, positions)).square().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    for without, with_mask in zip(*gradients, strict=True):
+        torch.testing.assert_close(without, with_mask, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "autocast"])
+def test_one_mask_is_made_a_forward_in_the_dtype_of_queries_and_keys(dtype, monkeypatch):
+    """Another dtype would be converted by every layer, and each copy kept for the backward pass."""
+    made, seen = [], []
+    mask_of, attend = model.attention_mask, model.attend
+    monkeypatch.setattr(model, "attention_mask", lambda *args: made.append(mask_of(*args)) or made[-1])
+    monkeypatch.setattr(model, "attend", lambda q, *rest: seen.append(rest[2]) or attend(q, *rest))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        build("encoder")(
+            torch.randint(5, V, (2, T)), torch.tensor([[0] * 9 + [1] * (T - 9)] * 2), torch.arange(T)[None]
+        )
+    assert len(made) == 1 and made[0].dtype == dtype
+    assert len(seen) == 2 and all(mask is made[0] for mask in seen)
+
+
+def test_norm_and_rotation_equal_the_formulas_of_torch():
+    """Outputs and gradients of what has a backward pass of its own here."""
+    torch.manual_seed(0)
+    x, weight, turned = (torch.randn(shape, requires_grad=True) for shape in ((3, 5, 16), (16,), (2, 3, 5, 16)))
+    norm = model.RMSNorm(16, eps=1e-6)
+    norm.weight.data = weight.detach()
+    cos, sin = model.rope(torch.arange(5).expand(2, -1), 16, 10_000.0, torch.float32)
+    left, right = turned.chunk(2, dim=-1)
+    pairs = [
+        (norm(x), torch.nn.functional.rms_norm(x, (16,), weight, 1e-6), [x, norm.weight], [x, weight]),
+        (model.rotate(turned, cos, sin), turned * cos + torch.cat((-right, left), -1) * sin, [turned], [turned]),
+    ]
+    for ours, theirs, by, by_theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+        gradient = torch.randn_like(ours)
+        found = torch.autograd.grad(ours, by, gradient)
+        for one, other in zip(found, torch.autograd.grad(theirs, by_theirs, gradient), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_rotation_depends_on_distance_only():

@@ -6,6 +6,7 @@ import torch
 
 from pretrain.errors import ConfigError
 from pretrain.objectives import CausalLM, CausalLMConfig, MaskedLM, MaskedLMConfig, layout
+from pretrain.packing import BEGINS, FREE, GOES_ON
 
 SPECIALS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 V = 1000
@@ -104,6 +105,29 @@ def test_layout_numbers_documents_and_restarts_positions():
     segments, positions = layout(starts)
     assert segments.tolist() == [[1, 1, 1, 2, 2], [0, 0, 1, 2, 2]]
     assert positions.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_a_batch_says_on_the_host_that_each_of_its_windows_holds_one_document(kind):
+    """Only then has it no segments. One more document in one window, or one free place behind it, brings them back."""
+    causal = CausalLM(CausalLMConfig(kind="causal_lm"), {"pad": 0, "unk": 1, "eod": 2}, V, 8, 0)
+    objective = causal if kind == "causal" else masked(T=8)
+    begin = 2 if kind == "causal" else SPECIALS["cls"]
+    ids = np.arange(10, 10 + 2 * (8 + objective.lead), dtype=np.int32).reshape(2, -1)
+    assert objective.batch(ids, np.arange(2)).segments is None
+    ids[0, 0] = begin  # where a document begins a window, it is still alone in it
+    whole = objective.batch(ids, np.arange(2))
+    assert whole.segments is None and whole.position_ids.tolist() == [list(range(8))] * 2
+    ids[1, 4 + objective.lead] = begin
+    several = objective.batch(ids, np.arange(2))
+    assert [len(row.unique()) for row in several.segments] == [1, 2]
+
+    rows = np.stack([ids[:, :8], ids[:, :8]], 1) if kind == "causal" else ids
+    laid = np.full((2, 8), GOES_ON)
+    laid[:, 0] = BEGINS
+    assert objective.batch(rows, np.arange(2), laid=laid).segments is None
+    laid[1, 7] = FREE
+    assert [len(row.unique()) for row in objective.batch(rows, np.arange(2), laid=laid).segments] == [1, 2]
 
 
 def test_batches_move_between_devices_whole():
