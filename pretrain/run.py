@@ -18,7 +18,7 @@ from pretrain.config import Config, free, past
 from pretrain.data import Corpus, DataConfig
 from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine
 from pretrain.errors import ConfigError, ResumeError, Stopped
-from pretrain.evaluate import HeldOut, Scores, unigram_entropy
+from pretrain.evaluate import HeldOut, Scores
 from pretrain.locks import locked
 from pretrain.metrics import JSONL, reports, say
 from pretrain.model import ModelConfig, Transformer, initialise
@@ -39,7 +39,7 @@ LAST_STEPS = 20  # over which the last training loss of a summary is averaged
 
 class EvaluateConfig(Config):
     every_steps: int = free(0, ge=0)  # 0: at the end
-    max_tokens: int = free(1 << 20, gt=0)  # of the held-out stream of each corpus
+    max_tokens: int = free(1 << 20, gt=0)  # of each corpus: windows spread over its whole held-out side
 
 
 class CheckpointConfig(Config):
@@ -179,7 +179,14 @@ def _train(
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
     heldout = {
         phase.seq_len: {
-            corpus.name: HeldOut(corpus.heldout, cfg.objective, phase.seq_len, cfg.evaluate.max_tokens, token_bytes)
+            corpus.name: HeldOut(
+                corpus.heldout,
+                cfg.objective,
+                phase.seq_len,
+                cfg.evaluate.max_tokens,
+                token_bytes,
+                packed=cfg.data.windows == "documents",
+            )
             for corpus in corpora
         }
         for phase in cfg.phases
@@ -236,7 +243,7 @@ def _train(
         state, scores = train(job, state)
     if scores is None:
         raise Stopped(f"stopped at step {state.step} of {cfg.steps}; start again to continue")
-    summary = _summarise(job, state, scores, corpora)
+    summary = _summarise(job, state, scores)
     summary |= {"parameters": parameters, "seconds": round(time.monotonic() - started, 1)}  # of the last attempt
     if world.speaks:
         with checkpoint.explained(folder / SUMMARY):
@@ -244,17 +251,13 @@ def _train(
     return summary
 
 
-def _summarise(job: Job, state: TrainState, scores: dict[str, Scores], corpora: list[Corpus]) -> dict:
+def _summarise(job: Job, state: TrainState, scores: dict[str, Scores]) -> dict:
     """The end of a run in numbers: nats per target, the last loss over 20 steps; only rank 0 knows the losses."""
-    last, together = job.phases[-1], scores[""]
-    unseen = [corpus.heldout for corpus in corpora]
-    counts = data.unigram(unseen, last.weights([corpus.name for corpus in corpora]))
+    together = scores[""]
     recorded = reports(job.folder) if job.world.speaks else []
     if job.world.speaks and not any(report.step == 1 for report in recorded):
         say(f"warning: {job.folder / JSONL} lacks step 1: first_loss in {SUMMARY} is null")
     last_losses = [report.loss for report in recorded[-LAST_STEPS:] if report.loss is not None]
-    causal = next(iter(job.heldout[last.seq_len].values())).objective.causal
-    marks = [] if causal else list(unseen[0].specials.values())
     summary = {
         "steps": state.step,
         "steps_skipped": state.step - state.steps_applied,
@@ -265,7 +268,9 @@ def _summarise(job: Job, state: TrainState, scores: dict[str, Scores], corpora: 
         "heldout_accuracy": together.accuracy,
         "heldout_bits_per_byte": together.bits_per_byte,
         "heldout_targets": together.targets,
-        "unigram_entropy": unigram_entropy(counts, marks),  # of the held-out tokens an objective asks for
+        "heldout_standard_error": together.standard_error,  # of heldout_loss, over windows
+        "no_context_loss": together.no_context_loss,  # the least of a predictor that ignores context, on these targets
+        "heldout_gain": together.gain,  # over it
         "checkpoint": str(checkpoint.newest(job.folder, job.world.speaks)),
     }
     each = {name: found.values() for name, found in scores.items() if name}

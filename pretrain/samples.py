@@ -1,33 +1,67 @@
-"""What the model says, as text: a held-out window with its blanks filled in, or its beginning continued."""
+"""What the model says, as text: held-out windows with their blanks filled in, or their beginnings continued.
+
+One text a corpus. The ranks divide the corpora among themselves and forward all of their windows at once: an evaluation
+costs one forward for a masked model, and for a causal one CONTINUED_TOKENS forwards of at most GIVEN_TOKENS +
+CONTINUED_TOKENS tokens, whatever the window's length.
+"""
 
 import numpy as np
 import torch
 
 from pretrain.engine import Engine
 from pretrain.evaluate import HeldOut
+from pretrain.objectives import Batch
+from pretrain.ranks import World
 from pretrain.tokenizer import Tokenizer
 
-CONTINUED_TOKENS = 32
+GIVEN_TOKENS = 48
+CONTINUED_TOKENS = 16
 
 
-def sample_text(heldout: HeldOut, engine: Engine, tokenizer: Tokenizer) -> str:
-    """Markdown for TensorBoard; greedy, from the first held-out window. A collective: every rank computes it."""
+def sample_texts(heldout: list[HeldOut], engine: Engine, world: World, tokenizer: Tokenizer) -> list[str]:
+    """Markdown for TensorBoard, greedy, from a window of each of `heldout`; a collective.
+
+    Every rank makes as many forwards, which ZeRO 3 needs: one that has no corpus repeats another rank's.
+    """
+    count = -(-len(heldout) // world.size)  # windows of a rank
+    mine = [(world.rank * count + n) % len(heldout) for n in range(count)]
+    once = slice(0, max(0, min(count, len(heldout) - world.rank * count)))
+    say = _continued if heldout[0].objective.causal else _filled
     engine.train(False)
     with torch.no_grad():
-        text = (_continued if heldout.objective.causal else _filled)(heldout, engine, tokenizer)
+        said = say([heldout[n] for n in mine], engine)
     engine.train(True)
-    return text
+    every = torch.zeros((len(heldout), *said.shape[1:]), dtype=torch.int64)
+    every[mine[once]] = said[once]
+    every = engine.total(every)
+    show = _shown_continued if heldout[0].objective.causal else _shown_filled
+    return [show(found, tokens, tokenizer) for found, tokens in zip(heldout, every, strict=True)]
 
 
-def _filled(heldout: HeldOut, engine: Engine, tokenizer: Tokenizer) -> str:
+def _window(heldout: HeldOut) -> Batch:
+    """The first of its windows: the same one whatever `max_tokens` is."""
+    return heldout.batch(heldout.spread[:1])
+
+
+def _together(batches: list[Batch]) -> Batch:
+    columns = {name: [vars(batch)[name] for batch in batches] for name in vars(batches[0])}
+    return Batch(**{name: None if found[0] is None else torch.cat(found) for name, found in columns.items()})
+
+
+def _filled(heldout: list[HeldOut], engine: Engine) -> torch.Tensor:
+    """The likeliest token (B, K) of every target of a window of each."""
+    _, likeliest = engine(_together([_window(found) for found in heldout]), each=True)
+    return likeliest.cpu()
+
+
+def _shown_filled(heldout: HeldOut, likeliest: torch.Tensor, tokenizer: Tokenizer) -> str:
     """The window's text with every target as [guess], or [guess ≠ truth]."""
-    batch = heldout.batch(np.zeros(1, np.int64))
-    _, likeliest = engine(batch, each=True)
+    batch = _window(heldout)
     shown = [tokenizer.token_text(i) for i in batch.inputs[0].tolist()]
     for at, truth, guess, weight in zip(
         batch.target_index[0].tolist(),
         batch.targets[0].tolist(),
-        likeliest[0].tolist(),
+        likeliest.tolist(),
         batch.weights[0].tolist(),
         strict=True,
     ):
@@ -37,15 +71,23 @@ def _filled(heldout: HeldOut, engine: Engine, tokenizer: Tokenizer) -> str:
     return " ".join(shown)
 
 
-def _continued(heldout: HeldOut, engine: Engine, tokenizer: Tokenizer) -> str:
-    """The first half of the window, and how the model goes on."""
-    T = heldout.seq_len
-    given = T // 2
-    row = heldout.windows.rows(np.zeros(1, np.int64), T, heldout.objective.lead)
-    row[0, given:] = row[0, 0]  # what follows is not seen: attention is causal
-    for at in range(given, min(T, given + CONTINUED_TOKENS)):
-        batch = heldout.objective.batch(row, np.zeros(1, np.int64))
+def _given(heldout: HeldOut) -> np.ndarray:
+    """What a model is to continue, (1 + n,): a token, and behind it the beginning of a window, at most half of it."""
+    return _window(heldout).inputs[0, : 1 + min(GIVEN_TOKENS, heldout.seq_len // 2)].numpy()
+
+
+def _continued(heldout: list[HeldOut], engine: Engine) -> torch.Tensor:
+    """The tokens (B, n) with which the model goes on after the beginning of a window of each."""
+    given = np.stack([_given(found) for found in heldout])
+    count = min(CONTINUED_TOKENS, heldout[0].seq_len + 1 - given.shape[1])
+    rows = np.concatenate([given, np.repeat(given[:, :1], count, axis=1)], axis=1)
+    for at in range(given.shape[1], rows.shape[1]):
+        batch = heldout[0].objective.batch(rows, np.arange(len(rows)))  # what follows is not seen: attention is causal
         _, likeliest = engine(batch, each=True)
-        row[0, at] = int(likeliest[0, at - 1])
-    prompt, continued = tokenizer.decode(row[0, :given].tolist()), tokenizer.decode(row[0, given : at + 1].tolist())
-    return f"{prompt} **▸** {continued}"
+        rows[:, at] = likeliest[:, at - 1].cpu().numpy()
+    return torch.from_numpy(rows[:, given.shape[1] :].astype(np.int64))
+
+
+def _shown_continued(heldout: HeldOut, continued: torch.Tensor, tokenizer: Tokenizer) -> str:
+    """The beginning of the window, and how the model goes on."""
+    return f"{tokenizer.decode(_given(heldout)[1:].tolist())} **▸** {tokenizer.decode(continued.tolist())}"

@@ -20,7 +20,7 @@ from pretrain.peers import Peers
 from pretrain.permutation import DROPOUT, hash64
 from pretrain.phases import Phase, locate, tokens_after
 from pretrain.ranks import World
-from pretrain.samples import sample_text
+from pretrain.samples import sample_texts
 from pretrain.tokenizer import Tokenizer
 
 RUINED_IN_A_ROW = 20  # steps without a finite loss and gradient after which a run is given up
@@ -266,12 +266,12 @@ def evaluate(
     weights = phase.weights(list(heldout))
     found = {**each, "": together(list(each.values()), weights)}
     drawn = [name for name, weight in zip(heldout, weights, strict=True) if weight]
-    samples = {name: sample_text(heldout[name], job.engine, job.tokenizer) for name in drawn}
+    samples = sample_texts([heldout[name] for name in drawn], job.engine, job.world, job.tokenizer)
     if metrics:
         for name, scores in found.items():
             within = f"heldout/{name}/" if name else "heldout/"
             metrics.scalars({within + key: value for key, value in scores.values().items()}, state.step, tokens)
-        for name, sample in samples.items():
+        for name, sample in zip(drawn, samples, strict=True):
             metrics.text(f"sample/{name}" if name else "sample", sample, state.step)
         took = duration(time.perf_counter() - started)
         say(f"held-out at step {state.step}: {_shown(found[''], took)}")
@@ -281,8 +281,12 @@ def evaluate(
 
 
 def _shown(scores: Scores, *notes: str) -> str:
-    found = "  ".join(f"{key} {value:.4f}" for key, value in scores.values().items())
-    return f"{found}  ({', '.join([f'{scores.targets:,} targets', *notes])})"
+    """`loss 3.8412 ± 0.0123  gain 2.1588  accuracy 0.3331  (12,345 targets, 0m02s)`."""
+    values = scores.values()
+    error = f" ± {values['standard_error']:.4f}" if "standard_error" in values else ""
+    shown = (f"{key} {values[key]:.4f}" for key in ("gain", "accuracy", "bits_per_byte") if key in values)
+    said = ", ".join([f"{scores.targets:,} targets", *notes])
+    return "  ".join([f"loss {scores.loss:.4f}{error}", *shown, f"({said})"])
 
 
 def _due(step: int, every: int) -> bool:

@@ -11,7 +11,7 @@ import yaml
 from pretrain import checkpoint, config, data, folders, shards, words
 from pretrain.data import DataConfig, mixed, open_corpora
 from pretrain.errors import ConfigError, ResumeError, ShardError
-from pretrain.evaluate import Scores, together
+from pretrain.evaluate import VALUES, Scores, together
 from pretrain.packing import FREE
 from pretrain.phases import Phase
 from pretrain.run import RunConfig
@@ -196,11 +196,11 @@ def test_a_mixed_run_scores_every_corpus_and_the_mixture(prepared, two, tmp_path
     given = values(prepared, two, tmp_path / "run", "causal_lm", evaluate={"every_steps": 6, "max_tokens": 256})
     (summary,) = on_ranks(1, cases.train, given, log=tmp_path / "run.log", launched=False)
     each = summary["heldout"]
-    assert set(each) == {"en", "zh"} and set(each["en"]) == {"loss", "accuracy", "bits_per_byte"}
+    assert set(each) == {"en", "zh"} and set(each["en"]) == set(VALUES)
     assert summary["heldout_loss"] == pytest.approx(0.7 * each["en"]["loss"] + 0.3 * each["zh"]["loss"])
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     tags = events.Tags()["scalars"]
-    for name, key in itertools.product(("en/", "zh/", ""), ("loss", "accuracy", "bits_per_byte")):
+    for name, key in itertools.product(("en/", "zh/", ""), VALUES):
         assert f"heldout/{name}{key}" in tags
     assert {"sample/en/text_summary", "sample/zh/text_summary"} <= set(events.Tags()["tensors"])
     said = (tmp_path / "run.0.log").read_text()
@@ -211,8 +211,13 @@ def test_a_mixed_run_scores_every_corpus_and_the_mixture(prepared, two, tmp_path
 
 def test_the_mixture_of_scores_is_that_of_its_text():
     """Two corpora of which tokens come 3 : 1, as one text: nats and bytes add up."""
-    scores = [Scores(2.0, 0.5, 100, 4.0), Scores(4.0, 0.1, 900, 2.0), Scores(9.0, 0.0, 5, 1.0)]
+    frequencies = [np.array([1.0, 0.0]), np.array([0.2, 0.8]), np.array([0.0, 1.0])]
+    numbers = ((2.0, 0.1, 0.5, 100, 4.0), (4.0, 0.4, 0.1, 900, 2.0), (9.0, 7.0, 0.0, 5, 1.0))
+    scores = [Scores(*found, shares) for found, shares in zip(numbers, frequencies, strict=True)]
     mixed = together(scores, (3, 1, 0))
+    assert mixed.standard_error == pytest.approx(np.hypot(3 * 0.1, 0.4) / 4)
+    assert mixed.no_context_loss == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2))  # 0.8 of both are token 0
+    assert mixed.gain == mixed.no_context_loss - mixed.loss
     assert mixed.loss == pytest.approx((3 * 2 + 4) / 4) and mixed.accuracy == pytest.approx((3 * 0.5 + 0.1) / 4)
     assert mixed.bits_per_byte == pytest.approx((3 * 2 + 4) / np.log(2) / (3 * 4 + 2))
     assert together(scores[:1], (5,)) == scores[0] and mixed.targets == 1000
@@ -242,7 +247,7 @@ def test_a_mixed_run_stopped_and_continued_on_other_ranks_has_the_same_batches(
     batches = [[digest for *_, digest in cases.history(tmp_path / name)] for name in ("straight", "moved")]
     assert batches[0] == batches[1] and len(set(batches[0])) == 12
     refused = {**first, "phases": [{**phases[0], "mixture": {"en": 1}}, half]}
-    with pytest.raises(ResumeError, match=r"phases: .*'zh': 3.* → .*"):
+    with pytest.raises(ResumeError, match=r"phases.0.mixture: .*'zh': 3.* → .*"):
         cases.train(refused)
 
 
@@ -264,7 +269,7 @@ def test_a_run_of_one_corpus_goes_on_with_a_second_one_for_later_phases(prepared
             [{**listed[0], "shards": two["zh-bert"]}, {**listed[1], "shards": two["en-bert"]}],
             "0, main, shards: this",
         ),
-        ([listed[0], {**listed[1], "weight": 3}], "phases: "),
+        ([listed[0], {**listed[1], "weight": 3}], "phases.0.mixture: "),
     ):
         with pytest.raises((ResumeError, ShardError)) as error:
             cases.train(values(prepared, two, tmp_path / "run", listed=change, phases=[*one["phases"], later]))

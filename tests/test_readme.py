@@ -101,7 +101,7 @@ def test_the_ladder_leads_from_text_to_a_fine_tuned_model(walked, monkeypatch, c
     for name in ("encoder", "decoder"):
         assert Path(summary[name]["export"], "config.json").exists() and Path(summary[name]["run"]).exists()
         assert summary[name]["max_logit_diff"] <= 1e-4
-        assert summary[name]["unigram_entropy"] > 4
+        assert summary[name]["no_context_loss"] > 4
     assert summary["decoder"]["heldout_bits_per_byte"] > 0 and summary["encoder"]["heldout_bits_per_byte"] is None
     assert summary["tokenizer"]["tokenizer-byte"]["unknown_rate"] == 0
     show(summary)
