@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from pretrain import config
+from pretrain.bus_error import explain_bus_errors
 from pretrain.errors import PretrainError, Stopped, SystemRefusal, UserError, refusal
 from pretrain.interrupt import launcher
 
@@ -67,6 +68,7 @@ def guarded(work) -> int:
 
     Under a launcher rank 0 speaks once.
     """
+    explain_bus_errors()
     try:
         try:
             work()

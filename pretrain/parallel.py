@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
+from pretrain.bus_error import explain_bus_errors
 from pretrain.errors import PretrainError, UserError
 from pretrain.memory import keep_freed
 
@@ -99,7 +100,7 @@ class _Flow:
             raise PretrainError(f"a worker process was told to leave its work ({LEAVE.name})") from None
         except BrokenProcessPool:
             flying.clear()  # the pool is failing them: to cancel them meanwhile would end its thread with a traceback
-            raise PretrainError("a worker process died: was it out of memory? Take fewer workers") from None
+            raise PretrainError("a worker process died: if it said nothing, was it out of memory? Take fewer") from None
         finally:
             for future in flying:
                 future.cancel()
@@ -297,6 +298,7 @@ def _begin() -> None:
     signal.signal(LEAVE, _leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE})
     keep_freed()
+    explain_bus_errors()
     atexit.register(os._exit, 0)  # not to take every module down, which is 60 ms
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

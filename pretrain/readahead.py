@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from typing import TypeVar
 
-from pretrain.errors import PretrainError
+from pretrain import bus_error
+from pretrain.errors import PretrainError, ShardError
 from pretrain.interrupt import SIGNALS
 
 T = TypeVar("T")
@@ -61,26 +62,34 @@ class _Worker:
         try:
             done, result = pickle.loads(self.results.recv_bytes())
         except (EOFError, OSError):  # between two results, or in the middle of one
-            raise PretrainError(
-                f"a process of data.workers died: {self.end()}; was it out of memory?"
-                " The run continues from its newest checkpoint; fewer workers need less memory"
-            ) from None
+            raise self._death() from None
         if not done:
             raise result
         return result
 
-    def end(self) -> str:
-        """Stop the process; how it ended. It has no state to save."""
+    def _death(self) -> PretrainError:
+        """What is said of the process when it ended before its work was done."""
+        pid, code = self.pid, self.end()
+        if code == bus_error.STATUS:  # it has said so itself
+            return ShardError(f"a token file can no longer be read (process {pid} of data.workers named it above)")
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+        reason = (
+            "was it out of memory? Fewer workers need less." if code == -signal.SIGKILL else "is it said above why?"
+        )
+        what = f"a process of data.workers died: process {pid} {how}; {reason}"
+        return PretrainError(f"{what} The run continues from its newest checkpoint")
+
+    def end(self) -> int:
+        """Stop the process; its exit status, negative: the signal that ended it. It has no state to save."""
         self.results.close()
         if not self.pid:
-            return "ended before"
+            return 0
         pid, self.pid = self.pid, 0
         over, status = os.waitpid(pid, os.WNOHANG)
         if not over:
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return f"process {pid} " + (f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}")
+        return os.waitstatus_to_exitcode(status)
 
 
 def _compute(pipe: Connection, work: Callable[[int], T], items: range, depth: int) -> None:

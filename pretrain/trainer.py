@@ -202,6 +202,9 @@ class Saves:
         if metrics:
             metrics.sync()
         job = self._job
+        with job.peers.one_fate():
+            for windows in job.batches.order.windows:
+                windows.check_unchanged()
         checkpoint.publish(job.folder, state, job.engine, job.peers, job.config_yaml, job.identity)
         self.step, self.wanted, self._proven, self._at = state.step, False, False, time.monotonic()
 

@@ -24,6 +24,9 @@ class WordStarts(Protocol):
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """(B, length) bool at stream positions starts[b] … starts[b] + length - 1."""
 
+    def check_unchanged(self) -> None:
+        """Raise ShardError if what it reads is no longer what it was when it was opened."""
+
 
 class Part(NamedTuple):
     """A stretch of the stream inside a window."""
@@ -44,6 +47,12 @@ class Windows:
         self.blocks = shards.tokens // block_tokens  # per epoch
         self.before = shards.specials["eod" if "eod" in shards.specials else "sep"]  # what precedes the stream
         self.word_starts = words
+
+    def check_unchanged(self) -> None:
+        """Raise ShardError, naming the file, if what is read here is no longer what it was when it was opened."""
+        self.shards.check_unchanged()
+        if self.word_starts is not None:
+            self.word_starts.check_unchanged()
 
     def per_block(self, seq_len: int) -> int:
         """Windows of `seq_len`, a divisor of block_tokens, that a block is cut into."""

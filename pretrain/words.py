@@ -126,10 +126,15 @@ class Words:
                 f"{folder} says {index['shards'][:12]}…, {shards.folder} is {shards.fingerprint[:12]}…",
                 f"find them again with: {MADE_BY}",
             )
+        self._unchanged = folders.Unchanged(folder, index, [f"{shards.side}.bits"])
         folders.check(folder, index, ShardError, f"make it again with: {MADE_BY}")
         self.fingerprint: str = index["fingerprint"]
         self.tokens = shards.tokens
         self._bytes = MappedFiles([folder / f"{shards.side}.bits"], np.array([-(-self.tokens // 8)]), np.uint8)
+
+    def check_unchanged(self) -> None:
+        """Raise ShardError if the bits are no longer what they were when they were opened."""
+        self._unchanged.check(ShardError)
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """(B, length) bool at stream positions starts[b] … starts[b] + length - 1; all must lie in the stream."""
@@ -150,6 +155,9 @@ class MarkedWords:
     def __init__(self, shards: Shards, tokenizer: Tokenizer):
         self.fingerprint = tokenizer.fingerprint  # which decides it, with the ids
         self._shards, self._begins = shards, ~_Tokens(tokenizer).continues
+
+    def check_unchanged(self) -> None:
+        """It reads the ids alone, and the shards are checked for themselves."""
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         return np.take(self._begins, self._shards.gather(starts, length))

@@ -32,7 +32,7 @@ class Shards:
 
     def __init__(self, folder: Path | str, side: str = "train", checksums: bool = False):
         self.folder, self.side = Path(folder), side
-        self.index = open_index(self.folder, checksums)
+        self.index = open_index(self.folder)
         self.fingerprint: str = self.index["fingerprint"]
         self.specials: dict[str, int] = self.index["specials"]
         self.vocab_size: int = self.index["vocab_size"]
@@ -45,6 +45,10 @@ class Shards:
         self.pieces: list[str] = found["pieces"]
         dtype = np.dtype(self.index["dtype"])
         files = self.index["files"]
+        ends = ("bin", "idx", *(f"{sidecar}.npy" for sidecar in sidecars(self.index)))
+        names = [f"{piece}.{end}" for piece in self.pieces for end in ends]
+        self._unchanged = folders.Unchanged(self.folder, self.index, names)  # stamped before they are hashed
+        check_files(self.folder, self.index, checksums)
         self.piece_tokens = np.array([files[f"{name}.bin"]["bytes"] // dtype.itemsize for name in self.pieces])
         self.piece_documents = np.array([documents_of_size(files[f"{name}.idx"]["bytes"]) for name in self.pieces])
         self._ids = MappedFiles([f"{folder}/{name}.bin" for name in self.pieces], self.piece_tokens, dtype)
@@ -60,6 +64,10 @@ class Shards:
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Stream positions starts[b] … starts[b] + length - 1 as (B, length) int32; all must lie in the stream."""
         return self._ids.rows(starts, length)
+
+    def check_unchanged(self) -> None:
+        """Raise ShardError, naming the file, if one of this side is no longer what it was when the set was opened."""
+        self._unchanged.check(ShardError)
 
     def ahead(self, starts: np.ndarray, length: int) -> None:
         """Have the system begin to read what `gather` will be asked for; worth 1 to 2 µs a row where disks are slow."""
@@ -169,11 +177,14 @@ def sidecars(index: dict) -> list[str]:
     return index.get("sidecars", ["raw"])  # format 1 had no more
 
 
-def open_index(folder: Path, checksums: bool = False) -> dict:
-    """The checked index of a shard folder: sizes always, every byte when the set is small or `checksums` asks."""
-    index = folders.read_index(folder, ShardError, MADE_BY, stage="shards")
+def open_index(folder: Path) -> dict:
+    """The index of a shard folder."""
+    return folders.read_index(folder, ShardError, MADE_BY, stage="shards")
+
+
+def check_files(folder: Path, index: dict, checksums: bool = False) -> None:
+    """Raise ShardError for a file of another size, always, or of other bytes if the set is small or `checksums`."""
     folders.check(folder, index, ShardError, f"rebuild it with: {MADE_BY}", thorough=checksums)
-    return index
 
 
 def check_tokenizer(index: dict, folder: Path | str, tokenizer: "Tokenizer") -> None:

@@ -1,0 +1,69 @@
+"""A mapped file that becomes shorter while it is read ends the process by SIGBUS: this says which file it was.
+
+Reading a page that the file no longer has, or that a disk cannot read, is no exception in Python: the kernel ends the
+process without a word, and whoever sees it end suspects its memory. A Python signal handler does not help, because it
+runs after the instruction that failed, which fails again for ever. A handler in the C form runs in its place.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from functools import cache
+
+STATUS = 71  # of a forked process that ends so: it tells the rank that started it; others end with 2
+SA_SIGINFO, ADDRESS_AT = 4, 16  # of Linux; where the address is in a siginfo_t of 64 bits
+HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+_started: list[int] = []  # the process that installed the handler
+
+
+class _Action(ctypes.Structure):
+    """`struct sigaction` of glibc and musl."""
+
+    _fields_ = [
+        ("handler", HANDLER),
+        ("mask", ctypes.c_uint8 * 128),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    ]
+
+
+@cache
+def explain_bus_errors() -> None:
+    """Have this process, and those that it forks, name the file when SIGBUS ends them. Linux only."""
+    if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return
+    _started[:] = [os.getpid()]
+    action = _Action(handler=_handler, flags=SA_SIGINFO)
+    ctypes.CDLL(None, use_errno=True).sigaction(signal.SIGBUS, ctypes.byref(action), None)
+
+
+@HANDLER
+def _handler(number: int, info: int, context: int) -> None:
+    """End the process: to return would be to meet the same error again."""
+    try:
+        address = ctypes.c_uint64.from_address(info + ADDRESS_AT).value
+        os.write(2, f"error: {_said(address)}\n".encode(errors="replace"))
+    finally:
+        os._exit(2 if _started == [os.getpid()] else STATUS)
+
+
+def _said(address: int) -> str:
+    """What happened at an address, and what to do."""
+    remedy = "copy it again from where it was made, and start again: a run continues from its newest checkpoint"
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            stretch, _, offset, _, _, *path = line.rstrip("\n").split(maxsplit=5)
+            first, last = (int(end, 16) for end in stretch.split("-"))
+            if first <= address < last and path and path[0].startswith("/"):
+                wanted, path = int(offset, 16) + address - first, path[0].removesuffix(" (deleted)")
+                try:
+                    size = os.stat(path).st_size
+                except OSError as error:
+                    return f"a file cannot be read any more\n  {path}: {error.strerror}\n  {remedy}"
+                if size <= wanted:
+                    return f"a file became shorter while it was read\n  {path} has {size:,} bytes left\n  {remedy}"
+                failed = "the disk or the network file system failed"
+                return f"{failed}\n  {path}, byte {wanted:,}\n  look at the system's log (dmesg), and start again"
+    return "memory that was mapped cannot be read (SIGBUS)\n  is /dev/shm full?\n  look at the system's log (dmesg)"
