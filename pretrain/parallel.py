@@ -46,10 +46,10 @@ def ordered(
     return map(work, items) if workers == 1 else _by_new_processes(work, items, workers)
 
 
-def noted(items: Iterable[Item], notes: deque) -> Iterator[Item]:
-    """The items, each also put into `notes` when it is taken: their results come in the same order."""
+def noted(items: Iterable[Item], note: Callable[[Item], object], notes: deque) -> Iterator[Item]:
+    """The items; `note(item)` is put into `notes` when an item is taken: their results come in the same order."""
     for item in items:
-        notes.append(item)
+        notes.append(note(item))
         yield item
 
 

@@ -1,65 +1,103 @@
 """Progress of long work: a bar on a terminal (rich), a line now and then in a log; both with the time that is left."""
 
+import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LINE_EVERY_S = 10.0
+RECENT_S = 120.0  # the time that is left is judged by the rate of that long: work that was done before goes by at once
 Advance = Callable[..., None]
 
 
 @contextmanager
-def progress(what: str, unit: str, total: int | None = None) -> Iterator[Advance]:
-    """Yield `advance(n, note="")`: `n` more units are done, and the bar or line ends with `note` from now on.
+def progress(what: str, unit: str, total: int | None = None, reads: int | None = None) -> Iterator[Advance]:
+    """Yield `advance(n, note="", read=0)`: `n` more units are done and `read` more bytes of files.
 
+    The share that is done and the time that is left follow from the `reads` bytes that are to be read in all, or from
+    the `total` of units; without either none is shown. The bar or line ends with the last `note` that was not empty.
     Written to standard error, so that results on standard output stay clean.
     """
     if sys.stderr.isatty():
-        yield from _bar(what, unit, total)
+        yield from _bar(what, unit, total, reads)
     else:
-        yield from _lines(what, unit, total)
+        yield from _lines(what, unit, total, reads)
 
 
-def _bar(what: str, unit: str, total: int | None) -> Iterator[Advance]:
+def closing_line(stage: str, began: float) -> None:
+    """Say on standard error how long a stage took since `began` (of time.monotonic) and how much memory.
+
+    Memory is the largest that this process had, and that any one process had which it started and which has ended.
+    """
+    unit = 1 if sys.platform == "darwin" else 1 << 10
+    own, others = (resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    worker = f", of a worker {others / 1e9:.2f} GB" if others else ""
+    spent = time.monotonic() - began
+    print(f"{stage}: {spent:.1f} s, largest memory {own / 1e9:.2f} GB{worker}", file=sys.stderr, flush=True)
+
+
+def _bar(what: str, unit: str, total: int | None, reads: int | None) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    name, count, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
-    columns = (name, BarColumn(), count, TextColumn(unit), TimeElapsedColumn(), TextColumn("eta"), left)
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total, note="")
+    name, count, note = (TextColumn(f"{{task.{field}}}") for field in ("description", "fields[count]", "fields[note]"))
+    share = [TaskProgressColumn()] if reads or total else []
+    left = [TextColumn("eta"), TimeRemainingColumn()] if reads or total else []
+    columns = (name, BarColumn(), *share, count, TimeElapsedColumn(), *left, note)
+    window = {"speed_estimate_period": RECENT_S}
+    with Progress(*columns, console=Console(stderr=True), transient=True, **window) as bar:
+        done = 0
+        task = bar.add_task(what, total=reads or total, count="", note="")
 
-        def advance(n: int, note: str = "") -> None:
-            bar.update(task, advance=n, **({"note": note} if note else {}))
+        def advance(n: int, note: str = "", read: int = 0) -> None:
+            nonlocal done
+            done += n
+            fields = {"count": _count(done, total, unit), **({"note": note} if note else {})}
+            bar.update(task, advance=read if reads else n, **fields)
 
+        advance(0)
         yield advance
 
 
-def _lines(what: str, unit: str, total: int | None) -> Iterator[Advance]:
+def _lines(what: str, unit: str, total: int | None, reads: int | None) -> Iterator[Advance]:
     started = said = time.monotonic()
-    done, last = 0, ""
+    done = position = 0
+    last, whole = "", reads or total
+    marks = deque([(started, 0)])  # (time, position) when lines were printed, of the last RECENT_S
 
     def say() -> None:
-        of, spent = f"/{total:,}" if total else "", time.monotonic() - started
-        parts = [f"{what}: {done:,}{of} {unit}", f"{spent:.0f} s"]
-        if total and 0 < done < total:
-            parts.append(f"eta {spent / done * (total - done):.0f} s")
+        now = time.monotonic()
+        while len(marks) > 1 and now - marks[0][0] > RECENT_S:
+            marks.popleft()
+        since, before = marks[0]
+        marks.append((now, position))
+        parts = [f"{what}: {_count(done, total, unit)}"]
+        if whole:
+            parts.append(f"{min(1, position / whole):.0%}")
+        parts.append(f"{now - started:.0f} s")
+        if whole and before < position < whole:
+            parts.append(f"eta {(now - since) / (position - before) * (whole - position):.0f} s")
         print(", ".join([*parts, *filter(None, [last])]), file=sys.stderr, flush=True)
 
-    def advance(n: int, note: str = "") -> None:
-        nonlocal done, said, last
-        done, last = done + n, note or last
+    def advance(n: int, note: str = "", read: int = 0) -> None:
+        nonlocal done, position, said, last
+        done, position, last = done + n, position + (read if reads else n), note or last
         if time.monotonic() - said >= LINE_EVERY_S:
             said = time.monotonic()
             say()
 
     yield advance
     say()
+
+
+def _count(done: int, total: int | None, unit: str) -> str:
+    return f"{done:,}{f'/{total:,}' if total else ''} {unit}"

@@ -17,6 +17,7 @@ import hashlib
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -31,7 +32,7 @@ from pretrain.config import StageConfig, free
 from pretrain.corpus import SIDES
 from pretrain.errors import ConfigError, ShardError, TokenizerError
 from pretrain.parallel import ordered
-from pretrain.progress import progress
+from pretrain.progress import closing_line, progress
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.shards.mapping import MappedFiles
 from pretrain.tokenizer import Tokenizer, open_tokenizer
@@ -62,6 +63,7 @@ def run(config: WordsConfig) -> dict:
 
     Raises ShardError, TokenizerError, or ConfigError for the dictionary.
     """
+    began = time.monotonic()
     segmenter = Segmenter(config.segmenter, _dictionary(config.user_dictionary))
     identity = segmenter.identity()
     folder = Path(config.shards)
@@ -105,6 +107,7 @@ def run(config: WordsConfig) -> dict:
     shutil.rmtree(work)
     for side, found in counts.items():
         print(f"{side}: {found['words']:,} words in {found['tokens']:,} tokens")
+    closing_line("words", began)
     return index
 
 

@@ -179,6 +179,19 @@ def test_what_a_bad_record_has_is_shown_in_short():
 # Compression
 
 
+@pytest.mark.parametrize("cut", ["blocks", "file", "lines"])
+@pytest.mark.parametrize("pack", PACK)
+def test_the_bytes_of_all_parts_are_those_of_the_file_as_stored(tmp_path, pack, cut):
+    """What progress is measured by: of a compressed file too, records too long included."""
+    draw = random.Random(0)
+    text = "\n\n".join(f"Document {n} {draw.randbytes(200).hex()}" for n in range(2000)) + "\n\n" + "x" * 50_000
+    path = file(tmp_path, f"text.txt{pack}", PACK[pack](text.encode()))
+    for limit in (1000, 1 << 20):
+        parts = list(parts_of(path, path.name, cut, 1 << 14, limit))
+        assert sum(part.stored for part in parts) == path.stat().st_size
+        assert sum(part.stored > 0 for part in parts) > 3 or cut == "file" or pack in (".bz2", ".xz")  # in one piece
+
+
 def test_compressed_members_follow_one_another(tmp_path):
     """As `cat a.gz b.gz`, pigz, pzstd, pbzip2 and pixz make them; the cut falls inside a character."""
     data = LONG.encode("utf-8")

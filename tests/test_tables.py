@@ -75,6 +75,14 @@ def test_chunks_of_a_table_are_of_the_size_asked_for(tmp_path, name):
         assert [document.text for chunk in chunks for document in corpus.read(chunk)] == DOCUMENTS
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_the_bytes_of_all_parts_are_those_of_the_file(tmp_path, name):
+    """What progress is measured by."""
+    path = write(tmp_path / name)
+    parts = [chunk.stored for chunk in open_corpus(path).chunks(5000)]
+    assert sum(map(bool, parts)) >= 3 and sum(parts) <= path.stat().st_size <= sum(parts) + 16  # an end mark
+
+
 def test_a_row_longer_than_a_chunk_is_not_cut(tmp_path):
     documents = ["short", "long " * 10_000, "short"]
     corpus = open_corpus(write(tmp_path / "a.parquet", pa.table({"text": documents})))

@@ -24,12 +24,14 @@ import importlib.metadata
 import json
 import shutil
 import sys
+import time
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +60,8 @@ from pretrain.cleaning.whole import Picked, Verdict, count, gather, histogram, j
 from pretrain.config import StageConfig, free, frozen
 from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Shares, Skipped, Source, check_apart, listing, open_corpus
 from pretrain.errors import CorpusError
-from pretrain.parallel import ordered
-from pretrain.progress import progress
+from pretrain.parallel import noted, ordered
+from pretrain.progress import closing_line, progress
 
 FORMAT = 1
 LIBRARIES = ("ftfy", "py3langid", "opencc", "jieba", "stopwordsiso", "datasketch", "xxhash", "numpy")
@@ -87,6 +89,7 @@ class CleanConfig(StageConfig):
 
 def run(config: CleanConfig) -> dict:
     """Clean a corpus into `config.out`. Returns the index. Raises CorpusError."""
+    began = time.monotonic()
     out, corpus = Path(config.out), open_corpus(config.corpus)
     if out.resolve() == Path(config.corpus).resolve():
         raise CorpusError("the output folder is the corpus itself", config.out, "choose another out=")
@@ -128,6 +131,7 @@ def run(config: CleanConfig) -> dict:
         index = folders.write_index(folder, _index(config, corpus, evaluated, report["all"], shares), recorded=unhashed)
     table(report)
     shares.show(corpus.meant)
+    closing_line("clean", began)
     return index
 
 
@@ -174,13 +178,16 @@ def _first_pass(job: Job, chunk_bytes: int, workers: int) -> tuple[list[Piece], 
     """The pieces in order, and what all of them add to the report."""
     pieces = []
     total = Cleaned(Piece("", 0, 0), job.funnel(), Skipped(), Found())
-    with progress("cleaning", unit="documents") as advance:
-        for cleaned in ordered(partial(clean_chunk, job), job.corpus.chunks(chunk_bytes), workers):
+    stored: deque[int] = deque()  # bytes of the chunks on their way
+    with progress("cleaning", "documents", reads=job.corpus.stored) as advance:
+        chunks = noted(job.corpus.chunks(chunk_bytes), attrgetter("stored"), stored)
+        for cleaned in ordered(partial(clean_chunk, job), chunks, workers):
             pieces.append(cleaned.piece)
             total.funnel.merge(cleaned.funnel)
             total.skipped.merge(cleaned.skipped)
             total.found.merge(cleaned.found)
-            advance(sum(flows[READ].counts["documents_in"] for flows in cleaned.funnel.flows.values()))
+            documents = sum(flows[READ].counts["documents_in"] for flows in cleaned.funnel.flows.values())
+            advance(documents, read=stored.popleft())
     if total.skipped:
         print(total.skipped.line(), file=sys.stderr)
     return pieces, total

@@ -125,6 +125,10 @@ class Group:
     files: tuple[str, ...]  # as the source has them; none of a dataset that is streamed
     bytes: int  # as stored
 
+    @property
+    def stored(self) -> int:
+        return self.bytes
+
 
 class Corpus:
     """A recipe and the folder its file names start from. Iterating reads; nothing is kept but the hashes of files."""

@@ -70,6 +70,14 @@ def open_file(path: Path) -> BinaryIO:
         raise CorpusError("cannot read a text file", f"{path}: {error.strerror}") from None
 
 
+def position(stream: BinaryIO) -> int:
+    """How many bytes of the file, as stored, were read for what `open_file` gave of it."""
+    if isinstance(stream, gzip.GzipFile):
+        return stream.fileobj.tell()
+    raw = getattr(stream, "raw", None)
+    return raw.stored() if isinstance(raw, _Frames) else stream.tell()
+
+
 def read(stream: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
     """Pieces of `size` bytes, the last one shorter. Raises CorpusError where a compressed file is damaged."""
     try:
@@ -168,6 +176,9 @@ class _Frames(io.RawIOBase):
         self._file, self._begin, self._fault, self._limit, self._padding = file, begin, fault, limit, padding
         self._frame = None  # the one being read
         self._stored, self._text = b"", memoryview(b"")  # read but not decompressed, decompressed but not asked for
+
+    def stored(self) -> int:
+        return self._file.tell()
 
     def readable(self) -> bool:
         return True

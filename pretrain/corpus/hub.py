@@ -75,7 +75,8 @@ def parts_of(resolved: Resolved, field: str, size: int) -> Iterator[Part]:
 
     def batches():
         for table in _stream(resolved):
-            yield from table.select([column(table.column_names, field, label)]).to_batches()
+            batches = table.select([column(table.column_names, field, label)]).to_batches()
+            yield from ((batch, 0) for batch in batches)  # of a stream nobody knows how long it is
 
     return cut(batches(), label, size)
 

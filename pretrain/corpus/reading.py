@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.corpus.bad import ARRAY, EMPTY, NO_TEXT, NOT_JSON, NOT_UNICODE, NOT_UTF8, TOO_DEEP, TOO_LONG, Bad
-from pretrain.corpus.compressed import READ_BYTES, check_text, open_file, read
+from pretrain.corpus.compressed import READ_BYTES, check_text, open_file, position, read
 from pretrain.errors import CorpusError
 
 BOM = b"\xef\xbb\xbf"
@@ -56,6 +56,7 @@ class Part:
     first: int  # number of its first line or row, from 1
     data: bytes
     too_long: int = 0  # bytes of the one record it stands for, which was not kept
+    stored: int = 0  # bytes of the file that were read for it, compressed ones if it is compressed: for progress only
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Chunk:
     @property
     def bytes(self) -> int:
         return sum(len(part.data) + part.too_long for part in self.parts)
+
+    @property
+    def stored(self) -> int:
+        return sum(part.stored for part in self.parts)
 
     @property
     def key(self) -> str:
@@ -115,24 +120,27 @@ def parts_of(path: Path, file: str, cut: str, size: int, limit: int) -> Iterator
 
     Memory: two stretches. A record longer than that is kept up to `limit` bytes, and when it is longer only measured.
     """
-    first, held = 1, b""
+    first, held, before = 1, b"", 0
     with open_file(path) as stream:
         pieces = _checked_beginning(read(stream, path, size), path, cut)
         pieces = pieces if cut == "lines" else _line_ends(pieces)
         for piece in pieces:
             held += piece
             end = _last_end(held, cut) if len(held) >= size else 0
+            at = position(stream)
             if end:
-                yield Part(file, cut, first, held[:end])
-                first, held = first + held.count(b"\n", 0, end), held[end:]
+                yield Part(file, cut, first, held[:end], stored=at - before)
+                before, first, held = at, first + held.count(b"\n", 0, end), held[end:]
             elif len(held) > limit + size:  # surely too long; what is a little longer is found when it is read
                 length, lines, held = _past_record(held, pieces, cut)
-                yield Part(file, cut, first, b"", length)
+                at = position(stream)
+                yield Part(file, cut, first, b"", length, at - before)
                 if cut == "file":
                     return
-                first += lines
+                before, first = at, first + lines
+        at = position(stream)
     if held or cut == "file":
-        yield Part(file, cut, first, held)
+        yield Part(file, cut, first, held, stored=at - before)
 
 
 def records_of(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:

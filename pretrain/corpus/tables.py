@@ -37,17 +37,18 @@ def parts_of(path: Path, file: str, form: str, field: str, size: int) -> Iterato
         raise CorpusError(what, f"{path}: {str(error).splitlines()[0]}", COPY_AGAIN) from None
 
 
-def cut(batches: Iterator[pa.RecordBatch], file: str, size: int) -> Iterator[Part]:
-    """Batches of one column as parts of at most about `size` bytes."""
-    first = 1
-    for batch in batches:
+def cut(batches: Iterator[tuple[pa.RecordBatch, int]], file: str, size: int) -> Iterator[Part]:
+    """Batches of one column, each with the bytes of the file up to its end, as parts of at most about `size` bytes."""
+    first, before = 1, 0
+    for batch, at in batches:
         rows = max(1, batch.num_rows * size // max(size, batch.nbytes))
         for begin in range(0, batch.num_rows, rows):
             piece = batch.slice(begin, rows)
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, batch.schema) as stream:
                 stream.write_batch(piece)
-            yield Part(file, "rows", first + begin, sink.getvalue().to_pybytes())
+            yield Part(file, "rows", first + begin, sink.getvalue().to_pybytes(), stored=at - before)
+            before = at
         first += batch.num_rows
 
 
@@ -68,14 +69,17 @@ def column(names: list[str], field: str, where: str) -> str:
     raise CorpusError(f"a table has no column for {field!r}", where, found, "set field: in the recipe")
 
 
-def _parquet(path: Path, field: str) -> Iterator[pa.RecordBatch]:
+def _parquet(path: Path, field: str) -> Iterator[tuple[pa.RecordBatch, int]]:
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as file:
         name = column(file.schema_arrow.names, field, str(path))
+        size, rows = path.stat().st_size, 0
         for batch in file.iter_batches(ROWS, columns=[name]):
-            yield batch.select([name])  # a column a is asked for together with one that is called a.b
+            rows += batch.num_rows
+            # A column a is asked for together with one that is called a.b.
+            yield batch.select([name]), size * rows // file.metadata.num_rows
 
 
-def _arrow(path: Path, field: str) -> Iterator[pa.RecordBatch]:
+def _arrow(path: Path, field: str) -> Iterator[tuple[pa.RecordBatch, int]]:
     """The batches of either kind of file, `ARROW1` with an index at its end and a stream that begins at once."""
     with pa.memory_map(str(path)) as file:
         if file.read(6) == b"ARROW1":
@@ -88,8 +92,9 @@ def _arrow(path: Path, field: str) -> Iterator[pa.RecordBatch]:
             file.seek(0)
             reader = batches = pa.ipc.open_stream(file)
         name = column(reader.schema.names, field, str(path))
-        for batch in batches:
-            yield _sound(batch.select([name]))
+        count = getattr(reader, "num_record_batches", None)  # a stream does not know it
+        for number, batch in enumerate(batches, 1):
+            yield _sound(batch.select([name])), file.size() * number // count if count else file.tell()
 
 
 def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -20,12 +20,13 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
 from itertools import chain
-from operator import add
+from operator import add, attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,8 @@ from pretrain.config import StageConfig, free
 from pretrain.corpus import (
     CHUNK_BYTES,
     SIDES,
-    Chunk,
     Cleaned,
     Corpus,
-    Group,
     Shares,
     Skipped,
     check_apart,
@@ -48,7 +47,7 @@ from pretrain.corpus import (
 )
 from pretrain.errors import CorpusError, ShardError, TokenizerError
 from pretrain.parallel import cluster, noted, ordered, processes
-from pretrain.progress import progress
+from pretrain.progress import closing_line, progress
 from pretrain.shards import building
 from pretrain.shards.building import SIDECARS, Block, Job, Piece, Written, items_of, pieces_of, tokenise, write_piece
 from pretrain.shards.megatron import dtype_of
@@ -79,6 +78,7 @@ class ShardsConfig(StageConfig):
 
 def run(config: ShardsConfig) -> dict:
     """Tokenise a corpus into `config.out`. Returns the index. Raises CorpusError, TokenizerError or ShardError."""
+    began = time.monotonic()
     # Workers elsewhere are in another folder than this process.
     placed = (lambda path: Path(path).absolute()) if config.scheduler else Path
     out, corpus = Path(config.out), open_corpus(placed(config.corpus))
@@ -124,6 +124,7 @@ def run(config: ShardsConfig) -> dict:
     for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
     shares.show(corpus.meant)
+    closing_line("shards", began)
     return index
 
 
@@ -173,16 +174,19 @@ def _tokenise(job: Job, each: Each, workers: int) -> tuple[list[Block], Shares]:
     """The blocks of the corpus, in order, and what each source holds of either side."""
     blocks, skipped, shares = [], Skipped(), Shares()
     names = [source.name for source in job.corpus.recipe.sources]
-    items: deque[Group | Chunk] = deque()  # on their way
-    with progress("tokenising", unit="documents") as advance:
-        for made in each(partial(tokenise, job), noted(items_of(job.corpus, job.chunk_bytes, workers), items)):
-            source = names[items.popleft().source]
+    items: deque[tuple[int, int]] = deque()  # on their way
+    with progress("tokenising", "documents", reads=job.corpus.stored) as advance:
+        these = noted(items_of(job.corpus, job.chunk_bytes, workers), attrgetter("source", "stored"), items)
+        for made in each(partial(tokenise, job), these):
+            number, stored = items.popleft()
+            source = names[number]
             for block in made:
                 skipped.merge(block.skipped)
                 advance(sum(side.documents for side in block.sides))
                 for side, found in zip(SIDES, block.sides, strict=True):
                     shares.add(source, side, found.documents, found.raw_bytes)
             blocks += made
+            advance(0, read=stored)
     if skipped:
         print(skipped.line())
     # A cleaned corpus has documents of all its sources in every file, and knows how many.

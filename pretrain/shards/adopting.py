@@ -15,6 +15,7 @@ shards stage, where the vocabulary gives the text back: sets made here and there
 text are counted if the vocabulary counts them.
 """
 
+import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from pretrain import folders
 from pretrain.config import StageConfig, free
 from pretrain.corpus import SIDES, side_of
 from pretrain.errors import ShardError
-from pretrain.progress import progress
+from pretrain.progress import closing_line, progress
 from pretrain.shards.megatron import dtype_of, read_document_index, read_idx
 from pretrain.shards.reading import ORIGIN, ORIGINS
 from pretrain.shards.writing import SideWriter
@@ -80,6 +81,7 @@ class Found:
 
 def run(config: AdoptConfig) -> dict:
     """Publish `config.pairs` as shards. Returns the index. Raises ShardError or TokenizerError."""
+    began = time.monotonic()
     tokenizer = open_tokenizer(config.tokenizer)
     pairs = [open_pair(prefix) for prefix in config.pairs]
     for pair in pairs:
@@ -141,6 +143,7 @@ def run(config: AdoptConfig) -> dict:
     for count, what in ((empty, "documents without a token left out"), (removed, "marks inside of documents removed")):
         if count:
             print(f"{count:,} {what}")
+    closing_line("adopt", began)
     return index
 
 

@@ -20,6 +20,7 @@ then `bert` or `byte` by it. One of ours can be extended (extending.py).
 """
 
 import platform
+import time
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -33,6 +34,7 @@ from pretrain.config import StageConfig, free
 from pretrain.corpus import open_corpus
 from pretrain.errors import TokenizerError
 from pretrain.folders import faults, publish, read_index, write_index, write_json
+from pretrain.progress import closing_line
 from pretrain.tokenizer import files, plot, report
 from pretrain.tokenizer.adopting import ROLES, adopt
 from pretrain.tokenizer.counting import MAX_DISTINCT
@@ -165,6 +167,7 @@ def run(config: TokenizerConfig) -> dict:
 
     Raises CorpusError when a side is empty, TokenizerError when the vocabulary cannot be made.
     """
+    began = time.monotonic()
     if config.plot:
         plot.check()
     corpus = open_corpus(config.corpus)
@@ -210,6 +213,7 @@ def run(config: TokenizerConfig) -> dict:
     made.shares.show(corpus.meant)
     if skipped:
         print(skipped.line())
+    closing_line("tokenizer", began)
     return found
 
 

@@ -14,18 +14,19 @@ of files, of documents and of the processes' results changes nothing, and what i
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
+from operator import attrgetter
 
 import numpy as np
 
 from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Cleaned, Corpus, Document, Shares, Skipped, listing
 from pretrain.corpus.aside import Aside
 from pretrain.errors import TokenizerError
-from pretrain.parallel import ordered
+from pretrain.parallel import noted, ordered
 from pretrain.progress import progress
 from pretrain.tokenizer.cutting import BEGIN, BertWords, ByteWords, Words
 from pretrain.tokenizer.kinds import PREFIX, SPECIALS, WORD_CHARACTERS, Rules, build, byte_of_symbol, words_of
@@ -111,12 +112,13 @@ def count_corpus(
 
     each = partial(ordered, workers=workers)
     corpus.bounds(each)
-    with listing(corpus, each), progress("counting words", "documents") as advance:
-        items = ((chunk, lowest) for chunk in corpus.chunks(CHUNK_BYTES))
+    with listing(corpus, each), progress("counting words", "documents", reads=corpus.stored) as advance:
+        stored: deque[int] = deque()  # bytes of the chunks on their way
+        items = ((chunk, lowest) for chunk in noted(corpus.chunks(CHUNK_BYTES), attrgetter("stored"), stored))
         for part in each(partial(_counted, corpus, rules, seed), items):
             total.update(part, lowest)
             heldout.put(part.heldout)
-            advance(sum(counts["documents"] for counts in part.seen.values()))
+            advance(sum(counts["documents"] for counts in part.seen.values()), read=stored.popleft())
             if sum(tally.most for tally in total.words.values()) > max_distinct * SLACK:
                 lowest = shrink()
     lowest = shrink()
