@@ -73,8 +73,12 @@ class Scores:
         return self.gain + fitted > least
 
     def values(self) -> dict[str, float]:
-        found = {name: getattr(self, name) for name in VALUES}
-        return {name: value for name, value in found.items() if value is not None}
+        """The series of TensorBoard by name: what is defined."""
+        return {name: value for name in VALUES if (value := getattr(self, name)) is not None}
+
+    def record(self) -> dict[str, float | int | None]:
+        """As a line of a file has it."""
+        return {name: getattr(self, name) for name in (*VALUES, "targets")}
 
 
 VALUES = ("loss", "standard_error", "no_context_loss", "gain", "accuracy", "bits_per_byte")

@@ -1,9 +1,9 @@
-"""The records of a run: one log line an interval, `metrics.jsonl`, TensorBoard. Only rank 0 writes them.
+"""The records of a run: one log line an interval, two files of lines, TensorBoard. Only rank 0 writes them.
 
 `metrics.jsonl` has one line for every step, with losses to the last bit and the digest of the batch: two runs are the
-same run exactly when these lines agree. TensorBoard gets every series twice: `train/loss` over steps and
-`by_tokens/train_loss` over tokens. The latter have event files of their own, because what a restart purges is counted
-in the x-axis of the whole file.
+same run exactly when these lines agree. `evaluations.jsonl` has one line for every evaluation and corpus. TensorBoard
+gets every series twice: `train/loss` over steps and `by_tokens/train_loss` over tokens. The latter have event files of
+their own, because what a restart purges is counted in the x-axis of the whole file.
 
 Records never end a run. A file that cannot be written is warned of once, and what should be in it is kept in memory
 until it can be written again. Lines of `metrics.jsonl` that were damaged are removed when the run continues, with a
@@ -17,6 +17,7 @@ import math
 import os
 import resource
 import socket
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ PEAK_FLOPS = {
     "B200": 2250e12,
 }
 JSONL = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+FLAT_STEPS = 200  # the fewest that are compared before a loss is called flat
 _numbers = count()  # of event files of this process
 
 
@@ -67,12 +70,13 @@ class StepReport:
 class Metrics:
     """The records of one run, continued after `step` steps: lines of later steps, of an earlier attempt, are removed.
 
-    `before` are the recorded steps after step `since`: those of the log line that was not yet due.
+    `before` are the recorded steps after step `since`: those of the log line that was not yet due. Evaluations after
+    step `scored` are made again.
     """
 
-    def __init__(self, run: Path, step: int, tokens: int, since: int, config_yaml: str):
+    def __init__(self, run: Path, step: int, tokens: int, since: int, scored: int, config_yaml: str):
         path = run / JSONL
-        self._jsonl = _Record(path)
+        self._jsonl, self._evaluations = _Record(path), _Record(run / EVALUATIONS)
         self._steps = _Record(_event_file(run / "tensorboard"), _first_events(step + 1))
         self._tokens = _Record(_event_file(run / "tensorboard" / "by_tokens"), _first_events(tokens + 1))
         self.before: list[StepReport] = []
@@ -89,11 +93,33 @@ class Metrics:
             say(f"warning: {path} cannot be read: {error.strerror}; the training goes on")
         else:
             _warn_of_losses(path, damaged, step, kept)
+        self._repair_evaluations(scored)
         self.text("config", f"```yaml\n{config_yaml}```", step)
 
     def record(self, report: StepReport) -> None:
         """Every step, to metrics.jsonl."""
         self._jsonl.append(json.dumps(vars(report), allow_nan=False).encode() + b"\n")
+
+    def evaluation(self, step: int, corpus: str, scores: dict[str, float | int | None]) -> None:
+        """The held-out scores of a corpus, or under "" of the mixture, to evaluations.jsonl."""
+        values = {name: value if value is None or math.isfinite(value) else None for name, value in scores.items()}
+        line = json.dumps({"step": step, "corpus": corpus, **values}, ensure_ascii=False, allow_nan=False)
+        self._evaluations.append(line.encode() + b"\n")
+
+    def _repair_evaluations(self, scored: int) -> None:
+        path = self._evaluations.path
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        except OSError as error:
+            say(f"warning: {path} cannot be read: {error.strerror}; the training goes on")
+            return
+        steps = [_evaluated(line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= scored]
+        if len(kept) < len(lines):
+            self._evaluations.replace(b"".join(kept))
+        damaged = sum(step is None and line.endswith(b"\n") for line, step in zip(lines, steps, strict=True))
+        if damaged:
+            say(f"warning: {path}: {damaged} damaged line{'s'[: damaged != 1]} removed; the training goes on")
 
     def scalars(self, values: dict[str, float], step: int, tokens: int) -> None:
         """A point of each series; a value that is not finite is left out."""
@@ -110,11 +136,12 @@ class Metrics:
         self._steps.append(_event(summary(tag, text), step))
 
     def sync(self) -> None:
-        """Push metrics.jsonl to disk: before a checkpoint is published, which a power cut leaves whole."""
+        """Push the lines to disk: before a checkpoint is published, which a power cut leaves whole."""
         self._jsonl.sync()
+        self._evaluations.sync()
 
     def close(self) -> None:
-        for record in (self._jsonl, self._steps, self._tokens):
+        for record in (self._jsonl, self._evaluations, self._steps, self._tokens):
             record.close()
 
 
@@ -187,6 +214,22 @@ class _Record:
 def reports(run: Path) -> list[StepReport]:
     """The recorded steps of a run; lines that are damaged are left out."""
     return [report for _, report in _lines(run / JSONL) if report is not None]
+
+
+def flat_steps(run: Path) -> int:
+    """Over how many of its last steps the training loss of a run has not fallen: half of all, or 0.
+
+    It has fallen when its mean over the last quarter of the steps is below that of the quarter before by more than two
+    standard errors of the difference. Of a healthy small run it is 5 to 15 of them after every 100 steps.
+    """
+    losses = [report.loss for report in reports(run) if report.loss is not None]
+    quarter = len(losses) // 4
+    if 2 * quarter < FLAT_STEPS:
+        return 0
+    before, last = losses[-2 * quarter : -quarter], losses[-quarter:]
+    error = math.sqrt((statistics.variance(before) + statistics.variance(last)) / quarter)
+    fallen = statistics.mean(before) - statistics.mean(last) > 2 * error
+    return 0 if fallen else 2 * quarter
 
 
 def say(line: str) -> None:
@@ -310,6 +353,16 @@ def _parsed(line: bytes) -> StepReport | None:
     if found.loss is not None and not math.isfinite(found.loss):  # older versions wrote NaN
         return replace(found, loss=None)
     return found
+
+
+def _evaluated(line: bytes) -> int | None:
+    """The step that a line of evaluations.jsonl is of; None if the line is damaged."""
+    try:
+        values = json.loads(line)
+        whole = type(values["step"]) is int and type(values["corpus"]) is str and "loss" in values
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return values["step"] if whole and line.endswith(b"\n") else None
 
 
 def _warn_of_losses(path: Path, damaged: int, step: int, recorded: dict[int, bytes]) -> None:

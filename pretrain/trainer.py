@@ -14,7 +14,7 @@ from pretrain.engine import Engine, seed_everything
 from pretrain.errors import PretrainError
 from pretrain.evaluate import HeldOut, Scores, together
 from pretrain.interrupt import Interrupt
-from pretrain.metrics import Interval, Metrics, StepReport, duration, log_line, memory_gib, peak_flops, say
+from pretrain.metrics import Interval, Metrics, StepReport, duration, flat_steps, log_line, memory_gib, peak_flops, say
 from pretrain.optim import OptimConfig, lr_at
 from pretrain.peers import Peers
 from pretrain.permutation import DROPOUT, hash64
@@ -79,7 +79,8 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
     engine, world = job.engine, job.world
     tokens = tokens_after(state.step, job.phases)
     line = state.step // job.intervals.log * job.intervals.log  # the step of the last log line
-    metrics = Metrics(job.folder, state.step, tokens, line, job.config_yaml) if world.speaks else None
+    scored = min(state.step, job.steps - 1)  # a run that was killed before its summary is scored again
+    metrics = Metrics(job.folder, state.step, tokens, line, scored, job.config_yaml) if world.speaks else None
     interval = Interval(metrics.before if metrics else [])
     peak = peak_flops(engine.device) if job.low_precision else None
     saves = Saves(job, state)
@@ -274,13 +275,29 @@ def evaluate(
         for name, scores in found.items():
             within = f"heldout/{name}/" if name else "heldout/"
             metrics.scalars({within + key: value for key, value in scores.values().items()}, state.step, tokens)
+            metrics.evaluation(state.step, name, scores.record())
         for name, sample in zip(drawn, samples, strict=True):
             metrics.text(f"sample/{name}" if name else "sample", sample, state.step)
         took = duration(time.perf_counter() - started)
         say(f"held-out at step {state.step}: {_shown(found[''], took)}")
         for name in filter(None, each):
             say(f"  {name.ljust(max(map(len, each)))}  {_shown(each[name])}")
+        if math.isfinite(found[""].loss) and not found[""].learnt:
+            flat = flat_steps(job.folder)
+            if flat or state.step == job.steps:
+                say(_unlearnt(found[""], flat))
     return found
+
+
+def _unlearnt(scores: Scores, flat: int) -> str:
+    """In plain words that a model makes nothing of context; `flat`: steps in which its training loss did not fall."""
+    lines = [
+        "warning: this model predicts held-out text no better than token frequencies do",
+        f"loss {scores.loss:.4f}; without any context {scores.no_context_loss:.4f} can be reached",
+        f"the training loss has not fallen in the last {flat:,} steps" if flat else "",
+        "train longer, try another optim.lr, or see what it reads: python launch/inspect.py RUN --step N --sample 0",
+    ]
+    return "\n  ".join(filter(None, lines))
 
 
 def _shown(scores: Scores, *notes: str) -> str:

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain import metrics
-from pretrain.metrics import log_line
+from pretrain.evaluate import VALUES
+from pretrain.metrics import StepReport, flat_steps, log_line
 from tests import cases
 from tests.conftest import run_values
 
@@ -43,20 +45,50 @@ def test_tensorboard_shows_every_series_over_steps_and_over_tokens(objective, ex
     assert "**[" in text["sample"] if objective == "masked_lm" else "▸" in text["sample"]
 
 
-def test_a_restart_leaves_one_line_and_one_point_a_step(prepared, tmp_path):
+def evaluations(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("lr", "steps", "learnt"), [(1e-9, 4, False), (1e-2, 120, True)])
+def test_a_model_that_makes_nothing_of_context_is_said_to(lr, steps, learnt, prepared, tmp_path, capsys):
+    phases = [{"steps": steps, "seq_len": 32, "batch_tokens": 512}]
+    values = run_values(prepared, tmp_path / "run", "causal_lm", phases=phases)
+    values["optim"] |= {"lr": lr, "warmup_steps": 0}
+    summary = cases.train(values)
+    warning = "warning: this model predicts held-out text no better than token frequencies do"
+    assert (warning not in capsys.readouterr().out) == learnt == (summary["heldout_gain"] > 0), summary
+
+
+@pytest.mark.parametrize(("fall", "expected"), [(0.0, 200), (0.1, 0), (-0.1, 200)])
+def test_a_loss_that_does_not_fall_is_flat(fall, expected, tmp_path):
+    """Noise of 0.1, and what it falls by in 100 steps; fewer than 200 steps say nothing."""
+    losses = 6 - fall * np.arange(400) / 100 + 0.1 * np.random.default_rng(0).standard_normal(400)
+    for count, found in ((400, expected), (300, 0)):
+        reports = [StepReport(n + 1, float(loss), 0.1, 1.0, "", 1, 1.0, 1.0) for n, loss in enumerate(losses[:count])]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(vars(report)) + "\n" for report in reports))
+        assert flat_steps(tmp_path) == found
+
+
+def test_a_restart_leaves_one_line_and_one_point_a_step(prepared, tmp_path, capsys):
     """Steps after the checkpoint were recorded and lost with the process; the restart records them once."""
     values = run_values(prepared, tmp_path / "run", checkpoint={"every_steps": 4}, log_every=1)
+    values["evaluate"]["every_steps"] = 3
     cases.train(values)
-    complete = cases.history(tmp_path / "run")
+    complete, scored = cases.history(tmp_path / "run"), evaluations(tmp_path / "run")
     for gone in ("step_00000008", "step_00000012"):
         folder = tmp_path / "run/checkpoints" / gone
         for file in folder.iterdir() if folder.exists() else ():
             file.unlink()
     with open(tmp_path / "run/metrics.jsonl", "a") as file:
         file.write('{"step": 13, "los')  # torn by the kill
+    with open(tmp_path / "run/evaluations.jsonl", "a") as file:
+        file.write('{"step": 3, "corpus": 7}\n{"step": 12, "cor')
     values["checkpoint"] = {"every_steps": 4, "keep": 3}
     cases.train(values)
-    assert cases.history(tmp_path / "run") == complete
+    assert cases.history(tmp_path / "run") == complete and evaluations(tmp_path / "run") == scored
+    assert "evaluations.jsonl: 1 damaged line removed" in capsys.readouterr().out
+    assert [(score["step"], score["corpus"]) for score in scored] == [(step, "") for step in (3, 6, 9, 12)]
+    assert set(scored[0]) == {"step", "corpus", "targets", *VALUES}
     points = [event.step for event in read(tmp_path / "run/tensorboard").Scalars("train/loss")]
     assert points == list(range(1, 13))
     assert [json.loads(line)["step"] for line in open(tmp_path / "run/metrics.jsonl")] == list(range(1, 13))
