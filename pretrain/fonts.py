@@ -1,24 +1,54 @@
 """Fonts of this machine for the labels of plots; needs matplotlib."""
 
+import sys
 from functools import cache
+
+USUAL = "DejaVu Sans"  # comes with matplotlib
+INSTALL = (
+    "install a font that has them (Chinese: apt-get install fonts-noto-cjk, dnf install google-noto-sans-cjk-fonts)"
+    " and remove matplotlib's list of fonts (~/.cache/matplotlib), and plots show them"
+)
+
+_said: list[str] = []  # names that no font can write, once there was one
 
 
 @cache
 def families(text: str) -> list[str]:
-    """Fonts that can write `text` together; none if there are not."""
-    from matplotlib import font_manager, ft2font
+    """Fonts that together can write `text`, the first of which comes first; none if they cannot."""
+    from matplotlib import font_manager
 
-    usual = "DejaVu Sans"  # comes with matplotlib
-    missing = {ord(char) for char in text} - set(ft2font.FT2Font(font_manager.findfont(usual)).get_charmap())
-    if not missing:
-        return [usual]
-    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
-        # matplotlib's last resort has a box for every character.
-        if not font.name.startswith("Last Resort") and missing <= set(ft2font.FT2Font(font.fname).get_charmap()):
-            return [usual, font.name]
-    return []
+    missing = {ord(char) for char in text} - _characters(font_manager.findfont(USUAL))
+    # matplotlib's last resort has a box for every character.
+    fonts = [font for font in font_manager.fontManager.ttflist if missing and not font.name.startswith("Last Resort")]
+    fonts.sort(key=lambda font: font.name)
+    found = [USUAL]
+    while missing:
+        best = max(fonts, key=lambda font: len(missing & _characters(font.fname)), default=None)
+        if best is None or not missing & _characters(best.fname):
+            return []
+        found.append(best.name)
+        missing -= _characters(best.fname)
+    return found
 
 
 def label(name: str, otherwise: str) -> str:
-    """`name`, or `otherwise` where no font here can write it."""
-    return name if families(name) else otherwise
+    """`name`, or `otherwise` where no font here can write it, which is said once on standard error."""
+    if families(name):
+        return name
+    _say_missing(name, otherwise)
+    return otherwise
+
+
+def _say_missing(name: str, otherwise: str) -> None:
+    if not _said:
+        _said.append(name)
+        print(f"no font of this machine can write {name!r}: plots call it {otherwise!r}", file=sys.stderr)
+        print(f"  and other names that no font can write likewise; {INSTALL}", file=sys.stderr)
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    """The code points that the font in a file has."""
+    from matplotlib import ft2font
+
+    return frozenset(ft2font.FT2Font(path).get_charmap())
