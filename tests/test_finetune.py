@@ -791,6 +791,13 @@ def test_every_sample_configuration_fits_its_sample_task(path):
     assert config.labels is None or config.labels <= len(task.train)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("finetune", FinetuneConfig), ("generate", GenerateConfig)])
+def test_the_commented_configuration_has_every_key(name, kind):
+    path = ROOT / "configs" / "small" / f"{name}.yaml"
+    assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == set(kind.model_fields)
+    load(kind, path)
+
+
 # Prompts
 
 

@@ -78,7 +78,7 @@ def walked(tmp_path_factory) -> Path:
     return checkout
 
 
-def test_the_tutorial_leads_from_a_folder_of_text_to_two_models(tmp_path):
+def test_the_tutorial_leads_from_a_folder_of_text_to_two_models_and_a_classifier(tmp_path):
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     walk(checkout, block_with("launch/clean.py"))
@@ -89,6 +89,7 @@ def test_the_tutorial_leads_from_a_folder_of_text_to_two_models(tmp_path):
     assert index["corpus"] == {"clean": json.loads((runs / "clean" / "index.json").read_text())["fingerprint"]}
     for name, steps in (("encoder", 4), ("decoder", 2)):
         assert metrics.reports(runs / name)[-1].step == steps
+    assert json.loads((runs / "finetune" / "report.json").read_text())["labels"] == ["changed", "original"]
     for picture in ("clean/funnel.png", "clean/limits.png", "tokenizer-bert/report.png", "compare/report.png"):
         assert (runs / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -325,7 +325,7 @@ def _index(config: FinetuneConfig, task: Task, base: str) -> dict:
         "stage": "finetune",
         "base": base,
         "task": task.files,
-        "options": config.model_dump(mode="json", exclude={"out", *places}),
+        "options": config.model_dump(mode="json", exclude={"out", "replace", *places}),
         "recorded": places,
     }
 

@@ -150,6 +150,6 @@ def _write(folder: Path, config: GenerateConfig, base: str, found: list[str]) ->
     with open(folder / "generations.jsonl", "w", encoding="utf-8") as file:
         for prompt, written in zip(config.prompts, found, strict=True):
             print(json.dumps({"prompt": prompt, "continuation": written}, ensure_ascii=False), file=file)
-    options = config.model_dump(mode="json", exclude={"model", "out"})
+    options = config.model_dump(mode="json", exclude={"model", "out", "replace"})
     recorded = {"model": config.model}
     folders.write_index(folder, {"stage": "generate", "base": base, "options": options, "recorded": recorded})

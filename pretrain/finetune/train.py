@@ -185,7 +185,7 @@ def fit(
         dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="no",
         logging_strategy="steps",
-        logging_steps=LOSS_EVERY,
+        logging_steps=min(LOSS_EVERY, steps),
         report_to="none",
         disable_tqdm=True,
         label_names=["labels"],  # a PeftModel's own are not found
