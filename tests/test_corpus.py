@@ -597,6 +597,24 @@ def test_a_damaged_cleaned_corpus_is_refused(tmp_path):
         assert f"a cleaned corpus is damaged\n  {again}/part-00000.jsonl.zst, line 2: " in refused(again)
 
 
+def test_a_part_that_is_altered_while_a_large_cleaned_corpus_is_read_is_refused(tmp_path, monkeypatch):
+    """A folder that is too large to be hashed when it is opened: the parts are hashed while they are read."""
+    monkeypatch.setattr(folders, "SMALL", 0)
+    folder = cleaned(tmp_path / "clean", records(9))
+    corpus = open_corpus(folder)
+    assert len(list(corpus.documents())) == 9
+    part = folder / "part-00001.jsonl.zst"
+    data = zstandard.decompress(part.read_bytes())
+    part.write_bytes(zstandard.compress(data.replace("文 8".encode(), "书 8".encode())))
+    read = []
+    with pytest.raises(CorpusError, match="altered after it was made") as error:
+        read.extend(document.text for document in pickle.loads(pickle.dumps(corpus)).documents())
+    assert str(part) in str(error.value) and "书 8" not in read
+    part.unlink()
+    with pytest.raises(CorpusError, match="cannot read a text file"):
+        list(corpus.documents())
+
+
 def test_a_folder_of_another_stage_is_refused(tmp_path):
     folders.write_index(tmp_path, {"stage": "shards"})
     message = refused(tmp_path)

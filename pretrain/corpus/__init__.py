@@ -43,7 +43,7 @@ from pretrain import folders
 from pretrain.config import Config, load
 from pretrain.corpus import hub
 from pretrain.corpus.bad import EMPTY, Bad, BadRecord, Skipped, refusal
-from pretrain.corpus.compressed import COPY_AGAIN
+from pretrain.corpus.compressed import COPY_AGAIN, HashedFile
 from pretrain.corpus.files import expand, format_of, reached
 from pretrain.corpus.hub import HubDataset
 from pretrain.corpus.reading import Chunk, Part, Record, chunks_of, parts_of, passages, records_of, together
@@ -378,8 +378,18 @@ class Cleaned:
 
     def chunks(self, size: int = CHUNK_BYTES, group: Group | None = None) -> Iterator[Chunk]:
         for one in self.groups(size) if group is None else (group,):
-            parts = (part for n in one.files for part in parts_of(self.folder / n, n, "lines", size, sys.maxsize))
-            yield from chunks_of(parts, 0, size)
+            yield from chunks_of(chain.from_iterable(self._parts(name, size) for name in one.files), 0, size)
+
+    def _parts(self, name: str, size: int) -> Iterator[Part]:
+        """The parts of a file, which is hashed while it is read. Raises CorpusError if it is not what was written."""
+        path = self.folder / name
+        with reached(self.recipe.name):
+            raw = HashedFile(path)
+        with raw:
+            yield from parts_of(path, name, "lines", size, sys.maxsize, raw)
+            if raw.hash.hexdigest() != self.index["files"][name]["sha256"]:
+                found = f"{path}: its SHA-256 is not the one in {folders.INDEX}"
+                raise CorpusError("a cleaned corpus was altered after it was made", found, COPY_AGAIN)
 
     def read(self, chunk: Chunk, skipped: Skipped | None = None) -> Iterator[Document]:
         """The documents of a chunk, in order; there are no bad records. Raises CorpusError for altered ones."""
@@ -402,7 +412,7 @@ class Cleaned:
 
     @property
     def split(self) -> dict:
-        sources = self.index["corpus"].get("sources", ())
+        sources = self.index.get("corpus", {}).get("sources", ())
         named = {one["name"]: said for one in sources if (said := {key: one[key] for key in SPLIT if key in one})}
         return {"by": "text", "heldout_fraction": self.recipe.heldout_fraction, **({"sources": named} if named else {})}
 

@@ -8,6 +8,7 @@ stream for nothing at all when it is damaged, and `zstandard`'s takes a cut fram
 """
 
 import gzip
+import hashlib
 import io
 import re
 import zlib
@@ -44,8 +45,24 @@ STORED_BYTES = 1 << 10  # of a compressed file at a time: zstd turns a byte of s
 COPY_AGAIN = "copy or compress it again; what could be read of it is not used"
 
 
-def open_file(path: Path) -> BinaryIO:
-    """A stream of what a file holds. Raises CorpusError if it cannot be opened or is compressed in another way."""
+class HashedFile(io.FileIO):
+    """A file that is read from its beginning to its end, and hashed on the way."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "rb")
+        self.hash = hashlib.sha256()
+
+    def readinto(self, buffer: memoryview) -> int:
+        size = super().readinto(buffer)
+        self.hash.update(memoryview(buffer)[:size])
+        return size
+
+
+def open_file(path: Path, raw: io.FileIO | None = None) -> BinaryIO:
+    """A stream of what a file holds, read from `raw` if that is given for a .zst file.
+
+    Raises CorpusError if it cannot be opened or is compressed in another way.
+    """
     try:
         packed = SUFFIXES.get(path.suffix.lower())
         if packed:
@@ -54,7 +71,7 @@ def open_file(path: Path) -> BinaryIO:
             case ".gz":
                 return gzip.open(path, "rb")
             case ".zst":
-                return _open_zstd(path)
+                return _open_zstd(path, raw)
             case ".bz2":
                 from bz2 import BZ2Decompressor
 
@@ -152,13 +169,14 @@ def _zeros(head: bytes) -> str | None:
     return "UTF-16LE" if odd > even else "UTF-16BE"
 
 
-def _open_zstd(path: Path) -> BinaryIO:
+def _open_zstd(path: Path, raw: io.FileIO | None) -> BinaryIO:
     try:
         import zstandard
     except ImportError:
         raise CorpusError(f"{path} needs the package zstandard", "pip install '.[data]'") from None
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-    return _stream(path, decompressor.decompressobj, zstandard.ZstdError, ())
+    file = io.BufferedReader(raw) if raw else open(path, "rb")
+    return io.BufferedReader(_Frames(file, decompressor.decompressobj, zstandard.ZstdError, (), b""), READ_BYTES)
 
 
 def _stream(path: Path, begin: Callable, fault: type[Exception], limit: tuple, padding: bytes = b"") -> BinaryIO:

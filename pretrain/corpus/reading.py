@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.corpus.bad import ARRAY, EMPTY, NO_TEXT, NOT_JSON, NOT_UNICODE, NOT_UTF8, TOO_DEEP, TOO_LONG, Bad
-from pretrain.corpus.compressed import READ_BYTES, check_text, open_file, position, read
+from pretrain.corpus.compressed import READ_BYTES, HashedFile, check_text, open_file, position, read
 from pretrain.errors import CorpusError
 
 BOM = b"\xef\xbb\xbf"
@@ -115,13 +115,14 @@ def together(items: Iterable[tuple[Any, int]], size: int) -> Iterator[tuple[tupl
         yield tuple(held), held_bytes
 
 
-def parts_of(path: Path, file: str, cut: str, size: int, limit: int) -> Iterator[Part]:
+def parts_of(path: Path, file: str, cut: str, size: int, limit: int, raw: HashedFile | None = None) -> Iterator[Part]:
     """A text file in stretches of about `size` bytes, each a whole number of records. Raises CorpusError if damaged.
 
-    Memory: two stretches. A record longer than that is kept up to `limit` bytes, and when it is longer only measured.
+    A .zst file is read from `raw` if it is given. Memory: two stretches. A longer record is kept up to `limit` bytes;
+    when it is longer than that it is only measured.
     """
     first, held, before = 1, b"", 0
-    with open_file(path) as stream:
+    with open_file(path, raw) as stream:
         pieces = _checked_beginning(read(stream, path, size), path, cut)
         pieces = pieces if cut == "lines" else _line_ends(pieces)
         for piece in pieces:
