@@ -28,6 +28,7 @@ STAGES = {
     "adopt": ("pretrain.shards.adopting", "AdoptConfig"),
     "reshard": ("pretrain.shards.editing", "ReshardConfig"),
     "pretrain": ("pretrain.run", "RunConfig"),
+    "evaluate": ("pretrain.scoring", "ScoringConfig"),
     "export": ("pretrain.export", "ExportConfig"),
     "finetune": ("pretrain.finetune", "FinetuneConfig"),
     "generate": ("pretrain.finetune", "GenerateConfig"),
