@@ -37,6 +37,7 @@ from torch import Tensor
 from pretrain import folders
 from pretrain.engine import STATES, Engine
 from pretrain.errors import ResumeError
+from pretrain.metrics import say
 from pretrain.peers import Peers
 
 CONFIG = "config.yaml"
@@ -249,7 +250,7 @@ def sweep(run: Path, state: TrainState) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     for folder in _numbered(run):
         if _step(folder) > state.step and not (folder / folders.INDEX).exists():
-            print(f"removing {folder}: not complete, it has no {folders.INDEX}", flush=True)
+            say(f"removing {folder}: not complete, it has no {folders.INDEX}")
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -280,7 +281,7 @@ def newest(run: Path, speak: bool = True, before: int | None = None) -> Path | N
         if fault is None:
             return folder
         if speak:
-            print(f"passing over {folder}: {fault}", flush=True)
+            say(f"passing over {folder}: {fault}")
     return None
 
 
@@ -302,7 +303,7 @@ class Checkpoint:
             if folders.digest(self.folder / name)["sha256"] != listed[name]["sha256"]
         ]
         if altered:
-            remedy = f"remove {self.folder} to continue from the checkpoint before it"
+            remedy = f"remove {self.folder} to use the checkpoint before it"
             raise ResumeError(f"{self.folder} was altered after it was made", *altered, remedy)
         self.state = TrainState(self.index["step"], self.index["steps_applied"])
         self.config_text = (self.folder / CONFIG).read_text(encoding="utf-8")

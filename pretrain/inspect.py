@@ -12,7 +12,6 @@ TensorBoard and checkpoints give them: step 1 is the first.
 
 import argparse
 import importlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from pretrain import cli, config, data
 from pretrain.config import Config
 from pretrain.data import Corpus, DataConfig
 from pretrain.errors import ConfigError, ShardError
+from pretrain.metrics import last_step
 from pretrain.order import Order, Reading
 from pretrain.packing import BLOCK_WINDOWS, PackedWindows
 from pretrain.phases import Phase, locate
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 SHOWN = 60  # characters of each document in a list
-LINE_BYTES = 4096  # more than a line of metrics has
 BAR = 40  # characters of the longest bar of a histogram
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
@@ -102,7 +101,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         return show_lengths(corpora, max(phase.seq_len for phase in plan.phases), plan.seed)
     order = plan.order(corpora)
     if arguments.document is not None:
-        return show_readings(order, corpora, arguments.document, _steps_done(run))
+        return show_readings(order, corpora, arguments.document, last_step(run))
     steps = sum(phase.steps for phase in order.phases)
     if not 1 <= arguments.step <= steps:
         raise ConfigError("there is no such step", f"--step {arguments.step}; {path} has steps 1 to {steps:,}")
@@ -305,17 +304,6 @@ def _documents(shards: Shards, where: str) -> Iterator[int]:
         rows = shards.sidecar(piece, "origin")
         mine = np.flatnonzero(np.isin(rows["file"], files) & (rows["number"] == int(number)))
         yield from shards.numbers(piece)[mine].tolist()
-
-
-def _steps_done(run: Path) -> int | None:
-    """How many steps the run has done, by the last line of its metrics; None for a configuration."""
-    try:
-        with open(run / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - LINE_BYTES))
-            lines = file.read().splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return json.loads(lines[-1])["step"] if lines else 0
 
 
 # Lengths

@@ -26,9 +26,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -46,6 +45,7 @@ PEAK_FLOPS = {
 JSONL = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 FLAT_STEPS = 200  # the fewest that are compared before a loss is called flat
+END_BYTES = 1 << 20  # of a file of metrics: about 4,000 steps
 _numbers = count()  # of event files of this process
 
 
@@ -232,6 +232,20 @@ def flat_steps(run: Path) -> int:
     return 0 if fallen else 2 * quarter
 
 
+def last_step(run: Path) -> int | None:
+    """The last step that a run has recorded, 0 if it has none; None where there is no file of metrics.
+
+    Of a file of millions of lines only the end is read.
+    """
+    try:
+        with open(run / JSONL, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - END_BYTES))
+            lines = file.read().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return next((report.step for report in map(_parsed, reversed(lines)) if report), 0)
+
+
 def say(line: str) -> None:
     """Print a line of the log. If it cannot be written (a full disk, a closed pipe) the run goes on in silence."""
     try:
@@ -244,15 +258,19 @@ def say(line: str) -> None:
             print(f"warning: the log cannot be written: {found}; the training goes on without it", file=sys.stderr)
 
 
-def peak_flops(device: torch.device) -> float | None:
+def peak_flops(device: "torch.device") -> float | None:
+    import torch
+
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
 
-def memory_gib(device: torch.device) -> float:
+def memory_gib(device: "torch.device") -> float:
     """Largest memory used so far: of the GPU's allocator, or of this process (resident set) on a CPU."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
@@ -370,11 +388,11 @@ def _warn_of_losses(path: Path, damaged: int, step: int, recorded: dict[int, byt
     missing = [number for number in range(1, step + 1) if number not in recorded]
     said = []
     if damaged:
-        said.append(f"{damaged} damaged line{'s'[: damaged != 1]} removed")
+        said.append(f"had {damaged} damaged line{'s'[: damaged != 1]}, now removed,")
     if missing:
-        said.append(f"it lacks step{'s'[: len(missing) != 1]} {_ranges(missing)}")
+        said.append(f"lacks step{'s'[: len(missing) != 1]} {_ranges(missing)}")
     if said:
-        say(f"warning: {path}: {', '.join(said)}; the checkpoint is whole, and the training goes on")
+        say(f"warning: {path} {' and '.join(said)}; the checkpoint is whole, and the training goes on")
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -162,7 +162,7 @@ def _train(
     summary = _summary_of(folder, cfg.steps, world.speaks)
     if state.step == cfg.steps and summary:
         if world.speaks:
-            print(f"{folder}: all {cfg.steps} steps are done; append a phase to go on")
+            say(f"{folder}: all {cfg.steps} steps are done; append a phase to go on")
         return summary
 
     data.check_epochs(corpora, plan)
@@ -238,7 +238,7 @@ def _train(
         begin = f"continuing after step {state.step}" if found else "from scratch"
         if not (every.every_s or every.every_steps or every.keep_every):
             notes.append("saved only at its end: checkpoint.every_s, every_steps and keep_every are all 0")
-        print(f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), *notes, sep="\n", flush=True)
+        say("\n".join([f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), *notes]))
     with failures_said(world):
         state, scores = train(job, state)
     if scores is None:
@@ -349,7 +349,7 @@ def _summary_of(folder: Path, steps: int, speak: bool) -> dict | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         if speak:
-            print(f"warning: {path} is damaged; it is written again at the end of the run", flush=True)
+            say(f"warning: {path} is damaged; it is written again at the end of the run")
         return None
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from pretrain import config, data, inspect, loader, shards
 from pretrain.corpus import open_corpus
+from pretrain.metrics import StepReport
 from pretrain.run import RunConfig
 from pretrain.shards import Shards
 from pretrain.tokenizer import open_tokenizer
@@ -148,8 +149,9 @@ def test_a_run_says_which_of_them_are_done(plan, tmp_path):
     (tmp_path / "config.yaml").write_bytes(path.read_bytes())
     origin = stretches(answered(path, "--step", "3"))[0][0][-1]
     assert "done" not in answered(path, "--document", origin) and "to come" not in answered(path, "--document", origin)
-    lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [vars(StepReport(step, 1.0, 1e-3, 1.0, "0", 256 * step, 0.1, 0.0)) for step in (1, 2, 3, 4)]
+    recorded = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(recorded + '\0\0\n{"step": 5, "lo')  # torn by kill -9
     rows = re.findall(r"step +(\d+) .*(done|to come)", answered(tmp_path, "--document", origin))
     assert {"done", "to come"} == {state for _, state in rows}
     assert all((state == "done") == (int(step) <= 4) for step, state in rows)

@@ -1,6 +1,10 @@
 """What a watcher sees: TensorBoard's own reader on our events, the log line, metrics.jsonl across a restart."""
 
 import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain import metrics
 from pretrain.evaluate import VALUES
-from pretrain.metrics import StepReport, flat_steps, log_line
+from pretrain.metrics import Interval, Metrics, StepReport, flat_steps, log_line
 from tests import cases
-from tests.conftest import run_values
+from tests.conftest import ROOT, run_values
 
 
 def read(folder) -> EventAccumulator:
@@ -37,8 +41,11 @@ def test_tensorboard_shows_every_series_over_steps_and_over_tokens(objective, ex
     assert [event.step for event in tokens.Scalars("by_tokens/train_loss")] == [4 * 256, 8 * 256, 12 * 256]
     assert [event.step for event in steps.Scalars("heldout/loss")] == [6, 12]
     recorded = metrics.reports(tmp_path / "run")
-    shown = steps.Scalars("train/loss")[-1].value
-    assert shown == pytest.approx(sum(report.loss for report in recorded[8:]) / 4, rel=1e-6)
+    means = [sum(report.loss for report in recorded[begin:][:4]) / 4 for begin in (0, 4, 8)]
+    assert [event.value for event in steps.Scalars("train/loss")] == pytest.approx(means, rel=1e-6)
+    norms = [report.grad_norm for report in recorded[4:8]]
+    shown = {tag: steps.Scalars(f"optim/{tag}")[1].value for tag in ("grad_norm_max", "clipped_share")}
+    assert shown == pytest.approx({"grad_norm_max": max(norms), "clipped_share": sum(n > 1.0 for n in norms) / 4})
     shown_text = {tag: steps.Tensors(f"{tag}/text_summary")[-1] for tag in ("config", "sample")}
     text = {tag: event.tensor_proto.string_val[0].decode() for tag, event in shown_text.items()}
     assert "mask_ratio" in text["config"] or "causal_lm" in text["config"]
@@ -111,3 +118,108 @@ def test_mfu_is_known_only_for_listed_devices():
     import torch
 
     assert metrics.peak_flops(torch.device("cpu")) is None
+
+
+def report(step: int) -> StepReport:
+    return StepReport(step, 2.0 + step, 1e-3, 1.0, "00ff", 256 * step, 0.1, 0.0)
+
+
+def line(**changes) -> bytes:
+    return json.dumps({**vars(report(3)), **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"\0" * 300,
+        b"\xff",
+        b'{"step": 3, "los',
+        b"[1, 2]",
+        b"3",
+        line(step="3"),
+        b'{"step": ' + b"9" * 5000 + b"}",
+        line(loss="high"),
+        line(digest=7),
+        line(tokens=-1),
+        b"[" * 100_000,
+    ],
+    ids=lambda damage: repr(damage[:24]),
+)
+def test_a_damaged_line_is_removed_and_the_steps_that_are_missing_are_named(damage, tmp_path, capsys):
+    lines = [json.dumps(vars(report(step))).encode() for step in (1, 2, 4, 5, 6, 9)]
+    lines.insert(2, damage)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(line + b"\n" for line in lines) + b'{"step": 10, "lo')  # torn by kill -9
+    found = Metrics(tmp_path, 8, 8 * 256, 4, 8, "seed: 1")
+    assert [report.step for report in found.before] == [5, 6]
+    assert [report.step for report in metrics.reports(tmp_path)] == [1, 2, 4, 5, 6]
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and f"{path} had 1 damaged line, now removed, and lacks steps 3, 7 to 8;" in said[0]
+    found.record(report(9))
+    assert [report.step for report in metrics.reports(tmp_path)] == [1, 2, 4, 5, 6, 9]
+
+
+def test_a_step_that_is_not_finite_is_null_and_older_ones_are_read(tmp_path):
+    found = Metrics(tmp_path, 0, 0, 0, 0, "seed: 1")
+    found.record(replace(report(1), loss=None, grad_norm=None))
+    found.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert '"loss": null' in text and '"grad_norm": null' in text
+    (tmp_path / "metrics.jsonl").write_text(text.replace('"loss": null', '"loss": NaN'))
+    assert metrics.reports(tmp_path)[0].loss is None
+
+
+def test_means_are_over_finite_steps_and_the_speed_over_steps_of_this_attempt():
+    steps = [report(1), replace(report(2), loss=None, grad_norm=None), replace(report(3), grad_norm=4.0)]
+    interval = Interval(steps[:1])
+    for step in steps[1:]:
+        interval.add(replace(step, step_s=0.5))
+    values = interval.values(1.0, 256)
+    assert values["train/loss"] == 4.0 and values["optim/grad_norm"] == values["optim/grad_norm_max"] == 4.0
+    assert values["optim/clipped_share"] == 0.5 and interval.skipped == 1
+    assert values["speed/tokens_per_s"] == 512 and interval.step_s == 0.5
+    interval = Interval()
+    interval.add(steps[1])
+    assert not {"train/loss", "optim/grad_norm", "optim/clipped_share"} & interval.values(None, 256).keys()
+
+
+def test_records_that_are_removed_or_cannot_be_written_are_warned_of_once_and_begun_again(tmp_path, capsys):
+    found = Metrics(tmp_path, 0, 0, 0, 0, "seed: 1")
+    found.record(report(1))
+    found.scalars({"train/loss": 1.0}, 1, 256)
+    shutil.rmtree(tmp_path / "tensorboard")
+    (tmp_path / "metrics.jsonl").unlink()
+    for step in (2, 3):
+        found.record(report(step))
+        found.scalars({"train/loss": float(step), "optim/grad_norm": float("nan")}, step, 256 * step)
+    assert [report.step for report in metrics.reports(tmp_path)] == [2, 3]
+    assert [event.step for event in read(tmp_path / "tensorboard").Scalars("train/loss")] == [2, 3]
+    assert [event.step for event in read(tmp_path / "tensorboard/by_tokens").Scalars("by_tokens/train_loss")] == [
+        512,
+        768,
+    ]
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and all("was removed or replaced" in line and "the training goes on" in line for line in said)
+
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    found.record(report(4))
+    (tmp_path / "metrics.jsonl").unlink()  # there is space again: nothing is lost
+    found.record(report(5))
+    assert [report.step for report in metrics.reports(tmp_path)] == [4, 5]
+    full = Metrics(tmp_path / "other", 0, 0, 0, 0, "seed: 1")
+    (tmp_path / "other").mkdir(exist_ok=True)
+    (tmp_path / "other/metrics.jsonl").symlink_to("/dev/full")
+    full.record(report(1))
+    full.record(report(2))
+    full.sync()
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "other/metrics.jsonl cannot be written: No space left on device" in said
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_run():
+    code = "from pretrain.metrics import say; say('a'); say('b')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and done.stderr.count("the log cannot be written: No space left") == 1, done.stderr
