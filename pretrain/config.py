@@ -128,6 +128,8 @@ def parse(text: str, source: str) -> Any:
         place = getattr(error, "problem_mark", None)
         where = f"{source}, line {place.line + 1}" if place else source
         raise ConfigError("not valid YAML", where, str(getattr(error, "problem", error))) from None
+    except RecursionError:
+        raise ConfigError("a configuration is nested too deeply", source, "write it flatter") from None
 
 
 def dump(config: Config) -> str:

@@ -102,14 +102,25 @@ def _check_replaceable(folder: Path, stage: str, what: type[UserError], config: 
 def _check_settings(folder: Path, stage: str, what: type[UserError], config: "StageConfig") -> None:
     """Raise `what` when the result of `stage` in `folder` was made with other settings, naming each."""
     remedy = "choose another out=, or say replace=true to lose what is there"
-    try:
-        index = read_index(folder, UserError, "")
-    except UserError as error:
-        raise what("the output folder has a damaged result", error.what, remedy) from None
+    index = _intact(folder / INDEX)
+    if index is None:  # damaged: to make it again is the cure
+        return
+    if other := indexes.unknown_format(index):
+        raise what(f"{folder} was made by another version", other, remedy)
     settings = index.get(RECORDED, {}).get(SETTINGS)
-    lines = config.differences(_older_settings(index, config) if settings is None else settings)
+    lines = config.differences(settings if isinstance(settings, dict) else _older_settings(index, config))
     if lines:
         raise what(f"{folder} holds a result of stage {stage} that was made with other settings", *lines, remedy)
+
+
+def _intact(path: Path) -> dict | None:
+    """An index that says what it was written to say, of any version; None: it was altered or damaged."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        whole = index["fingerprint"] == fingerprint(index) and index.get(CHECKSUM) in (None, checksum(index))
+        return index if whole and isinstance(index.get(RECORDED, {}), dict) else None
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _older_settings(index: dict, config: "StageConfig") -> dict:
@@ -256,7 +267,7 @@ def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | N
     except (ValueError, RecursionError):
         raise what(f"{path} is damaged: not JSON", again) from None
     if not isinstance(index, dict) or not isinstance(index.get(RECORDED, {}), dict):
-        raise what(f"{path} is damaged: not the index of a folder", again)
+        raise what(f"{path} was altered: its fingerprint does not match", again)
     try:
         intact = index.get("fingerprint") == fingerprint(index)
         whole = index.get(CHECKSUM) in (None, checksum(index))  # None: of an older index

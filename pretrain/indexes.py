@@ -175,8 +175,7 @@ class Checkpoint(Index):
     step: Annotated[int, Field(ge=0, lt=10**8)]
     steps_applied: Count
     tokenizer: Digest
-    vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
-    settings: dict[str, Any]
+    settings: dict[str, Any] = {}
     corpora: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
     words: dict[str, str] = {}
 

@@ -618,7 +618,7 @@ def test_a_run_that_fails_while_training_leaves_the_earlier_result_alone(encoder
     broken = shutil.copytree(encoder, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")  # a file of no tensors
     with pytest.raises(TaskError, match="lacks weights of its model"):
-        run(settings(broken, task, out))
+        run(settings(broken, task, out, replace=True))
     assert entries(tmp_path) == ["broken", "out"]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in full[0].iterdir()
@@ -776,7 +776,7 @@ def test_importing_the_stage_imports_no_other_module_of_ours_and_neither_torch_n
     found = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split())
     assert {"torch", "transformers", "peft"}.isdisjoint(found)
     ours = {name.split(".")[1] for name in found if name.startswith("pretrain.")}
-    assert ours <= {"finetune", "errors", "config", "folders", "locks", "progress"}
+    assert ours <= {"finetune", "errors", "config", "folders", "indexes", "locks", "progress"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/sample").glob("finetune-*.yaml")), ids=lambda path: path.stem)

@@ -749,9 +749,9 @@ def test_records_that_give_no_document_are_counted_printed_and_on_record(byte, u
 def test_an_earlier_result_survives_a_failed_run_and_yields_to_a_good_one(tmp_path):
     first = train(tmp_path, [f"abc {n}" for n in range(100)], kind="bert", vocab_size=60)
     with pytest.raises(TokenizerError, match="too small"):
-        train(tmp_path, [f"abc {n}" for n in range(100)], kind="bert", vocab_size=10)
+        train(tmp_path, [f"abc {n}" for n in range(100)], kind="bert", vocab_size=10, replace=True)
     assert open_tokenizer(tmp_path / "tokenizer").fingerprint == first.fingerprint
-    second = train(tmp_path, [f"abd {n}" for n in range(100)], kind="byte", vocab_size=520)
+    second = train(tmp_path, [f"abd {n}" for n in range(100)], kind="byte", vocab_size=520, replace=True)
     assert open_tokenizer(tmp_path / "tokenizer").fingerprint == second.fingerprint != first.fingerprint
     assert not (second.folder / "vocab.txt").exists()
 
