@@ -164,11 +164,11 @@ def _differences(where: str, old: Config, new: Config, keys: tuple[str, ...]) ->
     return [f"{where}.{key}: {a} → {b}" for key, a, b in pairs if a != b]
 
 
-def adamw(module: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
+def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) that decays matrices and leaves vectors (norms, biases) alone."""
     weights = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

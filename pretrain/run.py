@@ -16,7 +16,7 @@ from pretrain import checkpoint, config, data, export, folders, loader
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, free, past
 from pretrain.data import Corpus, DataConfig
-from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, LocalEngine
+from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, engine_for
 from pretrain.errors import ConfigError, ResumeError, Stopped
 from pretrain.evaluate import HeldOut, Scores
 from pretrain.locks import locked
@@ -110,9 +110,9 @@ class RunConfig(Config):
 def run(cfg: RunConfig) -> dict:
     """Train `cfg`, or continue it from its newest checkpoint. Returns the summary.
 
-    Under a launcher (deepspeed, torchrun, srun) DeepSpeed executes the steps; a plain process trains with plain
-    torch. Raises ConfigError, ShardError, TokenizerError, ResumeError or ExportError before the first step, and Stopped
-    when a signal ends the run before its last evaluation.
+    DeepSpeed executes the steps of several ranks, plain torch those of one (`engine_for`). Raises ConfigError,
+    ShardError, TokenizerError, ResumeError or ExportError before the first step, and Stopped when a signal ends the run
+    before its last evaluation.
     """
     started = time.monotonic()
     world = find_world()
@@ -132,7 +132,7 @@ def run(cfg: RunConfig) -> dict:
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": corpora[0].train.vocab_size,
     }
-    if world.launched:
+    if engine_for(cfg.engine, world) is DeepSpeedEngine:
         join(world, cfg.engine.timeout_s)
     peers = Peers(world, cfg.checkpoint.timeout_s)
     with ExitStack() as lock:  # held from before the checkpoints are looked at until all is written
@@ -225,6 +225,7 @@ def _train(
         read_ahead=cfg.data.read_ahead,
         heldout=heldout,
         micro_batch=cfg.engine.micro_batch,
+        dropout=cfg.model.dropout > 0,
         tokenizer=tokenizer,
         flops_per_token=flops,
         low_precision=cfg.engine.precision != "fp32",
@@ -298,11 +299,8 @@ def _engine(
         weights = cfg.phases[0].weights([corpus.name for corpus in corpora])
         counts = data.unigram([corpus.train for corpus in corpora], weights)
         initialise(model, int(hash64(INIT, cfg.seed) >> np.uint64(1)), torch.from_numpy(counts))
-    on_cuda = device_of(world).type == "cuda"
-    kind = DeepSpeedEngine if world.launched else LocalEngine
-    engine = kind(
-        Learner(model), lambda m: adamw(m, cfg.optim, fused=on_cuda), cfg.engine, cfg.optim.clip or math.inf, world
-    )
+    kind = engine_for(cfg.engine, world)
+    engine = kind(Learner(model), lambda m: adamw(m, cfg.optim), cfg.engine, cfg.optim.clip or math.inf, world)
     if load:
         step = min(found.state.step, cfg.steps - 1)  # phases that are over may not divide among the ranks of today
         engine.restore(load, found.state.steps_applied, batches[batches.first_item(step)].batch)

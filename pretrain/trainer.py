@@ -56,6 +56,7 @@ class Job:
     read_ahead: bool
     heldout: dict[int, dict[str, HeldOut]]  # by sequence length and corpus
     micro_batch: int
+    dropout: bool  # whether a step draws random numbers
     tokenizer: Tokenizer
     flops_per_token: dict[int, float]  # by sequence length
     low_precision: bool  # matrices in bf16: only then do the listed peaks apply
@@ -102,7 +103,8 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
             filled = max(1, filled)  # a batch may be one window, and that one empty
             loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
             for micro in micro_batches:
-                seed_everything(int(hash64(DROPOUT, job.seed, state.step, micro.first_sample) >> np.uint64(1)))
+                if job.dropout:
+                    seed_everything(int(hash64(DROPOUT, job.seed, state.step, micro.first_sample) >> np.uint64(1)))
                 loss = engine(micro.batch)
                 engine.backward(loss, 1.0 / filled)
                 loss_sum += loss.detach().double()

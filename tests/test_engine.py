@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretrain import config
-from pretrain.engine import EngineConfig, LocalEngine, deepspeed_config
+from pretrain.engine import DeepSpeedEngine, EngineConfig, LocalEngine, deepspeed_config, engine_for
 from pretrain.errors import ConfigError
 from pretrain.loader import Batches
 from pretrain.model import ModelConfig, Transformer, initialise
@@ -29,10 +29,110 @@ TWENTY = [{"steps": 20, "seq_len": 32, "batch_tokens": 256, "decay_steps": 5}]
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_on_one_rank_equals_plain_torch(objective, stage, prepared, tmp_path):
     local = run_values(prepared, tmp_path / "local", objective, phases=TWENTY)
-    launched = run_values(prepared, tmp_path / "zero", objective, phases=TWENTY, engine={"zero_stage": stage})
+    asked = {"zero_stage": stage, "deepspeed": {"wall_clock_breakdown": False}}  # else plain torch runs stages 0 and 1
+    launched = run_values(prepared, tmp_path / "zero", objective, phases=TWENTY, engine=asked)
     on_ranks(1, cases.train, local, log=tmp_path / "local.log", launched=False)
     on_ranks(1, cases.train, launched, log=tmp_path / "zero.log")
+    assert f"DeepSpeed ZeRO {stage}, 1 x cpu" in (tmp_path / "zero.0.log").read_text()
     assert differences(tmp_path / "local", tmp_path / "zero") == []
+
+
+def test_bf16_of_plain_torch_is_that_of_deepspeed(prepared, tmp_path):
+    """Losses to the last bits of bf16, masters within the steps that differing roundings take."""
+    for name, engine in (("local", {}), ("zero", {"deepspeed": {"wall_clock_breakdown": False}})):
+        values = run_values(prepared, tmp_path / name, phases=TWENTY, engine={"precision": "bf16", **engine})
+        on_ranks(1, cases.train, values, log=tmp_path / f"{name}.log")
+    for name, said in (("local", "plain torch, 1 x cpu, bf16"), ("zero", "DeepSpeed ZeRO 1, 1 x cpu, bf16")):
+        assert said in (tmp_path / f"{name}.0.log").read_text()
+    one, other = cases.history(tmp_path / "local"), cases.history(tmp_path / "zero")
+    for (_, loss, norm, digest), (_, loss_of_other, norm_of_other, digest_of_other) in zip(one, other, strict=True):
+        assert digest == digest_of_other
+        assert loss == pytest.approx(loss_of_other, rel=1e-3) and norm == pytest.approx(norm_of_other, rel=2e-2)
+    expected, got = cases.state(tmp_path / "zero"), cases.state(tmp_path / "local")
+    for name, tensor in expected.items():
+        if name.startswith("weights/") and tensor.ndim == 2:
+            assert (got[name] - tensor).norm() <= 1e-2 * tensor.norm(), name
+            assert not torch.equal(got[name].bfloat16().float(), got[name])  # masters, not what bf16 can hold
+
+
+@pytest.mark.parametrize(
+    ("engine", "world", "expected"),
+    [
+        ({}, World(), "plain torch"),
+        ({"zero_stage": 3}, World(), "plain torch"),  # a plain process has no ranks to shard over
+        ({"zero_stage": 0}, World(launched=True), "plain torch"),
+        ({"precision": "bf16"}, World(launched=True), "plain torch"),
+        ({"zero_stage": 2}, World(launched=True), "DeepSpeed"),
+        ({"deepspeed": {"wall_clock_breakdown": True}}, World(launched=True), "DeepSpeed"),
+        ({"zero_stage": 0}, World(1, 2, 1, launched=True), "DeepSpeed"),
+    ],
+)
+def test_one_rank_trains_with_plain_torch_unless_deepspeed_is_asked_for(engine, world, expected):
+    found = engine_for(EngineConfig(micro_batch=1, **engine), world)
+    assert found is {"plain torch": LocalEngine, "DeepSpeed": DeepSpeedEngine}[expected]
+
+
+def test_bf16_gradients_are_summed_in_fp32(prepared):
+    """The sum over micro-batches is the fp32 sum of the bf16 gradient of each, which bf16 cannot hold."""
+    engine, batches = local_engine(prepared, 2, precision="bf16")
+    assert {p.dtype for p in engine.module.parameters()} == {torch.bfloat16}
+    each = []
+    for item in range(4):
+        engine.backward(engine(batches[item].batch), 0.1)
+        each.append([p.grad.clone() for p in engine.masters.parameters()])
+        engine.optimizer.zero_grad()
+    for item in range(4):
+        engine.backward(engine(batches[item].batch), 0.1)
+    for p, *parts in zip(engine.masters.parameters(), *each, strict=True):
+        assert all(torch.equal(part.bfloat16().float(), part) for part in parts)
+        assert torch.equal(p.grad, ((parts[0] + parts[1]) + parts[2]) + parts[3])
+    assert any(not torch.equal(p.grad.bfloat16().float(), p.grad) for p in engine.masters.parameters())
+    assert engine.step(1e-3) > 0
+    for p, master in zip(engine.module.parameters(), engine.masters.parameters(), strict=True):
+        assert torch.equal(p, master.bfloat16()) and p.grad is None and master.grad is None
+
+
+def test_the_state_of_bf16_in_plain_torch_goes_to_every_stage_and_precision_and_back(prepared, tmp_path):
+    """Masters and moments, to the last bit."""
+    engine, batches = local_engine(prepared, 2, precision="bf16")
+    for item in range(2):
+        engine.backward(engine(batches[item].batch), 0.01)
+        engine.step(1e-3)
+    state = {(kind, name): engine.whole(kind, name).clone() for kind in KINDS for name in engine.shapes()}
+    for precision in ("fp32", "bf16"):
+        other, _ = local_engine(prepared, 2, precision=precision)
+        other.restore(lambda kind, name: state[kind, name], 2, batches[0].batch)
+        assert all(torch.equal(other.whole(*key), tensor) for key, tensor in state.items())
+        assert all(float(inner["step"]) == 2 for inner in other.optimizer.state.values())
+        if precision == "bf16":  # and goes on as the one that was never saved
+            engine.backward(engine(batches[2].batch), 0.01)
+            other.backward(other(batches[2].batch), 0.01)
+            assert engine.step(1e-3) == other.step(1e-3)
+            assert all(torch.equal(engine.whole(*key), other.whole(*key)) for key in state)
+    for lost in on_ranks(2, restored_by_deepspeed, prepared, state, log=tmp_path / "restored.log"):
+        assert lost == []
+
+
+KINDS = ("weights", "exp_avg", "exp_avg_sq")
+STAGES = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (3, "autocast")]
+
+
+def restored_by_deepspeed(prepared, state: dict) -> list[str]:
+    """What of a saved state DeepSpeed does not hold after it has taken it over, by stage and precision."""
+    world = find_world()
+    join(world, 60)
+    lost = []
+    for stage, precision in STAGES:
+        model, batches = model_and_batches(prepared, 2)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(state["weights", name])
+        config = EngineConfig(micro_batch=2, zero_stage=stage, precision=precision)
+        engine = DeepSpeedEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1)), config, 1.0, world)
+        engine.restore(lambda kind, name: state[kind, name], 2, batches[0].batch)
+        found = {key: engine.whole(*key) for key in state}
+        lost += [f"{key} at stage {stage}, {precision}" for key in state if not torch.equal(found[key], state[key])]
+    return lost
 
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 8), (1, 1), (2, 4), (2, 1)])
@@ -112,13 +212,11 @@ def test_deepspeed_skips_a_gradient_that_is_not_finite_on_one_rank(stage, world,
 def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
     """One step with a NaN loss on rank 1 only, then a good one: norms, weights unchanged after the first, moved after
     the second."""
-    from pretrain.engine import DeepSpeedEngine
-
     world = find_world()
     join(world, 60)
     model, batches = model_and_batches(prepared, 2)
     engine_config = EngineConfig(micro_batch=2, zero_stage=stage)
-    engine = DeepSpeedEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1), False), engine_config, 1.0, world)
+    engine = DeepSpeedEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1)), engine_config, 1.0, world)
     states, norms = [], []
     for factor in (float("nan") if world.rank == 1 else 1.0, 1.0):
         engine.backward(engine(batches[0].batch) * factor, 1.0)
@@ -139,10 +237,10 @@ def model_and_batches(prepared, micro_batch: int) -> tuple[Transformer, Batches]
     return model, batches
 
 
-def local_engine(prepared, micro_batch: int) -> tuple[LocalEngine, Batches]:
+def local_engine(prepared, micro_batch: int, **engine) -> tuple[LocalEngine, Batches]:
     model, batches = model_and_batches(prepared, micro_batch)
-    engine_config = EngineConfig(micro_batch=micro_batch)
-    engine = LocalEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1), False), engine_config, 1.0, World())
+    engine_config = EngineConfig(micro_batch=micro_batch, **engine)
+    engine = LocalEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1)), engine_config, 1.0, World())
     return engine, batches
 
 

@@ -27,7 +27,7 @@ def engine_of(values: dict, vocab_size: int) -> LocalEngine:
     model = Transformer(ModelConfig(**values), vocab_size)
     initialise(model, 5)
     optimizer = OptimConfig(lr=1.0)
-    return LocalEngine(Learner(model), lambda m: adamw(m, optimizer, False), EngineConfig(micro_batch=1), 1.0, World())
+    return LocalEngine(Learner(model), lambda m: adamw(m, optimizer), EngineConfig(micro_batch=1), 1.0, World())
 
 
 CAUSAL, MASKED = CausalLMConfig(kind="causal_lm"), MaskedLMConfig(kind="masked_lm")

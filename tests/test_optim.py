@@ -150,7 +150,7 @@ def test_other_rates_are_refused_with_the_step_that_would_have_had_another():
 
 def test_matrices_decay_and_vectors_do_not():
     net = Transformer(ModelConfig(**ENCODER), 50)
-    groups = adamw(net, OptimConfig(lr=1.0, weight_decay=0.3), fused=False).param_groups
+    groups = adamw(net, OptimConfig(lr=1.0, weight_decay=0.3)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert all(p.ndim >= 2 for p in groups[0]["params"]) and all(p.ndim == 1 for p in groups[1]["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))

@@ -14,8 +14,8 @@ from tests.ranks import Ranks, on_ranks
 ENGINES = [  # launched, ranks, ZeRO stage, precision
     (False, 1, 1, "fp32"),
     (False, 1, 1, "autocast"),
-    (True, 1, 0, "fp32"),
-    (True, 1, 1, "fp32"),
+    (False, 1, 1, "bf16"),
+    (True, 1, 0, "fp32"),  # by plain torch, as is any single rank at stage 0 or 1
     (True, 1, 2, "fp32"),
     (True, 1, 3, "fp32"),
     (True, 2, 0, "fp32"),
