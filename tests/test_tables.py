@@ -133,7 +133,12 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "state", ["{", '{"_data_files": 3}', '{"_data_files": [{"name": "a"}]}', '{"splits": 3}', '{"splits": [3]}']
+    "state",
+    [
+        *("{", '{"_data_files": 3}', '{"_data_files": [{"name": "a"}]}', '{"splits": 3}', '{"splits": [3]}'),
+        *('{"_data_files": [{"filename": "a\\u0000b"}]}', '{"splits": ["\\ud800"]}', '{"splits": ' + "[" * 100_000),
+    ],
+    ids=range(8),
 )
 def test_a_damaged_record_of_a_saved_dataset_is_refused(tmp_path, state):
     name = "dataset_dict.json" if "splits" in state else "state.json"

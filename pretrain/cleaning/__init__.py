@@ -83,7 +83,7 @@ class CleanConfig(StageConfig):
     part_bytes: int = Field(
         128 << 20, gt=0
     )  # of text: a file of the output is closed by the document that reaches this
-    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10)  # of text that a process takes at a time
+    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)  # of text that a process takes at a time
     workers: int = free(1, ge=1)
 
 

@@ -192,15 +192,20 @@ def saved(folder: Path, name: str) -> dict | None:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError("a saved dataset is damaged", f"{folder / name}: {error}", "save it again") from None
     if not isinstance(found, dict) or not {"splits", "_data_files"} & found.keys():
         return None
     splits, files = found.get("splits", []), found.get("_data_files", [])
-    named = isinstance(files, list) and all(isinstance(f, dict) and isinstance(f.get("filename"), str) for f in files)
-    if not named or not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+    named = isinstance(files, list) and all(isinstance(f, dict) and _is_name(f.get("filename")) for f in files)
+    if not named or not isinstance(splits, list) or not all(map(_is_name, splits)):
         raise CorpusError("a saved dataset is damaged", f"{folder / name} does not name its files", "save it again")
     return found
+
+
+def _is_name(value: object) -> bool:
+    """Whether a file may be called so."""
+    return isinstance(value, str) and "\0" not in value and _is_unicode(value)
 
 
 def _is_unicode(name: str) -> bool:

@@ -71,7 +71,7 @@ class ShardsConfig(StageConfig):
     out: str
     piece_tokens: int = Field(1 << 30, gt=0)  # a piece is closed by the document that reaches this
     shuffle_seed: int | None = Field(None, ge=0, lt=2**63)  # documents in random order; null: in the recipe's
-    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10)  # of text that a process takes at a time; 64 MB from 1 TB on
+    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)  # of text that a process takes; 64 MB from 1 TB on
     workers: int = free(1, ge=1)  # processes of this machine
     scheduler: str | None = free(None)  # tcp://…, of a Dask cluster whose workers do the work instead
 

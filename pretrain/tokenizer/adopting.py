@@ -169,7 +169,13 @@ def _files(path: Path) -> tuple[Path, dict[str, Path]]:
 
 def _json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if "\\u" in text:  # only an escape can make a lone surrogate
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        what = "a file of the tokenizer has text that is not valid Unicode"
+        raise TokenizerError(what, f"{path}: a lone surrogate", "save the tokenizer again") from None
     except (ValueError, RecursionError) as error:
         raise TokenizerError("a file of the tokenizer is not JSON", f"{path}: {error}") from None
     if not isinstance(found, dict):
