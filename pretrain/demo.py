@@ -16,6 +16,7 @@ from pydantic import Field
 from pretrain import folders
 from pretrain.config import Config
 from pretrain.errors import PretrainError
+from pretrain.finetune.twins import verdict_of
 
 
 class ModelRoad(Config):
@@ -146,12 +147,11 @@ def _gains(finetuned: dict[str, dict]) -> dict[str, str]:
         if found["init"] == "random" or not twins:
             continue
         test, twin = found["test"], twins[0]["test"]
-        clear = test["interval95"][0] > twin["interval95"][1]
-        over_twin = "beyond both 95 % intervals" if clear else "within noise: the 95 % intervals overlap"
         bayes = found["baselines"]["naive_bayes"]
         over_bayes = "beyond" if test["interval95"][0] > bayes else "NOT beyond"
+        over_twin = 100 * (test["accuracy"] - twin["accuracy"])
         gains[name] = (
-            f"{100 * (test['accuracy'] - twin['accuracy']):+.1f} points over its random twin, {over_twin}; "
+            f"{over_twin:+.1f} points over its random twin, {verdict_of(test, twin)}; "
             f"{100 * (test['accuracy'] - bayes):+.1f} over naive Bayes, {over_bayes} the 95 % interval"
         )
     return gains

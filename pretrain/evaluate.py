@@ -70,15 +70,15 @@ class Scores:
         """
         fitted = (np.count_nonzero(self.frequencies) - 1) / (2 * self.targets)
         least = max(LEARNT * self.no_context_loss, STANDARD_ERRORS * (self.standard_error or 0))
-        return self.gain + fitted > least
+        return bool(self.gain + fitted > least)
 
     def values(self) -> dict[str, float]:
         """The series of TensorBoard by name: what is defined."""
         return {name: value for name in VALUES if (value := getattr(self, name)) is not None}
 
-    def record(self) -> dict[str, float | int | None]:
+    def record(self) -> dict[str, float | int | bool | None]:
         """As a line of a file has it."""
-        return {name: getattr(self, name) for name in (*VALUES, "targets")}
+        return {name: getattr(self, name) for name in (*VALUES, "targets", "learnt")}
 
 
 VALUES = ("loss", "standard_error", "no_context_loss", "gain", "accuracy", "bits_per_byte")

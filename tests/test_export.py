@@ -45,7 +45,7 @@ LINES = [
 
 
 SCORE = {"step": 1, "corpus": "", "loss": 4.5, "standard_error": 0.01, "no_context_loss": 5.25, "gain": 0.75}
-SCORE |= {"accuracy": 0.25, "bits_per_byte": None, "targets": 12345}
+SCORE |= {"accuracy": 0.25, "bits_per_byte": None, "targets": 12345, "learnt": True}
 SCORES = [{**SCORE, "loss": 9.0}, {**SCORE, "step": 4, "loss": 8.0}, SCORE]
 
 
@@ -192,7 +192,7 @@ def test_the_licence_of_a_card_is_one_of_the_hub_s_or_other(licences, wanted):
 
 def test_a_card_says_that_a_model_has_learnt_nothing():
     assert "learnt nothing" not in card.quality([SCORE], 1, True)
-    assert "it has learnt nothing" in card.quality([SCORE | {"gain": 0.015}], 1, True)
+    assert "it has learnt nothing" in card.quality([SCORE | {"learnt": False}], 1, True)
     assert "not scored at step 7" in card.quality([], 7, True)
 
 

@@ -200,14 +200,8 @@ def quality(scores: list[dict], step: int, causal: bool) -> str:
     shown = "the next token" if causal else "tokens shown as the mask, 15 % of the text"
     lines += ["", f"Targets are {shown}; ± is one standard error. *Without context* is the entropy of the targets: a"]
     lines += ["predictor that ignores the context cannot be better. *Gain* is how far the model is below it."]
-    for score in scores:
-        gain, error = score.get("gain"), score.get("standard_error") or 0.0
-        if gain is not None and gain <= 2 * error:
-            lines += [
-                "",
-                "**The model is no better than a predictor that ignores the context: it has learnt nothing.**",
-            ]
-            break
+    if any(score.get("learnt") is False for score in scores):
+        lines += ["", "**The model predicts this text no better than token frequencies do: it has learnt nothing.**"]
     return "\n".join(lines) + "\n"
 
 
