@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -56,7 +56,17 @@ class TrainState:
     """Where a run stands: `step` optimizer steps are behind it. The rest follows from it or is for reports."""
 
     step: int = 0
-    steps_applied: int = 0  # less than step by the skipped ones: Adam's own count
+    steps_applied: int = 0  # Adam's own count: the steps since it began, less the skipped ones
+    adam_began: int = 0  # the step it began at: 0, or where a branch began it anew
+
+    @property
+    def skipped(self) -> int:
+        """Steps without a finite gradient, since Adam began."""
+        return self.step - self.adam_began - self.steps_applied
+
+    def next(self, applied: bool) -> "TrainState":
+        """The state after one more step, whose gradient was finite and `applied`, or not."""
+        return replace(self, step=self.step + 1, steps_applied=self.steps_applied + applied)
 
 
 def publish(run: Path, state: TrainState, engine: Engine, peers: Peers, config_yaml: str, identity: dict) -> Path:
@@ -79,8 +89,12 @@ def publish(run: Path, state: TrainState, engine: Engine, peers: Peers, config_y
         known = {name: entry for found in peers.share(written) for name, entry in found.items()}
         with peers.one_fate(), explained(folder):
             if speaks:
-                index = {"stage": "checkpoint", "step": state.step, "steps_applied": state.steps_applied, **identity}
-                recorded = {"world": peers.world.size, "engine": engine.name, "torch": torch.__version__}
+                index = {"stage": "checkpoint", **vars(state), **identity}
+                recorded = identity.get("recorded", {}) | {
+                    "world": peers.world.size,
+                    "engine": engine.name,
+                    "torch": torch.__version__,
+                }
                 _complete(aside, folder, {**index, "recorded": recorded}, config_yaml, known)
     except BaseException:
         if speaks:
@@ -305,7 +319,7 @@ class Checkpoint:
         if altered:
             remedy = f"remove {self.folder} to use the checkpoint before it"
             raise ResumeError(f"{self.folder} was altered after it was made", *altered, remedy)
-        self.state = TrainState(self.index["step"], self.index["steps_applied"])
+        self.state = TrainState(self.index["step"], self.index["steps_applied"], self.index.get("adam_began", 0))
         self.config_text = (self.folder / CONFIG).read_text(encoding="utf-8")
 
     def tensors(self) -> Callable[[str, str], Tensor]:
@@ -333,6 +347,11 @@ class Checkpoint:
                 raise ResumeError(f"{self.folder / listed} cannot be read", str(error)) from None
             files |= {(TENSORS.fullmatch(listed)[1], name): file for name in file.keys()}  # noqa: SIM118 (not a dict)
         return files
+
+
+def steps_of(run: Path) -> list[int]:
+    """The steps of a run's complete checkpoints."""
+    return [_step(folder) for folder in _numbered(run) if _fault(folder) is None]
 
 
 def resolve(path: Path | str) -> Path:

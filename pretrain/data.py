@@ -12,7 +12,7 @@ from pretrain.config import Config, free
 from pretrain.errors import ConfigError, ShardError
 from pretrain.order import CORPUS_BIT, Order
 from pretrain.packing import BLOCK_WINDOWS, LEAST_WINDOWS, MOST_WINDOWS, PackedWindows
-from pretrain.phases import Phase, Weight, check_weights
+from pretrain.phases import MOST_STEPS, Phase, Weight, check_weights
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.tokenizer import Tokenizer
 from pretrain.windows import Windows
@@ -93,6 +93,9 @@ def check_phases(phases: list[Phase], data: DataConfig) -> None:
     """Raise ValueError naming both settings unless mixtures and windows of the phases fit what is read."""
     mixed(phases, data)
     total = sum(phase.steps * phase.batch_tokens for phase in phases)
+    steps = sum(phase.steps for phase in phases)
+    if steps >= MOST_STEPS:
+        raise ValueError(f"phases: {steps:,} steps in all, and a run has less than {MOST_STEPS:,}")
     if total >= 1 << CORPUS_BIT:
         raise ValueError(f"phases: {total:,} tokens in all, the most is {1 << CORPUS_BIT:,}")
     block_tokens = block_tokens_of(data, phases)

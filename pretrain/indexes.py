@@ -174,6 +174,7 @@ class Words(Index):
 class Checkpoint(Index):
     step: Annotated[int, Field(ge=0, lt=10**8)]
     steps_applied: Count
+    adam_began: Count = 0
     tokenizer: Digest
     settings: dict[str, Any] = {}
     corpora: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from pretrain import cli, config, data
+from pretrain import branch, cli, config, data
+from pretrain.branch import BranchConfig
 from pretrain.config import Config
 from pretrain.data import Corpus, DataConfig
 from pretrain.errors import ConfigError, ShardError
@@ -78,14 +79,21 @@ class Plan(Config):
     checkpoint: Any = None
     log_every: Any = None
     export: Any = None
+    branch_from: BranchConfig | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> "Plan":
         data.check_phases(self.phases, self.data)
+        if self.branch_from:
+            branch.check(self.branch_from, self.phases)
         return self
 
+    @property
+    def skips(self) -> branch.Skips:
+        return self.branch_from.skip_steps if self.branch_from else []
+
     def order(self, corpora: list[Corpus]) -> Order:
-        phases = data.mixed(self.phases, self.data)
+        phases = branch.reading(data.mixed(self.phases, self.data), self.skips)
         block_tokens = data.block_tokens_of(self.data, phases)
         data.check_sizes(corpora, block_tokens, max(phase.seq_len for phase in phases))
         return data.order(self.data, corpora, phases, self.seed, words=False)
@@ -101,13 +109,18 @@ def _answer(arguments: argparse.Namespace) -> None:
         return show_lengths(corpora, max(phase.seq_len for phase in plan.phases), plan.seed)
     order = plan.order(corpora)
     if arguments.document is not None:
-        return show_readings(order, corpora, arguments.document, last_step(run))
-    steps = sum(phase.steps for phase in order.phases)
+        return show_readings(order, corpora, plan, arguments.document, last_step(run))
+    steps = sum(phase.steps for phase in plan.phases)
     if not 1 <= arguments.step <= steps:
         raise ConfigError("there is no such step", f"--step {arguments.step}; {path} has steps 1 to {steps:,}")
     if arguments.sample is None:
-        return show_step(order, tokenizer, arguments.step)
-    batch = locate(arguments.step - 1, order.phases).phase.batch
+        if plan.branch_from and arguments.step <= plan.branch_from.at:
+            print(
+                f"note: this run branched off after step {plan.branch_from.at:,}; {plan.branch_from.run} did this one"
+            )
+        reads = branch.reads(arguments.step - 1, plan.phases, plan.skips)
+        return show_step(order, tokenizer, f"step {arguments.step:,} of {steps:,}", reads)
+    batch = locate(arguments.step - 1, plan.phases).phase.batch
     if not 0 <= arguments.sample < batch:
         raise ConfigError("there is no such sample", f"--sample {arguments.sample}; a step has 0 to {batch - 1:,}")
     run_config = config.load(importlib.import_module("pretrain.run").RunConfig, path, arguments.overrides)
@@ -139,13 +152,13 @@ def stretches(shards: Shards, start: int, tokens: int) -> Iterator[Stretch]:
         at, document = last, document + 1
 
 
-def show_step(order: Order, tokenizer: Tokenizer, step: int) -> None:
-    """Print the corpora, documents and first words of every window of a step (1 is the first)."""
-    position = locate(step - 1, order.phases)
-    phase, readings = position.phase, order.step(step - 1)
-    steps = sum(phase.steps for phase in order.phases)
+def show_step(order: Order, tokenizer: Tokenizer, name: str, step: int) -> None:
+    """Print the corpora, documents and first words of every window of a step of the order (0 is its first), under the
+    name of the step that reads it."""
+    position = locate(step, order.phases)
+    phase, readings = position.phase, order.step(step)
     where = f", phase {position.number}" if len(order.phases) > 1 else ""
-    print(f"step {step:,} of {steps:,}{where}: {phase.batch:,} windows of {phase.seq_len:,} tokens")
+    print(f"{name}{where}: {phase.batch:,} windows of {phase.seq_len:,} tokens")
     if len(order.corpora) > 1:
         _show_shares(order, position.number, readings)
     windows: list[list[Reading]] = [[] for _ in range(phase.batch)]  # one of packed documents may be empty
@@ -216,10 +229,11 @@ def show_sample(run: "RunConfig", corpora: list[Corpus], tokenizer: Tokenizer, s
 
     run = run.resolved()
     whole_words = run.objective.kind == "masked_lm" and run.objective.unit == "word"
-    order = data.order(run.data, corpora, run.phases, run.seed, whole_words)
-    position = locate(step - 1, order.phases)
+    order = data.order(run.data, corpora, branch.reading(run.phases, run.skips), run.seed, whole_words)
+    reads = branch.reads(step - 1, run.phases, run.skips)
+    position = locate(reads, order.phases)
     number = position.first_sample + sample
-    window = [reading for reading in order.step(step - 1) if reading.sample == number]
+    window = [reading for reading in order.step(reads) if reading.sample == number]
     over = len(order.phases)  # no phase needs to divide among ranks
     batches = Batches(order.corpora, run.objective, order.phases, run.seed, micro_batch=1, rank=0, world=1, begun=over)
     batch = batches.take(position.number, number, 1).batch
@@ -263,7 +277,7 @@ def _marked(batch, tokenizer: Tokenizer, mask: int | None) -> tuple[list[str], s
 # Steps of a document
 
 
-def show_readings(order: Order, corpora: list[Corpus], where: str, done: int | None) -> None:
+def show_readings(order: Order, corpora: list[Corpus], plan: Plan, where: str, done: int | None) -> None:
     """Print every step that reads a document, and which the run has done. Raises ShardError for one that is nowhere."""
     found = [(corpus.name, number) for corpus in corpora for number in _documents(corpus.train, where)]
     if not found:
@@ -281,16 +295,18 @@ def show_readings(order: Order, corpora: list[Corpus], where: str, done: int | N
         corpus = f"{name}, " if name else ""
         print(f"{where}: {corpus}document {number:,}, {end - begin:,} tokens, from {begin:,} of the stream")
         readings = order.readings(name, begin, end)
-        for reading in readings:
+        steps = [branch.read_by(reading.step, plan.phases, plan.skips) for reading in readings]
+        for step, reading in zip(steps, readings, strict=True):
             first, last = max(begin, reading.start), min(end, reading.start + reading.tokens)
             sample = reading.sample % locate(reading.step, order.phases).phase.batch
-            state = "" if done is None else "  done" if reading.step < done else "  to come"
+            number = "none" if step is None else f"{step + 1:,}"  # none: branch_from.skip_steps leaves it out
+            state = "" if done is None else "  skipped" if step is None else "  done" if step < done else "  to come"
             print(
-                f"  step {reading.step + 1:>9,}  sample {sample:>5,}  epoch {reading.epoch}  "
+                f"  step {number:>9}  sample {sample:>5,}  epoch {reading.epoch}  "
                 f"its tokens {first - begin:,} to {last - 1 - begin:,}{state}"
             )
-        windows = len({(reading.step, reading.sample) for reading in readings})
-        steps = len({reading.step for reading in readings})
+        read = [(step, reading.sample) for step, reading in zip(steps, readings, strict=True) if step is not None]
+        windows, steps = len(set(read)), len({step for step, _ in read})
         print(f"  {windows:,} window{'s'[: windows != 1]} in {steps:,} step{'s'[: steps != 1]}")
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
+from pretrain import branch
 from pretrain.errors import ConfigError
 from pretrain.memory import keep_freed
 from pretrain.objectives import OBJECTIVES, Batch, Objective, ObjectiveConfig
@@ -64,10 +65,12 @@ class Batches:
         rank: int,
         world: int,
         begun: int = 0,
+        skips: branch.Skips = (),
     ):
-        """`begun` leading phases are over: they need not divide among the ranks of today."""
-        self.order = Order(corpora, phases)
-        self.phases, self.rank = phases, rank
+        """`begun` leading phases are over: they need not divide among the ranks of today. The data of the steps in
+        `skips` are not read."""
+        self.order = Order(corpora, branch.reading(phases, skips))
+        self.phases, self.rank, self.skips = phases, rank, skips
         shards = self.order.windows[0].shards  # of the same tokenizer as all others
         build = OBJECTIVES[objective.kind]
         self.objectives: dict[int, Objective] = {
@@ -104,7 +107,7 @@ class Batches:
         begun = 0  # steps of earlier phases
         for phase, rounds, at_once in zip(self.phases, self.rounds, self.at_once, strict=True):
             if item < phase.steps * rounds:
-                position = locate(begun + item // rounds, self.phases)
+                position = locate(branch.reads(begun + item // rounds, self.phases, self.skips), self.order.phases)
                 return position.number, position.first_sample + (self.rank * rounds + item % rounds) * at_once, at_once
             item, begun = item - phase.steps * rounds, begun + phase.steps
         raise IndexError("past the last step")

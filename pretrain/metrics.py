@@ -71,10 +71,10 @@ class Metrics:
     """The records of one run, continued after `step` steps: lines of later steps, of an earlier attempt, are removed.
 
     `before` are the recorded steps after step `since`: those of the log line that was not yet due. Evaluations after
-    step `scored` are made again.
+    step `scored` are made again. The run's own steps begin after step `begun`: 0, or where it branched off another run.
     """
 
-    def __init__(self, run: Path, step: int, tokens: int, since: int, scored: int, config_yaml: str):
+    def __init__(self, run: Path, step: int, tokens: int, since: int, scored: int, config_yaml: str, begun: int = 0):
         path = run / JSONL
         self._jsonl, self._evaluations = _Record(path), _Record(run / EVALUATIONS)
         self._steps = _Record(_event_file(run / "tensorboard"), _first_events(step + 1))
@@ -92,7 +92,7 @@ class Metrics:
         except OSError as error:
             say(f"warning: {path} cannot be read: {error.strerror}; the training goes on")
         else:
-            _warn_of_losses(path, damaged, step, kept)
+            _warn_of_losses(path, damaged, range(begun + 1, step + 1), kept)
         self._repair_evaluations(scored)
         self.text("config", f"```yaml\n{config_yaml}```", step)
 
@@ -383,9 +383,9 @@ def _evaluated(line: bytes) -> int | None:
     return values["step"] if whole and line.endswith(b"\n") else None
 
 
-def _warn_of_losses(path: Path, damaged: int, step: int, recorded: dict[int, bytes]) -> None:
-    """One line that says what is wrong with a file of metrics up to `step`, if anything is."""
-    missing = [number for number in range(1, step + 1) if number not in recorded]
+def _warn_of_losses(path: Path, damaged: int, steps: range, recorded: dict[int, bytes]) -> None:
+    """One line that says what is wrong with a file of metrics that should have these `steps`, if anything is."""
+    missing = [number for number in steps if number not in recorded]
     said = []
     if damaged:
         said.append(f"had {damaged} damaged line{'s'[: damaged != 1]}, now removed,")

@@ -130,7 +130,9 @@ RATE_KEYS = ("steps", "lr", "warmup_steps", "decay_steps", "decay")  # of a phas
 DATA_KEYS = ("seq_len", "batch_tokens", "mixture")
 
 
-def past_conflicts(old: tuple[OptimConfig, list[Phase]], new: tuple[OptimConfig, list[Phase]], step: int) -> list[str]:
+def past_conflicts(
+    old: tuple[OptimConfig, list[Phase]], new: tuple[OptimConfig, list[Phase]], step: int, anew: int = 0
+) -> list[str]:
     """Lines `key: old → new` for the settings by which one of the first `step` steps would be another.
 
     What counts is what those steps did: the samples they read, their batch and their learning rate. A phase that is
@@ -150,7 +152,7 @@ def past_conflicts(old: tuple[OptimConfig, list[Phase]], new: tuple[OptimConfig,
     if lines:
         return lines
     for past_step in range(step):
-        rate, instead = _rate(past_step, old_optim, old_phases), _rate(past_step, new_optim, new_phases)
+        rate, instead = lr_at(past_step, old_optim, old_phases, anew), lr_at(past_step, new_optim, new_phases, anew)
         if rate != instead:
             lines = _differences("optim", old_optim, new_optim, ("lr", "warmup_steps", "floor"))
             for number in range(locate(past_step, old_phases).number + 1):

@@ -9,13 +9,14 @@ from pydantic import Field, model_validator
 from pretrain.config import Config
 from pretrain.mixture import RESOLUTION
 
+MOST_STEPS = 10**8  # of a run: checkpoints are named by eight digits
 Weight = Annotated[int, Field(ge=1)]
 
 
 class Phase(Config):
     """A stretch of the run. Most runs are one phase."""
 
-    steps: int = Field(gt=0, le=2**40)
+    steps: int = Field(gt=0, lt=MOST_STEPS)
     seq_len: int = Field(gt=1, le=2**40)  # tokens a window
     batch_tokens: int = Field(gt=0, le=2**40)  # input tokens an optimizer step, over all ranks
     # The learning rate; optim.lr_at has the rule in full. None: the rate goes on where the phase before ended, and in

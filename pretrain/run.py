@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from pretrain import checkpoint, config, data, export, folders, loader
+from pretrain import branch, checkpoint, config, data, export, folders, loader
+from pretrain.branch import BranchConfig
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, free, past
 from pretrain.data import Corpus, DataConfig
@@ -33,6 +35,7 @@ from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.trainer import Intervals, Job, train
 
 SUMMARY = "summary.json"
+Load = Callable[[str, str], torch.Tensor]  # of a checkpoint: the kind and name of a tensor → the tensor
 SEEN_S = 90  # after which every node must see what rank 0 has written
 LAST_STEPS = 20  # over which the last training loss of a summary is averaged
 
@@ -66,6 +69,7 @@ class RunConfig(Config):
     objective: MaskedLMConfig | CausalLMConfig = Field(discriminator="kind")
     optim: OptimConfig
     phases: list[Phase] = past(min_length=1)
+    branch_from: BranchConfig | None = None  # begin at a checkpoint of another run, see branch.py
     engine: EngineConfig = free()
     evaluate: EvaluateConfig = free(EvaluateConfig())
     checkpoint: CheckpointConfig = free(CheckpointConfig())
@@ -77,6 +81,8 @@ class RunConfig(Config):
         """Checks that span sections; each names both settings."""
         data.check_phases(self.phases, self.data)
         check_schedule(self.optim, self.phases)
+        if self.branch_from:
+            branch.check(self.branch_from, self.phases)
         wants_causal = OBJECTIVES[self.objective.kind].causal
         if self.model.causal != wants_causal:
             raise ValueError(f"objective.kind = {self.objective.kind} needs model.causal = {str(wants_causal).lower()}")
@@ -88,9 +94,12 @@ class RunConfig(Config):
         return self
 
     def resolved(self) -> "RunConfig":
-        """The same run with `data.block_tokens` and every mixture written out, as it is saved and compared."""
+        """The same run with `data.block_tokens`, every mixture and the step of a branch written out, as it is saved and
+        compared."""
         section = self.data.model_copy(update={"block_tokens": self.block_tokens})
-        return self.model_copy(update={"data": section, "phases": data.mixed(self.phases, self.data)})
+        begin = self.branch_from and self.branch_from.resolved()
+        phases = data.mixed(self.phases, self.data)
+        return self.model_copy(update={"data": section, "phases": phases, "branch_from": begin})
 
     def named(self, name: str) -> "RunConfig":
         """The same run with a name for its one corpus: so a run of data.shards goes on with data.corpora."""
@@ -105,6 +114,15 @@ class RunConfig(Config):
     @property
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
+
+    @property
+    def begun(self) -> int:
+        """Steps that another run has done before this one branched off it."""
+        return self.branch_from.at if self.branch_from else 0
+
+    @property
+    def skips(self) -> branch.Skips:
+        return self.branch_from.skip_steps if self.branch_from else []
 
 
 def run(cfg: RunConfig) -> dict:
@@ -125,7 +143,7 @@ def run(cfg: RunConfig) -> dict:
     corpora = data.open_corpora(cfg.data, tokenizer)
     data.check_sizes(corpora, cfg.block_tokens, max(phase.seq_len for phase in cfg.phases))
     whole_words = cfg.objective.kind == "masked_lm" and cfg.objective.unit == "word"
-    plan = data.order(cfg.data, corpora, cfg.phases, cfg.seed, whole_words)
+    plan = data.order(cfg.data, corpora, branch.reading(cfg.phases, cfg.skips), cfg.seed, whole_words)
     identity = {
         "settings": config.frozen(cfg),
         **data.identity(corpora, plan),
@@ -155,10 +173,15 @@ def _train(
     world, folder = peers.world, Path(cfg.out)
     with peers.one_fate():
         found = _checkpoint_of(cfg, folder, corpora, plan, world)
-    begin = found.index["fingerprint"] if found else "none"
+        parent = _parent_of(cfg, tokenizer, world) if found is None and cfg.branch_from else None
+    source = found or parent
+    begin = source.index["fingerprint"] if source else "none"
     read = " ".join(corpus.train.fingerprint for corpus in corpora)
     check_agreement(world, {"checkpoint": begin, "shards": read, "configuration": config.dump(cfg)})
-    state = found.state if found else TrainState()
+    state = source.state if source else TrainState()
+    if parent and cfg.branch_from.optimizer == "fresh":
+        state = TrainState(state.step, adam_began=state.step)
+    identity = {**identity, **_descent(parent, found)}
     summary = _summary_of(folder, cfg.steps, world.speaks)
     if state.step == cfg.steps and summary:
         if world.speaks:
@@ -175,6 +198,7 @@ def _train(
         world.rank,
         world.size,
         begun=_phases_over(cfg.phases, state.step),
+        skips=cfg.skips,
     )
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
     heldout = {
@@ -196,7 +220,7 @@ def _train(
     model = Transformer(cfg.model, identity["vocab_size"])
     parameters = sum(p.numel() for p in model.parameters())
     flops = {n: model.flops_per_token(n, objective.targets) for n, objective in batches.objectives.items()}
-    engine = _engine(cfg, world, model, corpora, batches, found)
+    engine = _engine(cfg, world, model, corpora, batches, source, state)
     with peers.one_fate():
         if world.speaks:
             _begin(folder, text, state)
@@ -230,6 +254,7 @@ def _train(
         flops_per_token=flops,
         low_precision=cfg.engine.precision != "fp32",
         identity=identity,
+        begun=cfg.begun,
         config_yaml=text,
     )
     if world.speaks:
@@ -237,10 +262,17 @@ def _train(
         where = f"{engine.name}, {world.size} x {engine.device.type}, {cfg.engine.precision}"
         notes = schedule_notes(cfg.optim, cfg.phases)
         begin = f"continuing after step {state.step}" if found else "from scratch"
+        if parent:
+            begin = f"branching after step {state.step} of {parent.folder}, AdamW {cfg.branch_from.optimizer}"
+            notes += _differences(cfg, parent)
+        for first, last in cfg.skips:
+            notes.append(f"what steps {first} to {last} of the parent read is skipped")
         if not (every.every_s or every.every_steps or every.keep_every):
             notes.append("saved only at its end: checkpoint.every_s, every_steps and keep_every are all 0")
         say("\n".join([f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), *notes]))
     with failures_said(world):
+        if parent:  # from here on the parent may be removed, or remove its older checkpoints
+            checkpoint.publish(folder, state, engine, peers, text, identity)
         state, scores = train(job, state)
     if scores is None:
         raise Stopped(f"stopped at step {state.step} of {cfg.steps}; start again to continue")
@@ -256,14 +288,15 @@ def _summarise(job: Job, state: TrainState, scores: dict[str, Scores]) -> dict:
     """The end of a run in numbers: nats per target, the last loss over 20 steps; only rank 0 knows the losses."""
     together = scores[""]
     recorded = reports(job.folder) if job.world.speaks else []
-    if job.world.speaks and not any(report.step == 1 for report in recorded):
-        say(f"warning: {job.folder / JSONL} lacks step 1: first_loss in {SUMMARY} is null")
+    first = job.begun + 1
+    if job.world.speaks and not any(report.step == first for report in recorded):
+        say(f"warning: {job.folder / JSONL} lacks step {first}: first_loss in {SUMMARY} is null")
     last_losses = [report.loss for report in recorded[-LAST_STEPS:] if report.loss is not None]
     summary = {
         "steps": state.step,
-        "steps_skipped": state.step - state.steps_applied,
+        "steps_skipped": state.skipped,
         "tokens": tokens_after(state.step, job.phases),
-        "first_loss": next((report.loss for report in recorded if report.step == 1), None),
+        "first_loss": next((report.loss for report in recorded if report.step == first), None),
         "last_loss": float(np.mean(last_losses)) if last_losses else None,
         "heldout_loss": together.loss,
         "heldout_accuracy": together.accuracy,
@@ -285,8 +318,10 @@ def _engine(
     corpora: list[Corpus],
     batches: loader.Batches,
     found: Checkpoint | None,
+    state: TrainState,
 ) -> Engine:
-    """The engine with fresh weights, or with those and the optimizer state of a checkpoint."""
+    """The engine with fresh weights, or with those and the optimizer state of a checkpoint; the latter only if Adam has
+    not just begun anew."""
     if cfg.engine.deterministic and device_of(world).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -302,9 +337,15 @@ def _engine(
     kind = engine_for(cfg.engine, world)
     engine = kind(Learner(model), lambda m: adamw(m, cfg.optim), cfg.engine, cfg.optim.clip or math.inf, world)
     if load:
-        step = min(found.state.step, cfg.steps - 1)  # phases that are over may not divide among the ranks of today
-        engine.restore(load, found.state.steps_applied, batches[batches.first_item(step)].batch)
+        step = min(state.step, cfg.steps - 1)  # phases that are over may not divide among the ranks of today
+        load = _without_moments(load) if state.adam_began == state.step else load
+        engine.restore(load, state.steps_applied, batches[batches.first_item(step)].batch)
     return engine
+
+
+def _without_moments(load: Load) -> Load:
+    """`load` with moments of 0, for an Adam that begins anew."""
+    return lambda kind, name: load(kind, name) if kind == "weights" else torch.zeros_like(load("weights", name))
 
 
 def _phases_over(phases: list[Phase], step: int) -> int:
@@ -360,18 +401,67 @@ def _check_output(folder: Path) -> None:
         )
 
 
+def _parent_of(cfg: RunConfig, tokenizer: Tokenizer, world: World) -> Checkpoint:
+    """The checkpoint at which a branch begins. Raises ResumeError unless it is there and has the branch's model."""
+    begin = cfg.branch_from
+    run = begin.folder.parent.parent
+    if run.resolve() == Path(cfg.out).resolve():
+        raise ConfigError("a branch needs a folder of its own", f"out and branch_from.run are both {run}")
+    if not (begin.folder / folders.INDEX).is_file():
+        there = ", ".join(f"{step:,}" for step in checkpoint.steps_of(run)) or "no checkpoint"
+        remedy = "take one of these steps; checkpoint.keep_every keeps more of a run"
+        raise ResumeError(f"there is no checkpoint to branch from: {begin.folder}", f"{run} has {there}", remedy)
+    parent = Checkpoint(begin.folder, world.rank, world.size)
+    old = _configuration(parent)
+    lines = config.resume_conflicts(old.model, cfg.model, "model.")
+    if parent.index["tokenizer"] != tokenizer.fingerprint:
+        theirs, ours = parent.index["tokenizer"][:12], tokenizer.fingerprint[:12]
+        lines.append(f"tokenizer: {theirs}… → {ours}…, {tokenizer.folder}")
+    if lines:
+        raise ResumeError("a branch keeps the model and the tokenizer of its parent", *lines, "set them back")
+    branch.check_skips(begin, old.branch_from)
+    return parent
+
+
+def _configuration(found: Checkpoint) -> RunConfig:
+    """The configuration a checkpoint was made with."""
+    source = f"{found.folder}/{checkpoint.CONFIG}"
+    return config.build(RunConfig, config.parse(found.config_text, source), source)
+
+
+def _differences(cfg: RunConfig, parent: Checkpoint) -> list[str]:
+    """Lines about the settings of a branch by which its parent would have gone another way."""
+    old = _configuration(parent)
+    if cfg.data.corpora and not old.data.corpora:
+        old = old.named(cfg.data.corpora[0].name)
+    lines = [line for line in config.resume_conflicts(old, cfg) if not line.startswith("branch_from")]
+    lines += past_conflicts((old.optim, old.phases), (cfg.optim, cfg.phases), old.steps)
+    return [f"  other than in the parent: {line}" for line in lines]
+
+
+def _descent(parent: Checkpoint | None, found: Checkpoint | None) -> dict:
+    """What the index of a branch's checkpoints says about its parent: the fingerprint, and where it was."""
+    if parent:
+        return {"parent": parent.index["fingerprint"], folders.RECORDED: {"parent": str(parent.folder)}}
+    if found and "parent" in found.index:
+        recorded = found.index.get(folders.RECORDED, {})
+        return {"parent": found.index["parent"], folders.RECORDED: {"parent": recorded.get("parent")}}
+    return {}
+
+
 def _checkpoint_of(cfg: RunConfig, folder: Path, corpora: list[Corpus], plan: Order, world: World) -> Checkpoint | None:
     """The newest checkpoint of this run, if there is one and it may be continued with `cfg`."""
     newest = checkpoint.newest(folder, world.speaks)
     if newest is None:
         return None
     found = Checkpoint(newest, world.rank, world.size)
-    old = config.build(RunConfig, config.parse(found.config_text, str(newest)), f"{newest}/{checkpoint.CONFIG}")
+    old = _configuration(found)
     if cfg.data.corpora and not old.data.corpora:
         old = old.named(cfg.data.corpora[0].name)
     begun = len(done_in(old.phases, found.state.step))
     lines = config.resume_conflicts(old, cfg)
-    lines += past_conflicts((old.optim, old.phases), (cfg.optim, cfg.phases), found.state.step)
+    state = found.state
+    lines += past_conflicts((old.optim, old.phases), (cfg.optim, cfg.phases), state.step, state.adam_began)
     lines += data.conflicts(found.index, old.phases[:begun], corpora, plan)
     tokenizer = corpora[0].tokenizer
     if found.index["tokenizer"] != tokenizer.fingerprint:

@@ -61,6 +61,7 @@ class Job:
     flops_per_token: dict[int, float]  # by sequence length
     low_precision: bool  # matrices in bf16: only then do the listed peaks apply
     identity: dict  # what a checkpoint's index says about its run
+    begun: int  # steps behind the checkpoint at which a branch began; else 0
     config_yaml: str
 
     @property
@@ -81,7 +82,8 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
     tokens = tokens_after(state.step, job.phases)
     line = state.step // job.intervals.log * job.intervals.log  # the step of the last log line
     scored = min(state.step, job.steps - 1)  # a run that was killed before its summary is scored again
-    metrics = Metrics(job.folder, state.step, tokens, line, scored, job.config_yaml) if world.speaks else None
+    records = (job.folder, state.step, tokens, line, scored, job.config_yaml, job.begun)
+    metrics = Metrics(*records) if world.speaks else None
     interval = Interval(metrics.before if metrics else [])
     peak = peak_flops(engine.device) if job.low_precision else None
     saves = Saves(job, state)
@@ -96,7 +98,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
             data_wait_s = time.perf_counter() - started
 
             phase = locate(state.step, job.phases).phase
-            lr = lr_at(state.step, job.optim, job.phases)
+            lr = lr_at(state.step, job.optim, job.phases, state.adam_began)
             digests = sum(micro.digest for micro in micro_batches) % 2**62  # two ranks' sum stays below 2^63
             agreed = torch.tensor([sum(micro.filled for micro in micro_batches), digests >> 31, digests & (2**31 - 1)])
             filled, high, low = engine.total(agreed).tolist()
@@ -112,7 +114,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
             wishes = torch.tensor([interrupt.asked, saves.overdue], dtype=torch.float64)
             loss_sum, asked, overdue = engine.total(torch.cat([loss_sum.cpu()[None], wishes])).tolist()
 
-            state = TrainState(state.step + 1, state.steps_applied + (grad_norm is not None))
+            state = state.next(applied=grad_norm is not None)
             tokens += phase.batch_tokens
             report = StepReport(
                 step=state.step,
@@ -130,7 +132,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
                 metrics.record(report)
                 if last or state.step % job.intervals.log == 0:
                     values = interval.values(job.optim.clip, phase.batch_tokens)
-                    values["optim/skipped_steps"] = state.step - state.steps_applied
+                    values["optim/skipped_steps"] = state.skipped
                     if peak:
                         flops = job.flops_per_token[phase.seq_len] / peak / world.size
                         values["speed/mfu"] = values["speed/tokens_per_s"] * flops

@@ -96,7 +96,7 @@ def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
     """The folders this one was made with, where it recorded their places: (what, fingerprint, place)."""
     places = index.get(folders.RECORDED, {})
     if index["stage"] == "checkpoint":
-        places = _places_of_run(folder / "config.yaml")
+        places = _places_of_run(folder / "config.yaml") | {"parent": places.get("parent")}  # of a branch
     one = [(what, index[what], Path(places[at])) for what, at in PLACES.items() if index.get(what) and places.get(at)]
     parts = zip(index.get("parts", ()), places.get("parts", ()), strict=True)  # of a set made of sets
     corpora = {corpus["name"]: corpus["shards"] for corpus in places.get("corpora") or ()}  # of a run that mixes some

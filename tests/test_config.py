@@ -365,6 +365,7 @@ CHANGES = {  # key → another value, and whether a run may continue with it
     "optim.lr": ("1e-2", "past"),
     "optim.betas": ("[0.9, 0.99]", "frozen"),
     "phases": ("[{steps: 12, seq_len: 32, batch_tokens: 128, decay_steps: 4}]", "past"),
+    "branch_from": ("{run: runs/x, step: 4}", "frozen"),
     "engine": ("{micro_batch: 4, zero_stage: 3, precision: bf16}", "free"),
     "evaluate.every_steps": ("3", "free"),
     "checkpoint.keep": ("9", "free"),
