@@ -243,6 +243,20 @@ def test_a_pair_that_is_named_twice_is_refused(prepared, tmp_path):
     assert f"{pairs[0]}.bin and {pairs[1]}.bin" in str(error.value)
 
 
+def test_a_pair_that_changes_while_it_is_read_is_refused(prepared, tmp_path, monkeypatch):
+    one = write_pair(tmp_path / "one", [[ids] for ids in bare(prepared, "byte")])
+    shown = adopting.documents
+
+    def changing(*arguments):
+        yield from shown(*arguments)
+        change(Path(f"{one}.bin"), 0, b"\x40\x01")
+
+    monkeypatch.setattr(adopting, "documents", changing)
+    with pytest.raises(ShardError, match=r"a pair changed while it was read\n  .*one\n"):
+        adopt(prepared, "byte", tmp_path / "out", one)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_pair_without_a_token_adds_nothing(prepared, tmp_path):
     """Of no document, of documents without a sequence, of sequences without a token; alone it is no corpus."""
     one = write_pair(tmp_path / "one", [[ids] for ids in bare(prepared, "byte")])

@@ -1,5 +1,6 @@
 """Documents in the column of a table: parquet, Arrow, datasets saved on disk, and datasets loaded by name."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -164,6 +165,16 @@ def test_a_truncated_table_is_refused_wherever_it_was_cut(tmp_path, name):
         message = refused(path)
         assert message.startswith(("a parquet file is damaged\n", "an Arrow file is damaged\n")), size
         assert str(path) in message and "copy or compress it again" in message
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_file_that_is_no_table_is_said_to_be_what_it_is(tmp_path, form):
+    whole = write(tmp_path / ("a.arrow" if form == "parquet" else "a.parquet")).read_bytes()
+    other = "an Arrow file" if form == "parquet" else "a parquet file"
+    for content, found in ((gzip.compress(whole), "compressed (gzip)"), (whole, other), (b'{"text": 1}', "plain text")):
+        (tmp_path / f"b.{form}").write_bytes(content)
+        path = tmp_path / f"b.{form}"
+        assert refused(path).startswith(f"a file is read as {form}, and is not\n  {path}: it is {found}")
 
 
 def test_an_arrow_file_whose_offsets_lead_outside_is_refused(tmp_path):

@@ -124,6 +124,24 @@ def check_text(head: bytes, path: Path) -> None:
         raise CorpusError("a file is not UTF-8 text", f"{path}: it is {other[0]}", other[1])
 
 
+def other_than(mark: bytes, path: Path) -> str | None:
+    """What a file is that should begin with `mark`, seen from its first bytes: compressed, of another form, plain text.
+
+    None where they say nothing, or begin as they should.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(LOOKED_AT)
+    except OSError:
+        return None
+    if head.startswith(mark[: len(head)]):
+        return None
+    if found := _compression(head):
+        return f"compressed ({found[0]})"
+    other = next((other for mark, (other, _) in OTHERS.items() if head.startswith(mark)), None)
+    return other or ("plain text" if _is_plain(head) else None)
+
+
 def _check_packed(path: Path, suffix: str) -> None:
     """Raise CorpusError when a file is empty, compressed in another way than `suffix` says, or not compressed."""
     with open(path, "rb") as file:

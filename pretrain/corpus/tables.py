@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretrain.corpus.compressed import COPY_AGAIN
+from pretrain.corpus.compressed import COPY_AGAIN, other_than
 from pretrain.corpus.reading import Part
 from pretrain.errors import CorpusError
 
@@ -33,6 +33,9 @@ def parts_of(path: Path, file: str, form: str, field: str, size: int) -> Iterato
     except PermissionError as error:
         raise CorpusError("cannot read a text file", f"{path}: {error.strerror}") from None
     except (pa.ArrowException, OSError) as error:
+        if found := other_than(b"PAR1" if form == "parquet" else b"ARROW1", path):
+            remedy = "set format: in the recipe, or give the file the name of what it is"
+            raise CorpusError(f"a file is read as {form}, and is not", f"{path}: it is {found}", remedy) from None
         what = "a parquet file is damaged" if form == "parquet" else "an Arrow file is damaged"
         raise CorpusError(what, f"{path}: {str(error).splitlines()[0]}", COPY_AGAIN) from None
 

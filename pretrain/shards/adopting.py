@@ -88,7 +88,8 @@ def run(config: AdoptConfig) -> dict:
         if folders.lies_in(f"{pair.prefix}.bin", config.out):
             found = f"{pair.prefix}.bin is in {config.out}"
             raise ShardError("the output folder holds a pair that it is made of", found, "choose another out=")
-    digests = [folders.digest(Path(f"{pair.prefix}.bin")) for pair in pairs]
+    identity = _identity(pairs)
+    digests = [digest for digest, _ in identity]
     for number, digest in enumerate(digests):
         if digest["bytes"] and digest in digests[:number]:
             same = f"{config.pairs[digests.index(digest)]}.bin and {config.pairs[number]}.bin"
@@ -112,6 +113,9 @@ def run(config: AdoptConfig) -> dict:
                     _write(writers, found, number, tokenizer, spelling, config.heldout_fraction)
                     read, removed = read + found.read, removed + found.removed
                     advance(found.read)
+        for pair, before, after in zip(pairs, identity, _identity(pairs), strict=True):
+            if before != after:
+                raise ShardError("a pair changed while it was read", pair.prefix, "start again when it is at rest")
         sides = {side: writer.close() for side, writer in writers.items()}
         _check_sides(sides, config)
         folders.write_json(folder / ORIGINS, [f"{pair.prefix}, document" for pair in pairs])
@@ -124,9 +128,7 @@ def run(config: AdoptConfig) -> dict:
             "specials": tokenizer.specials,
             "sidecars": kept,
             "tokenizer": tokenizer.fingerprint,
-            "corpus": {
-                "pairs": [[folders.digest(Path(f"{pair.prefix}.{end}")) for end in ("bin", "idx")] for pair in pairs]
-            },
+            "corpus": {"pairs": identity},
             "split": {
                 "by": "text" if tokenizer.lossless else "ids",
                 "heldout_fraction": config.heldout_fraction,
@@ -145,6 +147,11 @@ def run(config: AdoptConfig) -> dict:
             print(f"{count:,} {what}")
     closing_line("adopt", began)
     return index
+
+
+def _identity(pairs: list[Pair]) -> list[list[dict]]:
+    """Size and hash of the two files of each pair."""
+    return [[folders.digest(Path(f"{pair.prefix}.{end}")) for end in ("bin", "idx")] for pair in pairs]
 
 
 def open_pair(prefix: str) -> Pair:
