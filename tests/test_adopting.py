@@ -25,7 +25,7 @@ from tokenizers import (
     trainers,
 )
 
-from pretrain import cli, export, shards
+from pretrain import cli, export, folders, shards
 from pretrain import tokenizer as stage
 from pretrain.config import build
 from pretrain.corpus import open_corpus
@@ -556,6 +556,16 @@ def test_the_message_helps_and_nothing_is_written(foreign, tmp_path, capsys, wro
     for fragment in fragments:
         assert fragment.format(folder=tmp_path) in said
     assert entries(tmp_path) == before
+
+
+def test_an_export_whose_tokenizer_was_altered_is_refused(foreign, tmp_path):
+    copy = shutil.copytree(foreign["gpt2"], tmp_path / "export")
+    folders.write_index(copy, {"stage": "export"})
+    assert opened(str(copy)).engine.get_vocab_size() > 0
+    path = copy / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b"th", b"ht", 1))
+    with pytest.raises(TokenizerError, match=r"was altered after it was made\n  changed: tokenizer\.json"):
+        opened(str(copy))
 
 
 def test_a_decoder_without_an_end_mark_is_refused_and_a_role_helps(foreign, tmp_path):

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, models, pre_tokenizers
 
 from pretrain.corpus import Corpus, Shares, Skipped
 from pretrain.errors import CorpusError, TokenizerError
-from pretrain.folders import INDEX, digest
+from pretrain.folders import INDEX, digest, listed, read_index
 from pretrain.tokenizer.kinds import PREFIX, SPECIALS, WORD_CHARACTERS, Rules, build, is_reserved, template
 from pretrain.tokenizer.training import Made, check_special_tokens, free_slots
 from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
@@ -164,7 +164,21 @@ def _files(path: Path) -> tuple[Path, dict[str, Path]]:
         holds = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         saving = "AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes one"
         raise TokenizerError(f"the folder has no {TOKENIZER} and no {VOCAB}", f"{path} has {holds}", saving)
+    _check_published(path, found)
     return found.get(TOKENIZER, found.get(VOCAB)), found
+
+
+def _check_published(folder: Path, files: dict[str, Path]) -> None:
+    """Raise TokenizerError when `folder` is an export or a fine-tuned model of ours and one of `files` was altered."""
+    index = folder / INDEX
+    text = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
+    if not re.search(r'"stage": "(export|finetune)"', text):
+        return
+    remedy = "copy it again from where it was made"
+    entries = listed(read_index(folder, TokenizerError, "python launch/export.py CONFIG.yaml"))
+    altered = [name for name, path in files.items() if name not in entries or digest(path) != entries[name]]
+    if altered:
+        raise TokenizerError(f"{folder} was altered after it was made", f"changed: {', '.join(altered)}", remedy)
 
 
 def _json(path: Path) -> dict:
