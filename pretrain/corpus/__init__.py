@@ -28,11 +28,13 @@ import os
 import re
 import sys
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +51,8 @@ from pretrain.corpus.hub import HubDataset
 from pretrain.corpus.reading import Chunk, Part, Record, chunks_of, parts_of, passages, records_of, together
 from pretrain.corpus.shares import SIDES, Shares
 from pretrain.errors import CorpusError
+from pretrain.parallel import noted
+from pretrain.progress import progress
 
 RECIPE = "recipe.yaml"
 CHUNK_BYTES = 4 << 20
@@ -194,20 +198,22 @@ class Corpus:
         then all of it is read, by `map`. A document that is added moves at most one other, from held-out to train.
         """
         if self._bounds is None:
-            recipe, found = self.recipe, []
-            for number, source in enumerate(recipe.sources):
-                of = recipe.heldout_fraction if source.heldout_fraction is None else source.heldout_fraction
-                bound, least = int(of * 2**64), source.heldout_documents
-                if least:
-                    groups = (group for group in self.groups() if group.source == number)
-                    chunks = chain.from_iterable(self.chunks(group=group) for group in groups)
-                    smallest: list[int] = []
-                    for draws in map(partial(_smallest, self, least), chunks):
-                        smallest = sorted({*smallest, *draws})[:least]
-                    bound = max([bound, *(draw + 1 for draw in smallest)])
-                found.append(bound)
-            self._bounds = tuple(found)
+            self._bounds = tuple(self._bound(number, map) for number in range(len(self.recipe.sources)))
         return self._bounds
+
+    def _bound(self, number: int, map: Callable) -> int:
+        source = self.recipe.sources[number]
+        fraction = self.recipe.heldout_fraction if source.heldout_fraction is None else source.heldout_fraction
+        bound, least = int(fraction * 2**64), source.heldout_documents
+        if not least:
+            return bound
+        groups = [group for group in self.groups() if group.source == number]
+        chunks = chain.from_iterable(self.chunks(group=group) for group in groups)
+        what, reads = f"smallest hashes of {source.name}", sum(group.bytes for group in groups)
+        smallest: list[int] = []
+        for draws in _followed(what, partial(_smallest, self, least), chunks, reads, map):
+            smallest = sorted({*smallest, *draws})[:least]
+        return max([bound, *(draw + 1 for draw in smallest)])
 
     @property
     def split(self) -> dict:
@@ -225,7 +231,8 @@ class Corpus:
         """Bytes of all files, as stored; None where a source is streamed."""
         if any(self._is_streamed(source) for source in self.recipe.sources):
             return None
-        return sum((self.root / file).stat().st_size for source in self.recipe.sources for file in self.files(source))
+        paths = (self.root / file for source in self.recipe.sources for file in self.files(source))
+        return sum((self._states.get(path) or _state(path))[0] for path in paths)
 
     def refused(self, map: Callable = map) -> tuple[str, ...]:
         """What and details of the error that says what is wrong with records of sources that stop at bad ones.
@@ -234,7 +241,7 @@ class Corpus:
         """
         total, after = Skipped(), ()
         try:
-            for skipped in map(partial(_bad, self), self.chunks()):
+            for skipped in _followed("reading on", partial(_bad, self), self.chunks(), self.stored, map):
                 total.merge(skipped)
         except CorpusError as error:  # of a file
             after = (f"then: {error.what}", *error.details[:1])
@@ -296,7 +303,7 @@ class Corpus:
         """Say on standard error which files are in two sources: that is allowed, for they may be read in two ways."""
         first: dict[str, str] = {}
         twice = []
-        for source in self.recipe.sources:
+        for source in self.recipe.sources if len(self.recipe.sources) > 1 else ():
             for file in self.files(source):
                 other = first.setdefault(os.path.realpath(self.root / file), source.name)
                 if other != source.name:
@@ -523,6 +530,15 @@ def _of_sides(documents: Iterator[Document], sides: tuple[str, ...], shares: Sha
             shares.add(document.source, document.side, 1, len(document.text.encode()))
         if document.side in sides:
             yield document
+
+
+def _followed(what: str, work: Callable, chunks: Iterator[Chunk], reads: int | None, map: Callable) -> Iterator:
+    """`map(work, chunks)`, with its progress by the bytes that are read of `reads`."""
+    stored: deque[int] = deque()  # of the chunks on their way
+    with progress(what, "chunks", reads=reads) as advance:
+        for found in map(work, noted(chunks, attrgetter("stored"), stored)):
+            yield found
+            advance(1, read=stored.popleft())
 
 
 def _smallest(corpus: Corpus, count: int, chunk: Chunk) -> list[int]:
