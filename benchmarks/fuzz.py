@@ -541,8 +541,10 @@ def attempt(read: Callable[[], str], place: Path) -> tuple[str, str]:
     return tuple(json.loads(said)) if said else ("died", f"exit status {status}")
 
 
-def fuzz(root: Path, kinds: list[Kind], inputs: int, seed: int) -> tuple[dict[str, Counter], list[dict]]:
-    """Counts of outcomes by kind, and every fault."""
+def fuzz(
+    root: Path, kinds: list[Kind], inputs: int, seed: int, until: float = float("inf")
+) -> tuple[dict[str, Counter], list[dict]]:
+    """Counts of outcomes by kind, and every fault; of fewer inputs if the clock (time.monotonic) says `until`."""
     signal.signal(signal.SIGALRM, _late)
     before = {path: path.read_bytes() for kind in kinds for path in kind.files}
     scratch = root / "scratch"
@@ -558,6 +560,8 @@ def fuzz(root: Path, kinds: list[Kind], inputs: int, seed: int) -> tuple[dict[st
     rng = random.Random(seed)
     chosen = rng.choices(range(len(kinds)), [kind.weight for kind in kinds], k=inputs)
     for turn, number in enumerate(chosen):
+        if time.monotonic() > until:
+            break
         kind = kinds[number]
         path = rng.choice(kind.files)
         others = [other for other in kind.files if other != path]
@@ -597,36 +601,64 @@ def _restore(root: Path, clean: set[Path], before: dict[Path, bytes]) -> None:
         path.write_bytes(data)
 
 
+def one(inputs: int, seed: int, trained_share: float, only: str, until: float) -> dict:
+    """The inputs of one process: a world of its own, and of its run."""
+    counts, faults = {}, []
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as root:
+        slow = round(inputs * trained_share)
+        for make, share in ((world, inputs - slow), (trained, slow)):
+            kinds = [kind for kind in make(Path(root)) if only in kind.name]
+            if kinds and share:
+                found, wrong = fuzz(Path(root), kinds, share, seed, until)
+                counts, faults = counts | found, faults + wrong
+    return {"counts": {name: dict(found) for name, found in counts.items()}, "faults": faults}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="each with its own seed, from --seed on")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many, with what was done until then")
     parser.add_argument("--only", default="", help="kinds whose name has this")
     parser.add_argument("--trained", type=float, default=0.03, help="share of inputs that need a run, which are slow")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    begun, counts, faults = time.monotonic(), {}, []
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as root:
-        slow = round(arguments.inputs * arguments.trained)
-        for make, inputs in ((world, arguments.inputs - slow), (trained, slow)):
-            kinds = [kind for kind in make(Path(root)) if arguments.only in kind.name]
-            if kinds and inputs:
-                found, wrong = fuzz(Path(root), kinds, inputs, arguments.seed)
-                counts, faults = counts | found, faults + wrong
+    begun = time.monotonic()
+    each = arguments.inputs // arguments.processes
+    with tempfile.TemporaryDirectory() as results:
+        children = {}
+        for number in range(arguments.processes):
+            pid = os.fork()
+            if not pid:
+                seed, until = arguments.seed + number, begun + 60 * arguments.minutes
+                found = one(each, seed, arguments.trained, arguments.only, until)
+                Path(results, str(number)).write_text(json.dumps(found))
+                os._exit(0)
+            children[pid] = number
+        while children:
+            pid, status = os.wait()
+            assert status == 0, f"process {children.pop(pid)} failed"
+            children.pop(pid, None)
+        parts = [json.loads(path.read_text()) for path in sorted(Path(results).iterdir())]
+    counts: dict[str, Counter] = {}
+    for part in parts:
+        for name, found in part["counts"].items():
+            counts.setdefault(name, Counter()).update(found)
+    total = sum(counts.values(), Counter())
     found = {
         "command": f"python benchmarks/fuzz.py {' '.join(sys.argv[1:])}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "inputs": arguments.inputs,
-        "seed": arguments.seed,
+        "inputs": sum(total.values()),
         "seconds": round(time.monotonic() - begun),
-        "outcomes": dict(sorted(sum(counts.values(), Counter()).items())),
+        "outcomes": dict(sorted(total.items())),
         "kinds": {name: dict(sorted(found.items())) for name, found in sorted(counts.items())},
-        "faults": faults,
+        "faults": [fault for part in parts for fault in part["faults"]],
     }
     print(json.dumps(found, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    sys.exit(1 if faults else 0)
+    sys.exit(1 if found["faults"] else 0)
 
 
 if __name__ == "__main__":

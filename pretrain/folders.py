@@ -59,11 +59,11 @@ def publish(
     folder = folder.resolve() if folder.is_symlink() else folder  # the link stays a link
     _check_replaceable(folder, stage, what, config)
     with locked(folder, stage, what):
-        _check_replaceable(folder, stage, what, config)  # another process may have finished since
         aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _sweep(folder, aside)
+            _check_replaceable(folder, stage, what, config)  # once more: a process may have finished, or been killed
             aside.mkdir()
         except OSError as error:
             found = f"{error.filename}: {error.strerror}"
@@ -148,24 +148,28 @@ def _sweep(folder: Path, aside: Path) -> None:
 
 
 def _take_name(aside: Path, folder: Path, what: type[UserError]) -> None:
-    """Give `aside` the name of `folder`. What had the name is removed, if the system lets go of it."""
-    if not folder.exists():
-        aside.rename(folder)
-        return
-    old = next(old for old in _old_names(folder) if not old.exists())
+    """Give `aside` the name of `folder`. What had the name is removed, if the system lets go of it.
+
+    A result that cannot have the name gets another beside it: its work is not lost.
+    """
+    old = next(old for old in _old_names(folder) if not old.exists()) if folder.exists() else None
     try:
-        folder.rename(old)
+        if old:
+            folder.rename(old)
+        aside.rename(folder)
     except OSError as error:
+        if old and old.exists() and not folder.exists():
+            old.rename(folder)
         saved = next(name for name in (folder.with_name(f"{folder.name}-{n}") for n in count(2)) if not name.exists())
         aside.rename(saved)
         found = f"{folder}: {error.strerror}"
-        raise what("the old output folder cannot be replaced", found, f"the new result is in {saved}") from None
-    aside.rename(folder)
-    try:
-        shutil.rmtree(old)
-    except OSError as error:  # on NFS while another process has a file of it open
-        state = f"could not be removed ({error.strerror}): is a file of it in use?"
-        print(f"note: {folder} is published; what it replaces, {old}, {state}", file=sys.stderr)
+        raise what("the output folder cannot be replaced", found, f"the new result is in {saved}") from None
+    if old:
+        try:
+            shutil.rmtree(old)
+        except OSError as error:  # on NFS while another process has a file of it open
+            state = f"could not be removed ({error.strerror}): is a file of it in use?"
+            print(f"note: {folder} is published; what it replaces, {old}, {state}", file=sys.stderr)
 
 
 def _old_names(folder: Path) -> Iterator[Path]:
@@ -420,10 +424,10 @@ def finished(path: Path) -> Iterator[BinaryIO]:
 
 
 class Sealed:
-    """A file that is written with the SHA-256 of all its bytes behind them. Use: `with sealed(path) as file`."""
+    """A file that is written with the SHA-256 of its name and its bytes behind them: `with sealed(path) as file`."""
 
-    def __init__(self, file: BinaryIO):
-        self._file, self._found = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._found = file, _of_name(path)
 
     def write(self, data: bytes | memoryview) -> int:
         self._found.update(data)
@@ -437,7 +441,7 @@ class Sealed:
 def sealed(path: Path) -> Iterator[Sealed]:
     """`finished`, for a file that a later run takes over if this one is killed: `usable` says whether it still may."""
     with finished(path) as file:
-        seal = Sealed(file)
+        seal = Sealed(file, path)
         yield seal
         seal.close()
 
@@ -449,7 +453,7 @@ def usable(path: Path) -> bool:
     """
     if not path.exists():
         return False
-    found, left = hashlib.sha256(), path.stat().st_size - SEAL_BYTES
+    found, left = _of_name(path), path.stat().st_size - SEAL_BYTES
     with open(path, "rb") as file:
         while left > 0 and (data := file.read(min(left, 1 << 20))):
             found.update(data)
@@ -458,6 +462,11 @@ def usable(path: Path) -> bool:
             return True
     discard(path)
     return False
+
+
+def _of_name(path: Path) -> "hashlib._Hash":
+    """The beginning of a seal. Names say of what a file was made: the contents of another are not taken for it."""
+    return hashlib.sha256(f"{path.parent.name}/{path.name}\0".encode())
 
 
 def discard(path: Path) -> None:

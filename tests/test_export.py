@@ -266,7 +266,8 @@ def test_a_checkpoint_opens_as_the_model_that_was_saved(decoder):
 def test_exporting_again_replaces_the_folder_and_keeps_its_identity(encoder_hf, encoder):
     folder, _ = encoder_hf
     before = json.loads((folder / "index.json").read_text())
-    export.run(ExportConfig(checkpoint=str(encoder / "checkpoints" / "step_00000001"), dialect="bert", out=str(folder)))
+    again = ExportConfig(checkpoint=str(encoder / "checkpoints/step_00000001"), dialect="bert", out=str(folder))
+    export.run(again.model_copy(update={"replace": True}))
     after = json.loads((folder / "index.json").read_text())
     assert after["fingerprint"] == before["fingerprint"]
     assert entries(folder.parent) == [folder.name]

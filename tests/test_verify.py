@@ -1,8 +1,11 @@
 """Every byte against the index, and every folder against those it was made with."""
 
+import errno
 import importlib
 import json
+import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -371,3 +374,103 @@ def test_every_stage_that_publishes_a_folder_knows_replace():
     stages = set(cli.STAGES) - {"pretrain", "demo"}
     for module, name in (cli.STAGES[stage] for stage in stages):
         assert issubclass(getattr(importlib.import_module(module), name), StageConfig), name
+
+
+def test_a_result_that_cannot_take_its_name_is_kept_beside_it(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    made(out)
+    real = Path.rename
+
+    def busy(path, target):
+        if Path(target) == out and path.name == ".out.tmp":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", busy)
+        with pytest.raises(UserError, match="the output folder cannot be replaced") as error:
+            made(out)
+    assert verify.check(out) == [] and verify.check(tmp_path / "out-2") == []
+    assert f"the new result is in {tmp_path / 'out-2'}" in str(error.value)
+
+
+def test_an_old_folder_that_cannot_be_removed_stops_no_build(tmp_path, monkeypatch, capsys):
+    """As on NFS, while another process has a file of it open."""
+    out = tmp_path / "out"
+    made(out)
+    real = shutil.rmtree
+
+    def held(path, *arguments, **options):
+        if Path(path).name.startswith(".out.old") and Path(path).exists():
+            if not (arguments or options):
+                raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+            return
+        real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", held)
+        for _ in range(3):
+            made(out)
+            assert "could not be removed (Directory not empty)" in capsys.readouterr().err
+    made(out)
+    assert verify.check(out) == [] and not list(tmp_path.glob(".out.old*"))
+
+
+def test_a_build_killed_between_two_names_loses_nothing(tmp_path):
+    out = tmp_path / "out"
+    made(out, size=5)
+    out.rename(tmp_path / ".out.old")
+    with pytest.raises(UserError, match="size: 5 → 6"):
+        made(out, size=6)
+    assert verify.check(out) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to mount a folder needs root")
+def test_a_mount_point_is_refused_before_any_work(tmp_path):
+    for name in ("there", "out"):
+        (tmp_path / name).mkdir()
+    code = "from pretrain import folders; folders.publish({!r}, 'export').__enter__()".format(str(tmp_path / "out"))
+    line = f"mount --bind {tmp_path}/there {tmp_path}/out && {sys.executable} -c {shlex.quote(code)}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    if "mount" in done.stderr and "Traceback" not in done.stderr:
+        pytest.skip("a folder cannot be mounted here")
+    assert "the output folder is a mount point" in done.stderr and f"out={tmp_path}/out/export" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "there"]
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "a" * 300, "x\0y", "b/" * 2100 + "out", "\udcff" * 254])
+def test_a_name_that_cannot_be_is_refused_before_any_work(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(UserError, match="the output folder cannot be made"),
+        folders.publish(Path(name), "export", UserError),
+    ):
+        pass
+    with pytest.raises(UserError, match="the output folder cannot be made"):
+        folders.check_output(Path(name))
+    assert list(tmp_path.iterdir()) == []
+
+
+STRAYS = [
+    ".DS_Store",
+    "._index.json",
+    "Thumbs.db",
+    "desktop.ini",
+    ".nfs000000000012ab",
+    ".directory",
+    "@eaDir/x@SynoEAStream",
+]
+
+
+@pytest.mark.parametrize("name", [*STRAYS, ".Trash-0/info", "lost+found/a", ".train.bin.swp", ".smbdelete12", "Icon\r"])
+def test_what_a_file_manager_leaves_is_harmless(tmp_path, capsys, name):
+    out = tmp_path / "out"
+    made(out)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).touch()
+    assert verify.main([str(out)]) == 0
+    assert f"  {name}: not of this folder, and harmless" in capsys.readouterr().out.replace("\r:", "\r:")
+    (out / "notes.txt").touch()
+    assert verify.main([str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "notes.txt: extra, not in the index" in said and f"{name}: extra" not in said

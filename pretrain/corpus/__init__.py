@@ -42,7 +42,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from pretrain import folders
-from pretrain.config import Config, load
+from pretrain.config import Config, build, load
 from pretrain.corpus import hub
 from pretrain.corpus.bad import EMPTY, Bad, BadRecord, Skipped, refusal
 from pretrain.corpus.compressed import COPY_AGAIN, HashedFile
@@ -374,8 +374,9 @@ class Cleaned:
 
     def __init__(self, folder: Path, index: dict):
         self.folder, self.index = folder, index
-        named = [Source(**source, files=["part-*"]) for source in index["sources"]]
-        self.recipe = Recipe(name=index["name"], heldout_fraction=index["heldout_fraction"], sources=named)
+        named = [{**source, "files": ["part-*"]} for source in index["sources"]]
+        values = {"name": index["name"], "heldout_fraction": index["heldout_fraction"], "sources": named}
+        self.recipe = build(Recipe, values, f"{folder / folders.INDEX}")
 
     def groups(self, size: int = CHUNK_BYTES) -> Iterator[Group]:
         files = sorted(

@@ -136,7 +136,7 @@ class Shards:
 
     def unigram(self) -> np.ndarray:
         """(V,) int64: how often each id occurs on this side."""
-        return np.load(self.folder / f"{self.side}.unigram.npy")
+        return _array(self.folder / f"{self.side}.unigram.npy", self.vocab_size)
 
     @property
     def has_origins(self) -> bool:
@@ -169,7 +169,20 @@ class Shards:
         return read_idx(self.folder / f"{self.pieces[piece]}.idx")[1:]
 
     def _open_sidecar(self, piece: int, name: str) -> np.ndarray:
-        return np.load(self.folder / f"{self.pieces[piece]}.{name}.npy", mmap_mode="r")
+        return _array(self.folder / f"{self.pieces[piece]}.{name}.npy", int(self.piece_documents[piece]), "r")
+
+
+def _array(path: Path, rows: int, mode: str | None = None) -> np.ndarray:
+    """The array of `rows` in a file. Raises ShardError where a set is too large to be hashed and this is damaged."""
+    try:
+        found = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise ShardError(
+            f"{path} cannot be read", str(error).split("\n")[0], "copy it again, or rebuild the set"
+        ) from None
+    if found.shape != (rows,):
+        raise ShardError(f"{path} is damaged", f"it has {found.shape}, not {rows:,} rows", "copy it again")
+    return found
 
 
 def sidecars(index: dict) -> list[str]:
