@@ -15,7 +15,6 @@ the same files it continues from bit by bit on the old ones. No generator or loa
 functions of the step.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -36,7 +35,7 @@ from torch import Tensor
 
 from pretrain import folders
 from pretrain.engine import STATES, Engine
-from pretrain.errors import ResumeError
+from pretrain.errors import ResumeError, refusal
 from pretrain.metrics import say
 from pretrain.peers import Peers
 
@@ -243,16 +242,8 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        remedy = "start again: the run continues from its newest checkpoint"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what, remedy = f"the disk is full: {path} was not written", f"free some space and {remedy}"
-        elif error.errno == errno.EFBIG:
-            what = f"a file may not become so large: {path} was not written"
-            remedy = f"raise the limit (ulimit -f), or take another file system, and {remedy}"
-        else:
-            what, remedy = f"{path} could not be written", f"mend that, and {remedy}"
-        raise ResumeError(what, found, remedy) from None
+        undone = f"{path} was not written"
+        raise ResumeError(*(refusal(error, undone) or (undone, str(error), "start again"))) from None
 
 
 def sweep(run: Path, state: TrainState) -> None:

@@ -85,7 +85,6 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
     records = (job.folder, state.step, tokens, line, scored, job.config_yaml, job.begun)
     metrics = Metrics(*records) if world.speaks else None
     interval = Interval(metrics.before if metrics else [])
-    peak = peak_flops(engine.device) if job.low_precision else None
     saves = Saves(job, state)
     scores = None
     stop = False
@@ -131,15 +130,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
             if metrics:
                 metrics.record(report)
                 if last or state.step % job.intervals.log == 0:
-                    values = interval.values(job.optim.clip, phase.batch_tokens)
-                    values["optim/skipped_steps"] = state.skipped
-                    if peak:
-                        flops = job.flops_per_token[phase.seq_len] / peak / world.size
-                        values["speed/mfu"] = values["speed/tokens_per_s"] * flops
-                    values["memory/gib"] = memory_gib(engine.device)
-                    metrics.scalars(values, state.step, tokens)
-                    eta_s = interval.step_s * (job.steps - state.step)
-                    say(log_line(state.step, job.steps, values, eta_s, interval.skipped))
+                    _log(job, state, tokens, interval, metrics)
                     interval = Interval()
 
             saves.note(report)
@@ -164,6 +155,20 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
     if metrics:
         metrics.close()
     return state, scores
+
+
+def _log(job: Job, state: TrainState, tokens: int, interval: Interval, metrics: Metrics) -> None:
+    """One line of the log, and a point of each of its series."""
+    phase = locate(state.step - 1, job.phases).phase
+    values = interval.values(job.optim.clip, phase.batch_tokens)
+    values["optim/skipped_steps"] = state.skipped
+    peak = peak_flops(job.engine.device) if job.low_precision else None
+    if peak:
+        values["speed/mfu"] = values["speed/tokens_per_s"] * job.flops_per_token[phase.seq_len] / peak / job.world.size
+    values["memory/gib"] = memory_gib(job.engine.device)
+    metrics.scalars(values, state.step, tokens)
+    eta_s = interval.step_s * (job.steps - state.step)
+    say(log_line(state.step, job.steps, values, eta_s, interval.skipped))
 
 
 class Saves:

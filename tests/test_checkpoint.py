@@ -29,13 +29,14 @@ def curriculum(prepared, out: Path, **sections) -> dict:
     return {**values, "checkpoint": {"every_steps": 3, "keep": 9}}
 
 
-@pytest.mark.parametrize("step", [3, 6])
-def test_a_run_in_two_phases_with_workers_and_evaluation_continues_bit_by_bit(step, prepared, tmp_path):
-    """Killed in its first phase, and in its second."""
+@pytest.mark.parametrize(("step", "saving"), [(3, False), (6, True)])
+def test_a_run_in_two_phases_with_workers_and_evaluation_continues_bit_by_bit(step, saving, prepared, tmp_path):
+    """Killed in its first phase after a save, and in its second in the middle of one."""
     straight, killed = curriculum(prepared, tmp_path / "straight"), curriculum(prepared, tmp_path / "killed")
     on_ranks(2, cases.train, straight, log=tmp_path / "straight.log")
-    kill_after_checkpoint(2, killed, tmp_path, True, step=step)
+    kill_after_checkpoint(2, killed, tmp_path, True, step=step, saving=saving)
     on_ranks(2, cases.train, killed, log=tmp_path / "resumed.log")
+    assert "continuing after step 3" in (tmp_path / "resumed.0.log").read_text()
     assert cases.history(tmp_path / "killed") == cases.history(tmp_path / "straight")
     one, other = (Checkpoint(checkpoint.newest(tmp_path / name)) for name in ("straight", "killed"))
     assert one.index["fingerprint"] == other.index["fingerprint"], "equal runs in two places are one identity"

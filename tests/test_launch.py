@@ -82,7 +82,7 @@ def test_a_users_mistake_under_the_launcher_is_said_once_and_exits_2(prepared, t
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("reaches", ["launcher", "process group"])
+@pytest.mark.parametrize("reaches", ["launcher", "process group", "one rank"])
 def test_ranks_whose_launcher_is_terminated_save_and_end(reaches, prepared, tmp_path):
     """SIGTERM to `deepspeed` kills only the launcher: its ranks must not train on as orphans. SIGTERM to the process
     group (as Slurm sends it) reaches ranks twice: the second must not cut the saving short."""
@@ -94,8 +94,12 @@ def test_ranks_whose_launcher_is_terminated_save_and_end(reaches, prepared, tmp_
     log = open(tmp_path / "log", "w")
     process = subprocess.Popen(launcher, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     wait_for(lambda: len(cases.history(tmp_path / "run")) > 3, tmp_path / "log")
-    (os.killpg if reaches == "process group" else os.kill)(process.pid, signal.SIGTERM)
-    process.wait(TIMEOUT_S)
+    if reaches == "one rank":
+        os.kill(next(pid for pid in alive(str(config)) if "RANK" in variables(pid)), signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 75, "the launcher hands on the status of a rank"
+    else:
+        (os.killpg if reaches == "process group" else os.kill)(process.pid, signal.SIGTERM)
+        process.wait(TIMEOUT_S)
     wait_for(lambda: "stopped at step" in (tmp_path / "log").read_text(), tmp_path / "log")
     saved = cases.state(tmp_path / "run")
     wait_for(lambda: not alive(str(config)), tmp_path / "log")
@@ -112,7 +116,7 @@ def test_sigterm_to_a_plain_process_saves_ends_cleanly_and_the_run_goes_on(prepa
         wait_for(lambda done=done: len(cases.history(tmp_path / "run")) > done + 3)
         process.send_signal(signal.SIGTERM)
         code, output = finish(process)
-        assert code == 0 and "(SIGTERM): saved" in output, output
+        assert code == 75 and "(SIGTERM): saved" in output and "failed" not in output, output
         assert ("continuing after step" in output) == (attempt == 1)
     steps_recorded = [step for step, *_ in cases.history(tmp_path / "run")]
     assert steps_recorded == list(range(1, len(steps_recorded) + 1))
@@ -147,6 +151,11 @@ def alive(argument: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def variables(pid: int) -> set[str]:
+    """Names of the environment variables of a process."""
+    return {entry.partition("=")[0] for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")}
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])

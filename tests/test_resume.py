@@ -59,19 +59,23 @@ def test_a_killed_run_continues_bit_by_bit(case, prepared, tmp_path):
         assert torch.equal(tensor, found[name]), name
 
 
-def kill_after_checkpoint(world: int, values: dict, tmp_path: Path, launched: bool, step: int) -> None:
-    """Start the run and kill -9 every rank once checkpoint `step` is published and before the run is over."""
+def kill_after_checkpoint(
+    world: int, values: dict, tmp_path: Path, launched: bool, step: int, saving: bool = False
+) -> None:
+    """Start the run and kill -9 every rank once checkpoint `step` is published and before the run is over; or, if
+    `saving`, while that checkpoint is written."""
     out = Path(values["out"])
+    saved, aside = (out / f"checkpoints/{name}" for name in (f"step_{step:08d}", f".step_{step:08d}.tmp"))
     for attempt in range(5):
         ranks = Ranks(world, cases.train, values, log=tmp_path / f"killed{attempt}.log", launched=launched)
         deadline = time.monotonic() + 60
-        while not (out / f"checkpoints/step_{step:08d}").exists():
+        while not (saved.exists() or (saving and aside.exists())):
             assert time.monotonic() < deadline and ranks.processes[0].is_alive(), ranks.logs()
             time.sleep(0.0005)
         ranks.kill()
-        if checkpoint.newest(out) == out / f"checkpoints/step_{step:08d}":
+        if (aside.exists() and not saved.exists()) if saving else checkpoint.newest(out) == saved:
             return
-        for file in sorted(out.rglob("*"), reverse=True):  # it was over before the signal came: once more
+        for file in sorted(out.rglob("*"), reverse=True):  # it was too late: once more
             file.rmdir() if file.is_dir() else file.unlink()
     raise AssertionError("the run always finished before it could be killed")
 
