@@ -155,7 +155,7 @@ class _Record:
         self.path, self._head = path, head
         self._file = None
         self._unwritten = b""
-        self._warned = self._begun = False
+        self._warned = False
 
     def append(self, data: bytes) -> None:
         self._unwritten += data

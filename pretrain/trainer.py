@@ -249,7 +249,7 @@ class Saves:
         """What there is to continue from when steps are no longer finite."""
         newest = checkpoint.newest(self._job.folder, speak=False)
         if newest is None:
-            return ["no checkpoint was saved before: begin again with a smaller optim.lr"]
+            return ["no checkpoint was saved before: begin again with a smaller optim.lr and another out="]
         if self._proven:
             return [f"the newest checkpoint, {newest}, is from before: start again to continue from it"]
         older = checkpoint.newest(self._job.folder, speak=False, before=self.step)
