@@ -74,10 +74,10 @@ def run(cfg: ExportConfig) -> dict:
     model = config.build(ModelConfig, settings["model"], f"{source.folder}/{checkpoint.CONFIG}")
     tokenizer = _tokenizer(cfg.tokenizer or settings["data"]["tokenizer"], source)
     check(model, cfg.dialect, tokenizer.kind)
-    ours = source.weights()
-    vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
-    assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
     with folders.publish(Path(cfg.out), "export", ExportError, cfg) as aside:
+        ours = source.weights()
+        vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
+        assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
         handoff.write_tokenizer(aside, tokenizer, card.trained_length(settings))
         _write_model(aside, DIALECTS[cfg.dialect], model, ours, tokenizer.specials)
         said = aside / "said"  # inside, so that the next export sweeps what a killed one leaves

@@ -31,7 +31,7 @@ from pretrain import folders
 from pretrain.config import StageConfig
 from pretrain.errors import TaskError
 from pretrain.finetune import scores, twins
-from pretrain.finetune.huggingface import identity, library, must_differ, quiet
+from pretrain.finetune.huggingface import identity, library, model_folder, must_differ, quiet
 from pretrain.finetune.task import Example, Task, class_lines, read_task, stratified
 from pretrain.finetune.train import Row, Schedule, Start, accuracy, answers, build, check, encode, fit, open_tokenizer
 from pretrain.progress import progress
@@ -140,8 +140,9 @@ def run(config: FinetuneConfig) -> dict:
     texts = {"train": task.train, "dev": task.dev, "test": task.test}
     if config.labels is not None:
         texts["train"] = stratified(task.train, config.labels, config.labels_seed)
-    base = identity(config.model)
+    model_folder(config.model)
     with folders.publish(Path(config.out), "finetune", TaskError, config) as folder, quiet():
+        base = identity(config.model)
         tokenizer = open_tokenizer(config.model, config.max_length)
         rows, truncated = {}, {}
         for name, examples in texts.items():

@@ -43,12 +43,14 @@ class GenerateConfig(StageConfig):
 
 def generate(config: GenerateConfig) -> list[str]:
     """Print and return the continuation of each prompt; with `out`, also generations.jsonl. Raises TaskError."""
-    base = identity(config.model)
+    huggingface.model_folder(config.model)
     if config.out is None:
+        identity(config.model)
         found = _continuations(config)
         _print(config.prompts, found)
         return found
     with folders.publish(Path(config.out), "generate", TaskError, config) as folder:
+        base = identity(config.model)
         found = _continuations(config)
         _print(config.prompts, found)
         _write(folder, config, base, found)
