@@ -12,6 +12,7 @@ How ranks find each other is in ranks.py. The DeepSpeed configuration is derived
 import copy
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +21,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from pretrain import memory
 from pretrain.config import Config, free
 from pretrain.errors import ConfigError
 from pretrain.objectives import Batch
@@ -143,6 +145,50 @@ def engine_for(config: EngineConfig, world: World) -> "type[Engine]":
     """
     wanted = config.zero_stage >= 2 or bool(config.deepspeed)
     return DeepSpeedEngine if world.size > 1 or (world.launched and wanted) else LocalEngine
+
+
+def state_bytes(parameters: int, config: EngineConfig, world: World) -> tuple[int, int]:
+    """What a model of so many weights takes at least in the memory of a rank's device and, where that is a GPU, in the
+    machine's for each rank: weights, gradients, AdamW's moments and fp32 masters, without any activations."""
+    shared = 1 / world.size
+    low = config.precision == "bf16"
+    weights, sums = (2 if low else 4), 4  # bytes a weight; gradients are summed in fp32
+    masters_and_moments = 12.0 if low else 8.0
+    if engine_for(config, world) is DeepSpeedEngine:
+        if config.zero_stage:
+            masters_and_moments = 12.0 * shared  # of fp32 weights too, each rank has a copy of its part
+        sums *= shared if config.zero_stage >= 2 else 1
+        weights *= shared if config.zero_stage == 3 else 1
+    on_device, on_host = weights + sums + masters_and_moments, 0.0
+    if on_cuda():
+        offloaded = config.deepspeed.get("zero_optimization") or {}
+        for key, part in (("offload_optimizer", masters_and_moments), ("offload_param", weights)):
+            if (offloaded.get(key) or {}).get("device") == "cpu":
+                on_device, on_host = on_device - part, on_host + part
+        on_host = max(on_host, 4.0)  # the model is made there
+    return int(parameters * on_device), int(parameters * on_host)
+
+
+def check_memory(parameters: int, config: EngineConfig, world: World) -> None:
+    """Raise ConfigError when the model cannot fit: before anything of it is allocated."""
+    on_device, on_host = state_bytes(parameters, config, world)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)  # ranks of this machine
+    if on_cuda():
+        needs = [("the GPU", on_device, torch.cuda.get_device_properties(world.local_rank).total_memory)]
+        needs.append((f"the machine, for {here} ranks" if here > 1 else "the machine", on_host * here, memory.limit()))
+    else:
+        ranks = f", for {here} ranks" if here > 1 else ""
+        needs = [(f"this machine or process{ranks}", on_device * here, memory.limit())]
+    for where, wanted, there in needs:
+        if wanted > there:
+            stage = f", engine.zero_stage = {config.zero_stage} on {world.size} ranks" if world.size > 1 else ""
+            raise ConfigError(
+                f"the model is larger than the memory of {where}",
+                f"{parameters:,} weights take at least {wanted / 1e9:,.1f} GB in {config.precision}{stage} (weights, "
+                f"gradients, AdamW's moments), and there are {there / 1e9:,.1f} GB",
+                "take a smaller model, or more ranks with engine.zero_stage 3; on GPUs engine.precision = bf16, and "
+                "engine.deepspeed.zero_optimization.offload_optimizer",
+            )
 
 
 class LocalEngine:

@@ -1,8 +1,11 @@
 """How a process takes memory from the system."""
 
 import ctypes
+import os
+import resource
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT = 256 << 20  # bytes, at the end of the heap
@@ -24,3 +27,13 @@ def keep_freed() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
         libc.mallopt(M_MMAP_THRESHOLD, MAPPED)
+
+
+def limit() -> int:
+    """Bytes that a process may use at most: the machine's memory, or less where a container or `ulimit -v` says so."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
+        with suppress(OSError, ValueError):
+            found.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return min(found + ([address_space] if address_space != resource.RLIM_INFINITY else []))

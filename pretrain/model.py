@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pretrain.config import Config
+from pretrain.errors import ConfigError
 
 
 class ModelConfig(Config):
@@ -115,6 +116,24 @@ class Transformer(nn.Module):
         head = config.width * self.vocab_size + (config.width**2 if config.transform_head else 0)
         attention = 12 * config.layers * config.heads * config.E * seq_len
         return 6 * (matrices + head * targets / seq_len) + attention
+
+
+def parameters_of(config: ModelConfig, vocab_size: int) -> int:
+    """How many weights such a model has, without making it. Raises ConfigError when they cannot be counted."""
+
+    def counted(layers: int) -> int:
+        with torch.device("meta"):
+            model = Transformer(config.model_copy(update={"layers": layers}), vocab_size)
+        return sum(p.numel() for p in model.parameters())
+
+    try:
+        one, two = counted(1), counted(2)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # on this device only sizes can go wrong
+        sizes = ("width", "heads", "kv_heads", "head_width", "mlp_width", "max_positions")
+        said = ", ".join(f"model.{name} = {getattr(config, name)}" for name in sizes if getattr(config, name))
+        reason = str(error).split("\n", 1)[0][:200]
+        raise ConfigError("a tensor of this model would be too large to exist", said, reason) from None
+    return one + (two - one) * (config.layers - 1)
 
 
 class Block(nn.Module):

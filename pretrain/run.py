@@ -18,12 +18,12 @@ from pretrain.branch import BranchConfig
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, free, past
 from pretrain.data import Corpus, DataConfig
-from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, engine_for
+from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, check_memory, engine_for
 from pretrain.errors import ConfigError, ResumeError, Stopped
 from pretrain.evaluate import HeldOut, Scores
 from pretrain.locks import locked
 from pretrain.metrics import JSONL, reports, say
-from pretrain.model import ModelConfig, Transformer, initialise
+from pretrain.model import ModelConfig, Transformer, initialise, parameters_of
 from pretrain.objectives import OBJECTIVES, CausalLMConfig, Learner, MaskedLMConfig
 from pretrain.optim import OptimConfig, adamw, check_schedule, past_conflicts, schedule_notes
 from pretrain.order import Order
@@ -142,6 +142,8 @@ def run(cfg: RunConfig) -> dict:
         export.check(cfg.model, cfg.export.dialect, tokenizer.kind)
     corpora = data.open_corpora(cfg.data, tokenizer)
     data.check_sizes(corpora, cfg.block_tokens, max(phase.seq_len for phase in cfg.phases))
+    parameters = parameters_of(cfg.model, corpora[0].train.vocab_size)
+    check_memory(parameters, cfg.engine, world)
     whole_words = cfg.objective.kind == "masked_lm" and cfg.objective.unit == "word"
     plan = data.order(cfg.data, corpora, branch.reading(cfg.phases, cfg.skips), cfg.seed, whole_words)
     identity = {
@@ -153,7 +155,7 @@ def run(cfg: RunConfig) -> dict:
     if engine_for(cfg.engine, world) is DeepSpeedEngine:
         join(world, cfg.engine.timeout_s)
     peers = Peers(world, cfg.checkpoint.timeout_s)
-    with ExitStack() as lock:  # held from before the checkpoints are looked at until all is written
+    with failures_said(world), ExitStack() as lock:  # held from the first look at checkpoints until all is written
         with peers.one_fate():
             if world.speaks:
                 lock.enter_context(locked(folder, "pretrain", ConfigError))
@@ -270,10 +272,9 @@ def _train(
         if not (every.every_s or every.every_steps or every.keep_every):
             notes.append("saved only at its end: checkpoint.every_s, every_steps and keep_every are all 0")
         say("\n".join([f"{folder}: {what}; {where}; {begin}", *data.plan_lines(plan), *notes]))
-    with failures_said(world):
-        if parent:  # from here on the parent may be removed, or remove its older checkpoints
-            checkpoint.publish(folder, state, engine, peers, text, identity)
-        state, scores = train(job, state)
+    if parent:  # from here on the parent may be removed, or remove its older checkpoints
+        checkpoint.publish(folder, state, engine, peers, text, identity)
+    state, scores = train(job, state)
     if scores is None:
         raise Stopped(f"stopped at step {state.step} of {cfg.steps}; start again to continue")
     summary = _summarise(job, state, scores)

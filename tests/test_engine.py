@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pretrain import config
-from pretrain.engine import DeepSpeedEngine, EngineConfig, LocalEngine, deepspeed_config, engine_for
+from pretrain.engine import DeepSpeedEngine, EngineConfig, LocalEngine, deepspeed_config, engine_for, state_bytes
 from pretrain.errors import ConfigError
 from pretrain.loader import Batches
-from pretrain.model import ModelConfig, Transformer, initialise
+from pretrain.model import ModelConfig, Transformer, initialise, parameters_of
 from pretrain.objectives import Learner, MaskedLMConfig
 from pretrain.optim import OptimConfig, adamw
 from pretrain.phases import Phase
@@ -19,7 +19,7 @@ from pretrain.ranks import World, find_world, join
 from pretrain.shards import Shards
 from pretrain.windows import Windows
 from tests import cases
-from tests.conftest import ENCODER, run_values
+from tests.conftest import DECODER, ENCODER, run_values
 from tests.ranks import on_ranks
 
 TWENTY = [{"steps": 20, "seq_len": 32, "batch_tokens": 256, "decay_steps": 5}]
@@ -331,3 +331,43 @@ def refused_with(values: dict) -> str:
 def test_bf16_at_stage_0_is_refused():
     with pytest.raises(ConfigError, match=r"needs engine\.zero_stage = 1, 2 or 3"):
         config.build(EngineConfig, {"micro_batch": "4", "precision": "bf16", "zero_stage": "0"}, "x.yaml")
+
+
+SIZES = [(ENCODER, {}), (DECODER, {}), (DECODER, {"layers": 7, "tie_embeddings": False, "positions": "learned"})]
+
+
+@pytest.mark.parametrize(("shape", "changes"), SIZES)
+def test_weights_are_counted_without_making_them(shape, changes):
+    model_config = ModelConfig(**{**shape, **changes})
+    assert parameters_of(model_config, 77) == sum(p.numel() for p in Transformer(model_config, 77).parameters())
+
+
+@pytest.mark.parametrize(("precision", "a_weight"), [("fp32", 16), ("autocast", 16), ("bf16", 18)])
+def test_a_model_takes_as_much_memory_as_is_said(precision, a_weight, prepared):
+    model, batches = model_and_batches(prepared, 2)
+    parameters = sum(p.numel() for p in model.parameters())
+    engine_config = EngineConfig(micro_batch=2, precision=precision)
+    assert state_bytes(parameters, engine_config, World()) == (a_weight * parameters, 0)
+    engine = LocalEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1)), engine_config, 1.0, World())
+    engine.backward(engine(batches[0].batch), 1.0)
+    tensors = [*engine.module.parameters(), *engine.masters.parameters()]
+    tensors += [p.grad for p in engine.masters.parameters()]
+    tensors += [value for state in engine.optimizer.state.values() for value in state.values() if value.ndim]
+    assert sum(t.nbytes for t in {t.data_ptr(): t for t in tensors}.values()) == a_weight * parameters
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "a_weight"),
+    [("fp32", 0, 16), ("fp32", 1, 11), ("bf16", 1, 9), ("bf16", 2, 6), ("bf16", 3, 4.5), ("fp32", 3, 5)],
+)
+def test_zero_divides_what_each_of_four_ranks_keeps(precision, stage, a_weight):
+    engine_config = EngineConfig(micro_batch=1, precision=precision, zero_stage=stage)
+    assert state_bytes(100, engine_config, World(0, 4)) == (100 * a_weight, 0)
+
+
+@pytest.mark.parametrize("changes", [{"width": 4096000}, {"layers": 10**12}, {"mlp_width": 2**62}, {"width": 2**63}])
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(changes, prepared, tmp_path):
+    values = run_values(prepared, tmp_path / "run", model=changes)
+    with pytest.raises(ConfigError, match=r"larger than the memory(?s:.*)weights take at least|too large to exist"):
+        cases.train(values)
+    assert not (tmp_path / "run").exists()
