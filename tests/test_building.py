@@ -611,7 +611,7 @@ def test_a_dask_cluster_gives_the_same_bytes(prepared, corpus, reference, shuffl
     assert index["fingerprint"] == json.loads(reference["index.json"])["fingerprint"]
     assert {**contents(tmp_path / "out"), "index.json": reference["index.json"]} == reference
     assert entries(tmp_path) == ["out"]
-    command = _command(tmp_path, config(prepared, corpus, tmp_path / "out", shuffle_seed=7))
+    command = _command(tmp_path, config(prepared, corpus, tmp_path / "out", shuffle_seed=7, replace=True))
     done = subprocess.run([*command, "--scheduler", address], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == contents(shuffled)

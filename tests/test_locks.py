@@ -35,10 +35,10 @@ for number in range(rounds):
     while not (root / str(number)).exists():
         pass
     try:
-        with folders.publish(root / str(number) / "o", "shards") as aside:
+        with folders.publish(root / str(number) / "o", "export") as aside:
             for name in range(4):
                 (aside / f"{os.getpid()}-{name}").write_text("x")
-            folders.write_index(aside, {"stage": "shards"})
+            folders.write_index(aside, {"stage": "export"})
         print("done", flush=True)
     except UserError as error:
         print("refused" if "another process is making this folder" in str(error) else error, flush=True)
