@@ -234,7 +234,7 @@ class Saves:
         """Whether the step where a run stops is saved."""
         if self.step == state.step:
             return "saved"
-        return f"not saved, {self.ruined} steps in a row had no finite loss and gradient; {' '.join(self._remedy())}"
+        return f"not saved, {self.ruined} steps in a row had no finite loss and gradient; {self._remedy()[0]}"
 
     def _prove(self) -> None:
         """Remove older checkpoints now that the newest has proven itself; a collective, as removing may take long."""
@@ -251,7 +251,8 @@ class Saves:
         if newest is None:
             return ["no checkpoint was saved before: begin again with a smaller optim.lr and another out="]
         if self._proven:
-            return [f"the newest checkpoint, {newest}, is from before: start again to continue from it"]
+            again = "if the same steps fail again, begin a new run there: branch_from with skip_steps, or a smaller lr"
+            return [f"the newest checkpoint, {newest}, is from before: start again to continue from it", again]
         older = checkpoint.newest(self._job.folder, speak=False, before=self.step)
         doubt = f"the newest checkpoint is {newest}; no finite step has followed it, so its weights may be ruined"
         return [doubt, f"if so, remove it to continue from {older}" if older else "there is no older one"]
