@@ -100,7 +100,8 @@ class _Flow:
             raise PretrainError(f"a worker process was told to leave its work ({LEAVE.name})") from None
         except BrokenProcessPool:
             flying.clear()  # the pool is failing them: to cancel them meanwhile would end its thread with a traceback
-            raise PretrainError("a worker process died: if it said nothing, was it out of memory? Take fewer") from None
+            reason = "if it did not say why, was it out of memory? Take fewer workers"
+            raise PretrainError(f"a worker process died: {reason}") from None
         finally:
             for future in flying:
                 future.cancel()
