@@ -735,6 +735,12 @@ def test_a_folder_that_is_altered_or_asks_for_code_or_lacks_parts_is_refused(cas
     assert not (tmp_path / "out").exists()
 
 
+def test_settings_that_fail_only_when_text_is_written_are_refused(decoder, tmp_path):
+    broken = changed(edit("generation_config.json", eos_token_id="x"))(decoder, tmp_path / "d")
+    with pytest.raises(TaskError, match=r"cannot (continue text with|open the model of) .*\n  it says: "):
+        generate(GenerateConfig(model=str(broken), prompts=["x"], max_new_tokens=2))
+
+
 def test_the_tokenizer_of_another_model_is_refused(encoder, decoder, tmp_path):
     swapped = shutil.copytree(encoder, tmp_path / "swapped")
     for name in ("tokenizer.json", "tokenizer_config.json"):

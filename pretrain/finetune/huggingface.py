@@ -157,14 +157,24 @@ def _opened(what: str, folder: str, auto: type, **options: Any) -> Any:
 
     Raises TaskError with what transformers says when it cannot.
     """
-    try:
+    with explained(f"transformers cannot open the {what} of {folder}"):
         return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
+
+
+@contextmanager
+def explained(failure: str) -> Iterator[None]:
+    """Whatever transformers raises inside becomes a TaskError that begins with `failure`.
+
+    For a folder that is damaged or was made elsewhere it raises errors of every kind: KeyError, TypeError,
+    AttributeError, SafetensorError and more.
+    """
+    try:
+        yield
     except (PretrainError, MemoryError):
         raise
-    except Exception as error:  # for a damaged folder: KeyError, TypeError, AttributeError, SafetensorError, …
+    except Exception as error:
         said = next(iter(str(error).strip().splitlines()), "")
-        said = f"{type(error).__name__}: {said[:300]}"
-        raise TaskError(f"transformers cannot open the {what} of {folder}", f"it says: {said}", SIZE_REMEDY) from error
+        raise TaskError(failure, f"it says: {type(error).__name__}: {said[:300]}", SIZE_REMEDY) from error
 
 
 @contextmanager

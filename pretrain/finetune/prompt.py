@@ -70,8 +70,9 @@ def _continuations(config: GenerateConfig) -> list[str]:
         options = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
         if options["do_sample"]:
             options |= {"temperature": config.temperature, "top_k": config.top_k}
-        encoded = [_encoded(prompt, tokenizer, model, config.max_new_tokens) for prompt in config.prompts]
-        return [continuation(model, tokenizer, prompt, config.seed, options) for prompt in encoded]
+        with huggingface.explained(f"transformers cannot continue text with {config.model}"):
+            encoded = [_encoded(prompt, tokenizer, model, config.max_new_tokens) for prompt in config.prompts]
+            return [continuation(model, tokenizer, prompt, config.seed, options) for prompt in encoded]
 
 
 def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
@@ -84,7 +85,7 @@ def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    kind, found = config.model_type, config.architectures or []
+    kind, found = config.model_type, [str(name) for name in config.architectures or []]
     classes = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _each(names)}
     causal = any(name in classes for name in found) if found else kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
