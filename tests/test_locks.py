@@ -30,10 +30,11 @@ import os, sys, time
 from pathlib import Path
 from pretrain import folders
 from pretrain.errors import UserError
-root, rounds = Path(sys.argv[1]), int(sys.argv[2])
+root, rounds, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 for number in range(rounds):
     while not (root / str(number)).exists():
-        pass
+        if os.getppid() != parent:
+            sys.exit("the test has ended")
     try:
         with folders.publish(root / str(number) / "o", "export") as aside:
             for name in range(4):
@@ -52,7 +53,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen:
 
 def test_of_processes_that_begin_at_once_one_makes_the_folder_and_its_files_alone_are_in_it(tmp_path):
     rounds = 60
-    racers = [start(RACER, tmp_path, rounds) for _ in range(2)]
+    racers = [start(RACER, tmp_path, rounds, os.getpid()) for _ in range(2)]
     for number in range(rounds):
         left = tmp_path / f"{number}.aside" / ".o.tmp"  # of a killed process
         left.mkdir(parents=True)
