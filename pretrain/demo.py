@@ -183,7 +183,8 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
         found = summary[name]
         rows.append((name, "parameters, steps", f"{found['parameters']:,}, {found['steps']:,}"))
         rows.append(("", "training loss, first → last", f"{found['first_loss']:.3f} → {found['last_loss']:.3f}"))
-        held = f"{found['heldout_loss']:.3f} (without context: {found['no_context_loss']:.3f})"
+        loss = f"{found['heldout_loss']:.3f} ± {found['heldout_standard_error']:.3f}"
+        held = f"{loss} (without context: {found['no_context_loss']:.3f}, gain {found['heldout_gain']:.3f})"
         rows.append(("", "held-out loss, nats", held))
         if found["heldout_bits_per_byte"] is None:
             rows.append(("", "held-out masked accuracy", f"{found['heldout_accuracy']:.1%}"))
