@@ -718,6 +718,7 @@ BAD_FOLDERS = {
     "an unknown architecture": (edit("config.json", model_type="none"), "cannot open the configuration of"),
     "a setting of the wrong type": (edit("config.json", vocab_size=[1]), "cannot open the "),
     "another width": (edit("config.json", intermediate_size=96), "of another shape than config.json says"),
+    "endless layers": (edit("config.json", num_hidden_layers=2**60), "more layers than the folder has weights"),
     "pickled weights": (lambda folder: (folder / "model.safetensors").rename(folder / "x.bin"), "weights are pickles"),
     "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "this folder holds an adapter"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer|open the tokenizer"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Whose classes are code in the folder or on a hub: a folder that names such code is not opened.
 CODE = ("auto_map", "custom_pipelines", "auto_mapping")
 ATTENTION = ("attn_implementation", "_attn_implementation")  # `owner/kernel` is code from a hub
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 SIZE_REMEDY = "export it again, or copy it again from where it was made"
 
 
@@ -63,7 +64,30 @@ def model_folder(folder: str) -> Path:
             "found: .bin files and no .safetensors",
             "convert them to safetensors where the model came from",
         )
+    _check_layers(path)
     return path
+
+
+def _check_layers(folder: Path) -> None:
+    """Raise TaskError when config.json has more layers than the folder has tensors.
+
+    transformers makes the layers before it looks at the weights: of a damaged number it would never come to an end.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = {key: config[key] for key in LAYERS if isinstance(config.get(key), int)}
+    tensors = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size) if size < path.stat().st_size else b""
+        tensors += header.count(b'"data_offsets"')
+    for key, layers in found.items():
+        if tensors and layers > tensors:
+            raise TaskError(
+                f"{folder}: config.json says more layers than the folder has weights",
+                f"{key} = {layers:,}, and the safetensors files hold {tensors:,} tensors",
+                SIZE_REMEDY,
+            )
 
 
 def _refuse_code(settings: Path) -> None:
