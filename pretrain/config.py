@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pretrain.errors import ConfigError
 
 NULL = {"", "null", "~", "none", "None"}
+LINE = 1500  # characters of an error at most: a value that was pasted in by mistake may have megabytes
 Resume = Literal["free", "past", "frozen"]
 
 
@@ -106,9 +107,9 @@ def load(kind: type[C], path: Path | str, overrides: list[str] = ()) -> C:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"an override is written key=value, not {override!r}")
-        _set(values, key.split("."), parse(value, f"override {override!r}"), override)
-        said[key] = f"override {override!r}"
+            raise ConfigError(f"an override is written key=value, not {override!r:.200}")
+        _set(values, key.split("."), parse(value, f"override {override!r:.200}"), override)
+        said[key] = f"override {override!r:.200}"
     return build(kind, values, str(path), said)
 
 
@@ -248,10 +249,10 @@ def _set(values: dict, keys: list[str], value: Any, override: str) -> None:
         if isinstance(values, list):
             if not key.isdecimal() or int(key) >= len(values):
                 entries = f"its entries are {where}.0 to {where}.{len(values) - 1}" if values else "it is empty"
-                raise ConfigError(f"{where} has no entry {key!r}", f"in override {override!r}", entries)
+                raise ConfigError(f"{where} has no entry {key!r}", f"in override {override!r:.200}", entries)
             key = int(key)
         elif not isinstance(values, dict):
-            raise ConfigError(f"{where} is a single value, {values!r}", f"in override {override!r}")
+            raise ConfigError(f"{where} is a single value, {values!r:.200}", f"in override {override!r:.200}")
         if depth == len(keys) - 1:
             values[key] = value
             return
@@ -279,7 +280,8 @@ def _explain(kind: type[Config], error: ValidationError, source: str, said: dict
                 lines.append(f"{where}: {problem['msg'].split(', ', 1)[-1]}")
             case _:
                 message = problem["msg"][0].lower() + problem["msg"][1:]
-                lines.append(f"{where}: {key} = {problem['input']!r}: {message}")
+                lines.append(f"{where}: {key} = {problem['input']!r:.200}: {message}")
+    lines = [line if len(line) <= LINE else line[:LINE] + "…" for line in lines]
     what = "this configuration cannot be used" if len(lines) > 1 else lines.pop()
     return ConfigError(what, *lines)
 

@@ -1,5 +1,7 @@
 """Configuration: what is refused and in which words, what an override means, what may change when a run resumes."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,11 +10,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain import branch
 from pretrain.config import NULL, Config, build, dump, load, parse, resume_conflicts
 from pretrain.corpus import Recipe
-from pretrain.errors import ConfigError
+from pretrain.engine import deepspeed_config
+from pretrain.errors import ConfigError, UserError
 from pretrain.finetune import FinetuneConfig
-from pretrain.optim import past_conflicts
+from pretrain.model import parameters_of
+from pretrain.optim import lr_at, past_conflicts, schedule_notes
 from pretrain.run import RunConfig
 from pretrain.tokenizer import TokenizerConfig
 from tests.conftest import ROOT, Prepared, run_values
@@ -405,3 +410,40 @@ def test_another_objective_is_one_conflict(tmp_path):
     for old, new in ((masked, causal), (causal, masked)):
         lines = [line for line in resume_conflicts(old, new) if line.startswith("objective")]
         assert len(lines) == 1 and "masked_lm" in lines[0] and "causal_lm" in lines[0]
+
+
+EXTREMES = ["0", "-1", "1", "1e308", "1e-320", str(2**31), str(2**63), "9" * 4400, "nan", "", "x" * 3000, [], ["0"], {}]
+EXTREMES += ["null", "true", "\0", [["1"]], {"a": "1"}, "0.5"]
+
+
+def keys_of(values: dict | list, above: tuple = ()) -> list[tuple]:
+    found = []
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        found.append((*above, key))
+        found += keys_of(value, (*above, key)) if isinstance(value, dict | list) else []
+    return found
+
+
+def test_extreme_values_of_every_key_are_refused_in_short_or_can_be_planned_with():
+    """No traceback, whatever the number: what validates has a schedule, an order of its data and a size."""
+    begin = {"run": "r", "step": 3, "skip_steps": [5, 6]}
+    values = run_values(NOWHERE, Path("x"), branch_from=begin, export={"dialect": "bert"})
+    whole = parse(dump(build(RunConfig, values, "test")), "dump")
+    planned = 0
+    for *above, key in keys_of(whole):
+        for extreme in EXTREMES:
+            changed = copy.deepcopy(whole)
+            section = functools.reduce(lambda inside, name: inside[name], above, changed)
+            section[key] = extreme
+            try:
+                run = build(RunConfig, changed, "test").resolved()
+                assert [lr_at(step, run.optim, run.phases) >= 0 for step in (0, run.steps - 1)] == [True, True]
+                schedule_notes(run.optim, run.phases)
+                assert branch.reads(run.steps - 1, run.phases, run.skips) >= run.steps - 1
+                deepspeed_config(run.engine, run.optim.clip or 1e9)
+                if "model" in above:
+                    parameters_of(run.model, 100)
+                planned += 1
+            except UserError as error:
+                assert len(str(error)) < 5000, (above, key)
+    assert planned > 100
