@@ -95,7 +95,7 @@ def test_a_restart_leaves_one_line_and_one_point_a_step(prepared, tmp_path, caps
     assert cases.history(tmp_path / "run") == complete and evaluations(tmp_path / "run") == scored
     assert "evaluations.jsonl: 1 damaged line removed" in capsys.readouterr().out
     assert [(score["step"], score["corpus"]) for score in scored] == [(step, "") for step in (3, 6, 9, 12)]
-    assert set(scored[0]) == {"step", "corpus", "targets", *VALUES}
+    assert set(scored[0]) == {"step", "corpus", "targets", "learnt", *VALUES}
     points = [event.step for event in read(tmp_path / "run/tensorboard").Scalars("train/loss")]
     assert points == list(range(1, 13))
     assert [json.loads(line)["step"] for line in open(tmp_path / "run/metrics.jsonl")] == list(range(1, 13))
