@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from pretrain.config import Config, free
 from pretrain.errors import ConfigError, ShardError
-from pretrain.order import CORPUS_BIT, Order
+from pretrain.order import CORPUS_BIT, VERSION, Order
 from pretrain.packing import BLOCK_WINDOWS, LEAST_WINDOWS, MOST_WINDOWS, PackedWindows
 from pretrain.phases import MOST_STEPS, Phase, Weight, check_weights
 from pretrain.shards import Shards, check_tokenizer
@@ -165,12 +165,12 @@ def open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
 
 
 def identity(corpora: list[Corpus], plan: Order) -> dict:
-    """What a checkpoint says about the data of its run: `shards`, or where the corpora have names `corpora`; and
-    `words`, by name, where the objective masks whole ones."""
+    """What a checkpoint says about the data of its run: `shards`, or where the corpora have names `corpora`; the
+    version of the `order`; and `words`, by name, where the objective masks whole ones."""
     words = {name: windows.word_starts.fingerprint for name, windows in plan.corpora.items() if windows.word_starts}
     named = {"corpora": [[corpus.name, corpus.train.fingerprint] for corpus in corpora]}
     found = named if corpora[0].name else {"shards": corpora[0].train.fingerprint}
-    return found | ({"words": words} if words else {})
+    return found | {"order": VERSION} | ({"words": words} if words else {})
 
 
 def conflicts(index: dict, begun: list[Phase], corpora: list[Corpus], plan: Order) -> list[str]:
@@ -179,6 +179,13 @@ def conflicts(index: dict, begun: list[Phase], corpora: list[Corpus], plan: Orde
     old = index.get("corpora") or [["", index["shards"]]]
     drawn = [name for phase in begun for name in phase.mixture or {"": 1}]
     lines = []
+    shorter = [phase.seq_len for phase in begun if phase.seq_len < plan.block_tokens]
+    if shorter and index.get("order", 1) != VERSION:
+        lines.append(
+            f"order: this run began with version {index.get('order', 1)} of the order of windows, this program has "
+            f"version {VERSION}, which reads windows of {shorter[0]} out of blocks of {plan.block_tokens} otherwise: "
+            "finish the run with the program that began it, or begin a new one from its checkpoint with branch_from"
+        )
     for number, (name, shards) in enumerate(old):
         if name and name not in drawn:
             continue

@@ -178,6 +178,7 @@ class Checkpoint(Index):
     tokenizer: Digest
     settings: dict[str, Any] = {}
     corpora: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+    order: Count = 1
     words: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -38,6 +38,7 @@ CHUNKS_KEPT = 4
 # are as long as windows; but the pages of a pool come from the disk once if memory holds it: 64 MiB at 8,192 tokens.
 POOL = 4096
 PACKED_POOL = 16  # blocks of packed documents: the parts of a long one are in one block, and must not come in one step
+VERSION = 2  # of this order. Version 1 read windows that are shorter than a block one block after another
 CORPUS_BIT = 52  # above the bits of a place, for 4.5e15 tokens of each corpus
 
 

@@ -302,3 +302,18 @@ def test_a_mixed_configuration_loads_back_equal(prepared, two, tmp_path):
     for it in (built, built.resolved()):
         assert config.build(RunConfig, config.parse(config.dump(it), "dump"), "dump") == it
     assert built.resolved().resolved() == built.resolved()
+
+
+@pytest.mark.parametrize(("block_tokens", "refused"), [(16, False), (64, True)])
+def test_a_run_begun_with_another_order_of_windows_is_not_continued_where_it_reads_otherwise(
+    block_tokens, refused, two, prepared
+):
+    wanted = DataConfig(shards=two["en-bert"], tokenizer=str(prepared.tokenizer["bert"]), block_tokens=block_tokens)
+    phases = [Phase(steps=4, seq_len=16, batch_tokens=64)]
+    opened = open_corpora(wanted, open_tokenizer(wanted.tokenizer))
+    plan = data.order(wanted, opened, phases, 7, words=False)
+    index = data.identity(opened, plan)
+    assert data.conflicts(index, phases, opened, plan) == []
+    older = {key: value for key, value in index.items() if key != "order"}
+    found = data.conflicts(older, phases, opened, plan)
+    assert [line.split(":")[0] for line in found] == ["order"] * refused
