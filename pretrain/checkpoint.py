@@ -40,7 +40,7 @@ from pretrain.metrics import say
 from pretrain.peers import Peers
 
 CONFIG = "config.yaml"
-STEP = re.compile(r"step_(\d{8})")
+STEP = re.compile(r"step_(\d{8,})")
 TENSORS = re.compile(r"(weights|exp_avg|exp_avg_sq)(-\d{5}-of-\d{5})?\.safetensors")
 KINDS = ("weights", *STATES)
 PART_BYTES = 4 << 30  # of one file; a tensor that is larger has a file of its own
@@ -374,7 +374,7 @@ def _fault(folder: Path) -> str | None:
 
 def _numbered(run: Path) -> list[Path]:
     found = [path for path in (run / "checkpoints").glob("step_*") if STEP.fullmatch(path.name)]
-    return sorted(found)
+    return sorted(found, key=_step)
 
 
 def _step(folder: Path) -> int:

@@ -172,7 +172,7 @@ class Words(Index):
 
 
 class Checkpoint(Index):
-    step: Annotated[int, Field(ge=0, lt=10**8)]
+    step: Annotated[int, Field(ge=0, lt=10**10)]
     steps_applied: Count
     adam_began: Count = 0
     tokenizer: Digest

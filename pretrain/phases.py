@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pretrain.config import Config
 from pretrain.mixture import RESOLUTION
 
-MOST_STEPS = 10**8  # of a run: checkpoints are named by eight digits
+MOST_STEPS = 10**10  # of a run
 Weight = Annotated[int, Field(ge=1)]
 
 
