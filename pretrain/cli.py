@@ -96,7 +96,13 @@ def guarded(work) -> int:
 
 
 def print_what_can_be_printed() -> None:
-    """Have characters that the terminal or the log cannot show printed as `?`: no work is lost for one."""
+    """Have characters that the terminal or the log cannot show printed as `?`: no work is lost for one.
+
+    Nor for a stream that is closed (`>&-`), where Python has None: what is printed then goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")

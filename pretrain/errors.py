@@ -104,6 +104,8 @@ def refusal(error: BaseException, done: str = "") -> tuple[str, str, str] | None
     number, said = getattr(error, "errno", None), str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(said)):
         number = errno.ENOMEM
+    elif isinstance(error, RuntimeError) and said.startswith("Symlink loop"):  # of pathlib before Python 3.13
+        number = errno.ELOOP
     elif SHORT_WRITE.fullmatch(said):
         number = errno.ENOSPC
     elif number is None and (wrapped := WRAPPED.search(said)):

@@ -319,7 +319,7 @@ BAD_LINES = [
     (b'{"data": [{"text": "a"}]}', "no text", ("no text under 'text'", "its keys: data", "jq -c '.[\"data\"][]'")),
     (b'{"\\ud800": "a"}', "no text", ("no text under 'text'", "its keys: \\ud800")),
     (b"{'text': 'a'}", "not JSON", ("a line is not JSON",)),
-    (b'{"text": "a"', "not JSON", ("a line is not JSON",)),
+    (b'{"text": "' + b"[" * 501 + b'\\"a' * 45_000, "not JSON", ("a line is not JSON", "Unterminated string")),
     (b"[" * 100_000, "nested too deeply", ("nested too deeply", "more than 500 objects and lists", "flatten")),
     (b'{"text": "a", "n": ' + b"[" * 500 + b"]" * 500 + b"}", "nested too deeply", ("nested too deeply",)),
     (b'{"text": ' + b"9" * 5000 + b"}", "no text", ("no text under 'text'", "a number")),

@@ -44,7 +44,9 @@ JSON_NAMES = {
 }
 SHOWN_CHARACTERS = 200  # of what a bad record has instead
 MOST_NESTED = 500  # objects and lists inside one another: Python's parser gives up at about 1,000, less what called it
-NESTING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')  # a string of JSON, an opening bracket, a closing one
+# A string of JSON, an opening bracket, a closing one. A string that is cut goes to the end: looked at once, not again
+# from each of the quotation marks in it.
+NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]')
 
 
 @dataclass(frozen=True)
