@@ -62,6 +62,8 @@ REFUSED = {
         "it would change which data or which layers a step trains",
     ),
 }
+# Sections of its configuration with keys of their own.
+SECTIONS = sorted({name.rpartition(".")[0] for name in REFUSED if "." in name})
 # Names that DeepSpeed reads at the top of its configuration; it passes over any other without a word.
 KNOWN = (
     *("zero_optimization", "bf16", "fp16", "data_types", "torch_autocast", "communication_data_type"),
@@ -86,6 +88,13 @@ class EngineConfig(Config):
         if self.precision == "bf16" and self.zero_stage == 0:
             # Stage 0 decays every weight once at construction and counts one Adam step too many.
             raise ValueError("engine.precision = bf16 needs engine.zero_stage = 1, 2 or 3, found 0")
+        for name in SECTIONS:
+            section = self.deepspeed
+            for key in name.split("."):
+                section = section.get(key, {})
+                if not isinstance(section, dict) and not (section is None and "." in name):  # null: no offloading
+                    raise ValueError(f"engine.deepspeed.{name} = {section!r:.200} is not a mapping of keys to values")
+                section = section or {}
         for key, value in _dotted(self.deepspeed):
             for part in (key[:depth] for depth in range(1, len(key) + 1)):
                 name = ".".join(part)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from pretrain.engine import Engine
+from pretrain.errors import ConfigError
 from pretrain.interrupt import Interrupt
 from pretrain.objectives import OBJECTIVES, Batch, MaskedLMConfig, ObjectiveConfig
 from pretrain.packing import BLOCK_WINDOWS, PackedWindows
@@ -133,6 +134,14 @@ class HeldOut:
         count = max(1, min(every, max_tokens // seq_len))
         self.spread = permute(np.arange(count), every, EVALUATION_SEED, CHOICE)
         self.numbers = np.sort(self.spread)  # (N,) of the windows that are scored, among all of the side
+        at_once = max(1, 8192 // seq_len)
+        chunks = (self.spread[n : n + at_once] for n in range(0, count, at_once))
+        if not any(self.batch(numbers).weights.any() for numbers in chunks):  # mostly the first has some
+            raise ConfigError(
+                "the held-out windows have no token to score",
+                f"{shards.folder}: nothing is masked in {count:,} windows of {seq_len} tokens",
+                "take longer windows (seq_len), or more held-out tokens (max_tokens)",
+            )
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """Windows `numbers` (B,) of the held-out side; the last of a stream, where it is short, begins earlier and

@@ -273,6 +273,9 @@ def test_further_keys_are_merged_into_the_sections_they_belong_to():
         ({"fp16": {}}, "fp16: engine.precision is fp32"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "device: only cpu is supported"),
         ({"zero_optimization": {"round_robin_gradients": True}}, "does not continue from its checkpoints"),
+        ({"zero_optimization": None}, "zero_optimization = None is not a mapping"),
+        ({"bf16": True}, "bf16 = True is not a mapping"),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "offload_optimizer = 'cpu' is not a mapping"),
         ({"zero_optimisation": {"overlap_comm": True}}, "did you mean zero_optimization"),
     ],
 )

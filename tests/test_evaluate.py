@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pretrain.engine import EngineConfig, LocalEngine
+from pretrain.errors import ConfigError
 from pretrain.evaluate import HeldOut, entropy
 from pretrain.model import ModelConfig, Transformer, initialise
 from pretrain.objectives import CausalLMConfig, Learner, MaskedLMConfig
@@ -192,3 +193,10 @@ def test_a_length_curriculum_is_scored_at_the_length_it_has_reached(prepared, tm
 
 def test_entropy_is_that_of_the_frequencies():
     assert entropy(np.array([1, 1, 2, 0]) / 4) == pytest.approx(1.5 * math.log(2))
+
+
+def test_held_out_windows_without_a_target_are_refused_before_anything_is_scored(prepared):
+    """15 % of two tokens are none: the loss would be a mean over nothing."""
+    shards = Shards(prepared.shards["bert"], "heldout")
+    with pytest.raises(ConfigError, match=r"no token to score(?s:.*)windows of 2 tokens"):
+        HeldOut(shards, MASKED, 2, 1 << 20, None, packed=False)
