@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 LINE_EVERY_S = 10.0
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1 << 10  # bytes
 RECENT_S = 120.0  # the time that is left is judged by the rate of that long: work that was done before goes by at once
 Advance = Callable[..., None]
 
@@ -31,11 +33,22 @@ def closing_line(stage: str, began: float) -> None:
 
     Memory is the largest that this process had, and that any one process had which it started and which has ended.
     """
-    unit = 1 if sys.platform == "darwin" else 1 << 10
-    own, others = (resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * MAXRSS_UNIT
     worker = f", of a worker {others / 1e9:.2f} GB" if others else ""
     spent = time.monotonic() - began
-    print(f"{stage}: {spent:.1f} s, largest memory {own / 1e9:.2f} GB{worker}", file=sys.stderr, flush=True)
+    print(f"{stage}: {spent:.1f} s, largest memory {_own_memory() / 1e9:.2f} GB{worker}", file=sys.stderr, flush=True)
+
+
+def _own_memory() -> int:
+    """The largest memory that this process had, in bytes.
+
+    Linux counts what the parent had in `ru_maxrss` of a process that was started from it, so VmHWM is asked first.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) << 10
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
 
 
 def _bar(what: str, unit: str, total: int | None, reads: int | None) -> Iterator[Advance]:

@@ -292,7 +292,7 @@ def test_whole_words_of_every_corpus_are_part_of_the_run(prepared, two, tmp_path
     assert set(index["words"]) == {"en", "zh"}
 
     (tmp_path / "mine.txt").write_text("明月\n春風\n", encoding="utf-8")
-    words.run(words.WordsConfig(**wanted, user_dictionary=str(tmp_path / "mine.txt")))
+    words.run(words.WordsConfig(**wanted, user_dictionary=str(tmp_path / "mine.txt"), replace=True))
     with pytest.raises(ResumeError, match=r"data.corpora.1, zh, words: this run began with"):
         cases.train(given)
 

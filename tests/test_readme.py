@@ -78,22 +78,6 @@ def walked(tmp_path_factory) -> Path:
     return checkout
 
 
-def test_the_tutorial_leads_from_a_folder_of_text_to_two_models_and_a_classifier(tmp_path):
-    checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    walk(checkout, block_with("launch/clean.py"))
-    runs = checkout / "runs" / "small"
-    funnel = json.loads((runs / "clean" / "report.json").read_text())
-    assert [source["name"] for source in funnel["sources"]] == ["kjv", "poems"]
-    index = json.loads((runs / "shards-byte" / "index.json").read_text())
-    assert index["corpus"] == {"clean": json.loads((runs / "clean" / "index.json").read_text())["fingerprint"]}
-    for name, steps in (("encoder", 4), ("decoder", 2)):
-        assert metrics.reports(runs / name)[-1].step == steps
-    assert json.loads((runs / "finetune" / "report.json").read_text())["labels"] == ["changed", "original"]
-    for picture in ("clean/funnel.png", "clean/limits.png", "tokenizer-bert/report.png", "compare/report.png"):
-        assert (runs / picture).read_bytes().startswith(b"\x89PNG")
-
-
 def test_the_ladder_leads_from_text_to_a_fine_tuned_model(walked, monkeypatch, capsys):
     monkeypatch.chdir(walked)
     assert metrics.reports(Path("runs/demo/encoder"))[-1].step == 8, "the overrides made it short"

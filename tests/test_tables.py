@@ -103,7 +103,8 @@ def bad_table() -> pa.Table:
 def test_bad_rows_are_refused_or_counted(tmp_path, name):
     write(tmp_path / name, bad_table())
     message = refused(source(tmp_path, files=[name]))
-    assert "not valid UTF-8" in message and f"{tmp_path / name}, row 2, byte 4 of the text: 0xe9" in message
+    assert f"{tmp_path / name}, row 2, byte 4 of the text: the text is not valid UTF-8: 0xe9" in message
+    assert f"{tmp_path / name}, row 3: a record has no text" in message
     path = source(tmp_path, files=[name], bad_records="skip", max_record_bytes=100)
     counts = {"not UTF-8": 1, "no text": 1, "empty": 1, "too long": 1}
     assert skipped(path) == (["fine", "last"], {"s": counts})

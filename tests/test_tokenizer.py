@@ -110,12 +110,8 @@ def test_a_bert_vocabulary_of_real_text_equals_a_naive_one(tmp_path):
 # chunk, processes that count.
 TRAININGS = [
     ("0", 1, "as they are", 1, 4 << 20, 1),
-    ("1", 4, "reversed", 1, 5000, 1),
     ("2", 2, "shuffled", 1, 1000, 1),
-    ("3", 1, "as they are", 2, 5000, 1),
-    ("4", 3, "shuffled", 7, 20_000, 1),
     ("5", 1, "reversed", 60, 10_000, 1),
-    ("6", 8, "as they are", 3, 10, 1),
     ("7", 1, "shuffled", 2, 5000, 2),
     ("8", 2, "reversed", 20, 3000, 3),
     ("random", 4, "shuffled", 5, 4 << 20, 1),
@@ -131,7 +127,7 @@ if __name__ == "__main__":
 """
 
 
-def test_ten_trainings_give_identical_bytes(tmp_path):
+def test_six_trainings_give_identical_bytes(tmp_path):
     """Both kinds, three languages, both criteria, all of the text and a sample."""
     texts = {"en": documents_of("en.txt", 25), "zh": documents_of("zh.txt", 100)}
     texts["mixed"] = [*texts["en"][:15], *texts["zh"][:60], *odd_texts(40, seed=3)]
@@ -160,7 +156,7 @@ def test_ten_trainings_give_identical_bytes(tmp_path):
         subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
         names = ("tokenizer.json", "tokenizer_config.json", "report.json")
         results.append({(job, name): (folder / job / name).read_bytes() for job in jobs for name in names})
-    assert len(results) >= 10 and len(results[0]) == 33
+    assert len(results) == 6 and len(results[0]) == 33
     assert all(result == results[0] for result in results[1:])
     left_out = {
         job: json.loads(report)["train"]["counted"]["levels_left_out"]
