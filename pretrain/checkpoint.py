@@ -278,7 +278,8 @@ def prune(run: Path, keep: int, keep_every: int = 0) -> None:
 def newest(run: Path, speak: bool = True, before: int | None = None) -> Path | None:
     """The newest complete checkpoint of a run, or the newest one `before` a step.
 
-    A torn one (no index, a file missing or cut) is passed over.
+    A torn one (no index, a file missing or cut) is passed over. Raises ResumeError for one that another version made:
+    to begin anew beside it would be to lose its steps.
     """
     for folder in reversed(_numbered(run)):
         if before is not None and _step(folder) >= before:
@@ -286,6 +287,8 @@ def newest(run: Path, speak: bool = True, before: int | None = None) -> Path | N
         fault = _fault(folder)
         if fault is None:
             return folder
+        if folders.intact(folder / folders.INDEX):
+            _read(folder)  # raises if it is of another version
         if speak:
             say(f"passing over {folder}: {fault}")
     return None

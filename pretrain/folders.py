@@ -102,7 +102,7 @@ def _check_replaceable(folder: Path, stage: str, what: type[UserError], config: 
 def _check_settings(folder: Path, stage: str, what: type[UserError], config: "StageConfig") -> None:
     """Raise `what` when the result of `stage` in `folder` was made with other settings, naming each."""
     remedy = "choose another out=, or say replace=true to lose what is there"
-    index = _intact(folder / INDEX)
+    index = intact(folder / INDEX)
     if index is None:  # damaged: to make it again is the cure
         return
     if other := indexes.unknown_format(index):
@@ -113,7 +113,7 @@ def _check_settings(folder: Path, stage: str, what: type[UserError], config: "St
         raise what(f"{folder} holds a result of stage {stage} that was made with other settings", *lines, remedy)
 
 
-def _intact(path: Path) -> dict | None:
+def intact(path: Path) -> dict | None:
     """An index that says what it was written to say, of any version; None: it was altered or damaged."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))

@@ -38,8 +38,8 @@ class File(Part):
 
 class Source(Part):
     name: str
-    language: str = ""
-    licence: str = ""
+    language: str
+    licence: str
 
 
 class Recorded(Part):
@@ -161,10 +161,39 @@ class Tokenizer(Index):
         return self
 
 
+class Amount(Part):
+    documents: Count
+    bytes: Count
+
+
+class Share(Part):
+    train: Amount
+    heldout: Amount
+
+
+class Counted(Recorded):
+    shares: dict[str, Share] = {}
+
+
+class Split(Part):
+    """A source of the text that was cleaned, with what it said of its sides."""
+
+    name: str
+    heldout_fraction: float | None = None
+    heldout_documents: int = 0
+    split_characters: int | None = None
+
+
+class Origin(Part):
+    sources: list[Split] = []
+
+
 class Clean(Index):
     name: str
     heldout_fraction: Annotated[float, Field(ge=0, le=1)]
     sources: Annotated[list[Source], Field(min_length=1)]
+    corpus: Origin = Origin()
+    recorded: Counted = Counted()
 
 
 class Words(Index):

@@ -169,7 +169,8 @@ class _Scorer:
     """As much of an engine as scoring needs: the weights, in the precision that the run computes in."""
 
     def __init__(self, old: RunConfig, found: Checkpoint, world: World):
-        model, load = Transformer(old.model, found.index["vocab_size"]), found.tensors()
+        load = found.tensors()
+        model = Transformer(old.model, len(load("weights", "embed.weight")))
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(load("weights", name))

@@ -68,6 +68,12 @@ def test_a_checkpoint_with_an_index_is_never_swept(prepared, tmp_path, capsys):
         checkpoint.newest(tmp_path / "run") == places[0]
         and "weights.safetensors has 3 bytes" in capsys.readouterr().out
     )
+    # One of another version is not passed over: a run that began anew would write over it.
+    index = json.loads((places[2] / "index.json").read_text()) | {"format": 99}
+    index |= {"fingerprint": folders.fingerprint(index)}
+    folders.write_json(places[2] / "index.json", index | {"checksum": folders.checksum(index)})
+    with pytest.raises(ResumeError, match="made by another version"):
+        checkpoint.newest(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("keep_every", "left"), [(0, [12]), (4, [4, 8, 12]), (5, [5, 10, 12])])

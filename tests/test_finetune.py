@@ -535,6 +535,21 @@ def test_twins_are_told_apart_by_their_intervals():
     assert "no gain" in twins.verdict_of(result(0.55, 0.7), result(0.5, 0.6))
 
 
+@pytest.mark.parametrize("damage", [{"options": [1]}, {"options": None}, {"test": {"accuracy": "x"}}, {"test": []}])
+def test_a_damaged_neighbour_costs_no_result(tmp_path, damage):
+    index = {"stage": "finetune", "task": 1, "base": 2, "options": dict.fromkeys(twins.SAME) | {"init": "random"}}
+    ours = index | {"options": index["options"] | {"init": "pretrained"}}
+    result = {"accuracy": 0.5, "interval95": [0.4, 0.6]}
+    report = {"init": "pretrained", "test": result}
+    (tmp_path / "twin").mkdir()
+    (tmp_path / "twin/index.json").write_text(json.dumps({"fingerprint": "a", **index}))
+    (tmp_path / "twin/report.json").write_text(json.dumps({"test": result}))
+    assert len(twins.compared(tmp_path / "a", ours, report)) == 1
+    for name, content in (("index", index | {"fingerprint": "a"}), ("report", {"test": result})):
+        (tmp_path / f"twin/{name}.json").write_text(json.dumps(content | damage))
+    assert twins.compared(tmp_path / "a", ours, report) == []
+
+
 def test_a_head_is_continued_for_its_own_labels_and_refused_for_others(full, encoder):
     out, _ = full
     stored = train.build(start(out, labels=["dark", "light"]), 3)

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from pretrain import folders, verify
+from pretrain import cleaning, folders, verify
+from pretrain.corpus import open_corpus
 from pretrain.errors import UserError
 from pretrain.shards import Shards
 from pretrain.tokenizer import open_tokenizer
@@ -51,11 +52,27 @@ def changed(index: dict) -> list[dict]:
     return found
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "shards"])
+def cleaned(folder) -> None:
+    """Read all that is read of the index of a cleaned corpus."""
+    corpus = open_corpus(folder)
+    corpus.shares.show(corpus.meant)
+
+
+READERS = {
+    "tokenizer": [open_tokenizer],
+    "shards": [Shards, lambda path: Shards(path, "heldout").origin(0)],
+    "clean": [cleaned],
+}
+
+
+@pytest.mark.parametrize("stage", READERS)
 def test_no_structure_of_an_index_gives_a_traceback(prepared, tmp_path, stage, capsys):
-    source = {"tokenizer": prepared.tokenizer, "shards": prepared.shards}[stage]["bert"]
-    folder = shutil.copytree(source, tmp_path / stage)
-    opened = {"tokenizer": [open_tokenizer], "shards": [Shards, lambda path: Shards(path, "heldout").origin(0)]}[stage]
+    folder = tmp_path / stage
+    if stage == "clean":
+        cleaning.run(cleaning.CleanConfig(corpus=str(prepared.corpus), out=str(folder)))
+    else:
+        shutil.copytree({"tokenizer": prepared.tokenizer, "shards": prepared.shards}[stage]["bert"], folder)
+    opened = READERS[stage]
     index = json.loads((folder / "index.json").read_text())
     others = changed(index)
     assert len(others) > 300

@@ -12,6 +12,7 @@ from pretrain import folders
 from pretrain.errors import ExportError, UserError
 
 EVALUATIONS = "evaluations.jsonl"  # of a run: a line for each evaluation and corpus
+NUMBERS = ("standard_error", "no_context_loss", "gain", "accuracy", "bits_per_byte", "targets")  # shown on the card
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,15 @@ def scores(checkpoint: Path, step: int) -> list[dict]:
             score = json.loads(line)
         except (ValueError, RecursionError):
             continue  # the last line of a killed run may be torn
-        if isinstance(score, dict) and score.get("step") == step and isinstance(score.get("loss"), float):
+        if isinstance(score, dict) and score.get("step") == step and _is_score(score):
             found[str(score.get("corpus", ""))] = score
     return list(found.values())
+
+
+def _is_score(score: dict) -> bool:
+    """Whether a line has numbers where the card shows numbers: a damaged one is passed over."""
+    known = [score[key] for key in NUMBERS if score.get(key) is not None]
+    return isinstance(score.get("loss"), float) and all(type(value) in (int, float) for value in known)
 
 
 def _index(folder: str | None, fingerprint: str) -> dict | None:

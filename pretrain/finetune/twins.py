@@ -18,9 +18,12 @@ def compared(out: Path, index: dict, report: dict) -> list[dict]:
     found = []
     for path in sorted(out.absolute().parent.glob(f"*/{folders.INDEX}")):
         other = _read(path)
-        if path.parent != out.absolute() and other and _is_twin(index, other):
-            theirs = _read(path.with_name("report.json")) or {}
-            with suppress(KeyError, TypeError, IndexError):  # a damaged neighbour is no reason to lose a result
+        if path.parent == out.absolute() or not other:
+            continue
+        # A damaged neighbour is no reason to lose a result.
+        with suppress(LookupError, TypeError, ValueError, AttributeError):
+            if _is_twin(index, other):
+                theirs = _read(path.with_name("report.json")) or {}
                 line = said(path.parent.name, report, theirs)
                 found.append({"folder": path.parent.name, "fingerprint": other["fingerprint"], "said": line})
     return found

@@ -140,7 +140,10 @@ def _described(indexes: list[dict]) -> dict:
     if not all("sources" in one for one in described):
         return {}
     sources = {json.dumps(source, sort_keys=True): source for one in described for source in one["sources"]}
-    return {"name": ", ".join(dict.fromkeys(one["name"] for one in described)), "sources": list(sources.values())}
+    return {
+        "name": ", ".join(dict.fromkeys(one.get("name", "") for one in described)),
+        "sources": list(sources.values()),
+    }
 
 
 def _check_out(config: ReshardConfig) -> None:
