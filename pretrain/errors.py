@@ -38,6 +38,8 @@ REFUSALS = {
     errno.EPERM: ("permission denied", "change the permissions, or choose another out="),
     errno.ENAMETOOLONG: ("a name is longer than the file system allows", "choose a shorter one"),
     errno.ELOOP: ("symbolic links lead in a circle", "correct the link"),
+    errno.EISDIR: ("a folder is where a file should be", "remove or rename it"),
+    errno.ENOTDIR: ("a file is where a folder should be", "remove or rename it"),
     errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n) and start again"),
     errno.ENFILE: ("too many files are open on this machine", "end other programs and start again"),
     errno.ENOMEM: ("there is not enough memory", "end other programs, or take fewer workers or smaller batches"),

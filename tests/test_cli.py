@@ -24,6 +24,7 @@ ERRORS = {
     "broken disk": (OSError(errno.EIO, "Input/output error", b"runs/a"), "the disk or the network", "dmesg"),
     "name": (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), "a name is longer", "choose a shorter"),
     "links": (RuntimeError("Symlink loop from 'runs/a'"), "symbolic links lead in a circle", "runs/a", "correct"),
+    "folder": (OSError(errno.EISDIR, "Is a directory", "a.bin"), "a folder is where a file should be", "a.bin"),
     "descriptors": (OSError(errno.EMFILE, "Too many open files", "runs/a"), "too many files are open", "ulimit -n"),
     "safetensors": (SafetensorError("I/O error: File too large (os error 27)"), "a file may not become", "os error"),
     "safetensors, full": (SafetensorError("Error: No space left (os error 28)"), "the disk is full", "free some"),

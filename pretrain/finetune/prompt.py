@@ -85,7 +85,8 @@ def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    kind, found = config.model_type, [str(name) for name in config.architectures or []]
+    kind, named = config.model_type, config.architectures or []
+    found = [str(name) for name in (named if isinstance(named, list) else [named])]
     classes = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _each(names)}
     causal = any(name in classes for name in found) if found else kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):

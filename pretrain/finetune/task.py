@@ -176,7 +176,8 @@ def _check_scalar_values(key: str, text: str, where: str) -> None:
 
 
 def _folded(label: str) -> str:
-    return unicodedata.normalize("NFC", label.strip()).casefold()
+    """A label without capitals, wide forms (`Ａ`), composed forms (`é`) and doubled or outer white space."""
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold()).split())
 
 
 def _check_distinct(path: Path, examples: list[Example]) -> None:
