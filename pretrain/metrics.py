@@ -80,6 +80,7 @@ class Metrics:
         self._steps = _Record(_event_file(run / "tensorboard"), _first_events(step + 1))
         self._tokens = _Record(_event_file(run / "tensorboard" / "by_tokens"), _first_events(tokens + 1))
         self.before: list[StepReport] = []
+        self.scored = False  # whether step `scored` has been evaluated; its line "" is the last to be written
         kept, damaged = {}, 0
         try:
             for line, report in _lines(path):
@@ -107,17 +108,20 @@ class Metrics:
         self._evaluations.append(line.encode() + b"\n")
 
     def _repair_evaluations(self, scored: int) -> None:
+        """Remove damaged lines, those after step `scored`, and those of an evaluation of it that was not finished."""
         path = self._evaluations.path
         try:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         except OSError as error:
             say(f"warning: {path} cannot be read: {error.strerror}; the training goes on")
             return
-        steps = [_evaluated(line) for line in lines]
-        kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= scored]
+        found = [_evaluated(line) for line in lines]
+        self.scored = (scored, "") in found
+        last = scored if self.scored else scored - 1
+        kept = [line for line, point in zip(lines, found, strict=True) if point and point[0] <= last]
         if len(kept) < len(lines):
             self._evaluations.replace(b"".join(kept))
-        damaged = sum(step is None and line.endswith(b"\n") for line, step in zip(lines, steps, strict=True))
+        damaged = sum(not point and line.endswith(b"\n") for line, point in zip(lines, found, strict=True))
         if damaged:
             say(f"warning: {path}: {damaged} damaged line{'s'[: damaged != 1]} removed; the training goes on")
 
@@ -373,14 +377,14 @@ def _parsed(line: bytes) -> StepReport | None:
     return found
 
 
-def _evaluated(line: bytes) -> int | None:
-    """The step that a line of evaluations.jsonl is of; None if the line is damaged."""
+def _evaluated(line: bytes) -> tuple[int, str] | None:
+    """The step and the corpus that a line of evaluations.jsonl is of; None if the line is damaged."""
     try:
         values = json.loads(line)
         whole = type(values["step"]) is int and type(values["corpus"]) is str and "loss" in values
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return values["step"] if whole and line.endswith(b"\n") else None
+    return (values["step"], values["corpus"]) if whole and line.endswith(b"\n") else None
 
 
 def _warn_of_losses(path: Path, damaged: int, steps: range, recorded: dict[int, bytes]) -> None:

@@ -102,6 +102,12 @@ class MaskedLM:
                 f"this tokenizer has only: {', '.join(specials)}",
                 "use a tokenizer of kind bert, or objective.kind=causal_lm",
             )
+        if seq_len < 3:
+            raise ConfigError(
+                f"seq_len = {seq_len} leaves nothing to mask",
+                "a window of objective masked_lm has [CLS] and [SEP] in it, and text between them",
+                "set seq_len to at least 3",
+            )
         self.config, self.specials, self.seed = config, specials, seed
         self.wants_words = config.unit == "word"
         self.targets = max(1, round(config.mask_ratio * seq_len))

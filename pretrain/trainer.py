@@ -91,6 +91,10 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
     engine.train(True)
     batches = loader.steps(job.batches, state.step, job.workers, job.prefetch, job.read_ahead)
     with Interrupt(watch_launcher=world.launched) as interrupt:
+        # A step is saved before it is evaluated: an attempt that ended in between has left that to this one.
+        due = job.begun < state.step < job.steps and _due(state.step, job.intervals.evaluate)
+        if due and job.peers.any(metrics is not None and not metrics.scored):
+            stop = evaluate(job, state, tokens, metrics, interrupt) is None
         while state.step < job.steps and not stop:
             started = time.perf_counter()
             micro_batches = next(batches)

@@ -195,8 +195,12 @@ def test_entropy_is_that_of_the_frequencies():
     assert entropy(np.array([1, 1, 2, 0]) / 4) == pytest.approx(1.5 * math.log(2))
 
 
-def test_held_out_windows_without_a_target_are_refused_before_anything_is_scored(prepared):
-    """15 % of two tokens are none: the loss would be a mean over nothing."""
+def test_windows_without_a_target_are_refused(prepared, monkeypatch):
+    """Their loss would be a mean over nothing."""
     shards = Shards(prepared.shards["bert"], "heldout")
-    with pytest.raises(ConfigError, match=r"no token to score(?s:.*)windows of 2 tokens"):
+    with pytest.raises(ConfigError, match="seq_len = 2 leaves nothing to mask"):
         HeldOut(shards, MASKED, 2, 1 << 20, None, packed=False)
+    heldout = HeldOut(shards, MASKED, 3, 3, None, packed=False)
+    monkeypatch.setattr(heldout.windows, "rows", lambda starts, *_: np.full((len(starts), 3), shards.specials["sep"]))
+    with pytest.raises(ConfigError, match=r"no token to score(?s:.*)1 windows of 3 tokens"):
+        heldout.score(engine_of(ENCODER, shards.vocab_size), World(), 4)

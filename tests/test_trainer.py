@@ -166,6 +166,8 @@ def test_a_run_that_is_asked_to_stop_while_it_evaluates_saves_and_stops(at, prep
     assert steps_saved(tmp_path / "run") == [at] and not (tmp_path / "run/summary.json").exists()
     assert cases.train(values)["steps"] == 12
     assert cases.history(tmp_path / "run") == cases.history(tmp_path / "straight")
+    scored = [json.loads(line) for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()]
+    assert [(score["step"], score["corpus"]) for score in scored] == [(step, "") for step in sorted({at, 12})]
     if at == 6:  # the mean of steps 5 to 8, two of them of the attempt before
         means = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step  8/12")]
         losses = [loss for step, loss, *_ in cases.history(tmp_path / "run") if 5 <= step <= 8]
