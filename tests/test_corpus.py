@@ -636,3 +636,11 @@ def test_reading_a_corpus_imports_no_library_that_it_does_not_need():
     )
     done = subprocess.run([sys.executable, "-c", code, SAMPLE], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "True set()\n"
+
+
+def test_a_link_that_leads_nowhere_is_no_text_file(tmp_path):
+    """It has no ending that a format could be seen from: that is not what is wrong with it."""
+    file(tmp_path, "a/x.txt", "one\n\ntwo\n")
+    (tmp_path / "a/self").symlink_to("self")
+    with pytest.raises(CorpusError, match=r"no such text file\n.*a/self, of source 's'"):
+        open_corpus(source(tmp_path, files=["a"]))

@@ -286,11 +286,12 @@ class Corpus:
         """Raise CorpusError for the first file that is not there or of no known format, before any work is done."""
         for source in self.recipe.sources:
             for file in self.files(source):
-                path, form = self.root / file, self._format(source, file)
+                path = self.root / file
                 with reached(source.name):
                     there = path.is_file()
-                if not there:
+                if not there:  # a link that leads nowhere, or to itself
                     raise CorpusError("no such text file", f"{path}, of source {source.name!r}")
+                form = self._format(source, file)
                 if source.documents == "file" and form != "txt":
                     found = f"{path}, of source {source.name!r}, is {form}"
                     raise CorpusError("documents: file is for txt", found, "set format: txt, or remove documents:")
