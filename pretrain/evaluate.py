@@ -201,6 +201,7 @@ class HeldOut:
     def _of_rank(self, world: World, micro_batch: int) -> Iterator[Batch]:
         """This rank's windows. Every rank gets as many batches (ZeRO 3 needs it); the surplus has weight 0."""
         count = len(self.numbers)
+        micro_batch = min(micro_batch, -(-count // world.size))  # no rank forwards more than there is
         for round_ in range(-(-count // (micro_batch * world.size))):
             at = (round_ * world.size + world.rank) * micro_batch + np.arange(micro_batch)
             batch = self.batch(self.numbers[np.minimum(at, count - 1)])

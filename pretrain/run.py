@@ -396,6 +396,9 @@ def _summary_of(folder: Path, steps: int, speak: bool) -> dict | None:
 def _check_output(folder: Path) -> None:
     """Raise ConfigError unless `folder` is new, empty or a run's."""
     folders.check_output(folder, ConfigError)
+    if folder.is_symlink() and not folder.exists():
+        found = f"{folder} is a link to {os.readlink(folder)}, which is not there"
+        raise ConfigError("the output folder cannot be made", found, "make that folder, or choose another out=")
     if folder.exists() and folders.is_used(folder) and not (folder / "config.yaml").is_file():
         raise ConfigError(
             "the output folder holds something else", f"{folder} has files but no config.yaml", "choose another out="

@@ -204,3 +204,12 @@ def test_windows_without_a_target_are_refused(prepared, monkeypatch):
     monkeypatch.setattr(heldout.windows, "rows", lambda starts, *_: np.full((len(starts), 3), shards.specials["sep"]))
     with pytest.raises(ConfigError, match=r"no token to score(?s:.*)1 windows of 3 tokens"):
         heldout.score(engine_of(ENCODER, shards.vocab_size), World(), 4)
+
+
+def test_no_more_windows_are_forwarded_at_once_than_there_are(prepared):
+    heldout = HeldOut(Shards(prepared.shards["byte"], "heldout"), CAUSAL, T, 10 * T, None, packed=False)
+    for size in (1, 4):
+        found = [list(heldout._of_rank(World(rank, size), 10**6)) for rank in range(size)]
+        assert [len(batches) for batches in found] == [1] * size
+        assert [len(batches[0].targets) for batches in found] == [-(-10 // size)] * size
+        assert sum(int(batches[0].weights.sum()) for batches in found) == 10 * T

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain import checkpoint, trainer
 from pretrain.engine import LocalEngine
-from pretrain.errors import PretrainError, Stopped
+from pretrain.errors import ConfigError, PretrainError, Stopped
 from pretrain.evaluate import HeldOut
 from tests import cases
 from tests.conftest import run_values
@@ -191,3 +191,9 @@ def test_a_run_that_is_asked_to_stop_where_steps_are_not_finite_saves_nothing_an
     assert said.startswith("stopped at step 10 (SIGTERM): not saved, 2 steps in a row had no finite loss and gradient;")
     assert f"the newest checkpoint, {checkpoint.newest(tmp_path / 'run')}, is from before" in said
     assert steps_saved(tmp_path / "run") == [6]
+
+
+def test_an_output_folder_behind_a_broken_link_is_refused_before_the_run(prepared, tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone/run")
+    with pytest.raises(ConfigError, match=r"cannot be made(?s:.*)gone/run, which is not there"):
+        cases.train(run_values(prepared, tmp_path / "run"))
