@@ -1,5 +1,6 @@
 """A tiny BERT made by hand, tasks whose answer is one word, and stock transformers and peft opening what comes out."""
 
+import io
 import json
 import math
 import os
@@ -857,9 +858,24 @@ def test_sampling_repeats_with_the_seed_whatever_the_other_prompts(decoder):
     assert both != at(2, "In the beginning", "床前明月光，")
 
 
-def test_continuations_are_published_when_out_is_given(decoder, tmp_path):
-    out = tmp_path / "out"
+class Stream(io.StringIO):
+    """Calls `written` at every write."""
+
+    def __init__(self, written):
+        super().__init__()
+        self._written = written
+
+    def write(self, text: str) -> int:
+        self._written()
+        return super().write(text)
+
+
+def test_continuations_are_published_when_out_is_given(decoder, tmp_path, monkeypatch):
+    """Before they are printed: who reads the terminal may be gone."""
+    out, shown = tmp_path / "out", []
+    monkeypatch.setattr(sys, "stdout", Stream(lambda: shown.append((out / "index.json").exists())))
     found = generate(GenerateConfig(model=str(decoder), prompts=["a", "春"], out=str(out), max_new_tokens=4))
+    assert shown and all(shown)
     lines = [json.loads(line) for line in (out / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines == [{"prompt": p, "continuation": c} for p, c in zip(["a", "春"], found, strict=True)]
     assert json.loads((out / "index.json").read_text())["base"] == identity(str(decoder))

@@ -52,8 +52,8 @@ def generate(config: GenerateConfig) -> list[str]:
     with folders.publish(Path(config.out), "generate", TaskError, config) as folder:
         base = identity(config.model)
         found = _continuations(config)
-        _print(config.prompts, found)
         _write(folder, config, base, found)
+    _print(config.prompts, found)  # published by now, whoever reads the terminal (`| head`)
     return found
 
 
