@@ -1,6 +1,7 @@
 """Every folder here is a real export: a checkpoint written by an engine, opened by transformers in a fresh process."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -264,7 +265,9 @@ def test_a_checkpoint_opens_as_the_model_that_was_saved(decoder):
         assert torch.equal(weight, source.weights()[name])
 
 
-def test_exporting_again_replaces_the_folder_and_keeps_its_identity(encoder_hf, encoder):
+def test_exporting_again_replaces_the_folder_and_keeps_its_identity(encoder_hf, encoder, monkeypatch):
+    # The fresh process works in another folder: a relative path of Python, from PATH=.venv/bin:…, must not lose it.
+    monkeypatch.setattr(sys, "executable", os.path.relpath(sys.executable))
     folder, _ = encoder_hf
     before = json.loads((folder / "index.json").read_text())
     again = ExportConfig(checkpoint=str(encoder / "checkpoints/step_00000001"), dialect="bert", out=str(folder))

@@ -110,7 +110,8 @@ def verify(folder: Path, said: Path) -> dict:
     """
     result = said / "result.json"
     script = Path(__file__).with_name("verify.py")
-    command = [sys.executable, "-P", script, folder.resolve(), said.resolve(), result.resolve()]
+    python = Path(sys.executable).absolute()  # a shell that has .venv/bin in its PATH gives a relative one
+    command = [python, "-P", script, folder.resolve(), said.resolve(), result.resolve()]
     done = subprocess.run(command, cwd=said, env=os.environ | OFFLINE, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise ExportError("transformers cannot use the exported folder", *done.stderr.strip().splitlines()[-8:])
