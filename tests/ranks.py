@@ -25,7 +25,7 @@ class Ranks:
     """`world` processes running `work(*args)`; rank variables are set as a launcher would."""
 
     def __init__(self, world: int, work: Callable, *args: Any, log: Path, launched: bool = True):
-        port = _free_port()
+        port = free_port()
         self._pipes, self.processes = [], []
         log.parent.mkdir(parents=True, exist_ok=True)
         for rank in range(world):
@@ -101,7 +101,7 @@ def _rank(pipe, env: dict, output: str, work: Callable, args: tuple) -> None:
     os._exit(0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -14,6 +14,7 @@ import pytest
 from pretrain import config, metrics
 from pretrain.demo import DemoConfig, show, summarise
 from tests.conftest import ROOT
+from tests.ranks import free_port
 
 # Laid over the commands to make them short; the numbers of the full road are `make demo`'s.
 SHORT = {
@@ -56,6 +57,8 @@ def walk(checkout: Path, commands: list[str]) -> None:
     for line in commands:
         command = shlex.split(line)
         command += [override for word in command for override in SHORT.get(word, [])]
+        if command[0] == "deepspeed":  # its own port is the same for every run, and two test files run at a time
+            command[1:1] = ["--master_port", str(free_port())]
         command[0] = str(here / command[0])
         done = subprocess.run(command, cwd=checkout, env=env, text=True, capture_output=True, timeout=300)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
