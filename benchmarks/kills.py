@@ -135,7 +135,7 @@ def _hit(out: Path, log: Path) -> str:
 
 
 def end(out: Path) -> dict:
-    """What must be equal to the last bit."""
+    """Everything that must be equal to the last bit."""
     steps = [(r.step, r.loss, r.lr, r.grad_norm, r.digest, r.tokens) for r in metrics.reports(out)]
     newest = checkpoint.newest(out)
     return {"steps": steps, "checkpoint": newest.name, "files": folders.read_index(newest, RuntimeError, "")["files"]}

@@ -50,7 +50,7 @@ def _handler(number: int, info: int, context: int) -> None:
 
 
 def _said(address: int) -> str:
-    """What happened at an address, and what to do."""
+    """The message for a bus error at an address: the file that lies there, and the remedy."""
     remedy = "copy it again from where it was made, and start again: a run continues from its newest checkpoint"
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:

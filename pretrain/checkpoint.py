@@ -239,7 +239,7 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """What the system refuses while `path` is written becomes a ResumeError that says what to do."""
+    """Turn an error of the system while `path` is written into a ResumeError with the remedy."""
     try:
         yield
     except OSError as error:

@@ -69,7 +69,7 @@ class StageConfig(Config):
     replace: bool = free(False)  # whether a result that was made with other settings may be replaced
 
     def settings(self) -> dict:
-        """What a folder notes of how it was made: all keys but the free ones and the folder's own place."""
+        """The settings that a folder records: all keys but the free ones and `out`, the folder's own place."""
         return {key: value for key, value in frozen(self).items() if key != "out"}
 
     def differences(self, old: dict) -> list[str]:

@@ -165,7 +165,7 @@ def open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
 
 
 def identity(corpora: list[Corpus], plan: Order) -> dict:
-    """What a checkpoint says about the data of its run: `shards`, or where the corpora have names `corpora`; the
+    """The part of a checkpoint's index about the data of its run: `shards`, or `corpora` where these have names; the
     version of the `order`; and `words`, by name, where the objective masks whole ones."""
     words = {name: windows.word_starts.fingerprint for name, windows in plan.corpora.items() if windows.word_starts}
     named = {"corpora": [[corpus.name, corpus.train.fingerprint] for corpus in corpora]}
@@ -253,7 +253,7 @@ def check_epochs(corpora: list[Corpus], plan: Order) -> None:
 
 
 def plan_lines(plan: Order) -> list[str]:
-    """What the run will draw, as an aligned table: for every corpus, in each phase and in all.
+    """An aligned table of the tokens that the run will draw from every corpus, in each phase and in all.
 
     The last columns: how many windows of a step are from the corpus, and from how many places (blocks) of it.
     """

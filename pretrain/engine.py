@@ -157,7 +157,7 @@ def engine_for(config: EngineConfig, world: World) -> "type[Engine]":
 
 
 def state_bytes(parameters: int, config: EngineConfig, world: World) -> tuple[int, int]:
-    """What a model of so many weights takes at least in the memory of a rank's device and, where that is a GPU, in the
+    """The least memory that a model of so many weights takes on a rank's device and, where that is a GPU, in the
     machine's for each rank: weights, gradients, AdamW's moments and fp32 masters, without any activations."""
     shared = 1 / world.size
     low = config.precision == "bf16"

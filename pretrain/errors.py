@@ -99,7 +99,7 @@ class SystemRefusal(UserError):
 
 
 def refusal(error: BaseException, done: str = "") -> tuple[str, str, str] | None:
-    """What the system refused when it raised `error`: what, where or what it said, what to do. None: something else.
+    """The refusal of the system behind `error`: problem, place or its own words, remedy. None for any other error.
 
     `done` says what was not done for it. Libraries wrap such errors in their own: those are known by what they say.
     """

@@ -124,7 +124,7 @@ def intact(path: Path) -> dict | None:
 
 
 def _older_settings(index: dict, config: "StageConfig") -> dict:
-    """What the index of a folder that an older version made says of its settings; the rest is taken to be the same."""
+    """The settings that the index of an older version reveals; all others are taken to be the same."""
     said = {**index, **index.get(RECORDED, {})}
     now = config.settings()
     return {key: said[key] if type(said.get(key)) is type(new) else new for key, new in now.items()}

@@ -1,4 +1,4 @@
-"""What the index of each stage holds, for everything that is read of it.
+"""The keys and types of the index of each stage, for everything that is read of it.
 
 An index can be well signed and still not be what this version reads: a newer or older release wrote it, or a tool did.
 `faults` holds it against these descriptions before anything else looks at it. Keys that are not described here are
@@ -235,7 +235,7 @@ STAGES: dict[str, type[Index]] = {
 
 
 def unknown_format(index: dict) -> str | None:
-    """What is said of an index whose format this version does not read; None if it does."""
+    """The error text for an index whose format this version does not read; None if it reads it."""
     stage, found = index.get("stage"), index.get("format", 1)
     known = FORMATS.get(stage, (1,)) if isinstance(stage, str) else (1,)
     if type(found) is int and found in known:
@@ -245,7 +245,7 @@ def unknown_format(index: dict) -> str | None:
 
 
 def faults(index: dict) -> list[str]:
-    """What an index does not hold although it is read, a line each: where, what was found, what is expected."""
+    """The faults of an index, a line each: the key, the value that was found, the type that is expected."""
     stage = index.get("stage")
     kind = STAGES.get(stage, Index) if isinstance(stage, str) else Index
     try:

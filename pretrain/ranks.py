@@ -84,7 +84,7 @@ def _whole(name: str, least: int = 0, most: int = 2**31 - 1, default: int | None
 
 
 def _remedy() -> str:
-    """What to do about variables that describe ranks which are not there."""
+    """The remedy for variables that describe ranks which are not there."""
     if launcher() == "srun":
         return "start every rank with srun, or one process alone with: env -u SLURM_PROCID python …"
     names = " ".join(f"-u {name}" for name in RANK_VARIABLES if name in os.environ)

@@ -68,7 +68,7 @@ class _Worker:
         return result
 
     def _death(self) -> PretrainError:
-        """What is said of the process when it ended before its work was done."""
+        """The error text for a process that ended before its work was done."""
         pid, code = self.pid, self.end()
         if code == bus_error.STATUS:  # it has said so itself
             return ShardError(f"a token file can no longer be read (process {pid} of data.workers named it above)")

@@ -444,7 +444,7 @@ def _differences(cfg: RunConfig, parent: Checkpoint) -> list[str]:
 
 
 def _descent(parent: Checkpoint | None, found: Checkpoint | None) -> dict:
-    """What the index of a branch's checkpoints says about its parent: the fingerprint, and where it was."""
+    """The entry about the parent in the index of a branch's checkpoints: its fingerprint, and where it was."""
     if parent:
         return {"parent": parent.index["fingerprint"], folders.RECORDED: {"parent": str(parent.folder)}}
     if found and "parent" in found.index:

@@ -1,4 +1,4 @@
-"""What the model says, as text: held-out windows with their blanks filled in, or their beginnings continued.
+"""The predictions of the model as text: held-out windows with their blanks filled in, or their beginnings continued.
 
 One text a corpus. The ranks divide the corpora among themselves and forward all of their windows at once: an evaluation
 costs one forward for a masked model, and for a causal one CONTINUED_TOKENS forwards of at most GIVEN_TOKENS +
@@ -72,7 +72,7 @@ def _shown_filled(heldout: HeldOut, likeliest: torch.Tensor, tokenizer: Tokenize
 
 
 def _given(heldout: HeldOut) -> np.ndarray:
-    """What a model is to continue, (1 + n,): a token, and behind it the beginning of a window, at most half of it."""
+    """The prompt for a model, (1 + n,): a token, then the beginning of a window, at most half of it."""
     return _window(heldout).inputs[0, : 1 + min(GIVEN_TOKENS, heldout.seq_len // 2)].numpy()
 
 

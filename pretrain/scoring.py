@@ -33,7 +33,7 @@ TIMEOUT_S = 600  # how long a rank waits for the others
 
 
 class ScoringConfig(StageConfig):
-    """What `launch/evaluate.py` reads. None: as the run has it."""
+    """The configuration of `launch/evaluate.py`. A key that is None has the value of the run."""
 
     run: str  # its folder, for its newest checkpoint, or one of its checkpoints
     out: str | None = None  # a folder for scores.json; None: only printed

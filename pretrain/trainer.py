@@ -250,7 +250,7 @@ class Saves:
                 checkpoint.prune(self._job.folder, self._job.intervals.keep, self._job.intervals.keep_every)
 
     def _remedy(self) -> list[str]:
-        """What there is to continue from when steps are no longer finite."""
+        """Sentences about the checkpoints to continue from when steps are no longer finite."""
         newest = checkpoint.newest(self._job.folder, speak=False)
         if newest is None:
             return ["no checkpoint was saved before: begin again with a smaller optim.lr and another out="]

@@ -26,7 +26,7 @@ class Corpus(indexes.Part):
 
 
 class RunData(indexes.Part):
-    """What is read of the section `data` of a run's configuration."""
+    """The keys that are read from the section `data` of a run's configuration."""
 
     tokenizer: str | None = None
     shards: str | None = None

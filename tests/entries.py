@@ -1,4 +1,4 @@
-"""What lies in a folder, but for the lock files, which stay beside every folder that was made or begun."""
+"""The entries of a folder but for the lock files, which stay beside every folder that was made or begun."""
 
 from pathlib import Path
 

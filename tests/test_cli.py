@@ -1,4 +1,4 @@
-"""What reaches the terminal when the system refuses something, or the terminal cannot show a character."""
+"""The messages on the terminal when the system refuses something, or the terminal cannot show a character."""
 
 import errno
 import io

@@ -118,7 +118,7 @@ STAGES = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (3, "
 
 
 def restored_by_deepspeed(prepared, state: dict) -> list[str]:
-    """What of a saved state DeepSpeed does not hold after it has taken it over, by stage and precision."""
+    """The parts of a saved state that DeepSpeed does not hold after it has taken it over, by stage and precision."""
     world = find_world()
     join(world, 60)
     lost = []

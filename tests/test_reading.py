@@ -182,7 +182,7 @@ def test_what_a_bad_record_has_is_shown_in_short():
 @pytest.mark.parametrize("cut", ["blocks", "file", "lines"])
 @pytest.mark.parametrize("pack", PACK)
 def test_the_bytes_of_all_parts_are_those_of_the_file_as_stored(tmp_path, pack, cut):
-    """What progress is measured by: of a compressed file too, records too long included."""
+    """Progress is measured by stored bytes, of compressed files and of records that are too long as well."""
     draw = random.Random(0)
     text = "\n\n".join(f"Document {n} {draw.randbytes(200).hex()}" for n in range(2000)) + "\n\n" + "x" * 50_000
     path = file(tmp_path, f"text.txt{pack}", PACK[pack](text.encode()))

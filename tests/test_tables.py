@@ -78,7 +78,7 @@ def test_chunks_of_a_table_are_of_the_size_asked_for(tmp_path, name):
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_bytes_of_all_parts_are_those_of_the_file(tmp_path, name):
-    """What progress is measured by."""
+    """Progress is measured by stored bytes."""
     path = write(tmp_path / name)
     parts = [chunk.stored for chunk in open_corpus(path).chunks(5000)]
     assert sum(map(bool, parts)) >= 3 and sum(parts) <= path.stat().st_size <= sum(parts) + 16  # an end mark

@@ -1,4 +1,4 @@
-"""What a run saves and removes when its steps are not finite, when it is killed, and when it is asked to stop."""
+"""Checkpoints that a run saves and removes: after steps that are not finite, after a kill, and when asked to stop."""
 
 import json
 import math

@@ -125,7 +125,7 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
 
 
 def _taken_over(job: Job, key: str, done: Path) -> Cleaned | None:
-    """What a killed run made of a chunk, if every byte of its files is as it was written. What is damaged is named."""
+    """The finished piece of a chunk that a killed run left, or None if it is absent or damaged; damage is printed."""
     if not usable(done):
         return None
     values = json.loads(unsealed(done))

@@ -94,7 +94,7 @@ class Source(Config):
 
     @property
     def split(self) -> dict:
-        """What the source says of its sides, where it says anything."""
+        """The keys of the source that decide about its sides, where it has any."""
         return self.model_dump(include=set(SPLIT), exclude_defaults=True)
 
 
@@ -235,7 +235,7 @@ class Corpus:
         return sum((self._states.get(path) or _state(path))[0] for path in paths)
 
     def refused(self, map: Callable = map) -> tuple[str, ...]:
-        """What and details of the error that says what is wrong with records of sources that stop at bad ones.
+        """The first line and the details of the error about bad records, for sources that stop at them.
 
         All of them are read, by `map`: the first of each kind and source is named, whatever order processes work in.
         """
@@ -559,7 +559,7 @@ def _bad(corpus: Corpus, chunk: Chunk) -> Skipped:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What differs when a file is changed: the time of the last change of its inode too, which no program can set.
+    """The stamp of a file, which differs once the file has changed. It includes ctime, which no program can set.
 
     `rsync -t` and `cp -p` keep the size and the other time. The number of the inode is no part of this: file systems in
     user space (of object stores, for instance) give a file a new one while it is the same.

@@ -101,7 +101,7 @@ class BadRecord(CorpusError):
 
 
 def refusal(found: dict[str, dict[str, tuple[int, Bad, str]]]) -> tuple[str, ...]:
-    """What and details of the error about bad records: source → kind → (how many, the first, the source's `field`)."""
+    """The first line and the details of the error about bad records, given source → kind → (count, first, `field`)."""
     listed = [(source, *entry) for source, kinds in found.items() for entry in kinds.values()]
     details, remedies = [], {}
     for source, records, bad, key in listed[:LISTED]:

@@ -1,4 +1,4 @@
-"""What a file holds, decompressed: by the end of its name (.gz, .zst, .xz, .bz2), and anything else as it is.
+"""Open a file decompressed, as the end of its name says (.gz, .zst, .xz, .bz2), and any other file as it is.
 
 What a file holds is also seen from its first bytes. A file whose name says something else is refused with the name
 that it should have: a gzip file that is read as text is no text in a strange encoding.
@@ -125,7 +125,7 @@ def check_text(head: bytes, path: Path) -> None:
 
 
 def other_than(mark: bytes, path: Path) -> str | None:
-    """What a file is that should begin with `mark`, seen from its first bytes: compressed, of another form, plain text.
+    """Name the kind of a file that should begin with `mark`, by its first bytes: compressed, another form, plain text.
 
     None where they say nothing, or begin as they should.
     """
@@ -159,7 +159,7 @@ def _check_packed(path: Path, suffix: str) -> None:
 
 
 def _compression(head: bytes) -> tuple[str, str | None] | None:
-    """What compressed a file, and the end of its name; None of what is not compressed."""
+    """The compressor of a file and the suffix of such files, or None if the file is not compressed."""
     for mark, found in PACKED.items():
         if head.startswith(mark) and (found[0] != "bzip2" or BZIP2.match(head)):
             return found

@@ -89,7 +89,7 @@ def _expand(name: str, root: Path, source: str) -> list[str]:
 
 
 def _matches(name: str, root: Path) -> list[str]:
-    """What matches a pattern with `**`, as `glob.glob` has it, which would follow a loop of links for ever."""
+    """The paths that match a pattern with `**`. `glob.glob` gives the same, but follows a loop of links for ever."""
     found = [_beginning(name)]
     rest = Path(name).parts[len(found[0].parts) :]
     for part in rest:
@@ -166,7 +166,7 @@ def _walk(folders: list[Path], root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """What is in a folder but hidden files and folders; nothing where there is no such folder."""
+    """The entries of a folder that are not hidden; an empty list if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]

@@ -329,7 +329,7 @@ def _json_line(part: Part, begin: int, end: int, line: int, field: str, limit: i
 
 
 def _json(text: str) -> Any:
-    """What `text` says. Raises JSONDecodeError, or RecursionError where more than MOST_NESTED brackets are open.
+    """The value of JSON. Raises JSONDecodeError, or RecursionError where more than MOST_NESTED brackets are open.
 
     A whole number may have any number of digits: Python refuses to convert more than 4,300, so that all whole numbers
     of such a record are read as floats. They are no part of the text.
@@ -357,7 +357,7 @@ def _depth(text: str) -> int:
 
 
 def _unpacked(value: Any, field: str) -> str | None:
-    """What to do about an object that holds a whole corpus as a list under a key: {"data": [{"text": …}, …]}."""
+    """The remedy for an object that holds a whole corpus as a list under a key: {"data": [{"text": …}, …]}."""
     for key, inside in value.items() if isinstance(value, dict) else ():
         if isinstance(inside, list) and inside and isinstance(inside[0], dict):
             try:

@@ -30,7 +30,7 @@ class Shares:
                 self.add(source, side, found["documents"], found["bytes"])
 
     def lacking(self, meant: frozenset[str] = frozenset()) -> Iterator[str]:
-        """What to say of each source that has text, but none on one side; unless its name is among `meant`."""
+        """A warning for each source that has text, but none on one side, unless its name is among `meant`."""
         total = sum(found["bytes"] for sides in self.counts.values() for found in sides.values())
         for source, sides in self.counts.items():
             documents, size = (sum(found[unit] for found in sides.values()) for unit in ("documents", "bytes"))

@@ -166,7 +166,7 @@ def card(
 
 
 def front_matter(pipeline: str, texts: list[Text]) -> str:
-    """What the hub reads: languages as their two or three letters, and a licence by the hub's own names."""
+    """The fields that the hub reads: languages by their two or three letters, a licence by the hub's own names."""
     sources = [source for text in texts for source in text.sources or [{"language": "und", "licence": "unstated"}]]
     languages = sorted({re.split("[-_]", source["language"])[0].lower() for source in sources} - {"und"})
     found: dict[str, object] = {"language": languages} if languages else {}
@@ -223,7 +223,7 @@ def data(texts: list[Text]) -> str:
 
 
 def folding(tokenizer: Tokenizer) -> str:
-    """What the tokenizer does to text before it is cut into tokens."""
+    """A sentence about the changes that the tokenizer makes to text before it is cut into tokens."""
     rules = tokenizer.rules
     if tokenizer.lossless:
         return "The tokenizer changes nothing of a text: case, accents and white space are kept."

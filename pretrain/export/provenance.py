@@ -1,4 +1,4 @@
-"""What a model card says of the text and of the scores: read from the shards and the run, as far as they are there.
+"""Facts about text and scores for the model card, read from the shards and the run as far as they are there.
 
 A checkpoint names its shards by fingerprint, and its configuration names the folder they were in. Where that folder is
 gone or holds something else, the card says that the text is not known, rather than something that may be wrong.

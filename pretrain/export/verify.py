@@ -122,7 +122,7 @@ def logits_of(model, tensors: dict) -> list[torch.Tensor]:
 
 
 def differing_padded(model, tokenizer, said: dict, tensors: dict) -> list[str]:
-    """What differs when texts of several lengths are one batch, padded as the tokenizer does it.
+    """The differences that appear when texts of several lengths are one batch, padded as the tokenizer does it.
 
     A decoder must be padded on the left, where `generate` needs it, an encoder on the right, where its positions begin
     with the text. No padding may change a logit of a text, or what is generated after it.

@@ -90,7 +90,7 @@ TOKENIZER_FILES = (
 
 
 class FinetuneConfig(StageConfig):
-    """What `launch/finetune.py` reads; configs/small/finetune.yaml explains every key."""
+    """The configuration of `launch/finetune.py`; configs/small/finetune.yaml explains every key."""
 
     model: str  # Hugging Face folder
     task: str  # folder of train.jsonl, dev.jsonl, test.jsonl
@@ -177,7 +177,7 @@ def run(config: FinetuneConfig) -> dict:
 
 
 def _announce(config: FinetuneConfig, texts: dict[str, list[Example]], report: dict) -> None:
-    """What is known before the first training: the classes, the head, the weights, what the texts lose or share."""
+    """Print the facts known before the first training: classes, head, weights, truncated and shared texts."""
     print(f"{config.task}: {len(report['labels']):,} classes", *class_lines(texts), sep="\n")
     weights, where = report["weights"], "drawn at random" if config.init == "random" else f"from {config.model}"
     head = "the folder's own head is continued, its labels are these" if report["head"] == "continued" else "a new head"
@@ -200,7 +200,7 @@ def _losses(report: dict) -> list[str]:
 
 
 def _verdicts(report: dict, rates: list[float]) -> list[str]:
-    """What a reader of the table should not miss, in plain words."""
+    """Plain sentences about results that a reader of the table should not miss."""
     lines, test, baselines = [], report["test"], report["baselines"]
     levels = {"naive Bayes": baselines["naive_bayes"], "the majority class": baselines["majority"]}
     name, level = max(levels.items(), key=lambda found: found[1])

@@ -128,7 +128,7 @@ def _encoded(
 def continuation(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", encoded: "BatchEncoding", seed: int, options: dict
 ) -> str:
-    """What the model writes after an encoded prompt."""
+    """The text that the model writes after an encoded prompt."""
     import torch
 
     ids = encoded["input_ids"]

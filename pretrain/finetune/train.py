@@ -87,7 +87,7 @@ def build(start: Start, seed: int) -> "PreTrainedModel | PeftModel":
 
 
 def check(start: Start) -> dict:
-    """What `build` gives, before a training is paid for: how many weights, and whether the head is new or continued.
+    """The model of `build`, before a training is paid for: how many weights, and whether the head is new or continued.
 
     Raises TaskError where `build` would.
     """

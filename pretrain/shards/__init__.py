@@ -129,7 +129,7 @@ def run(config: ShardsConfig) -> dict:
 
 
 def _described(corpus: Corpus | Cleaned, shares: Shares) -> dict:
-    """What a model card says of the text. Language and licence change no token, so they are no part of the identity."""
+    """The text, for a model card. Language and licence change no token, so they are no part of the identity."""
     sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
     return {"name": corpus.recipe.name, "sources": sources, "shares": shares.counts}
 
