@@ -35,9 +35,10 @@ from torch import Tensor
 
 from pretrain import folders
 from pretrain.engine import STATES, Engine
-from pretrain.errors import ResumeError, refusal
+from pretrain.errors import ResumeError, UserError, refusal
 from pretrain.metrics import say
 from pretrain.peers import Peers
+from pretrain.tokenizer import Tokenizer
 
 CONFIG = "config.yaml"
 STEP = re.compile(r"step_(\d{8,})")
@@ -317,6 +318,16 @@ class Checkpoint:
             raise ResumeError(f"{self.folder} was altered after it was made", *altered, remedy)
         self.state = TrainState(self.index["step"], self.index["steps_applied"], self.index.get("adam_began", 0))
         self.config_text = (self.folder / CONFIG).read_text(encoding="utf-8")
+
+    def check_tokenizer(self, tokenizer: Tokenizer, what: type[UserError]) -> None:
+        """Raise `what` unless the run was trained with `tokenizer`."""
+        if tokenizer.fingerprint != self.index["tokenizer"]:
+            raise what(
+                "this checkpoint was trained with another tokenizer",
+                f"{self.folder / folders.INDEX} says {self.index['tokenizer'][:12]}…, "
+                f"{tokenizer.folder} is {tokenizer.fingerprint[:12]}…",
+                "point tokenizer= at the folder its shards were built with",
+            )
 
     def tensors(self) -> Callable[[str, str], Tensor]:
         """`load(kind, name)`: one whole fp32 tensor, mapped from "weights", "exp_avg" or "exp_avg_sq"."""

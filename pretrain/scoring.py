@@ -68,7 +68,8 @@ def _scored(cfg: ScoringConfig, peers: Peers) -> dict:
     with peers.one_fate():
         found = Checkpoint(checkpoint.resolve(cfg.run), world.rank, world.size)
         old = config.build(RunConfig, config.parse(found.config_text, str(found.folder)), f"{found.folder}/config.yaml")
-        tokenizer = _tokenizer(cfg, old, found)
+        tokenizer = open_tokenizer(cfg.tokenizer or old.data.tokenizer)
+        found.check_tokenizer(tokenizer, ConfigError)
         sides = _sides(cfg, old, found, tokenizer)
         phase = locate(max(0, found.state.step - 1), old.phases).phase
         seq_len = _seq_len(cfg, old, phase, sides)
@@ -114,18 +115,6 @@ def _scores(
         name: HeldOut(side, old.objective, seq_len, max_tokens, token_bytes, packed).score(scorer, world, at_once)
         for name, side in sides.items()
     }
-
-
-def _tokenizer(cfg: ScoringConfig, old: RunConfig, found: Checkpoint) -> Tokenizer:
-    tokenizer = open_tokenizer(cfg.tokenizer or old.data.tokenizer)
-    if tokenizer.fingerprint != found.index["tokenizer"]:
-        raise ConfigError(
-            "this run was trained with another tokenizer",
-            f"{found.folder} says {found.index['tokenizer'][:12]}…, {tokenizer.folder} is "
-            f"{tokenizer.fingerprint[:12]}…",
-            "name the folder of the run's tokenizer: tokenizer=…",
-        )
-    return tokenizer
 
 
 def _sides(cfg: ScoringConfig, old: RunConfig, found: Checkpoint, tokenizer: Tokenizer) -> dict[str, Shards]:

@@ -44,7 +44,7 @@ from pydantic import Field, field_validator, model_validator
 from pretrain import folders
 from pretrain.config import Config, build, load
 from pretrain.corpus import hub
-from pretrain.corpus.bad import EMPTY, Bad, BadRecord, Skipped, refusal
+from pretrain.corpus.bad import EMPTY, Bad, BadRecord, Skipped, bad_lines
 from pretrain.corpus.compressed import COPY_AGAIN, HashedFile
 from pretrain.corpus.files import expand, format_of, reached
 from pretrain.corpus.hub import HubDataset
@@ -178,7 +178,7 @@ class Corpus:
                 yield Document(found.text, source.name, source.language, side, found.where)
                 continue
             if source.bad_records == "stop" and found.kind != EMPTY:
-                raise BadRecord(*refusal({source.name: {found.kind: (1, self._placed(source, found), source.field)}}))
+                raise BadRecord(*bad_lines({source.name: {found.kind: (1, self._placed(source, found), source.field)}}))
             if skipped is not None:
                 skipped.add(source.name, found)
 
@@ -252,7 +252,7 @@ class Corpus:
                 if kind != EMPTY and name in fields:
                     first = self._placed(fields[name], total.samples[name][kind][0])
                     found.setdefault(name, {})[kind] = (records, first, fields[name].field)
-        return (*refusal(found), *after) if found else ()
+        return (*bad_lines(found), *after) if found else ()
 
     def _placed(self, source: Source, bad: Bad) -> Bad:
         """With the place of the file, as it is found from here."""

@@ -100,7 +100,7 @@ class BadRecord(CorpusError):
     """A record of a source that stops at bad ones."""
 
 
-def refusal(found: dict[str, dict[str, tuple[int, Bad, str]]]) -> tuple[str, ...]:
+def bad_lines(found: dict[str, dict[str, tuple[int, Bad, str]]]) -> tuple[str, ...]:
     """The first line and the details of the error about bad records, given source → kind → (count, first, `field`)."""
     listed = [(source, *entry) for source, kinds in found.items() for entry in kinds.values()]
     details, remedies = [], {}

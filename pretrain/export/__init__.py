@@ -33,7 +33,7 @@ from pretrain.config import StageConfig
 from pretrain.errors import ExportError
 from pretrain.export import bert, card, handoff, provenance, qwen3, reference
 from pretrain.model import ModelConfig, Transformer
-from pretrain.tokenizer import Tokenizer, open_tokenizer
+from pretrain.tokenizer import open_tokenizer
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 DIALECTS = {"bert": bert, "qwen3": qwen3}
@@ -72,7 +72,8 @@ def run(cfg: ExportConfig) -> dict:
     source = Checkpoint(checkpoint.resolve(cfg.checkpoint))
     settings = yaml.safe_load(source.config_text)
     model = config.build(ModelConfig, settings["model"], f"{source.folder}/{checkpoint.CONFIG}")
-    tokenizer = _tokenizer(cfg.tokenizer or settings["data"]["tokenizer"], source)
+    tokenizer = open_tokenizer(cfg.tokenizer or settings["data"]["tokenizer"])
+    source.check_tokenizer(tokenizer, ExportError)
     check(model, cfg.dialect, tokenizer.kind)
     with folders.publish(Path(cfg.out), "export", ExportError, cfg) as aside:
         ours = source.weights()
@@ -121,19 +122,6 @@ def verify(folder: Path, said: Path) -> dict:
         opened_by = f"opened by transformers {certificate['transformers']}"
         raise ExportError("the exported folder is not equal to our model and tokenizer", *faults, opened_by)
     return certificate
-
-
-def _tokenizer(folder: str, source: Checkpoint) -> Tokenizer:
-    """The tokenizer in `folder`. Raises ExportError when the checkpoint was trained with another."""
-    tokenizer = open_tokenizer(folder)
-    if tokenizer.fingerprint != source.index["tokenizer"]:
-        raise ExportError(
-            "this checkpoint was trained with another tokenizer",
-            f"{source.folder / folders.INDEX} says {source.index['tokenizer'][:12]}…, "
-            f"{folder} is {tokenizer.fingerprint[:12]}…",
-            "point tokenizer= at the folder its shards were built with",
-        )
-    return tokenizer
 
 
 def _write_model(
