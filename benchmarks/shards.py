@@ -153,7 +153,7 @@ def _our_command(workers: int, folder: Path, tokenizer: Path, out: Path) -> list
 
 def _two_sides(folder: Path) -> None:
     """A recipe of a folder's document and another, one on either side (an empty one is refused), a chunk for each."""
-    from pretrain.corpus import side_of
+    from pretrain.corpus.sides import side_of
 
     text = json.loads((folder / "text.jsonl").read_text(encoding="utf-8"))["text"]
     text = text if len(text) >= 1024 else text * 1024

@@ -23,7 +23,8 @@ from pretrain.cleaning.outcome import Outcome
 from pretrain.cleaning.privacy import Pii
 from pretrain.cleaning.steps import StepsConfig
 from pretrain.config import build
-from pretrain.corpus import open_corpus, side_of
+from pretrain.corpus import open_corpus
+from pretrain.corpus.sides import side_of
 from pretrain.errors import CorpusError
 from pretrain.tokenizer import comparing
 from tests.cleaning import step as step_alone

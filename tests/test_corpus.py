@@ -23,8 +23,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pretrain import folders
-from pretrain.corpus import SIDES, Chunk, Corpus, Recipe, Shares, Source, open_corpus, side_of
+from pretrain.corpus import SIDES, Chunk, Corpus, Shares, open_corpus
 from pretrain.corpus.reading import Part, Record, passages
+from pretrain.corpus.recipe import Recipe, Source
+from pretrain.corpus.sides import side_of
 from pretrain.errors import ConfigError, CorpusError
 from pretrain.parallel import ordered
 from tests.conftest import ROOT, SAMPLE

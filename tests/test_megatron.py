@@ -14,7 +14,8 @@ import pytest
 
 from pretrain import cli, verify
 from pretrain.config import build
-from pretrain.corpus import open_corpus, side_of
+from pretrain.corpus import open_corpus
+from pretrain.corpus.sides import side_of
 from pretrain.errors import ShardError
 from pretrain.run import RunConfig
 from pretrain.run import run as pretrain

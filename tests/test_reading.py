@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain import cli
-from pretrain.corpus import Corpus, Recipe, Skipped, Source, open_corpus
+from pretrain.corpus import Corpus, Skipped, open_corpus
 from pretrain.corpus.bad import SAMPLES
 from pretrain.corpus.reading import BLANK_LINE, NoText, Record, parts_of, records_of, text_of
+from pretrain.corpus.recipe import Recipe, Source
 from pretrain.errors import CorpusError
 from tests.conftest import ROOT
 from tests.corpora import LONG, PACK, file, places, recipe, refused, skipped, source, texts

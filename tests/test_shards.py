@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pretrain import folders, words
-from pretrain.corpus import SIDES, open_corpus, side_of
+from pretrain.corpus import SIDES, open_corpus
+from pretrain.corpus.sides import side_of
 from pretrain.errors import CorpusError, ShardError
 from pretrain.shards import Shards, ShardsConfig, check_tokenizer, run
 from pretrain.shards.megatron import PieceWriter, read_idx, write_idx

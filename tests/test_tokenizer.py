@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pretrain import cli
 from pretrain import tokenizer as ours
 from pretrain.config import build, dump, load
-from pretrain.corpus import side_of
+from pretrain.corpus.sides import side_of
 from pretrain.errors import ConfigError, CorpusError, TokenizerError
 from pretrain.tokenizer import TokenizerConfig, kinds, open_tokenizer, run
 from pretrain.tokenizer.comparing import CompareConfig

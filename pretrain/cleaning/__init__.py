@@ -58,7 +58,8 @@ from pretrain.cleaning.pieces import (
 from pretrain.cleaning.steps import UNITS, StepsConfig, steps
 from pretrain.cleaning.whole import Picked, Verdict, count, gather, histogram, judge, pick, shown
 from pretrain.config import StageConfig, free, frozen
-from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Shares, Skipped, Source, check_apart, listing, open_corpus
+from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Shares, Skipped, check_apart, listing, open_corpus
+from pretrain.corpus.recipe import Source
 from pretrain.errors import CorpusError
 from pretrain.parallel import noted, ordered
 from pretrain.progress import closing_line, progress

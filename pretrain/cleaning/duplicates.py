@@ -24,7 +24,7 @@ from xxhash import xxh3_64_intdigest
 from pretrain.cleaning.grams import combined, unit_hashes, windows
 from pretrain.cleaning.outcome import Section, library
 from pretrain.config import Config
-from pretrain.corpus import folded
+from pretrain.corpus.sides import folded
 
 SEED = 1  # of the permutations
 BATCH_GRAMS = 512  # hashed at a time: 256 KB of intermediate values; 2,048 at a time took three times as long

@@ -10,7 +10,7 @@ from pretrain.cleaning.repetition import duplicate_fractions
 from pretrain.cleaning.rules import Measured, measured
 from pretrain.cleaning.words import SENTENCE_END, UNSPACED, Units, ends_sentence, lines_of, stop_words, units_of
 from pretrain.config import Config
-from pretrain.corpus import folded
+from pretrain.corpus.sides import folded
 
 Count = int | None  # null: no such rule
 Ratio = float | None

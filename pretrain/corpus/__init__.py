@@ -21,13 +21,10 @@ Memory, whatever the size of a corpus: a few chunks of CHUNK_BYTES; a longer doc
 `max_record_bytes` (of parquet, the rows that are decoded together: tables.ROWS).
 """
 
-import hashlib
 import heapq
 import json
 import os
-import re
 import sys
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,80 +33,24 @@ from functools import partial
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from pydantic import Field, field_validator, model_validator
 
 from pretrain import folders
-from pretrain.config import Config, build, load
+from pretrain.config import build, load
 from pretrain.corpus import hub
 from pretrain.corpus.bad import EMPTY, Bad, BadRecord, Skipped, bad_lines
 from pretrain.corpus.compressed import COPY_AGAIN, HashedFile
 from pretrain.corpus.files import expand, format_of, reached
-from pretrain.corpus.hub import HubDataset
 from pretrain.corpus.reading import Chunk, Part, Record, chunks_of, parts_of, passages, records_of, together
+from pretrain.corpus.recipe import SPLIT, Recipe, Source
 from pretrain.corpus.shares import SIDES, Shares
+from pretrain.corpus.sides import draw_of
 from pretrain.errors import CorpusError
 from pretrain.parallel import noted
 from pretrain.progress import progress
 
 RECIPE = "recipe.yaml"
 CHUNK_BYTES = 4 << 20
-NARROW_SPACES = bytes(ord(" ") if chr(c).isspace() and c < 128 else c for c in range(256))  # for bytes.translate
-WIDE_SPACES = [chr(c) for c in range(128, 0x3001) if chr(c).isspace()]
-LANGUAGE = re.compile("[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*")  # as BCP 47 has it; `English` would be no English
 CLEAN_BY = "python launch/clean.py CONFIG.yaml"
-SPLIT = ("heldout_fraction", "heldout_documents", "split_characters")  # keys of a source
-
-
-class Source(Config):
-    name: str
-    files: list[str] | None = None  # relative to the recipe: files, patterns (`**` too), folders
-    dataset: HubDataset | None = None  # instead of files
-    language: str = "und"  # BCP 47; und: not known
-    licence: str = "unstated"
-    format: Literal["txt", "jsonl", "parquet", "arrow"] | None = None  # default: from each file's name
-    documents: Literal["blocks", "file"] = "blocks"  # txt: what is between blank lines, or each file
-    field: str = Field("text", min_length=1)  # all but txt; `a.b` is b inside a; a list of texts is one document
-    bad_records: Literal["stop", "skip"] = "stop"
-    max_record_bytes: int = Field(64 << 20, gt=0)  # of a line or a document as stored
-    heldout_fraction: float | None = Field(None, ge=0, le=1)  # of its documents; default: that of the recipe
-    heldout_documents: int = Field(0, ge=0)  # at least so many, of the smallest hashes; found by reading it once more
-    split_characters: int | None = Field(None, ge=100)  # longer documents become passages of about that length
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Source":
-        if not LANGUAGE.fullmatch(self.language):
-            said = f"the source {self.name!r} has language: {self.language!r}"
-            raise ValueError(f"{said}, which is no tag such as en, zh-Hant or und")
-        if (not self.files) == (self.dataset is None):
-            raise ValueError(f"the source {self.name!r} needs either files: or dataset:")
-        if self.heldout_fraction == 0 and self.heldout_documents:
-            said = f"the source {self.name!r} has heldout_fraction: 0 and heldout_documents: {self.heldout_documents}"
-            raise ValueError(f"{said}: remove one")
-        if self.dataset and (self.format or self.documents == "file"):
-            raise ValueError(f"the source {self.name!r} is a dataset: format: and documents: are of files")
-        return self
-
-    @property
-    def split(self) -> dict:
-        """The keys of the source that decide about its sides, where it has any."""
-        return self.model_dump(include=set(SPLIT), exclude_defaults=True)
-
-
-class Recipe(Config):
-    name: str
-    heldout_fraction: float = Field(0.01, gt=0, lt=1)  # of documents
-    sources: list[Source] = Field(min_length=1)
-
-    @field_validator("sources")
-    @classmethod
-    def _distinct(cls, sources: list[Source]) -> list[Source]:
-        names = [source.name for source in sources]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two sources share a name: {', '.join(names)}")
-        return sources
 
 
 @dataclass(frozen=True)
@@ -494,36 +435,6 @@ def check_apart(corpus: Corpus | Cleaned, out: Path | str) -> None:
     if held := corpus.held_in(Path(out)):
         found = f"{held} is in {out}"
         raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
-
-
-def side_of(text: str, heldout_fraction: float) -> str:
-    """ "train" or "heldout", by the document's own hash: adding, renaming or reordering files moves nobody.
-
-    The hash is of the text as read (NFC, white space folded), not of its position and not of cleaned text: or last
-    month's scores would stop meaning anything. Equal documents always fall on the same side.
-    """
-    return "heldout" if draw_of(text) < int(heldout_fraction * 2**64) else "train"
-
-
-def draw_of(text: str) -> int:
-    """The hash of a text that decides its side, as a number of 64 bits."""
-    data = folded(unicodedata.normalize("NFC", text))
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-def folded(text: str) -> bytes:
-    """`" ".join(text.split())` as UTF-8. Memory: of English 4 times the text; a string of every word takes 13 times."""
-    head = text[:100]
-    if len(head.encode("utf-8")) < 2 * len(head) and not any(space in text for space in WIDE_SPACES):
-        # As in English: half the time of making a string of every word. Chinese has few words to make.
-        data = text.encode("utf-8").translate(NARROW_SPACES)
-        codes = np.frombuffer(data, np.uint8)
-        # Two spaces, or something as rare; `b"  " in data` takes three times as long.
-        if (codes[1:] | codes[:-1]).min(initial=255) <= ord(" "):
-            while b"  " in data:
-                data = data.replace(b"  ", b" ")
-        return data.strip(b" ")
-    return " ".join(text.split()).encode("utf-8")
 
 
 def _of_sides(documents: Iterator[Document], sides: tuple[str, ...], shares: Shares | None) -> Iterator[Document]:

@@ -27,7 +27,8 @@ from pydantic import Field
 
 from pretrain import folders
 from pretrain.config import StageConfig, free
-from pretrain.corpus import SIDES, side_of
+from pretrain.corpus import SIDES
+from pretrain.corpus.sides import side_of
 from pretrain.errors import ShardError
 from pretrain.progress import closing_line, progress
 from pretrain.shards.megatron import dtype_of, read_document_index, read_idx
