@@ -41,6 +41,7 @@ PHASES = [
 ]
 PLACES = ("start", "step", "save", "evaluation")
 GIVEN_UP_S = 900  # on busy cores
+WAIT_S = 30  # engine.timeout_s: where one rank is killed before the ranks have met, the other waits as long
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def values(folder: Path, out: Path, stage: int) -> dict:
         "objective": {"kind": "causal_lm"},
         "optim": {"lr": 3e-3, "warmup_steps": 5},
         "phases": PHASES,
-        "engine": {"micro_batch": 2, "zero_stage": stage, "timeout_s": 600},
+        "engine": {"micro_batch": 2, "zero_stage": stage, "timeout_s": WAIT_S},
         "evaluate": {"every_steps": EVALUATE, "max_tokens": 1024},
         "checkpoint": {"every_steps": SAVE, "every_s": 0, "keep": 2},
         "log_every": 5,
