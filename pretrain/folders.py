@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -38,7 +38,6 @@ STRAY = re.compile(  # files and folders that the system, a file manager or an e
     r"|@eaDir|#recycle|\.~lock\..*#|\..*\.sw[a-p]",  # NAS, editors
     re.IGNORECASE,
 )
-SEAL_BYTES = hashlib.sha256().digest_size  # at the end of a sealed file
 SETTINGS = "settings"  # the key of a record under which the settings of a stage are noted
 RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
 
@@ -318,38 +317,6 @@ def check(folder: Path, index: dict, what: type[UserError], remedy: str, thoroug
             raise what(f"{folder} was altered after it was made", *found, remedy)
 
 
-class Unchanged:
-    """The files of a published folder that somebody goes on reading, as they were when they were opened."""
-
-    def __init__(self, folder: Path, index: dict, names: Iterable[str]):
-        """Takes the stamp of each: its place on the disk, its size, and when it was last changed."""
-        self._folder, self._index = folder, index
-        self._stamps = {name: self._stamp(name) for name in names}
-
-    def check(self, what: type[UserError]) -> None:
-        """Raise `what`, naming the file, if the bytes of one are no longer those of the index.
-
-        A stat each. Only a file with another stamp is hashed: it may have been copied to its place again.
-        """
-        for name, before in self._stamps.items():
-            now = self._stamp(name)
-            if now == before:
-                continue
-            if now is None or digest(self._folder / name) != listed(self._index)[name]:
-                state = "is missing" if now is None else "is not what it was when it was opened"
-                found = "the steps since the newest checkpoint may have read something else: they are not saved"
-                remedy = "copy it again from where it was made, and start again"
-                raise what(f"{self._folder / name} {state}", found, remedy)
-            self._stamps[name] = now
-
-    def _stamp(self, name: str) -> tuple[int, ...] | None:
-        try:
-            found = os.stat(f"{self._folder}/{name}")
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda files: None) -> list[str]:
     """Names of files that differ from the index, each with what is wrong: every byte is hashed."""
     found = []
@@ -421,63 +388,6 @@ def finished(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         aside.unlink(missing_ok=True)  # a full disk is not filled by what nobody can use
         raise
-
-
-class Sealed:
-    """A file that is written with the SHA-256 of its name and its bytes behind them: `with sealed(path) as file`."""
-
-    def __init__(self, file: BinaryIO, path: Path):
-        self._file, self._found = file, _of_name(path)
-
-    def write(self, data: bytes | memoryview) -> int:
-        self._found.update(data)
-        return self._file.write(data)
-
-    def close(self) -> None:
-        self._file.write(self._found.digest())
-
-
-@contextmanager
-def sealed(path: Path) -> Iterator[Sealed]:
-    """`finished`, for a file that a later run takes over if this one is killed: `usable` says whether it still may."""
-    with finished(path) as file:
-        seal = Sealed(file, path)
-        yield seal
-        seal.close()
-
-
-def usable(path: Path) -> bool:
-    """Whether the `sealed` file of a killed run is there with all its bytes as they were written: each is hashed.
-
-    A damaged one is removed, so that it is made again, and named.
-    """
-    if not path.exists():
-        return False
-    found, left = _of_name(path), path.stat().st_size - SEAL_BYTES
-    with open(path, "rb") as file:
-        while left > 0 and (data := file.read(min(left, 1 << 20))):
-            found.update(data)
-            left -= len(data)
-        if left == 0 and file.read() == found.digest():
-            return True
-    discard(path)
-    return False
-
-
-def _of_name(path: Path) -> "hashlib._Hash":
-    """The beginning of a seal. Names say of what a file was made: the contents of another are not taken for it."""
-    return hashlib.sha256(f"{path.parent.name}/{path.name}\0".encode())
-
-
-def discard(path: Path) -> None:
-    """Remove what a killed run left of a file that is no longer what was written, and say so."""
-    print(f"{path} is not what was written: it was damaged since, and is made again", file=sys.stderr, flush=True)
-    path.unlink(missing_ok=True)
-
-
-def unsealed(path: Path) -> bytes:
-    """The contents of a `usable` file, without its hash."""
-    return path.read_bytes()[:-SEAL_BYTES]
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from pretrain.branch import BranchConfig
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, free, past
 from pretrain.data import Corpus, DataConfig
-from pretrain.engine import DeepSpeedEngine, Engine, EngineConfig, check_memory, engine_for
+from pretrain.engine import DeepSpeedEngine, Engine, check_memory, engine_for
+from pretrain.engine_config import EngineConfig
 from pretrain.errors import ConfigError, ResumeError, Stopped
 from pretrain.evaluate import HeldOut, Scores
 from pretrain.locks import locked

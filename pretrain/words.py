@@ -33,9 +33,11 @@ from pretrain.corpus import SIDES
 from pretrain.errors import ConfigError, ShardError, TokenizerError
 from pretrain.parallel import ordered
 from pretrain.progress import closing_line, progress
+from pretrain.sealed import sealed, unsealed, usable
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.shards.mapping import MappedFiles
 from pretrain.tokenizer import Tokenizer, open_tokenizer
+from pretrain.unchanged import Unchanged
 
 MADE_BY = "python launch/words.py CONFIG.yaml"
 FOLDER = "words"
@@ -89,7 +91,7 @@ def run(config: WordsConfig) -> dict:
                     results = ordered(partial(segment_stretch, job), stretches, config.workers)
                     for stretch, path in zip(stretches, results, strict=True):
                         begins = np.unpackbits(
-                            np.frombuffer(folders.unsealed(path), np.uint8), count=stretch.tokens, bitorder="little"
+                            np.frombuffer(unsealed(path), np.uint8), count=stretch.tokens, bitorder="little"
                         )
                         begun += int(begins.sum())
                         file.add(begins)
@@ -129,7 +131,7 @@ class Words:
                 f"{folder} says {index['shards'][:12]}…, {shards.folder} is {shards.fingerprint[:12]}…",
                 f"find them again with: {MADE_BY}",
             )
-        self._unchanged = folders.Unchanged(folder, index, [f"{shards.side}.bits"])
+        self._unchanged = Unchanged(folder, index, [f"{shards.side}.bits"])
         folders.check(folder, index, ShardError, f"make it again with: {MADE_BY}")
         self.fingerprint: str = index["fingerprint"]
         self.tokens = shards.tokens
@@ -348,10 +350,10 @@ def _stretches(shards: Shards) -> Iterator[Stretch]:
 def segment_stretch(job: Job, stretch: Stretch) -> Path:
     """The file with a stretch's bits, made unless it is there."""
     path = job.work / f"{job.side}-{stretch.piece:05d}-{stretch.first:012d}"
-    if not folders.usable(path):
+    if not usable(path):
         shards, tokens = _opened(job.folder, job.side), _tokens(job.tokenizer)
         ids = shards.piece_ids(stretch.piece)[stretch.first : stretch.first + stretch.tokens]
-        with folders.sealed(path) as file:
+        with sealed(path) as file:
             file.write(np.packbits(tokens.begins(ids, job.segmenter.cut()), bitorder="little"))
     return path
 

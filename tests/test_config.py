@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pretrain import branch
 from pretrain.config import NULL, Config, build, dump, load, parse, resume_conflicts
 from pretrain.corpus.recipe import Recipe
-from pretrain.engine import deepspeed_config
+from pretrain.engine_config import deepspeed_config
 from pretrain.errors import ConfigError, UserError
 from pretrain.finetune import FinetuneConfig
 from pretrain.model import parameters_of

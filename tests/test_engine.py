@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pretrain import config
-from pretrain.engine import DeepSpeedEngine, EngineConfig, LocalEngine, deepspeed_config, engine_for, state_bytes
+from pretrain.engine import DeepSpeedEngine, LocalEngine, engine_for, state_bytes
+from pretrain.engine_config import EngineConfig, deepspeed_config
 from pretrain.errors import ConfigError
 from pretrain.loader import Batches
 from pretrain.model import ModelConfig, Transformer, initialise, parameters_of

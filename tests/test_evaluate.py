@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.engine import EngineConfig, LocalEngine
+from pretrain.engine import LocalEngine
+from pretrain.engine_config import EngineConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluate import HeldOut, entropy
 from pretrain.model import ModelConfig, Transformer, initialise

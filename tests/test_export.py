@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from pretrain import checkpoint, export, folders
 from pretrain import tokenizer as tokenizer_stage
 from pretrain.checkpoint import Checkpoint, TrainState
-from pretrain.engine import EngineConfig, LocalEngine
+from pretrain.engine import LocalEngine
+from pretrain.engine_config import EngineConfig
 from pretrain.errors import ExportError
 from pretrain.export import DIALECTS, ExportConfig, card, provenance, reference, verify
 from pretrain.model import ModelConfig, Transformer

@@ -35,7 +35,8 @@ from pretrain.cleaning.rules import Distribution, Rule
 from pretrain.cleaning.steps import StepsConfig, steps
 from pretrain.corpus import Chunk, Corpus, Document, Skipped
 from pretrain.corpus.compressed import open_file
-from pretrain.folders import digest, discard, finished, sealed, unsealed, usable
+from pretrain.folders import digest, finished
+from pretrain.sealed import discard, sealed, unsealed, usable
 
 CONTAMINATION, EXACT, NEAR, PARAGRAPHS = (
     "decontamination",

@@ -32,7 +32,8 @@ import numpy as np
 
 from pretrain.corpus import SIDES, Chunk, Cleaned, Corpus, Document, Group, Skipped
 from pretrain.errors import TokenizerError
-from pretrain.folders import SEAL_BYTES, digest, discard, finished, sealed, unsealed, usable
+from pretrain.folders import digest, finished
+from pretrain.sealed import SEAL_BYTES, discard, sealed, unsealed, usable
 from pretrain.shards.megatron import CODES, HEADER, MAGIC
 from pretrain.shards.reading import ORIGIN
 from pretrain.tokenizer import Tokenizer, open_tokenizer
@@ -216,7 +217,7 @@ def write_block(
 ) -> Block:
     """Write the rows of each side, the ids, which come in stretches, and their counts; then what is known of them.
 
-    The end of the file is a JSON head, its length in 8 bytes, and the seal of `folders.sealed`.
+    The end of the file is a JSON head, its length in 8 bytes, and the seal of `sealed.sealed`.
     """
     sides = tuple(Side(len(r), int(r["length"].sum(dtype=np.int64)), int(r["raw"].sum(dtype=np.int64))) for r in rows)
     block = Block(path, sides, places, skipped, tuple(map(len, counts)))
@@ -229,7 +230,7 @@ def write_block(
 
 
 def read_block(path: Path) -> Block:
-    """The block in a file that is `folders.usable`."""
+    """The block in a file that is `sealed.usable`."""
     with open(path, "rb") as file:
         file.seek(-8 - SEAL_BYTES, os.SEEK_END)
         size = int.from_bytes(file.read(8), "little")

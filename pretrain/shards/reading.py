@@ -12,6 +12,7 @@ from pretrain import folders
 from pretrain.errors import ShardError
 from pretrain.shards.mapping import MappedFiles
 from pretrain.shards.megatron import documents_of_size, read_idx
+from pretrain.unchanged import Unchanged
 
 if TYPE_CHECKING:
     from pretrain.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ class Shards:
         files = self.index["files"]
         ends = ("bin", "idx", *(f"{sidecar}.npy" for sidecar in sidecars(self.index)))
         names = [f"{piece}.{end}" for piece in self.pieces for end in ends]
-        self._unchanged = folders.Unchanged(self.folder, self.index, names)  # stamped before they are hashed
+        self._unchanged = Unchanged(self.folder, self.index, names)  # stamped before they are hashed
         check_files(self.folder, self.index, checksums)
         self.piece_tokens = np.array([files[f"{name}.bin"]["bytes"] // dtype.itemsize for name in self.pieces])
         self.piece_documents = np.array([documents_of_size(files[f"{name}.idx"]["bytes"]) for name in self.pieces])

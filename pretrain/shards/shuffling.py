@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.corpus import SIDES, Skipped
-from pretrain.folders import usable
 from pretrain.permutation import SHUFFLE, hash64
+from pretrain.sealed import usable
 from pretrain.shards.building import ROW, Block, Piece, Stretch, begins, read_block, write_block
 
 RUN_TOKENS = 1 << 26  # 128 MB of ids, which are held twice
