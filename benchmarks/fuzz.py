@@ -603,14 +603,16 @@ def _restore(root: Path, clean: set[Path], before: dict[Path, bytes]) -> None:
 
 def one(inputs: int, seed: int, trained_share: float, only: str, until: float) -> dict:
     """The inputs of one process: a world of its own, and of its run."""
-    counts, faults = {}, []
+    counts: dict[str, Counter] = {}
+    faults = []
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as root:
         slow = round(inputs * trained_share)
         for make, share in ((world, inputs - slow), (trained, slow)):
             kinds = [kind for kind in make(Path(root)) if only in kind.name]
             if kinds and share:
                 found, wrong = fuzz(Path(root), kinds, share, seed, until)
-                counts, faults = counts | found, faults + wrong
+                counts = {name: counts.get(name, Counter()) + found.get(name, Counter()) for name in counts | found}
+                faults += wrong
     return {"counts": {name: dict(found) for name, found in counts.items()}, "faults": faults}
 
 
