@@ -102,6 +102,9 @@ def deepspeed_config(engine: EngineConfig, clip: float) -> dict:
         "zero_force_ds_cpu_optimizer": False,  # ours is torch's AdamW, which works on offloaded moments as well
         "steps_per_print": 2**31,
     }
+    if engine.zero_stage in (1, 2):
+        # DeepSpeed sums over all ranks either way; told to scatter, it copies all gradients out of its buffer and back.
+        config["zero_optimization"]["reduce_scatter"] = False
     match engine.precision:
         case "bf16":  # without grad_accum_dtype micro-batches would accumulate in bf16
             config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}

@@ -249,7 +249,8 @@ def test_the_derived_configuration_says_everything_that_deepspeed_would_otherwis
     derived = deepspeed_config(EngineConfig(micro_batch=4, precision="bf16", zero_stage=2), clip=0.5)
     assert derived["gradient_clipping"] == 0.5 and derived["managed_gradient_accumulation"] is False
     assert derived["data_types"] == {"grad_accum_dtype": "fp32"} and derived["bf16"] == {"enabled": True}
-    assert derived["zero_optimization"] == {"stage": 2} and derived["train_micro_batch_size_per_gpu"] == 4
+    assert derived["zero_optimization"] == {"stage": 2, "reduce_scatter": False}
+    assert derived["train_micro_batch_size_per_gpu"] == 4
 
 
 def test_further_keys_are_merged_into_the_sections_they_belong_to():
@@ -260,7 +261,8 @@ def test_further_keys_are_merged_into_the_sections_they_belong_to():
     engine = config.build(EngineConfig, {"micro_batch": "4", "zero_stage": "2", "deepspeed": further}, "x.yaml")
     derived = deepspeed_config(engine, 1.0)
     assert derived["wall_clock_breakdown"] is True and derived["gradient_clipping"] == 1.0
-    assert derived["zero_optimization"] == {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 5e7}
+    ours = {"stage": 2, "reduce_scatter": False}
+    assert derived["zero_optimization"] == ours | {"overlap_comm": True, "reduce_bucket_size": 5e7}
     assert deepspeed_config(engine, math.inf)["gradient_clipping"] == 0.0
 
 
