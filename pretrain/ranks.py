@@ -16,7 +16,6 @@ from datetime import timedelta
 
 import torch
 
-from pretrain import memory
 from pretrain.errors import ConfigError, PretrainError, ResumeError
 from pretrain.interrupt import launcher
 
@@ -111,8 +110,6 @@ def join(world: World, timeout_s: int) -> None:
     os.environ.setdefault("LOCAL_SIZE", str(world.size))
     if on_cuda():
         torch.cuda.set_device(world.local_rank)
-    else:
-        memory.keep_tensors()
     # DeepSpeed makes groups of its own, some of them late, and gives them no limit: they would have torch's default,
     # 30 minutes for gloo, whatever is said to init_distributed.
     limit = timedelta(seconds=timeout_s)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from pretrain import branch, checkpoint, config, data, export, folders, loader
+from pretrain import branch, checkpoint, config, data, export, folders, loader, memory
 from pretrain.branch import BranchConfig
 from pretrain.checkpoint import Checkpoint, TrainState
 from pretrain.config import Config, free, past
@@ -31,7 +31,7 @@ from pretrain.order import Order
 from pretrain.peers import Peers
 from pretrain.permutation import INIT, hash64
 from pretrain.phases import Phase, done_in, tokens_after
-from pretrain.ranks import World, check_agreement, device_of, failures_said, find_world, join
+from pretrain.ranks import World, check_agreement, device_of, failures_said, find_world, join, on_cuda
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.trainer import Intervals, Job, train
 
@@ -153,6 +153,8 @@ def run(cfg: RunConfig) -> dict:
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": corpora[0].train.vocab_size,
     }
+    if not on_cuda():
+        memory.keep_tensors()
     if engine_for(cfg.engine, world) is DeepSpeedEngine:
         join(world, cfg.engine.timeout_s)
     peers = Peers(world, cfg.checkpoint.timeout_s)
