@@ -120,6 +120,8 @@ def reading(phases: list[Phase], skips: Skips) -> list[Phase]:
 
 def reads(step: int, phases: list[Phase], skips: Skips) -> int:
     """Which step of `reading(phases, skips)` has the data that step `step` reads; both 0-based."""
+    if not skips:
+        return step
     begin, shift = _phase_of(step, phases), 0
     number = locate(step, phases).number
     for first, last in skips:
