@@ -32,7 +32,7 @@ def keep_tensors() -> None:
 
     Without it, a step of 14 M weights and 1,024 tokens has 12,000 to 27,000 page faults, which take 24 to 53 ms of its
     900. ZeRO 1 makes its buffers of gradients anew at every step: 53,000 page faults, and 809 ms instead of 650 on each
-    of two ranks. Peaks of memory are the same but for 4 %. Call it before the first collective starts threads of its own.
+    of two ranks. Peaks of memory are the same but for 4 %. Call it before the first collective, which starts threads.
     """
     _mallopt({M_TRIM_THRESHOLD: MOST, M_MMAP_MAX: 0, M_ARENA_MAX: 1})
 
