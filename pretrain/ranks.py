@@ -194,14 +194,14 @@ def _said(world: World, error: Exception) -> PretrainError | None:
         return PretrainError(
             f"rank {world.rank} waited {waited:g} s for another rank, which did not answer\n"
             "  one of the other ranks hangs or is stopped: look at its process, its GPU (nvidia-smi) and its disk\n"
-            "  start again to go on from the newest checkpoint; engine.timeout_s (in a save checkpoint.timeout_s) is "
-            "how long a rank waits"
+            "  start it again: a run goes on from its newest checkpoint; how long a rank waits is engine.timeout_s, in "
+            "a save checkpoint.timeout_s"
         )
     if re.search(r"[Cc]onnection (closed|reset)|[Rr]ead error .*peer|[Bb]roken pipe", text):
         return PretrainError(
             f"rank {world.rank} lost the connection to another rank, which has ended\n"
             "  why it ended is said in its own output, or in the kernel's log (dmesg) if it was killed\n"
-            "  start again to go on from the newest checkpoint"
+            "  start it again: a run goes on from its newest checkpoint"
         )
     return _out_of_memory(world, error)
 

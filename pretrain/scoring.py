@@ -23,7 +23,7 @@ from pretrain.model import Transformer
 from pretrain.objectives import Batch, Learner
 from pretrain.peers import Peers
 from pretrain.phases import Phase, locate
-from pretrain.ranks import World, check_agreement, device_of, find_world, join, new_group
+from pretrain.ranks import World, check_agreement, device_of, failures_said, find_world, join, new_group
 from pretrain.run import RunConfig
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.tokenizer import Tokenizer, open_tokenizer
@@ -51,7 +51,7 @@ def run(cfg: ScoringConfig) -> dict:
     if world.launched:
         join(world, TIMEOUT_S)
     peers = Peers(world)
-    with ExitStack() as result:
+    with failures_said(world), ExitStack() as result:
         folder = None
         with peers.one_fate():
             if cfg.out is not None and world.speaks:

@@ -2,16 +2,20 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 
 import pytest
 
 from pretrain import cli, folders, scoring, shards
 from pretrain.errors import ConfigError, ResumeError, ShardError, UserError
+from pretrain.evaluate import HeldOut, Scores
+from pretrain.ranks import World
 from pretrain.scoring import ScoringConfig
 from tests import cases
 from tests.conftest import run_values
-from tests.ranks import on_ranks
+from tests.ranks import Ranks, on_ranks
 
 
 def score(**values) -> dict:
@@ -65,6 +69,27 @@ def test_ranks_score_what_one_process_scores(runs, tmp_path):
     assert found == other
     for name, value in found["scores"][""].items():
         assert value == scored[12][name] or math.isclose(value, scored[12][name], rel_tol=1e-5), name
+
+
+def test_a_rank_that_is_killed_while_it_scores_is_said_to_have_ended(runs, tmp_path):
+    ranks = Ranks(2, score_but_die_on_rank_1, str(runs["masked_lm"][0]), log=tmp_path / "log")
+    try:
+        done, value = ranks.result(0, within=60)
+    finally:
+        ranks.kill()
+    assert not done and "PretrainError: rank 0 lost the connection to another rank" in value, value
+
+
+def score_but_die_on_rank_1(run: str) -> None:
+    real = HeldOut.score
+
+    def die_or_score(self: HeldOut, scorer: object, world: World, at_once: int) -> Scores:
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, scorer, world, at_once)
+
+    HeldOut.score = die_or_score
+    score(run=run)
 
 
 def test_what_does_not_fit_is_refused(prepared, runs, tmp_path, capsys):
