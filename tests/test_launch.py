@@ -16,6 +16,7 @@ from tests.conftest import ROOT, run_values
 from tests.ranks import free_port
 
 BIN = Path(sys.executable).parent
+DEEPSPEED = [str(BIN / "deepspeed"), "--num_accelerators", "2"]
 TIMEOUT_S = 180
 
 
@@ -46,13 +47,7 @@ def written(values: dict, path: Path) -> Path:
 def test_deepspeed_and_torchrun_train_the_same_run(prepared, tmp_path):
     """Both launchers, two ranks, from the checkout and from elsewhere; equal to the last bit."""
     launchers = {
-        "deepspeed": [
-            str(BIN / "deepspeed"),
-            "--num_accelerators",
-            "2",
-            *other_port(),
-            str(ROOT / "launch/pretrain.py"),
-        ],
+        "deepspeed": [*DEEPSPEED, *other_port(), str(ROOT / "launch/pretrain.py")],
         "torchrun": [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
             str(ROOT / "launch/pretrain.py"),
@@ -87,14 +82,7 @@ def test_a_rank_does_not_live_to_see_the_interpreters_end(prepared, tmp_path):
 def test_a_users_mistake_under_the_launcher_is_said_once_and_exits_2(prepared, tmp_path):
     values = run_values(prepared, tmp_path / "run", optim={"warmup_step": 3})
     config = written(values, tmp_path / "run.yaml")
-    launcher = [
-        str(BIN / "deepspeed"),
-        "--num_accelerators",
-        "2",
-        *other_port(),
-        str(ROOT / "launch/pretrain.py"),
-        str(config),
-    ]
+    launcher = [*DEEPSPEED, *other_port(), str(ROOT / "launch/pretrain.py"), str(config)]
     code, output = finish(start(launcher, cwd=tmp_path))
     assert code == 2, output
     assert output.count("did you mean optim.warmup_steps?") == 1 and "Traceback" not in output, output
@@ -109,14 +97,7 @@ def test_ranks_whose_launcher_is_terminated_save_and_end(reaches, prepared, tmp_
     values = run_values(prepared, tmp_path / "run", phases=steps)
     values["data"]["workers"] = 2 if reaches == "process group" else 0
     config = written(values, tmp_path / "run.yaml")
-    launcher = [
-        str(BIN / "deepspeed"),
-        "--num_accelerators",
-        "2",
-        *other_port(),
-        str(ROOT / "launch/pretrain.py"),
-        str(config),
-    ]
+    launcher = [*DEEPSPEED, *other_port(), str(ROOT / "launch/pretrain.py"), str(config)]
     log = open(tmp_path / "log", "w")
     process = subprocess.Popen(launcher, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     wait_for(lambda: len(cases.history(tmp_path / "run")) > 3, tmp_path / "log")
