@@ -422,8 +422,8 @@ def trained(root: Path) -> list[Kind]:
 
     from pretrain import checkpoint, export, inspect
     from pretrain.finetune import GenerateConfig, generate
-    from pretrain.run import RunConfig
     from pretrain.run import run as pretrain
+    from pretrain.run_config import RunConfig
 
     torch.set_num_threads(1)
     byte = root / "tok-byte"

@@ -74,7 +74,8 @@ def publish(
                 _record_settings(aside, config.settings())
             _sync(aside)
             _take_name(aside, folder, what)
-            shutil.rmtree(_work(folder), ignore_errors=True)  # a worker of a killed run may still be writing there
+            # A worker of a killed run may still be writing there.
+            shutil.rmtree(work_folder(folder), ignore_errors=True)
         except Exception as error:  # not OSError alone: safetensors and NumPy wrap what the system said
             if isinstance(error, PretrainError) or (refused := refusal(error, f"{folder} was not written")) is None:
                 raise
@@ -390,36 +391,10 @@ def finished(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-@contextmanager
-def kept(folder: Path, noun: str, pattern: str, what: type[UserError] = UserError) -> Iterator[Path]:
-    """A folder `.NAME.work` for what a stage has finished of `folder`; inside of `publish`, which keeps others out and
-    removes it in the end. On failure it stays, if it has files of `pattern`: the user knows them as `noun`."""
-    work = _work(folder)
-    check_output(work, what)
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        yield work
-    except BaseException:
-        count = sum(1 for _ in work.glob(pattern))
-        if count:
-            print(f"{count:,} finished {noun} are kept in {work}: start again to go on from there", file=sys.stderr)
-        else:
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-def _work(folder: Path) -> Path:
+def work_folder(folder: Path) -> Path:
+    """Where a stage keeps what it has finished of `folder` until that is published."""
     folder = folder.resolve() if folder.is_symlink() else folder.absolute()  # workers elsewhere have another folder
     return folder.with_name(f".{folder.name}.work")
-
-
-def code(*packages: str) -> str:
-    """Identity of the code in packages of ours: what one version left half-done is not taken for another's."""
-    found = hashlib.sha256()
-    for package in packages:
-        for path in sorted((Path(__file__).parent / package).glob("*.py")):
-            found.update(path.read_bytes())
-    return found.hexdigest()
 
 
 def _json(value: object) -> str:

@@ -36,7 +36,7 @@ from pretrain.shards.reading import sidecars
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from pretrain.run import RunConfig
+    from pretrain.run_config import RunConfig
 
 CONFIG = "config.yaml"
 SHOWN = 60  # characters of each document in a list
@@ -123,7 +123,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     batch = locate(arguments.step - 1, plan.phases).phase.batch
     if not 0 <= arguments.sample < batch:
         raise ConfigError("there is no such sample", f"--sample {arguments.sample}; a step has 0 to {batch - 1:,}")
-    run_config = config.load(importlib.import_module("pretrain.run").RunConfig, path, arguments.overrides)
+    run_config = config.load(importlib.import_module("pretrain.run_config").RunConfig, path, arguments.overrides)
     return show_sample(run_config, corpora, tokenizer, arguments.step, arguments.sample)
 
 

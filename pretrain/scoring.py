@@ -24,7 +24,7 @@ from pretrain.objectives import Batch, Learner
 from pretrain.peers import Peers
 from pretrain.phases import Phase, locate
 from pretrain.ranks import World, check_agreement, device_of, failures_said, find_world, join, new_group
-from pretrain.run import RunConfig
+from pretrain.run_config import RunConfig
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 

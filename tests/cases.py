@@ -5,7 +5,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from pretrain import checkpoint, config, metrics
-from pretrain.run import RunConfig, run
+from pretrain.run import run
+from pretrain.run_config import RunConfig
 
 
 def train(values: dict) -> dict:

@@ -30,8 +30,8 @@ from pretrain import tokenizer as stage
 from pretrain.config import build
 from pretrain.corpus import open_corpus
 from pretrain.errors import TokenizerError
-from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
+from pretrain.run_config import RunConfig
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer, run
 from pretrain.tokenizer.adopting import opened
 from tests.conftest import SAMPLE, run_values

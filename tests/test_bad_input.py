@@ -14,8 +14,8 @@ import yaml
 
 from pretrain import checkpoint, cli, shards
 from pretrain.config import build
-from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
+from pretrain.run_config import RunConfig
 from tests.conftest import ROOT, SAMPLE, Prepared, run_values
 from tests.entries import entries
 

@@ -18,7 +18,7 @@ from pretrain.errors import ConfigError, UserError
 from pretrain.finetune import FinetuneConfig
 from pretrain.model import parameters_of
 from pretrain.optim import lr_at, past_conflicts, schedule_notes
-from pretrain.run import RunConfig
+from pretrain.run_config import RunConfig
 from pretrain.tokenizer import TokenizerConfig
 from tests.conftest import ROOT, Prepared, run_values
 

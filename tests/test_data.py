@@ -14,7 +14,7 @@ from pretrain.errors import ConfigError, ResumeError, ShardError
 from pretrain.evaluate import VALUES, Scores, together
 from pretrain.packing import FREE
 from pretrain.phases import Phase
-from pretrain.run import RunConfig
+from pretrain.run_config import RunConfig
 from pretrain.tokenizer import open_tokenizer
 from tests import cases
 from tests.conftest import run_values

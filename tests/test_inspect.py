@@ -16,7 +16,7 @@ import yaml
 from pretrain import config, data, inspect, loader, shards
 from pretrain.corpus import open_corpus
 from pretrain.metrics import StepReport
-from pretrain.run import RunConfig
+from pretrain.run_config import RunConfig
 from pretrain.shards import Shards
 from pretrain.tokenizer import open_tokenizer
 from tests.conftest import ROOT, run_values

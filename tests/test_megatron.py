@@ -17,8 +17,8 @@ from pretrain.config import build
 from pretrain.corpus import open_corpus
 from pretrain.corpus.sides import side_of
 from pretrain.errors import ShardError
-from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
+from pretrain.run_config import RunConfig
 from pretrain.shards import Shards, adopting, check_tokenizer
 from pretrain.shards.adopting import AdoptConfig, run
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer

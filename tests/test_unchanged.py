@@ -9,8 +9,8 @@ import pytest
 
 from pretrain.config import build
 from pretrain.errors import ShardError
-from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
+from pretrain.run_config import RunConfig
 from pretrain.shards import Shards
 from tests.conftest import ROOT, run_values
 

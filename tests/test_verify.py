@@ -16,8 +16,8 @@ import pytest
 from pretrain import cli, folders, tokenizer, verify
 from pretrain.config import StageConfig, build, free
 from pretrain.errors import UserError
-from pretrain.run import RunConfig
 from pretrain.run import run as pretrain
+from pretrain.run_config import RunConfig
 from pretrain.shards import Shards, ShardsConfig
 from pretrain.shards import run as build_shards
 from tests.conftest import ROOT, Prepared, run_values

@@ -63,6 +63,7 @@ from pretrain.corpus.recipe import Source
 from pretrain.errors import CorpusError
 from pretrain.parallel import noted, ordered
 from pretrain.progress import closing_line, progress
+from pretrain.work import code, kept
 
 FORMAT = 1
 LIBRARIES = ("ftfy", "py3langid", "opencc", "jieba", "stopwordsiso", "datasketch", "xxhash", "numpy")
@@ -97,7 +98,7 @@ def run(config: CleanConfig) -> dict:
     check_apart(corpus, out)
     names = [source.name for source in corpus.recipe.sources]
     with folders.publish(out, "clean", CorpusError, config) as folder:
-        with folders.kept(out, "pieces", "pieces-*/*.done", CorpusError) as work:
+        with kept(out, "pieces", "pieces-*/*.done", CorpusError) as work:
             each = partial(ordered, workers=config.workers)
             corpus.bounds(each)
             job, evaluated = _job(config, corpus, work)
@@ -161,7 +162,7 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluate
         "samples": config.samples,
         "heldout": corpus.bounds(),
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in sources],
-        "versions": {**_versions(), "code": folders.code("cleaning", "corpus")},
+        "versions": {**_versions(), "code": code("cleaning", "corpus")},
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = work / f"pieces-{digest[:16]}"

@@ -55,6 +55,7 @@ from pretrain.shards.reading import ORIGINS, Shards, check_tokenizer, open_index
 from pretrain.shards.shuffling import make_run, runs_of, shuffled_pieces
 from pretrain.tokenizer import MADE_BY as TOKENIZER_MADE_BY
 from pretrain.tokenizer import Tokenizer
+from pretrain.work import code, kept
 
 __all__ = ["Shards", "ShardsConfig", "check_tokenizer", "open_index", "run"]
 
@@ -86,7 +87,7 @@ def run(config: ShardsConfig) -> dict:
     tokenizer = _tokenizer(placed(config.tokenizer))
     with (
         folders.publish(out, "shards", ShardError, config) as folder,
-        folders.kept(out, "chunks", "chunks-*/[!.]*", ShardError) as work,
+        kept(out, "chunks", "chunks-*/[!.]*", ShardError) as work,
         _processes(config) as (each, workers),
     ):
         corpus.bounds(each)
@@ -163,7 +164,7 @@ def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, w
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in corpus.recipe.sources],
         "numpy": np.__version__,
         "tokenizers": importlib.metadata.version("tokenizers"),
-        "code": folders.code("corpus", "tokenizer", "shards"),
+        "code": code("corpus", "tokenizer", "shards"),
     }
     folder = _alone(work, "chunks", settings)
     dtype = dtype_of(tokenizer.vocab_size)
