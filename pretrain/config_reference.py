@@ -1,0 +1,182 @@
+"""Every key of a configuration, read from its `Config` classes: for `--help` and for the documentation.
+
+    for key in keys(RunConfig):
+        print(key.name, key.type, key.default, key.description)   # phases.N.steps  integer > 0  None  …
+
+Nothing is written twice: names, types, limits, defaults and meanings are those that pydantic checks.
+"""
+
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from pretrain.config import Config, Resume, StageConfig
+
+PLAIN = {
+    bool: "true | false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    Path: "path",
+    Any: "any value",
+    type(None): "null",
+}
+LIMITS = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: ("lt", "<"), Le: ("le", "≤")}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a configuration, or the heading of one of its sections."""
+
+    name: str  # dotted, as an override writes it; `N` stands for the number of a list's entry, counted from 0
+    type: str  # with its limits: `integer ≥ 0 | null`; `section` for a section
+    default: str | None  # as YAML would write it; None: the key must be given
+    description: str  # "" where the field has none
+    resume: Resume  # may it change: `free` yes; `past` if no finished step would differ; `frozen` no
+    when: str  # `objective.kind = masked_lm`: the choice that this key belongs to; "" for all other keys
+    section: bool  # it holds further keys, which follow it
+
+
+def keys(kind: type[Config]) -> list[Key]:
+    """All keys of a configuration, in the order of its class; the keys of a section follow the section."""
+    return list(_keys(kind, None, "", "frozen", ""))
+
+
+def _keys(kind: type[Config], values: Config | None, prefix: str, resume: Resume, when: str) -> Iterator[Key]:
+    """Keys of one section. `values` is the section's default, if it has one: its values are the keys' defaults."""
+    # Each stage inherits `replace`: it comes after the keys that are the stage's own.
+    for name in sorted(kind.model_fields, key=lambda name: name in StageConfig.model_fields):
+        field = kind.model_fields[name]
+        default = getattr(values, name) if values is not None else field.get_default(call_default_factory=True)
+        own: Resume = (field.json_schema_extra or {}).get("resume", "frozen")
+        rule = own if resume == "frozen" else resume  # everything in a free section is free
+        sections = _sections(field.annotation)
+        yield Key(
+            prefix + name,
+            _type(field),
+            None if default is PydanticUndefined else _written(default),
+            field.description or (_documentation(sections[0]) if len(sections) == 1 else ""),
+            rule,
+            when,
+            bool(sections),
+        )
+        inner = f"{prefix}{name}.N." if _is_list(field.annotation) else f"{prefix}{name}."
+        if len(sections) > 1:
+            yield _choice(inner, sections, rule, when)
+        for section in sections:
+            chosen = f"{inner}kind = {_kind(section)}" if len(sections) > 1 else when
+            given = default if isinstance(default, section) else None
+            further = _keys(section, given, inner, rule, chosen)
+            yield from (key for key in further if len(sections) == 1 or key.name != f"{inner}kind")
+
+
+def _choice(prefix: str, sections: list[type[Config]], resume: Resume, when: str) -> Key:
+    """The key `kind`, which says which of several sections is meant; each of them declares its own value of it."""
+    said = (section.model_fields["kind"].description for section in sections)
+    description = next((text for text in said if text), "")
+    return Key(f"{prefix}kind", " | ".join(map(_kind, sections)), None, description, resume, when, False)
+
+
+def _sections(annotation: Any) -> list[type[Config]]:
+    """The Config classes inside an annotation such as `list[Phase]` or `MaskedLMConfig | CausalLMConfig`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [section for inner in typing.get_args(annotation) for section in _sections(inner)]
+
+
+def _kind(section: type[Config]) -> str:
+    """The value of `kind` that selects this class among the others of a union."""
+    return " | ".join(map(str, typing.get_args(section.model_fields["kind"].annotation)))
+
+
+def _is_list(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is list or any(map(_is_list, typing.get_args(annotation)))
+
+
+def _documentation(section: type[Config]) -> str:
+    """The first paragraph of a section's own docstring, on one line."""
+    text = inspect.cleandoc(section.__doc__ or "").split("\n\n")[0]
+    return " ".join(text.split())
+
+
+def _type(field: FieldInfo) -> str:
+    return _typed(field.annotation, field.metadata)
+
+
+def _typed(annotation: Any, limits: list) -> str:
+    """A type as a reader of YAML knows it; `limits` are pydantic's marks, such as Gt(0)."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _typed(inner[0], [*_limits(inner[1:]), *limits])
+    if origin in (typing.Union, types.UnionType):
+        if all(map(_sections, inner)):
+            return "section"
+        return " | ".join(_typed(part, [] if part is type(None) else limits) for part in inner)
+    if origin is typing.Literal:
+        return " | ".join(_written(value) for value in inner)
+    if _sections(annotation) and origin is None:
+        return "section"
+    if origin is list:
+        entries = _typed(inner[0], [])
+        entries = "sections" if entries == "section" else f"({entries})" if " | " in entries else entries
+        least = next((mark.min_length for mark in limits if isinstance(mark, MinLen)), 0)
+        return f"list of {entries}" + (", not empty" if least else "")
+    if origin is tuple:
+        return f"[{', '.join(_typed(part, []) for part in inner)}]"
+    if origin is dict:
+        return f"mapping of {_typed(inner[0], [])} to {_typed(inner[1], [])}"
+    return PLAIN.get(annotation, getattr(annotation, "__name__", str(annotation))) + _limited(limits)
+
+
+def _limits(marks: tuple) -> list:
+    """pydantic's marks inside an Annotated type: those of a `Field(…)` are its metadata."""
+    return [limit for mark in marks for limit in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
+
+
+def _limited(limits: list) -> str:
+    said = []
+    for mark in limits:
+        if type(mark) in LIMITS:
+            attribute, sign = LIMITS[type(mark)]
+            said.append(f"{sign} {_number(getattr(mark, attribute))}")
+        elif isinstance(mark, MinLen):
+            said.append("not empty" if mark.min_length == 1 else f"of {mark.min_length} characters or more")
+        elif isinstance(mark, MaxLen):
+            said.append(f"of at most {mark.max_length} characters")
+        elif pattern := getattr(mark, "pattern", None):
+            said.append(f"matching {pattern}")
+    return (" " if said and said[0][0] in "<>≤≥" else ", " if said else "") + ", ".join(said)
+
+
+def _number(value: float) -> str:
+    """Large powers of two as such: a reader recognises 2^63."""
+    exact = isinstance(value, int) and value >= 1 << 16 and value & (value - 1) == 0
+    return f"2^{value.bit_length() - 1}" if exact else f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
+def _written(value: Any) -> str:
+    """A default as one would write it in YAML on one line. The keys of a section have their own defaults: `{}`."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list() | tuple():
+            return f"[{', '.join(map(_written, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{name}: {_written(inner)}" for name, inner in value.items()) + "}"
+        case Config():
+            return "{}"
+        case str():
+            return value if re.match(r"[\w/.]", value) else json.dumps(value, ensure_ascii=False)
+    return str(value)
