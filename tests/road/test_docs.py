@@ -1,5 +1,7 @@
 """The documentation site: it builds strictly, in two languages, and asks no other server for anything."""
 
+import importlib
+import json
 import os
 import re
 import subprocess
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.cli import STAGES
+from pretrain.config_reference import keys
 from tests.conftest import ROOT
 
 
@@ -46,3 +50,37 @@ def test_a_reader_needs_no_other_server(site):
     )
     for html in site.rglob("*.html"):
         assert not loads.search(html.read_text(encoding="utf-8")), html
+
+
+def test_every_measurement_is_on_a_page():
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs/en/numbers").glob("*.md"))
+    sources = (ROOT / "docs/tables/tables.py").read_text(encoding="utf-8")
+    for path in (ROOT / "benchmarks/results").iterdir():
+        mark = {".json": "table", ".txt": "text", ".png": "picture"}[path.suffix]
+        beside = path.with_suffix(".txt").is_file()  # a JSON whose figures its text has
+        shown = f'"{path.stem}"' in sources if mark == "table" else f"<!-- {mark} {path.stem} -->" in written
+        assert shown or (mark == "table" and beside), path.name
+
+
+def test_pages_show_the_figures_of_the_results(site):
+    kills = json.loads((ROOT / "benchmarks/results/kills.json").read_text(encoding="utf-8"))
+    decoder = json.loads((ROOT / "benchmarks/results/demo-cpu.json").read_text(encoding="utf-8"))["summary"]["decoder"]
+    for folder in (site, site / "zh"):
+        cells = re.findall(r"<td[^>]*>(.*?)</td>", (folder / "numbers/training.html").read_text(encoding="utf-8"))
+        assert f"{decoder['parameters']:,}" in cells and f"{decoder['heldout_bits_per_byte']:.3f}" in cells
+        cells = re.findall(r"<td[^>]*>(.*?)</td>", (folder / "numbers/robustness.html").read_text(encoding="utf-8"))
+        assert str(kills["kills"]) in cells
+
+
+def test_pictures_of_the_results_are_in_the_site(site):
+    for html in site.rglob("numbers/*.html"):
+        for picture in re.findall(r'<img src="([^"]*assets/results[^"]*)"', html.read_text(encoding="utf-8")):
+            assert (html.parent / picture).resolve().is_file(), (html, picture)
+
+
+def test_the_configuration_page_lists_every_key_of_every_stage(site):
+    for folder in (site, site / "zh"):
+        html = (folder / "reference/config.html").read_text(encoding="utf-8")
+        for stage, (module, name) in STAGES.items():
+            for key in keys(getattr(importlib.import_module(module), name)):
+                assert f'<code id="{stage}.{key.name}">' in html, (stage, key.name)

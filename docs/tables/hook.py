@@ -1,0 +1,46 @@
+"""Fills the marks of the pages when the site is built, so that no key and no figure is typed twice.
+
+    <!-- keys -->                 the keys of every stage's configuration      (reference.py)
+    <!-- table tokenizer-train --> a table of figures of benchmarks/results (tables.py)
+    <!-- text clean-default -->   benchmarks/results/clean-default.txt as it is
+    <!-- picture clean-default --> benchmarks/results/clean-default.png
+
+A mark that nothing fills ends the build.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import measured  # noqa: E402
+import reference  # noqa: E402
+import tables  # noqa: E402
+
+MARK = re.compile(r"^<!-- (keys|table|text|picture) ?(\S*) -->$", re.MULTILINE)
+FILL = {
+    "keys": lambda name, language: reference.page(language),
+    "table": tables.table,
+    "text": measured.text,
+    "picture": measured.picture,
+}
+
+
+def filled(markdown: str, language: str) -> str:
+    """The page with every mark replaced."""
+    return MARK.sub(lambda mark: FILL[mark[1]](mark[2], language), markdown)
+
+
+def on_page_markdown(markdown, page, config, files):
+    return filled(markdown, page.file.src_uri.split("/")[0])
+
+
+def on_post_build(config):
+    """Pictures lie once in the site, beside the pages of both languages."""
+    pictures = Path(config.site_dir) / measured.PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    for path in sorted(measured.RESULTS.glob("*.png")):
+        shutil.copy(path, pictures)

@@ -1,0 +1,408 @@
+"""Every table of the pages about measurements: a function of the language that reads a file of benchmarks/results."""
+
+from collections.abc import Callable
+
+from measured import Words, label, number, quartiles, rates, read, rows, say, source, spread, times
+
+
+def table(name: str, language: str) -> str:
+    return TABLES[name](language)
+
+
+def _summary(language: str) -> str:
+    """One line a goal: what was measured, beside whom, with which ratio, and where the whole table is."""
+    train, encode, shards = read("tokenizer-train"), read("tokenizer-encode"), read("shards")
+    loader, steps = read("loader"), read("train")
+    encoded = [entry["ratios"]["ours, cold / tokenizers"] for entry in encode["results"]]
+    built = [entry["ratios"]["the same, with start, ours / Megatron-LM, 1"] for entry in shards["results"]]
+    by_batch = {kind: [entry["ratios"][kind] for entry in loader["results"]] for kind in loader["results"][0]["ratios"]}
+    text, batches, training = ("text.md", "batches.md", "training.md")
+    lines: list[tuple[Words, str, list[float], Words, str]] = [
+        (
+            ("train a vocabulary, 100 MB, 30,000 entries", "训练词表，100 MB，30,000 个词条"),
+            "tokenizers",
+            [train["results"][0]["ratios"]["CPU, tokenizers / ours"]],
+            ("3.9×, same bytes every time", "3.9×，每次结果逐字节相同"),
+            f"{text}#vocabulary",
+        ),
+        (
+            ("text to ids, cold start, equal ids", "文本转 id，冷启动，id 相同"),
+            "tokenizers, encode_batch_fast",
+            encoded,
+            ("4.5× and more", "不低于 4.5×"),
+            f"{text}#ids",
+        ),
+        (
+            ("text to token files, start included", "文本转 token 文件，含启动"),
+            "Megatron-LM",
+            built,
+            ("9.8×", "9.8×"),
+            f"{text}#token-files",
+        ),
+        (
+            ("causal batches", "因果批次"),
+            "Hugging Face datasets",
+            by_batch["ours, causal / HF datasets, torch format"],
+            ("400 million tokens per CPU second", "每 CPU 秒 4 亿 token"),
+            f"{batches}#rate",
+        ),
+        (
+            ("masked batches", "掩码批次"),
+            "Hugging Face collator, NumPy",
+            by_batch["ours, masked / HF collator, NumPy"],
+            ("80 million tokens per CPU second as trained", "按训练方式每 CPU 秒 8 千万 token"),
+            f"{batches}#rate",
+        ),
+        (
+            ("batches of masked whole words", "整词掩码批次"),
+            "Hugging Face collator",
+            by_batch["ours, masked words / HF collator, whole words"],
+            ("50 million tokens per CPU second as trained", "按训练方式每 CPU 秒 5 千万 token"),
+            f"{batches}#rate",
+        ),
+        (
+            ("a step of a decoder, same model, CPU", "解码器一步，模型相同，CPU"),
+            "nanoGPT, fused AdamW",
+            [steps["decoder"]["cpu_speed_ratios"]["ours, one rank / nanoGPT, fused AdamW"][1]],
+            ("1.05× and more", "不低于 1.05×"),
+            f"{training}#steps",
+        ),
+        (
+            ("a step of an encoder, same model, CPU", "编码器一步，模型相同，CPU"),
+            "Hugging Face BertForMaskedLM, fused AdamW",
+            [steps["encoder"]["cpu_speed_ratios"]["ours, one rank / HF BERT, fused AdamW"][1]],
+            ("1.28× and more", "不低于 1.28×"),
+            f"{training}#steps",
+        ),
+    ]
+    body = [
+        [f"[{say(what, language)}]({place})", peer, _range(ratios), say(goal, language)]
+        for what, peer, ratios, goal, place in lines
+    ]
+    heads: list[Words | str] = [
+        ("what", "内容"),
+        ("compared with", "比较对象"),
+        ("this project is faster by", "本项目快多少"),
+        ("goal", "目标"),
+    ]
+    return rows(heads, body, language)
+
+
+def _range(ratios: list[float]) -> str:
+    least, most = times(min(ratios)), times(max(ratios))
+    return least if least == most else f"{least} – {most}"
+
+
+def _tokenizer_train(language: str) -> str:
+    found = read("tokenizer-train")
+    entry = found["results"][0]
+    size, entries = f"{entry['megabytes']:.0f}", f"{entry['vocab_size']:,}"
+    body = [
+        [
+            label(name, language),
+            spread(one["cpu_s"]),
+            spread(one["wall_s"]),
+            spread(one["peak_mb_of_largest_process"]),
+            number(entry["different vocabularies made"][name]),
+        ]
+        for name, one in entry["contestants"].items()
+    ]
+    heads = [
+        (f"{size} MB, {entries} entries", f"{size} MB，{entries} 个词条"),
+        ("CPU seconds", "CPU 秒"),
+        ("wall seconds", "实际秒"),
+        ("memory, MB", "内存，MB"),
+        ("different vocabularies", "得到的不同词表数"),
+    ]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _criterion(language: str) -> str:
+    found = read("criterion")
+    body = [
+        [
+            f"{label(one['language'], language)}, {one['criterion']}",
+            f"{one['mean']:.3f} ({one['least']:.3f}–{one['most']:.3f})",
+            f"{one['characters_a_token']:.2f}",
+            f"{one['tokens']:,}",
+        ]
+        for one in found["results"]
+    ]
+    heads = [
+        ("language, criterion", "语言，准则"),
+        ("held-out bits per byte", "留出集比特每字节"),
+        ("characters per token", "每个 token 的字符数"),
+        ("training tokens", "训练 token 数"),
+    ]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _packing(language: str) -> str:
+    found = read("packing")
+    body = []
+    for one in found["results"]:
+        for way, rate in one["million_places_per_cpu_s"].items():
+            cut = one["cut_of_those_that_fit"][way]
+            body.append(
+                [
+                    f"{one['text']}, {one['seq_len']}, {label(way, language)}",
+                    f"{one['padding'][way]:.2%}",
+                    "–" if cut is None else f"{cut:.1%}",
+                    spread(rate),
+                ]
+            )
+    heads = [
+        ("text, window length, windows of", "文本，窗口长度，窗口方式"),
+        ("padding", "填充"),
+        ("cut, of the documents that would fit", "能放进窗口却被切断的文档"),
+        ("million tokens per CPU second", "百万 token 每 CPU 秒"),
+    ]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _gather(language: str) -> str:
+    found = read("reading")
+    names = list(found["gather"][0]["million tokens a CPU second"])
+    body = [
+        [
+            f"{one['pieces']}, {one['rows']} × {one['tokens a row']}",
+            *(spread(one["million tokens a CPU second"].get(name)) for name in names),
+        ]
+        for one in found["gather"]
+    ]
+    meanings: dict[str, Words] = {
+        "ours": ("this project", "本项目"),
+        "loop": ("a loop over rows", "逐行循环"),
+        "floor": ("copying memory", "仅复制内存"),
+        "indices": ("NumPy, by indices", "NumPy 按下标"),
+    }
+    heads = [("pieces, rows × tokens", "分片数，行 × token"), *(meanings.get(name, name) for name in names)]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _start(language: str) -> str:
+    found = read("reading")
+    start = found["start"]
+    body = [[name, spread(values)] for name, values in start["seconds"].items() if not name.startswith("memory")]
+    size = f"{start['tokens']:,} tokens, {start['files']:,} files"
+    heads = [(size, f"{start['tokens']:,} 个 token，{start['files']:,} 个文件"), ("seconds", "秒")]
+    return rows(heads, body, language)
+
+
+def _shuffling(language: str) -> str:
+    found = read("shuffling")
+    body = [
+        [size, f"{found['mean'][size]:.4f}", f"{deviation:.4f}", ", ".join(f"{x:.4f}" for x in losses)]
+        for (size, losses), deviation in zip(
+            found["heldout_loss"].items(), found["standard_deviation_over_seeds"].values(), strict=True
+        )
+    ]
+    heads = [
+        ("block, tokens", "块，token"),
+        ("held-out loss, mean", "留出集损失均值"),
+        ("standard deviation", "标准差"),
+        ("by seed", "各种子"),
+    ]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _steps(group: str) -> Callable[[str], str]:
+    def made(language: str) -> str:
+        found = read("train")[group]
+        body = [
+            [label(name, language), quartiles(found["cpu_ms_a_step"][name]), quartiles(values)]
+            for name, values in found["wall_ms_a_step"].items()
+        ]
+        heads = [
+            ("program", "程序"),
+            ("CPU ms per step", "每步 CPU 毫秒"),
+            ("wall ms per step", "每步实际毫秒"),
+        ]
+        ratios = [
+            [" / ".join(label(side, language) for side in pair.split(" / ")), quartiles(values)]
+            for pair, values in found["cpu_speed_ratios"].items()
+        ]
+        pairs = rows([("compared", "比较"), ("ratio of CPU speeds", "CPU 速度之比")], ratios, language)
+        return "\n\n".join((rows(heads, body, language), pairs, source(found, language)))
+
+    return made
+
+
+def _launch(language: str) -> str:
+    found = read("launch")
+    names: dict[str, Words] = {
+        "start_s": ("to the first step", "到第一步"),
+        "again_s": ("to the first step of a resumed run", "续训到第一步"),
+        "save_s": ("a checkpoint", "保存检查点"),
+        "evaluate_s": ("an evaluation", "一次评估"),
+        "step_s": ("a step", "一步"),
+    }
+    body = [[label(name, language), *(spread(one[key]) for key in names)] for name, one in found["results"].items()]
+    heads = [("seconds of wall time", "实际秒"), *names.values()]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _kills(language: str) -> str:
+    found = read("kills")
+    places: dict[str, Words] = {
+        "start": ("while it started", "启动时"),
+        "step": ("in a step", "训练步中"),
+        "save": ("while it saved", "保存时"),
+        "evaluation": ("in an evaluation", "评估时"),
+    }
+    body = [[places.get(place, place), number(count)] for place, count in found["hit"].items()]
+    body += [
+        [("kills together", "合计"), number(found["kills"])],
+        [("same bits at the end as a run that nobody killed", "最终与未被终止的训练逐位相同"), number(found["same"])],
+    ]
+    heads = [("killed", "被终止的时刻"), ("times", "次数")]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _fuzz(language: str) -> str:
+    found = read("fuzz")
+    outcomes: dict[str, Words] = {
+        "refused": ("refused", "被拒绝"),
+        "another": ("valid, another result", "合法，结果不同"),
+        "the same": ("the same result", "结果不变"),
+    }
+    body = [
+        [name, *(number(counts.get(outcome, 0)) for outcome in outcomes)] for name, counts in found["kinds"].items()
+    ]
+    body.append([("together", "合计"), *(number(found["outcomes"][outcome]) for outcome in outcomes)])
+    faults = number(len(found["faults"]))
+    said = (f"Tracebacks, hangs and silent changes: {faults}.", f"抛出异常栈、卡死或悄悄改变结果的次数：{faults}。")
+    heads = [("damaged input", "被破坏的输入"), *outcomes.values()]
+    return "\n\n".join((rows(heads, body, language), say(said, language), source(found, language)))
+
+
+def _megatron_read(language: str) -> str:
+    found = read("megatron")
+    checks: dict[str, Words] = {
+        "equal to our tokenizer": ("ids are those of our tokenizer", "id 与本项目分词器相同"),
+        "builder writes the same bytes": ("its builder writes the same bytes", "其构建器写出相同字节"),
+    }
+    body = [
+        [name, f"{one['documents']:,}", f"{one['tokens']:,}", *(YES[one[check]] for check in checks)]
+        for name, one in found["results"]["read, write"].items()
+    ]
+    heads = [("file", "文件"), ("documents", "文档数"), ("tokens", "token 数"), *checks.values()]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _megatron_import(language: str) -> str:
+    checks: dict[str, Words] = {
+        "every document equal to our build": ("every document as in our build", "每篇文档与本项目构建一致"),
+        "sides and order too": ("sides and order as well", "划分与顺序也一致"),
+    }
+    body = [
+        [name, *(YES[one[check]] for check in checks)] for name, one in read("megatron")["results"]["adopt"].items()
+    ]
+    return rows([("made by Megatron-LM", "Megatron-LM 制作"), *checks.values()], body, language)
+
+
+YES: dict[bool, Words] = {True: ("yes", "是"), False: ("no", "否")}
+MODEL_HEADS: list[Words | str] = [
+    ("model", "模型"),
+    ("parameters", "参数量"),
+    ("tokens", "token 数"),
+    ("held-out loss", "留出集损失"),
+    ("gain over no context", "相对无上下文的增益"),
+    ("bits per byte or accuracy", "比特每字节或准确率"),
+    ("seconds", "秒"),
+    ("largest difference of logits after export", "导出后 logits 最大差"),
+]
+
+
+def _model(name: str, one: dict) -> list:
+    bits = one["heldout_bits_per_byte"]
+    return [
+        name,
+        f"{one['parameters']:,}",
+        f"{one['tokens']:,}",
+        f"{one['heldout_loss']:.3f} ± {one['heldout_standard_error']:.3f}",
+        f"{one['heldout_gain']:.3f}",
+        f"{one['heldout_accuracy']:.1%}" if bits is None else f"{bits:.3f}",
+        f"{one['seconds']:.0f}",
+        f"{one['max_logit_diff']:.1e}",
+    ]
+
+
+def _demo(language: str) -> str:
+    found = read("demo-cpu")
+    body = [_model(name, found["summary"][name]) for name in ("encoder", "decoder")]
+    return rows(MODEL_HEADS, body, language) + "\n\n" + source(found, language)
+
+
+def _demo_tasks(language: str) -> str:
+    found = read("demo-cpu")["summary"]["finetune"]
+    body = [
+        [
+            name,
+            f"{one['weights']['trained']:,}",
+            f"{one['test']['accuracy']:.1%} ({one['test']['interval95'][0]:.1%}–{one['test']['interval95'][1]:.1%})",
+            f"{one['baselines']['naive_bayes']:.1%}",
+            f"{one['baselines']['majority']:.1%}",
+        ]
+        for name, one in found.items()
+    ]
+    heads = [
+        ("task and method", "任务与方法"),
+        ("trained weights", "训练的权重数"),
+        ("test accuracy, 95 % interval", "测试准确率，95 % 区间"),
+        ("naive Bayes", "朴素贝叶斯"),
+        ("majority", "多数类"),
+    ]
+    return rows(heads, body, language)
+
+
+def _small(language: str) -> str:
+    found = read("small-cpu")
+    body = [
+        _model(f"{corpus}, {name}", runs[name])
+        for corpus, runs in found["runs"].items()
+        for name in ("encoder", "decoder")
+    ]
+    return rows(MODEL_HEADS, body, language) + "\n\n" + source(found, language)
+
+
+def _text_of(entry: dict) -> str:
+    return f"{entry['text']}, {entry['megabytes']:.0f} MB"
+
+
+CPU_RATE: Words = ("MB per CPU second", "MB 每 CPU 秒")
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "summary": _summary,
+    "tokenizer-train": _tokenizer_train,
+    "tokenizer-encode": rates(
+        "tokenizer-encode", "mb_per_cpu_s", lambda one: f"{one['text']}, {one['kind']}", CPU_RATE
+    ),
+    "tokenizer-encode-100mb": rates(
+        "tokenizer-encode-100mb", "mb_per_cpu_s", lambda one: f"{one['text']}, {one['kind']}", CPU_RATE
+    ),
+    "criterion": _criterion,
+    "shards": rates("shards", "mb_per_cpu_s_with_start", _text_of, CPU_RATE),
+    "shards-scaling": rates("shards-scaling", "mb_per_wall_s", _text_of, ("MB per second of wall time", "MB 每实际秒")),
+    "megatron-read": _megatron_read,
+    "megatron-import": _megatron_import,
+    "loader": rates(
+        "loader",
+        "m_tokens_per_cpu_s",
+        lambda one: f"{one['text']}, {one['batch']}",
+        ("million tokens per CPU second", "百万 token 每 CPU 秒"),
+    ),
+    "packing": _packing,
+    "gather": _gather,
+    "start": _start,
+    "shuffling": _shuffling,
+    "decoder-steps": _steps("decoder"),
+    "encoder-steps": _steps("encoder"),
+    "zero-steps": _steps("zero"),
+    "launch": _launch,
+    "kills": _kills,
+    "fuzz": _fuzz,
+    "demo-cpu": _demo,
+    "demo-cpu-tasks": _demo_tasks,
+    "small-cpu": _small,
+}
