@@ -84,3 +84,15 @@ def test_the_configuration_page_lists_every_key_of_every_stage(site):
         for stage, (module, name) in STAGES.items():
             for key in keys(getattr(importlib.import_module(module), name)):
                 assert f'<code id="{stage}.{key.name}">' in html, (stage, key.name)
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "pretrain").rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # strings that stand on several lines
+    for language in ("en", "zh"):
+        page = (ROOT / f"docs/{language}/troubleshooting.md").read_text(encoding="utf-8")
+        messages = [line for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+        assert len(messages) > 20
+        for message in messages:
+            constant = re.escape(message).replace("…", r"[^\n]*?")
+            assert re.search(constant, source), message
