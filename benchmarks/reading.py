@@ -61,9 +61,9 @@ def gather(scratch: Path, rounds: int) -> list[dict]:
 
 
 def _contestants(paths: list[Path], sizes: np.ndarray) -> dict:
-    from pretrain.shards.mapping import MappedFiles
+    from pretrain.shards.reading import TokenFiles
 
-    mapped, ends = MappedFiles(paths, sizes, np.dtype(np.uint16)), np.cumsum(sizes)
+    mapped, ends = TokenFiles(paths, sizes, np.dtype(np.uint16)), np.cumsum(sizes)
     maps = [np.memmap(path, np.uint16, "r") for path in paths]
     stretch = np.array(maps[0][: 1 << 16])
 

@@ -35,7 +35,7 @@ from pretrain.parallel import ordered
 from pretrain.progress import closing_line, progress
 from pretrain.sealed import sealed, unsealed, usable
 from pretrain.shards import Shards, check_tokenizer
-from pretrain.shards.mapping import MappedFiles
+from pretrain.shards.reading import TokenFiles
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.unchanged import Unchanged
 
@@ -135,7 +135,7 @@ class Words:
         folders.check(folder, index, ShardError, f"make it again with: {MADE_BY}")
         self.fingerprint: str = index["fingerprint"]
         self.tokens = shards.tokens
-        self._bytes = MappedFiles([folder / f"{shards.side}.bits"], np.array([-(-self.tokens // 8)]), np.uint8)
+        self._bytes = TokenFiles([folder / f"{shards.side}.bits"], np.array([-(-self.tokens // 8)]), np.uint8)
 
     def check_unchanged(self) -> None:
         """Raise ShardError if the bits are no longer what they were when they were opened."""

@@ -1,6 +1,9 @@
 """Opened shards: one side of a set as one stream of ids; where its documents lie, and where they came from."""
 
 import json
+import mmap
+import os
+import resource
 from bisect import bisect_left, bisect_right
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,7 +13,6 @@ import numpy as np
 
 from pretrain import folders
 from pretrain.errors import ShardError
-from pretrain.shards.mapping import MappedFiles
 from pretrain.shards.megatron import documents_of_size, read_idx
 from pretrain.unchanged import Unchanged
 
@@ -21,6 +23,74 @@ MADE_BY = "python launch/shards.py CONFIG.yaml"
 ORIGIN = np.dtype([("file", "<u4"), ("number", "<u8")])  # a row of the sidecar of that name
 ORIGINS = "origins.json"  # what its files are
 OPENED = 8  # indexes, and sidecars, of pieces that are held mapped: each keeps a descriptor or two
+MAPPED = 4096  # token files that a process holds mapped, or half of what `ulimit -n` allows if that is less
+
+
+class TokenFiles:
+    """Files of `items` (n,) elements of `dtype` each, read as one long array. `items` must agree with the files' sizes.
+
+    A file is mapped into memory when it is first needed. The files used last stay mapped, in one cache for all sets of
+    the process: Python's `mmap` keeps a descriptor open for each (until 3.13), and a set may have thousands of files.
+    To map a file again costs 40 µs: where every row of 512 ids needs that, they still come at 12 M ids/s.
+    """
+
+    def __init__(self, paths: list[Path], items: np.ndarray, dtype: np.dtype):
+        self.paths, self.items, self.dtype = paths, np.asarray(items, np.int64), np.dtype(dtype)
+        self.ends = np.cumsum(self.items)  # position after each file
+        self.begins = self.ends - self.items
+
+    def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Positions starts[b] … starts[b] + length - 1 as (B, length) int32; all must lie in the files."""
+        assert starts.min() >= 0 and starts.max() + length <= self.ends[-1], (starts.min(), starts.max(), self.ends[-1])
+        files = np.searchsorted(self.ends, starts, side="right")
+        begins = starts - self.begins[files]
+        if files.min() == files.max() and begins.max() + length <= self.items[files[0]]:
+            ids = _mapped(self, int(files[0]))[1]
+            # Row n of this view is ids[n : n + length]. Choosing rows of it copies each row in one piece, which is
+            # twice as fast as a loop over rows.
+            view = np.ndarray((len(ids) - length + 1, length), self.dtype, ids, 0, (ids.itemsize, ids.itemsize))
+            return view[begins].astype(np.int32)
+        rows = np.empty((len(starts), length), np.int32)
+        for row, file, begin in zip(rows, files.tolist(), begins.tolist(), strict=True):
+            part = _mapped(self, file)[1][begin : begin + length]
+            row[: len(part)] = part
+            while len(part) < len(row):  # the row goes on in the next file
+                row, file = row[len(part) :], file + 1
+                part = _mapped(self, file)[1][: len(row)]
+                row[: len(part)] = part
+        return rows
+
+    def ahead(self, starts: np.ndarray, length: int) -> None:
+        """Ask the system to start reading rows that will be needed soon, all at once, and return without waiting."""
+        files = np.searchsorted(self.ends, starts, side="right")
+        begins = (starts - self.begins[files]) * self.dtype.itemsize
+        for file, begin in zip(files.tolist(), begins.tolist(), strict=True):
+            mapped, page = _mapped(self, file)[0], begin // mmap.PAGESIZE * mmap.PAGESIZE
+            end = min(begin + length * self.dtype.itemsize, len(mapped))
+            mapped.madvise(mmap.MADV_WILLNEED, page, end - page)
+
+
+def _most_mapped() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAPPED if limit == resource.RLIM_INFINITY else min(MAPPED, limit // 2)
+
+
+@lru_cache(_most_mapped())
+def _mapped(files: TokenFiles, number: int) -> tuple[mmap.mmap, np.ndarray]:
+    """One of the files, mapped, and its elements. Raises ShardError if it is gone or has another size."""
+    path, size = files.paths[number], int(files.items[number]) * files.dtype.itemsize
+    try:
+        with open(path, "rb", buffering=0) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:  # reading past the end of a mapped file would end the process
+                raise ShardError(f"{path} was changed while it was in use: {found:,} bytes instead of {size:,}")
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read any more", str(error.strerror)) from None
+    # By default the system reads about 100 kB around each row: 950 MB instead of 0.7 MB, and 1.8 s instead of 0.2 s,
+    # for 640 rows of 512 ids out of a file of 1 GB.
+    mapped.madvise(mmap.MADV_RANDOM)
+    return mapped, np.frombuffer(mapped, files.dtype)
 
 
 class Shards:
@@ -52,7 +122,7 @@ class Shards:
         check_files(self.folder, self.index, checksums)
         self.piece_tokens = np.array([files[f"{name}.bin"]["bytes"] // dtype.itemsize for name in self.pieces])
         self.piece_documents = np.array([documents_of_size(files[f"{name}.idx"]["bytes"]) for name in self.pieces])
-        self._ids = MappedFiles([f"{folder}/{name}.bin" for name in self.pieces], self.piece_tokens, dtype)
+        self._ids = TokenFiles([f"{folder}/{name}.bin" for name in self.pieces], self.piece_tokens, dtype)
         self._after = np.cumsum(self.piece_documents)  # number of the first document after each piece
         assert self._ids.ends[-1] == self.tokens, (self._ids.ends[-1], self.tokens)
         assert self._after[-1] == self.documents, (self._after[-1], self.documents)
@@ -108,8 +178,7 @@ class Shards:
     def document(self, document: int) -> np.ndarray:
         """The ids of a document as it is stored, with its template: (tokens,) int32."""
         begin, end = self.span(document)
-        piece = self._place(document)[0]
-        return self._ids.read(piece, begin - int(self._ids.begins[piece]), end - begin).astype(np.int32)
+        return self.gather(np.array([begin]), end - begin)[0]
 
     def origin(self, document: int) -> str:
         """Where a document came from, such as `en.jsonl, line 12`. Raises ShardError if the set does not know."""
