@@ -21,6 +21,10 @@ import reference  # noqa: E402
 import tables  # noqa: E402
 
 MARK = re.compile(r"^<!-- (keys|table|text|picture) ?(\S*) -->$", re.MULTILINE)
+# A line's end between two Chinese characters, or signs of Chinese punctuation.
+BROKEN = re.compile(
+    "(?<=[\u3000-\u303f\u4e00-\u9fff\uff01-\uff60“”‘’])\n *(?=[\u3000-\u303f\u4e00-\u9fff\uff01-\uff60“”‘’])"
+)
 FILL = {
     "keys": lambda name, language: reference.page(language),
     "table": tables.table,
@@ -34,8 +38,15 @@ def filled(markdown: str, language: str) -> str:
     return MARK.sub(lambda mark: FILL[mark[1]](mark[2], language), markdown)
 
 
+def joined(markdown: str) -> str:
+    """Chinese text without the white space that a browser shows where a line of the source ends."""
+    parts = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)  # every second one is a code block
+    return "".join(part if number % 2 else BROKEN.sub("", part) for number, part in enumerate(parts))
+
+
 def on_page_markdown(markdown, page, config, files):
-    return filled(markdown, page.file.src_uri.split("/")[0])
+    language = page.file.src_uri.split("/")[0]
+    return filled(joined(markdown) if language == "zh" else markdown, language)
 
 
 def on_post_build(config):

@@ -8,8 +8,10 @@ from pathlib import Path
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 PICTURES = "assets/results"  # in the built site
 LANGUAGES = ("en", "zh")
-NUMBERS = re.compile(r"[\d–][\d.,%×±()e–+ -]*")
+NUMBERS = re.compile(r"[\d–][\d.,%×±()e–+\xa0 -]*")
 Words = tuple[str, str]  # English, Chinese
+TEXT: Words = ("MB per CPU second", "MB 每 CPU 秒")
+TOKENS: Words = ("million tokens per CPU second", "百万 token 每 CPU 秒")
 
 # Names of contestants and of texts, phrase by phrase. What is not here is a name of its own: nanoGPT, HF BERT.
 CHINESE = {
@@ -76,7 +78,8 @@ def rows(heads: list[Words | str], body: list[list], language: str) -> str:
     """A Markdown table; columns of numbers are aligned to the right."""
     said = [[say(cell, language) for cell in row] for row in [heads, *body]]
     numeric = [
-        all(re.fullmatch(r"[\d–][\d.,%×±()e–+ -]*", cell) for cell in column) for column in zip(*said[1:], strict=True)
+        all(re.fullmatch(r"[\d–][\d.,%×±()e–+\xa0 -]*", cell) for cell in column)
+        for column in zip(*said[1:], strict=True)
     ]
     marks = ["---:" if right else "---" for right in numeric]
     return "\n".join(f"| {' | '.join(row)} |" for row in [said[0], marks, *said[1:]])
@@ -86,7 +89,7 @@ def number(value: float) -> str:
     """Three significant digits; whole numbers with their thousands."""
     if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:#.3g}" if abs(value) >= 1 else f"{value:#.2g}"
+    return f"{value:#.3g}"
 
 
 def spread(values: list[float] | None) -> str:

@@ -2,95 +2,12 @@
 
 from collections.abc import Callable
 
-from measured import Words, label, number, quartiles, rates, read, rows, say, source, spread, times
+from goals import summary
+from measured import TEXT, TOKENS, Words, label, number, quartiles, rates, read, rows, say, source, spread
 
 
 def table(name: str, language: str) -> str:
     return TABLES[name](language)
-
-
-def _summary(language: str) -> str:
-    """One line a goal: what was measured, beside whom, with which ratio, and where the whole table is."""
-    train, encode, shards = read("tokenizer-train"), read("tokenizer-encode"), read("shards")
-    loader, steps = read("loader"), read("train")
-    encoded = [entry["ratios"]["ours, cold / tokenizers"] for entry in encode["results"]]
-    built = [entry["ratios"]["the same, with start, ours / Megatron-LM, 1"] for entry in shards["results"]]
-    by_batch = {kind: [entry["ratios"][kind] for entry in loader["results"]] for kind in loader["results"][0]["ratios"]}
-    text, batches, training = ("text.md", "batches.md", "training.md")
-    lines: list[tuple[Words, str, list[float], Words, str]] = [
-        (
-            ("train a vocabulary, 100 MB, 30,000 entries", "训练词表，100 MB，30,000 个词条"),
-            "tokenizers",
-            [train["results"][0]["ratios"]["CPU, tokenizers / ours"]],
-            ("3.9×, same bytes every time", "3.9×，每次结果逐字节相同"),
-            f"{text}#vocabulary",
-        ),
-        (
-            ("text to ids, cold start, equal ids", "文本转 id，冷启动，id 相同"),
-            "tokenizers, encode_batch_fast",
-            encoded,
-            ("4.5× and more", "不低于 4.5×"),
-            f"{text}#ids",
-        ),
-        (
-            ("text to token files, start included", "文本转 token 文件，含启动"),
-            "Megatron-LM",
-            built,
-            ("9.8×", "9.8×"),
-            f"{text}#token-files",
-        ),
-        (
-            ("causal batches", "因果批次"),
-            "Hugging Face datasets",
-            by_batch["ours, causal / HF datasets, torch format"],
-            ("400 million tokens per CPU second", "每 CPU 秒 4 亿 token"),
-            f"{batches}#rate",
-        ),
-        (
-            ("masked batches", "掩码批次"),
-            "Hugging Face collator, NumPy",
-            by_batch["ours, masked / HF collator, NumPy"],
-            ("80 million tokens per CPU second as trained", "按训练方式每 CPU 秒 8 千万 token"),
-            f"{batches}#rate",
-        ),
-        (
-            ("batches of masked whole words", "整词掩码批次"),
-            "Hugging Face collator",
-            by_batch["ours, masked words / HF collator, whole words"],
-            ("50 million tokens per CPU second as trained", "按训练方式每 CPU 秒 5 千万 token"),
-            f"{batches}#rate",
-        ),
-        (
-            ("a step of a decoder, same model, CPU", "解码器一步，模型相同，CPU"),
-            "nanoGPT, fused AdamW",
-            [steps["decoder"]["cpu_speed_ratios"]["ours, one rank / nanoGPT, fused AdamW"][1]],
-            ("1.05× and more", "不低于 1.05×"),
-            f"{training}#steps",
-        ),
-        (
-            ("a step of an encoder, same model, CPU", "编码器一步，模型相同，CPU"),
-            "Hugging Face BertForMaskedLM, fused AdamW",
-            [steps["encoder"]["cpu_speed_ratios"]["ours, one rank / HF BERT, fused AdamW"][1]],
-            ("1.28× and more", "不低于 1.28×"),
-            f"{training}#steps",
-        ),
-    ]
-    body = [
-        [f"[{say(what, language)}]({place})", peer, _range(ratios), say(goal, language)]
-        for what, peer, ratios, goal, place in lines
-    ]
-    heads: list[Words | str] = [
-        ("what", "内容"),
-        ("compared with", "比较对象"),
-        ("this project is faster by", "本项目快多少"),
-        ("goal", "目标"),
-    ]
-    return rows(heads, body, language)
-
-
-def _range(ratios: list[float]) -> str:
-    least, most = times(min(ratios)), times(max(ratios))
-    return least if least == most else f"{least} – {most}"
 
 
 def _tokenizer_train(language: str) -> str:
@@ -320,11 +237,11 @@ def _model(name: str, one: dict) -> list:
         name,
         f"{one['parameters']:,}",
         f"{one['tokens']:,}",
-        f"{one['heldout_loss']:.3f} ± {one['heldout_standard_error']:.3f}",
+        f"{one['heldout_loss']:.3f}\xa0±\xa0{one['heldout_standard_error']:.3f}",
         f"{one['heldout_gain']:.3f}",
         f"{one['heldout_accuracy']:.1%}" if bits is None else f"{bits:.3f}",
         f"{one['seconds']:.0f}",
-        f"{one['max_logit_diff']:.1e}",
+        f"{one['max_logit_diff']:.1e}" if one["max_logit_diff"] else "0",
     ]
 
 
@@ -370,19 +287,15 @@ def _text_of(entry: dict) -> str:
     return f"{entry['text']}, {entry['megabytes']:.0f} MB"
 
 
-CPU_RATE: Words = ("MB per CPU second", "MB 每 CPU 秒")
-
 TABLES: dict[str, Callable[[str], str]] = {
-    "summary": _summary,
+    "summary": summary,
     "tokenizer-train": _tokenizer_train,
-    "tokenizer-encode": rates(
-        "tokenizer-encode", "mb_per_cpu_s", lambda one: f"{one['text']}, {one['kind']}", CPU_RATE
-    ),
+    "tokenizer-encode": rates("tokenizer-encode", "mb_per_cpu_s", lambda one: f"{one['text']}, {one['kind']}", TEXT),
     "tokenizer-encode-100mb": rates(
-        "tokenizer-encode-100mb", "mb_per_cpu_s", lambda one: f"{one['text']}, {one['kind']}", CPU_RATE
+        "tokenizer-encode-100mb", "mb_per_cpu_s", lambda one: f"{one['text']}, {one['kind']}", TEXT
     ),
     "criterion": _criterion,
-    "shards": rates("shards", "mb_per_cpu_s_with_start", _text_of, CPU_RATE),
+    "shards": rates("shards", "mb_per_cpu_s_with_start", _text_of, TEXT),
     "shards-scaling": rates("shards-scaling", "mb_per_wall_s", _text_of, ("MB per second of wall time", "MB 每实际秒")),
     "megatron-read": _megatron_read,
     "megatron-import": _megatron_import,
@@ -390,7 +303,7 @@ TABLES: dict[str, Callable[[str], str]] = {
         "loader",
         "m_tokens_per_cpu_s",
         lambda one: f"{one['text']}, {one['batch']}",
-        ("million tokens per CPU second", "百万 token 每 CPU 秒"),
+        TOKENS,
     ),
     "packing": _packing,
     "gather": _gather,
