@@ -81,10 +81,14 @@ def _keys(kind: type[Config], values: Config | None, prefix: str, resume: Resume
 
 
 def _choice(prefix: str, sections: list[type[Config]], resume: Resume, when: str) -> Key:
-    """The key `kind`, which says which of several sections is meant; each of them declares its own value of it."""
-    said = (section.model_fields["kind"].description for section in sections)
-    description = next((text for text in said if text), "")
-    return Key(f"{prefix}kind", " | ".join(map(_kind, sections)), None, description, resume, when, False)
+    """The key `kind`, which says which of several sections is meant; each of them declares its own value of it.
+
+    A kind that its section gives a default is the one that is meant where `kind` is left out.
+    """
+    fields = [section.model_fields["kind"] for section in sections]
+    description = next((field.description for field in fields if field.description), "")
+    default = next((_written(field.default) for field in fields if field.default is not PydanticUndefined), None)
+    return Key(f"{prefix}kind", " | ".join(map(_kind, sections)), default, description, resume, when, False)
 
 
 def _sections(annotation: Any) -> list[type[Config]]:

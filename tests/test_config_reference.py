@@ -100,6 +100,18 @@ def test_a_key_of_one_choice_says_which():
     assert key_of("shape.kind").when == ""
 
 
+def test_a_choice_may_have_a_default():
+    class Dot(Config):
+        kind: Literal["dot"] = "dot"
+
+    class Sketch(Config):
+        shape: Dot | Circle = Field(discriminator="kind")
+
+    kind = next(key for key in keys(Sketch) if key.name == "shape.kind")
+    assert (kind.type, kind.default) == ("dot | circle", "dot")
+    assert key_of("shape.kind").default is None
+
+
 def test_a_meaning_is_the_description_of_the_field_or_of_its_section():
     assert key_of("shape.radius").description == "Distance of the edge from the centre."
     assert key_of("frame").description == "A line around a drawing."
