@@ -82,7 +82,7 @@ GOALS: list[tuple[Words, str, Words, Words, str]] = [
         "text.md#ids",
     ),
     (
-        ("text to token files, start included", "文本转 token 文件，含启动"),
+        ("text to token files, start included", "文本转词元文件，含启动"),
         "Megatron-LM",
         TEXT,
         ("9.8× or more", "不低于 9.8×"),

@@ -11,7 +11,7 @@ LANGUAGES = ("en", "zh")
 NUMBERS = re.compile(r"[\d–][\d.,%×±()e–+\xa0 -]*")
 Words = tuple[str, str]  # English, Chinese
 TEXT: Words = ("MB per CPU second", "MB 每 CPU 秒")
-TOKENS: Words = ("million tokens per CPU second", "百万 token 每 CPU 秒")
+TOKENS: Words = ("million tokens per CPU second", "百万词元每 CPU 秒")
 
 # Names of contestants and of texts, phrase by phrase. What is not here is a name of its own: nanoGPT, HF BERT.
 CHINESE = {

@@ -21,7 +21,7 @@ REQUIRED = {"en": "must be given", "zh": "必填"}
 ONLY = {"en": "Only with `{}`.", "zh": "仅当 `{}`。"}
 NO_INFLUENCE = {
     "en": "These keys do not change the result, so a finished folder does not record them: {}.",
-    "zh": "以下各键不影响结果，因此完成的文件夹不记录它们：{}。",
+    "zh": "以下各键不影响结果，因此完成的目录不记录它们：{}。",
 }
 TYPES = {  # the words of config_reference in Chinese
     "list of": "列表：",

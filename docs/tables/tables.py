@@ -48,8 +48,8 @@ def _criterion(language: str) -> str:
     heads = [
         ("language, criterion", "语言，准则"),
         ("held-out bits per byte", "留出集比特每字节"),
-        ("characters per token", "每个 token 的字符数"),
-        ("training tokens", "训练 token 数"),
+        ("characters per token", "每个词元的字符数"),
+        ("training tokens", "训练词元数"),
     ]
     return rows(heads, body, language) + "\n\n" + source(found, language)
 
@@ -72,7 +72,7 @@ def _packing(language: str) -> str:
         ("text, window length, windows of", "文本，窗口长度，窗口方式"),
         ("padding", "填充"),
         ("cut, of the documents that would fit", "能放进窗口却被切断的文档"),
-        ("million tokens per CPU second", "百万 token 每 CPU 秒"),
+        ("million tokens per CPU second", "百万词元每 CPU 秒"),
     ]
     return rows(heads, body, language) + "\n\n" + source(found, language)
 
@@ -93,7 +93,7 @@ def _gather(language: str) -> str:
         "floor": ("copying memory", "仅复制内存"),
         "indices": ("NumPy, by indices", "NumPy 按下标"),
     }
-    heads = [("pieces, rows × tokens", "分片数，行 × token"), *(meanings.get(name, name) for name in names)]
+    heads = [("pieces, rows × tokens", "分片数，行 × 词元"), *(meanings.get(name, name) for name in names)]
     return rows(heads, body, language) + "\n\n" + source(found, language)
 
 
@@ -102,7 +102,7 @@ def _start(language: str) -> str:
     start = found["start"]
     body = [[name, spread(values)] for name, values in start["seconds"].items() if not name.startswith("memory")]
     size = f"{start['tokens']:,} tokens, {start['files']:,} files"
-    heads = [(size, f"{start['tokens']:,} 个 token，{start['files']:,} 个文件"), ("seconds", "秒")]
+    heads = [(size, f"{start['tokens']:,} 个词元，{start['files']:,} 个文件"), ("seconds", "秒")]
     return rows(heads, body, language)
 
 
@@ -115,7 +115,7 @@ def _shuffling(language: str) -> str:
         )
     ]
     heads = [
-        ("block, tokens", "块，token"),
+        ("block, tokens", "块，词元"),
         ("held-out loss, mean", "留出集损失均值"),
         ("standard deviation", "标准差"),
         ("by seed", "各种子"),
@@ -203,7 +203,7 @@ def _megatron_read(language: str) -> str:
         [name, f"{one['documents']:,}", f"{one['tokens']:,}", *(YES[one[check]] for check in checks)]
         for name, one in found["results"]["read, write"].items()
     ]
-    heads = [("file", "文件"), ("documents", "文档数"), ("tokens", "token 数"), *checks.values()]
+    heads = [("file", "文件"), ("documents", "文档数"), ("tokens", "词元数"), *checks.values()]
     return rows(heads, body, language) + "\n\n" + source(found, language)
 
 
@@ -222,7 +222,7 @@ YES: dict[bool, Words] = {True: ("yes", "是"), False: ("no", "否")}
 MODEL_HEADS: list[Words | str] = [
     ("model", "模型"),
     ("parameters", "参数量"),
-    ("tokens", "token 数"),
+    ("tokens", "词元数"),
     ("held-out loss", "留出集损失"),
     ("gain over no context", "相对无上下文的增益"),
     ("bits per byte or accuracy", "比特每字节或准确率"),
