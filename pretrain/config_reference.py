@@ -54,8 +54,7 @@ def keys(kind: type[Config]) -> list[Key]:
 
 def _keys(kind: type[Config], values: Config | None, prefix: str, resume: Resume, when: str) -> Iterator[Key]:
     """Keys of one section. `values` is the section's default, if it has one: its values are the keys' defaults."""
-    # Each stage inherits `replace`: it comes after the keys that are the stage's own.
-    for name in sorted(kind.model_fields, key=lambda name: name in StageConfig.model_fields):
+    for name in _ordered(kind):
         field = kind.model_fields[name]
         default = getattr(values, name) if values is not None else field.get_default(call_default_factory=True)
         own: Resume = (field.json_schema_extra or {}).get("resume", "frozen")
@@ -78,6 +77,13 @@ def _keys(kind: type[Config], values: Config | None, prefix: str, resume: Resume
             given = default if isinstance(default, section) else None
             further = _keys(section, given, inner, rule, chosen)
             yield from (key for key in further if len(sections) == 1 or key.name != f"{inner}kind")
+
+
+def _ordered(kind: type[Config]) -> list[str]:
+    """The keys as declared, but the name of a kind first, and `replace`, which each stage inherits, last."""
+    names = kind.model_fields
+    is_name = {name: name == "kind" and len(typing.get_args(names[name].annotation)) == 1 for name in names}
+    return sorted(names, key=lambda name: (name in StageConfig.model_fields, not is_name[name]))
 
 
 def _choice(prefix: str, sections: list[type[Config]], resume: Resume, when: str) -> Key:

@@ -70,6 +70,13 @@ def test_the_keys_stand_in_the_order_of_the_class_and_what_each_stage_has_comes_
     ]
 
 
+def test_the_name_of_a_kind_comes_before_what_it_inherits():
+    class Round(Frame):
+        kind: Literal["round"] = "round"
+
+    assert [key.name for key in keys(Round)] == ["kind", "width"]
+
+
 def test_types_are_named_as_a_reader_of_yaml_knows_them():
     assert key_of("title").type == "text"
     assert key_of("shape.kind").type == "circle | square"
