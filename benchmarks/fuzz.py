@@ -37,12 +37,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pretrain import cleaning, config, folders, shards, tokenizer, verify, words
+from pretrain import cleaning, config, shards, tokenizer
 from pretrain.corpus import open_corpus
 from pretrain.errors import PretrainError, refusal
 from pretrain.finetune.task import read_task
-from pretrain.shards import Shards, adopting
+from pretrain.shards import Shards, import_megatron, words
 from pretrain.shards.megatron import PieceWriter
+from pretrain.storage.index import checksum, fingerprint
+from pretrain.tools import check_files
 
 LIMIT_S = 60.0  # of one input
 FAULTS = ("traceback", "died", "hang", "changed")
@@ -206,8 +208,8 @@ def signed(data: bytes) -> bytes:
     """An index with a right fingerprint and checksum for what it says now, if it can have one."""
     try:
         index = json.loads(data)
-        index["fingerprint"] = folders.fingerprint(index)
-        index["checksum"] = folders.checksum(index)
+        index["fingerprint"] = fingerprint(index)
+        index["checksum"] = checksum(index)
         return json.dumps(index).encode()
     except (ValueError, TypeError, AttributeError, RecursionError):
         return data
@@ -224,7 +226,7 @@ def _digest(*parts: object) -> str:
 
 
 def read_tokenizer(folder: Path) -> str:
-    verify.check(folder)
+    check_files.check(folder)
     opened = tokenizer.open_tokenizer(folder)
     return _digest(
         *opened.encode_batch(["In the beginning", "床前明月光 [SEP] 12"]), opened.specials, opened.vocab_size
@@ -238,7 +240,7 @@ def read_shards(folder: Path) -> str:
         found += [opened.gather(np.arange(0, opened.tokens - 64, 64), 64), opened.unigram(), opened.specials]
         found += [opened.origin(opened.documents - 1), opened.span(opened.documents - 1), opened.raw_bytes]
         opened.check_unchanged()
-    if verify.check(folder):
+    if check_files.check(folder):
         raise PretrainError("verify names it")
     return _digest(*found)
 
@@ -268,7 +270,7 @@ def build(stage: Callable, values: config.Config) -> str:
 
 def read_pair(prefix: Path, vocabulary: Path, out: Path) -> str:
     values = {"pairs": [str(prefix)], "tokenizer": str(vocabulary), "out": str(out), "heldout_fraction": 0.5}
-    return adopting.run(config.build(adopting.AdoptConfig, values, "fuzz"))["fingerprint"]
+    return import_megatron.run(config.build(import_megatron.ImportConfig, values, "fuzz"))["fingerprint"]
 
 
 def read_config(name: str, path: Path) -> str:
@@ -420,10 +422,12 @@ def trained(root: Path) -> list[Kind]:
     """A finished run and its export, read by resume, by the export and by generation. Needs torch."""
     import torch
 
-    from pretrain import checkpoint, export, inspect
-    from pretrain.finetune import GenerateConfig, generate
-    from pretrain.run import run as pretrain
-    from pretrain.run_config import RunConfig
+    from pretrain import export
+    from pretrain.prompting import generate
+    from pretrain.tools import explain
+    from pretrain.training import checkpoint
+    from pretrain.training.config import RunConfig
+    from pretrain.training.run import run as pretrain
 
     torch.set_num_threads(1)
     byte = root / "tok-byte"
@@ -449,7 +453,7 @@ def trained(root: Path) -> list[Kind]:
     def weights() -> str:
         folder = checkpoint.newest(root / "run", speak=False)
         opened = checkpoint.Checkpoint(folder or root / "run")
-        verify.check(folder)
+        check_files.check(folder)
         return _digest(*(tensor.numpy() for tensor in opened.weights().values()))
 
     def resume() -> str:
@@ -465,14 +469,14 @@ def trained(root: Path) -> list[Kind]:
             )
 
     def look() -> str:
-        status = inspect.main([str(root / "run"), "--step", "2"])
+        status = explain.main([str(root / "run"), "--step", "2"])
         if status == 2:
             raise PretrainError("refused")
         return str(status)
 
     def prompted() -> str:
-        found = generate(
-            GenerateConfig(model=str(root / "export"), prompts=["In the"], max_new_tokens=8, temperature=0)
+        found = generate.run(
+            generate.GenerateConfig(model=str(root / "export"), prompts=["In the"], max_new_tokens=8, temperature=0)
         )
         return _digest(found)
 

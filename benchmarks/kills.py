@@ -28,9 +28,11 @@ sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 from benchmarks.measuring import machine, versions  # noqa: E402
-from pretrain import checkpoint, folders, metrics  # noqa: E402
-from tests import cases, ranks  # noqa: E402
-from tests.ranks import Ranks, on_ranks  # noqa: E402
+from pretrain.storage.index import read_index  # noqa: E402
+from pretrain.training import checkpoint  # noqa: E402
+from pretrain.training.watch import metrics  # noqa: E402
+from tests.helpers import cases, ranks  # noqa: E402
+from tests.helpers.ranks import Ranks, on_ranks  # noqa: E402
 
 STAGES = (1, 3)
 KILLS = 5  # of one run
@@ -139,7 +141,7 @@ def end(out: Path) -> dict:
     """Everything that must be equal to the last bit."""
     steps = [(r.step, r.loss, r.lr, r.grad_norm, r.digest, r.tokens) for r in metrics.reports(out)]
     newest = checkpoint.newest(out)
-    return {"steps": steps, "checkpoint": newest.name, "files": folders.read_index(newest, RuntimeError, "")["files"]}
+    return {"steps": steps, "checkpoint": newest.name, "files": read_index(newest, RuntimeError, "")["files"]}
 
 
 def prepare(folder: Path) -> None:

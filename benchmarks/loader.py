@@ -52,7 +52,8 @@ WORDS = ("HF collator, whole words",)
 
 def prepare(text: Path, folder: Path, megabytes: float, streaming: str | None) -> None:
     """Vocabulary, shards and words of a text in `folder`, and its ids as the others want them."""
-    from pretrain import shards, tokenizer, words
+    from pretrain import shards, tokenizer
+    from pretrain.shards import words
 
     with open(folder / "text.txt", "w", encoding="utf-8") as file:
         for document in documents(text, megabytes):
@@ -89,13 +90,13 @@ def write_mds(folder: str) -> None:
 def ours(folder: Path, who: str, count: int):
     from pydantic import TypeAdapter
 
-    from pretrain.loader import Batches
-    from pretrain.memory import keep_freed
-    from pretrain.objectives import OBJECTIVES, ObjectiveConfig
-    from pretrain.phases import Phase
+    from pretrain.objectives.objectives import OBJECTIVES, ObjectiveConfig
+    from pretrain.order.phases import Phase
+    from pretrain.order.stream import Windows
+    from pretrain.processes.memory import keep_freed
     from pretrain.shards import Shards
-    from pretrain.windows import Windows
-    from pretrain.words import Words
+    from pretrain.shards.words import Words
+    from pretrain.training.loader import Batches
 
     keep_freed()  # as the processes of our loader do
     shards = Shards(folder / "shards")

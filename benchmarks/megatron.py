@@ -119,7 +119,7 @@ def read_and_write(scratch: Path, theirs) -> dict:
 
 def adopt(scratch: Path, tool, theirs) -> dict:
     from pretrain.shards import Shards
-    from pretrain.shards.adopting import AdoptConfig, run
+    from pretrain.shards.import_megatron import ImportConfig, run
 
     found = {}
     for kind, forms in TOOL.items():
@@ -129,7 +129,7 @@ def adopt(scratch: Path, tool, theirs) -> dict:
             tool(prefix, vocabulary, flags)
             pair = f"{prefix}_text_document"
             out = scratch / f"adopted-{kind}{number}"
-            run(AdoptConfig(pairs=[pair], tokenizer=str(vocabulary), out=str(out), heldout_fraction=0.05))
+            run(ImportConfig(pairs=[pair], tokenizer=str(vocabulary), out=str(out), heldout_fraction=0.05))
             made, ours = (
                 {side: Shards(f, side) for side in ("train", "heldout")} for f in (out, scratch / f"shards-{kind}")
             )

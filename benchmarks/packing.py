@@ -25,12 +25,12 @@ import numpy as np  # noqa: E402
 
 from benchmarks.measuring import documents, machine, pairs, versions, write_recipe  # noqa: E402
 from pretrain import shards, tokenizer  # noqa: E402
-from pretrain.loader import Batches  # noqa: E402
-from pretrain.objectives import MaskedLMConfig  # noqa: E402
-from pretrain.packing import BLOCK_WINDOWS, PackedWindows  # noqa: E402
-from pretrain.phases import Phase  # noqa: E402
+from pretrain.objectives.objectives import MaskedLMConfig  # noqa: E402
+from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows  # noqa: E402
+from pretrain.order.phases import Phase  # noqa: E402
+from pretrain.order.stream import Windows  # noqa: E402
 from pretrain.shards import Shards  # noqa: E402
-from pretrain.windows import Windows  # noqa: E402
+from pretrain.training.loader import Batches  # noqa: E402
 
 SEQ_LENS = (128, 512, 2048)
 BATCH_TOKENS = 1 << 16

@@ -61,7 +61,7 @@ def gather(scratch: Path, rounds: int) -> list[dict]:
 
 
 def _contestants(paths: list[Path], sizes: np.ndarray) -> dict:
-    from pretrain.shards.reading import TokenFiles
+    from pretrain.shards.reader import TokenFiles
 
     mapped, ends = TokenFiles(paths, sizes, np.dtype(np.uint16)), np.cumsum(sizes)
     maps = [np.memmap(path, np.uint16, "r") for path in paths]
@@ -93,7 +93,7 @@ START = """
 import json, os, sys, time
 import numpy as np
 from pretrain.shards import Shards
-from pretrain.windows import Windows
+from pretrain.order.stream import Windows
 found = {"start of the process and imports, CPU": time.process_time()}
 memory = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
 empty = memory()
@@ -116,7 +116,7 @@ print(json.dumps(found))
 
 
 def start(scratch: Path, rounds: int) -> dict:
-    from tests.simulated import simulate
+    from tests.helpers.simulated import simulate
 
     folder = simulate(scratch / "shards", PIECES, PIECE_TOKENS)
     command = [sys.executable, "-c", START, str(folder)]

@@ -200,7 +200,7 @@ def encode_one(who: str, tokenizer: str, text: str, megabytes: str) -> None:
 
 
 def _ours(folder: Path):
-    from pretrain.memory import keep_freed
+    from pretrain.processes.memory import keep_freed
     from pretrain.tokenizer import open_tokenizer
 
     keep_freed()  # as the stages do

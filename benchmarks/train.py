@@ -85,10 +85,10 @@ RATIOS = {
 def prepare(text: Path, folder: Path, megabytes: float) -> None:
     """Vocabularies and shards of both kinds, and the windows of the first WINDOWS steps for the others."""
     from pretrain import shards, tokenizer
-    from pretrain.loader import Batches
-    from pretrain.objectives import CausalLMConfig, MaskedLMConfig
-    from pretrain.phases import Phase
-    from pretrain.windows import Windows
+    from pretrain.objectives.objectives import CausalLMConfig, MaskedLMConfig
+    from pretrain.order.phases import Phase
+    from pretrain.order.stream import Windows
+    from pretrain.training.loader import Batches
 
     with open(folder / "text.txt", "w", encoding="utf-8") as file:
         for document in documents(text, megabytes):
@@ -153,8 +153,8 @@ class Turns:
 
 def ours(address: str, name: str, config: str) -> None:
     """launch/pretrain.py, with a wait before every batch."""
-    from pretrain import loader
     from pretrain.cli import main
+    from pretrain.training import loader
 
     turns, steps = Turns(address, name), loader.steps
 

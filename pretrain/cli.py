@@ -13,26 +13,26 @@ import time
 from pathlib import Path
 
 from pretrain import config
-from pretrain.bus_error import explain_bus_errors
 from pretrain.errors import PretrainError, Stopped, SystemRefusal, UserError, refusal
-from pretrain.interrupt import launcher
+from pretrain.processes.bus_error import explain_bus_errors
+from pretrain.processes.signals import launcher
 
 # stage → module with `run(config)`, and the class of its configuration. Imported when asked for: the data stages
 # start in a fraction of a second because nothing makes them import torch.
 STAGES = {
     "clean": ("pretrain.cleaning", "CleanConfig"),
     "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
-    "compare": ("pretrain.tokenizer.comparing", "CompareConfig"),
+    "compare_tokenizers": ("pretrain.tokenizer.compare", "CompareConfig"),
     "shards": ("pretrain.shards", "ShardsConfig"),
-    "words": ("pretrain.words", "WordsConfig"),
-    "adopt": ("pretrain.shards.adopting", "AdoptConfig"),
-    "reshard": ("pretrain.shards.editing", "ReshardConfig"),
-    "pretrain": ("pretrain.run", "RunConfig"),
-    "evaluate": ("pretrain.scoring", "ScoringConfig"),
+    "words": ("pretrain.shards.words", "WordsConfig"),
+    "import_megatron": ("pretrain.shards.import_megatron", "ImportConfig"),
+    "reshard": ("pretrain.shards.reshard", "ReshardConfig"),
+    "pretrain": ("pretrain.training.run", "RunConfig"),
+    "evaluate": ("pretrain.evaluation.stage", "ScoringConfig"),
     "export": ("pretrain.export", "ExportConfig"),
     "finetune": ("pretrain.finetune", "FinetuneConfig"),
-    "generate": ("pretrain.finetune", "GenerateConfig"),
-    "demo": ("pretrain.demo", "DemoConfig"),
+    "generate": ("pretrain.prompting.generate", "GenerateConfig"),
+    "demo": ("pretrain.tools.demo", "DemoConfig"),
 }
 RANK0_HEAD_START_S = 30.0  # on busy cores the launcher needed more than 3 to end the others
 
@@ -116,5 +116,5 @@ def _is_connected_rank() -> bool:
 def _run(stage: str, path: str, overrides: list[str]) -> None:
     module_name, config_name = STAGES[stage]
     module = importlib.import_module(module_name)
-    function = module.generate if stage == "generate" else module.run
-    function(config.load(getattr(module, config_name), Path(path), overrides))
+
+    module.run(config.load(getattr(module, config_name), Path(path), overrides))

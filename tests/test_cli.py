@@ -11,10 +11,12 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from pretrain import cli, folders, verify
+from pretrain import cli
 from pretrain.errors import UserError
+from pretrain.storage.publish import publish
+from pretrain.tools import check_files
 from tests.conftest import ROOT, SAMPLE
-from tests.corpora import source
+from tests.helpers.corpora import source
 
 ERRORS = {
     "disk": (OSError(errno.ENOSPC, "No space left on device", "runs/a"), "the disk is full", "runs/a"),
@@ -44,7 +46,7 @@ def test_what_the_system_refuses_is_said_without_a_traceback(tmp_path, capsys, n
     def work() -> None:
         if not publishing:
             raise error
-        with folders.publish(tmp_path / "out", "export", UserError):
+        with publish(tmp_path / "out", "export", UserError):
             raise error
 
     assert cli.guarded(work) == 2
@@ -73,7 +75,7 @@ def test_a_character_that_cannot_be_printed_costs_no_work(tmp_path, monkeypatch,
     config = tmp_path / "百科.yaml"
     config.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     assert cli.main("clean", [str(config)]) == 0
-    assert verify.main([str(tmp_path / "百…科")]) == 0
+    assert check_files.main([str(tmp_path / "百…科")]) == 0
     if stream is not None:
         stream.flush()
         assert b"intact" in stream.buffer.getvalue()

@@ -10,16 +10,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain import branch
 from pretrain.config import NULL, Config, build, dump, load, parse, resume_conflicts
 from pretrain.corpus.recipe import Recipe
-from pretrain.engine_config import deepspeed_config
 from pretrain.errors import ConfigError, UserError
 from pretrain.finetune import FinetuneConfig
-from pretrain.model import parameters_of
-from pretrain.optim import lr_at, past_conflicts, schedule_notes
-from pretrain.run_config import RunConfig
+from pretrain.model.transformer import parameters_of
+from pretrain.order import branch
 from pretrain.tokenizer import TokenizerConfig
+from pretrain.training.config import RunConfig
+from pretrain.training.engine.config import deepspeed_config
+from pretrain.training.optim.optim import lr_at, past_conflicts, schedule_notes
 from tests.conftest import ROOT, Prepared, run_values
 
 NOWHERE = Prepared(  # a configuration opens no files

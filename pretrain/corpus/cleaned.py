@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from pretrain import folders
 from pretrain.config import build
-from pretrain.corpus.bad import Skipped
+from pretrain.corpus.bad_records import Skipped
 from pretrain.corpus.compressed import COPY_AGAIN, HashedFile
 from pretrain.corpus.documents import CHUNK_BYTES, Document, Group, of_sides
 from pretrain.corpus.files import reached
-from pretrain.corpus.reading import Chunk, Part, chunks_of, parts_of, together
 from pretrain.corpus.recipe import SPLIT, Recipe
+from pretrain.corpus.records import Chunk, Part, chunks_of, parts_of, together
 from pretrain.corpus.shares import SIDES, Shares
 from pretrain.errors import CorpusError
+from pretrain.storage.index import INDEX, check_contents
 
 CLEAN_BY = "python launch/clean.py CONFIG.yaml"
 
@@ -27,7 +27,7 @@ class Cleaned:
         self.folder, self.index = folder, index
         named = [{**source, "files": ["part-*"]} for source in index["sources"]]
         values = {"name": index["name"], "heldout_fraction": index["heldout_fraction"], "sources": named}
-        self.recipe = build(Recipe, values, f"{folder / folders.INDEX}")
+        self.recipe = build(Recipe, values, f"{folder / INDEX}")
 
     def groups(self, size: int = CHUNK_BYTES) -> Iterator[Group]:
         files = sorted(
@@ -47,7 +47,7 @@ class Cleaned:
         with raw:
             yield from parts_of(path, name, "lines", size, sys.maxsize, raw)
             if raw.hash.hexdigest() != self.index["files"][name]["sha256"]:
-                found = f"{path}: its SHA-256 is not the one in {folders.INDEX}"
+                found = f"{path}: its SHA-256 is not the one in {INDEX}"
                 raise CorpusError("a cleaned corpus was altered after it was made", found, COPY_AGAIN)
 
     def read(self, chunk: Chunk, skipped: Skipped | None = None) -> Iterator[Document]:
@@ -100,4 +100,4 @@ class Cleaned:
 
     def check(self) -> None:
         """Raise CorpusError unless every file has its size, and in a small folder its bytes."""
-        folders.check(self.folder, self.index, CorpusError, f"make it again with: {CLEAN_BY}")
+        check_contents(self.folder, self.index, CorpusError, f"make it again with: {CLEAN_BY}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pretrain.corpus.compressed import SUFFIXES
 from pretrain.errors import CorpusError
-from pretrain.folders import within
+from pretrain.storage.index import within
 
 FORMATS = {
     "txt": (".txt",),

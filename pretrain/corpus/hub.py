@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretrain.config import Config
 from pretrain.corpus.files import saved
-from pretrain.corpus.reading import Part
+from pretrain.corpus.records import Part
 from pretrain.errors import CorpusError
 
 

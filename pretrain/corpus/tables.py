@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.corpus.compressed import COPY_AGAIN, other_than
-from pretrain.corpus.reading import Part
+from pretrain.corpus.records import Part
 from pretrain.errors import CorpusError
 
 ROWS = 256  # decoded at a time

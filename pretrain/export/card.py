@@ -10,7 +10,7 @@ import yaml
 
 from pretrain.export.provenance import Text
 from pretrain.export.reference import FUZZED, TOLERANCE
-from pretrain.model import ModelConfig
+from pretrain.model.transformer import ModelConfig
 from pretrain.tokenizer import Tokenizer
 
 TRAINING = ("seed", "objective", "phases", "optim", "model")  # sections of the run's configuration that are shown

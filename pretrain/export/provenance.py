@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain import folders
 from pretrain.errors import ExportError, UserError
+from pretrain.storage.index import RECORDED, read_index
 
 EVALUATIONS = "evaluations.jsonl"  # of a run: a line for each evaluation and corpus
 NUMBERS = ("standard_error", "no_context_loss", "gain", "accuracy", "bits_per_byte", "targets")  # shown on the card
@@ -26,7 +26,7 @@ class Text:
     @property
     def sources(self) -> list[dict] | None:
         """Name, language and licence of each source; None: not recorded."""
-        return self.index and self.index.get(folders.RECORDED, {}).get("sources")
+        return self.index and self.index.get(RECORDED, {}).get("sources")
 
     def tokens(self, side: str) -> int | None:
         return self.index and self.index["sides"][side]["tokens"]
@@ -39,7 +39,7 @@ def texts(settings: dict, index: dict) -> list[Text]:
     """The corpora of a run with `settings` (config.yaml as values) whose checkpoint has `index`."""
     if "shards" in index:
         found = _index(settings["data"].get("shards"), index["shards"])
-        name = (found or {}).get(folders.RECORDED, {}).get("name", "")
+        name = (found or {}).get(RECORDED, {}).get("name", "")
         return [Text(name, index["shards"], found)]
     places = {corpus["name"]: corpus["shards"] for corpus in settings["data"].get("corpora") or []}
     return [Text(name, mark, _index(places.get(name), mark)) for name, mark in index["corpora"]]
@@ -74,7 +74,7 @@ def _index(folder: str | None, fingerprint: str) -> dict | None:
     if folder is None:
         return None
     try:
-        index = folders.read_index(Path(folder), ExportError, "", stage="shards")
+        index = read_index(Path(folder), ExportError, "", stage="shards")
     except (UserError, OSError):
         return None
     return index if index["fingerprint"] == fingerprint else None

@@ -1,4 +1,4 @@
-"""What our model and our tokenizer say, written down for a process that has neither (verify.py).
+"""What our model and our tokenizer say, written down for a process that has neither (parity.py).
 
     tensors.safetensors   per batch n: n.ids and n.mask (B, T), n.rows (R,), n.logits (B, R, V)
                           of batch 0 also hidden (layers + 1, B, T, D)
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.model import ModelConfig, Transformer
+from pretrain.model.transformer import ModelConfig, Transformer
 from pretrain.tokenizer import Tokenizer
 
 TENSORS, TEXTS = "tensors.safetensors", "texts.json"

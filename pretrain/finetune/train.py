@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pretrain import huggingface
 from pretrain.errors import TaskError
-from pretrain.finetune import huggingface
-from pretrain.finetune.huggingface import library
 from pretrain.finetune.task import Example
+from pretrain.huggingface import library
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from tokenizers import models
 
-from pretrain.folders import write_json
+from pretrain.storage.files import write_json
 from pretrain.tokenizer.kinds import PREFIX
-from pretrain.tokenizer.training import Made
+from pretrain.tokenizer.training.learn import Made
 
 FAST = "PreTrainedTokenizerFast"  # opens tokenizer.json as it is
 

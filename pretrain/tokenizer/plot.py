@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.display.plots import families, label
 from pretrain.errors import TokenizerError
-from pretrain.fonts import families, label
 
 INCHES = (10, 4.2)
 DPI = 110

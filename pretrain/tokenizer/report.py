@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.corpus import Document
-from pretrain.progress import progress
+from pretrain.display.progress import progress
 from pretrain.tokenizer import plot
 from pretrain.tokenizer.vocabulary import Vocabulary
 

@@ -1,0 +1,227 @@
+"""What went into every step of cleaning and what came out, per source, with samples of what was dropped and changed,
+and what the filters measured.
+
+Which samples are kept is decided by the hash of their place in the corpus: the same ones for any number of workers, and
+not only those at the beginning.
+"""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from pretrain.cleaning.limits import SHARES, Distribution, Measured, Rule
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EXCERPT = 240  # characters of a sample
+CONTEXT = 60  # of them before the first change
+MEASURED = re.compile(r" \d[\d.e+-]*(?= [<>≤≥]|,)")  # "mean word length 11.3 > 10": the reason is without the 11.3
+WHAT = ("documents", "bytes", "heldout")  # bytes of UTF-8; documents of the held-out side
+COUNTS = (*(f"{what}_{way}" for what in WHAT for way in ("in", "out")), "changed", "changes")
+READ = "read"  # the first of the steps: what the corpus gives
+LOG_COLUMNS = 160
+REASONS = 2  # the most frequent ones, in the table
+WHY, LIMIT = "why dropped; what changed", "a document goes at"
+ASKED = SHARES[2::2]  # 0.1 % to half of the documents: in the table of rules
+
+
+@dataclass
+class Flow:
+    """One step of one source, or of all of them."""
+
+    # of COUNTS; changed: documents that stay, but not as they were; changes: in the step's unit
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)  # why documents were dropped, without what was measured
+    dropped: list[tuple[str, dict]] = field(default_factory=list)  # samples, by draw
+    changed: list[tuple[str, dict]] = field(default_factory=list)
+    rules: dict[Rule, Distribution] = field(default_factory=dict)
+
+    def measure(self, measured: Iterable[Measured]) -> None:
+        """What the rules of the step found of one document."""
+        for one in measured:
+            self.rules.setdefault(one.rule, Distribution()).add(one)
+
+    def count(self, heldout: bool, size: int, left: int | None, changes: int = 0) -> None:
+        """One document of `size` bytes of which `left` bytes are left; None: it is dropped."""
+        counts = self.counts
+        counts["documents_in"] += 1
+        counts["bytes_in"] += size
+        counts["heldout_in"] += heldout
+        if left is not None:
+            counts["documents_out"] += 1
+            counts["bytes_out"] += left
+            counts["heldout_out"] += heldout
+            counts["changed"] += changes > 0
+            counts["changes"] += changes
+
+    def merge(self, other: "Flow", samples: int) -> None:
+        self.counts.update(other.counts)
+        self.reasons.update(other.reasons)
+        self.dropped = sorted([*self.dropped, *other.dropped], key=_place)[:samples]
+        self.changed = sorted([*self.changed, *other.changed], key=_place)[:samples]
+        for rule, distribution in other.rules.items():
+            self.rules.setdefault(rule, Distribution()).merge(distribution)
+
+    def report(self) -> dict:
+        return {
+            **{name: self.counts[name] for name in COUNTS},
+            "reasons": dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))),
+            "dropped_samples": [sample for _, sample in self.dropped],
+            "changed_samples": [sample for _, sample in self.changed],
+            "rules": [distribution.report(rule) for rule, distribution in self.rules.items()],
+        }
+
+
+class Funnel:
+    """The flows of a corpus: source → step → Flow, steps in order. Memory: two times `samples` excerpts a flow."""
+
+    def __init__(self, steps: dict[str, list[str]], samples: int):
+        self.flows = {source: {step: Flow() for step in names} for source, names in steps.items()}
+        self.samples = samples
+
+    def trimmed(self) -> "Funnel":
+        """Without the flows that nothing came to: what a process sends of a recipe of many sources."""
+        counted = {
+            source: {s: flow for s, flow in flows.items() if flow.counts} for source, flows in self.flows.items()
+        }
+        self.flows = {source: flows for source, flows in counted.items() if flows}
+        return self
+
+    def merge(self, other: "Funnel") -> None:
+        for source, flows in other.flows.items():
+            for step, flow in flows.items():
+                self.flows[source][step].merge(flow, self.samples)
+
+    def dropped(
+        self, source: str, step: str, where: str, why: str, text: str, mask: Callable[[str], str] = str, **more: object
+    ) -> None:
+        """A document at `where` was dropped. If it is to be shown, `more` is too, and the text through `mask`."""
+        flow, more = self.flows[source][step], {"where": where, "why": why, **more}
+        flow.reasons[MEASURED.sub("", why)] += 1
+        self._offer(flow.dropped, step, where, lambda: {**more, "text": mask(excerpt(text))})
+
+    def changed(
+        self, source: str, step: str, where: str, before: str, after: str, mask: Callable[[str], str] = str
+    ) -> None:
+        """A document at `where` was changed. If it is one to show, its sample has both texts through `mask`."""
+        flow = self.flows[source][step]
+        self._offer(flow.changed, step, where, lambda: {"where": where, **difference(before, after, mask)})
+
+    def total(self) -> dict[str, Flow]:
+        """The flows of all sources together, without samples. What a source has no step for passes it by."""
+        found, left = {}, {}
+        for step in merged([list(flows) for flows in self.flows.values()]):
+            found[step] = Flow()
+            for source, flows in self.flows.items():
+                if step in flows:
+                    found[step].merge(flows[step], samples=0)
+                    left[source] = flows[step].counts
+                else:
+                    passing = {f"{what}_{way}": left[source][f"{what}_out"] for what in WHAT for way in ("in", "out")}
+                    found[step].counts.update(passing)
+        return found
+
+    def _offer(self, held: list[tuple[str, dict]], step: str, where: str, sample: Callable[[], dict]) -> None:
+        place = draw(f"{step}\n{where}")
+        if len(held) < self.samples or (held and place < held[-1][0]):
+            held.append((place, sample()))
+            held.sort(key=_place)
+            del held[self.samples :]
+
+
+def merged(orders: list[list[str]]) -> list[str]:
+    """Every name of several lists once, each after those that come before it in the list where it is first met."""
+    found: list[str] = []
+    for order in orders:
+        place = 0
+        for name in order:
+            if name not in found:
+                found.insert(place, name)
+            place = found.index(name) + 1
+    return found
+
+
+def excerpt(text: str) -> str:
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
+
+
+def difference(before: str, after: str, mask: Callable[[str], str]) -> dict[str, str]:
+    """Both texts around their first difference, masked."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
+    begin = max(0, same - CONTEXT)
+    lead = "…" if begin else ""
+    return {"before": mask(lead + excerpt(before[begin:])), "after": mask(lead + excerpt(after[begin:]))}
+
+
+def table(report: dict) -> None:
+    """Print the funnel: a table a source, and one of all sources where there are several; lines in a log."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS, highlight=False, soft_wrap=False)
+    several = len(report["sources"]) > 1
+    for source in [*report["sources"], *([{"name": "all sources", **report["all"]}] if several else [])]:
+        grid = _grid(source["name"], ("step", "documents", "dropped", "", "bytes", "left", WHY))
+        read, *steps = source["steps"]
+        busy = [step for step in steps if step["changed"] or step["documents_out"] < step["documents_in"]]
+        for step in [read, *busy]:
+            grid.add_row(*_row(step, read["bytes_in"]))
+        console.print(grid)
+        idle = [step["step"] for step in steps if step not in busy]
+        console.print(f"nothing to do: {', '.join(idle)}\n" if idle else "")
+        if source in report["sources"] and any(step["rules"] for step in steps):
+            console.print(_rules(source["name"], steps), end="\n\n")
+
+
+def _row(step: dict, read_bytes: int) -> list[str]:
+    dropped = step["documents_in"] - step["documents_out"]
+    why = [f"{reason} ({documents:,})" for reason, documents in list(step["reasons"].items())[:REASONS]]
+    if step["changed"]:
+        why.append(f"{step['changes']:,} {step['unit']} in {step['changed']:,} documents")
+    return [
+        step["step"],
+        f"{step['documents_out']:,}",
+        f"{dropped:,}" if dropped else "",
+        f"{dropped / step['documents_in']:.2%}" if dropped else "",
+        f"{step['bytes_out']:,}",
+        f"{step['bytes_out'] / read_bytes:.1%}" if read_bytes else "",
+        "; ".join(why),
+    ]
+
+
+def _rules(name: str, steps: list[dict]) -> "Table":
+    """A row for each limit of a filter, and what other limits would take."""
+    others = (f"{share:.1%}".replace(".0%", "%") for share in ASKED)
+    title = f"{name}: the limits, and the strictest ones that drop at most …"
+    grid = _grid(title, ("step", LIMIT, "train documents", "dropped", *others))
+    for step in steps:
+        for rule in step["rules"]:
+            others = ["-" if (at := rule["limits"][f"{share:g}"]) is None else f"{at:g}" for share in ASKED]
+            limit, dropped = f"{rule['rule']} {rule['sign']} {rule['limit']:g}", rule["dropped"]
+            grid.add_row(step["step"], limit, f"{rule['documents']:,}", f"{dropped:,}" if dropped else "", *others)
+    return grid
+
+
+def _grid(title: str, columns: Iterable[str]) -> "Table":
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in columns:
+        left = name in ("step", WHY, LIMIT)
+        grid.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+    return grid
+
+
+def draw(name: str) -> str:
+    """Where `name` comes in the order that decides which samples are shown."""
+    return blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def _place(entry: tuple[str, dict]) -> str:
+    return entry[0]

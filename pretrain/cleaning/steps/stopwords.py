@@ -1,0 +1,76 @@
+"""Stop words taken out, for those who count words rather than model language."""
+
+import logging
+import re
+from collections.abc import Callable
+from functools import partial
+
+from pretrain.cleaning.step import Outcome, Section, library, primary
+from pretrain.errors import ConfigError
+
+
+class StopWords(Section):
+    use: bool | list[str] = False
+
+    def covers(self, language: str) -> bool:
+        if isinstance(self.use, list):
+            for chosen in self.use:
+                _check(chosen)
+        return super().covers(language)
+
+
+def stop_words_removed(section: StopWords, language: str) -> Callable[[str], Outcome]:
+    """Take out the stop words of stopwordsiso, Chinese ones by jieba's word boundaries; counts words.
+
+    Off by default, and pre-training keeps it so: "not", "to", "的", 不 carry the grammar a language model is to learn;
+    text without them is of a language nobody writes, so a model of it neither generates nor fills masks well, and the
+    fine-tuning text, which has its stop words, looks foreign to it. It helps bag-of-words counts: topic models, search.
+    """
+    _check(language)
+    known = primary(language)
+    stop = frozenset(library("stopwordsiso").stopwords(known))
+    if known != "zh":
+        return lambda text: _without_words(text, stop)
+    jieba = library("jieba")
+    jieba.setLogLevel(logging.WARNING)
+    # HMM: its search for unlisted words is quadratic where nothing is punctuated, and a stop word is always listed.
+    cut = partial(jieba.Tokenizer().lcut, HMM=False)
+
+    def apply(text: str) -> Outcome:
+        count = 0
+
+        def replacement(run: re.Match) -> str:
+            nonlocal count
+            words = cut(run[0])
+            kept = [word for word in words if word not in stop]
+            count += len(words) - len(kept)
+            return "".join(kept)
+
+        return Outcome(HAN_RUN.sub(replacement, text), count)
+
+    return apply
+
+
+def _check(language: str) -> None:
+    lists = library("stopwordsiso")
+    if not lists.has_lang(primary(language)):
+        known = f"say for which languages, of these: {', '.join(sorted(lists.langs()))}"
+        raise ConfigError(f"no list of stop words is known for {language!r}", known)
+
+
+HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003347f]+")
+WORD = re.compile(r"\w+(?:['’]\w+)*[ \t]?")
+
+
+def _without_words(text: str, stop: frozenset[str]) -> Outcome:
+    count = 0
+
+    def replacement(match: re.Match) -> str:
+        nonlocal count
+        if match[0].rstrip(" \t").replace("’", "'").lower() not in stop:
+            return match[0]
+        count += 1
+        return ""
+
+    new = WORD.sub(replacement, text)
+    return Outcome(new if count else text, count)

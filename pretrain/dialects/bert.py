@@ -1,0 +1,89 @@
+"""BERT, the classic encoder (Devlin et al. 2018, arXiv:1810.04805), as `BertForMaskedLM` of transformers has it.
+
+Two things that BERT has and our model does not: segment types, whose rows are written as zeros, and the pooler, which
+is left out of the file, so that transformers says itself that it starts at random.
+"""
+
+import torch
+from torch import Tensor
+
+from pretrain.dialects.naming import differences, rename
+from pretrain.model.transformer import ModelConfig
+
+TOKENIZER_KIND = "bert"
+
+WANTED = {
+    "causal": False,
+    "norm": "layernorm",
+    "norm_position": "post",
+    "norm_eps": 1e-12,
+    "positions": "learned",
+    "mlp": "gelu",  # the exact one, by erf
+    "bias": True,
+    "qk_norm": False,
+    "tie_embeddings": True,
+    "transform_head": True,
+}
+
+SEGMENT_TYPES = 2
+
+OUTSIDE = {
+    "embed": "bert.embeddings.word_embeddings",
+    "embed_position": "bert.embeddings.position_embeddings",
+    "embed_norm": "bert.embeddings.LayerNorm",
+    "head.dense": "cls.predictions.transform.dense",
+    "head.norm": "cls.predictions.transform.LayerNorm",
+    "head.decoder": "cls.predictions",  # the bias alone: the weight is the word embedding
+}
+INSIDE = {  # of each layer
+    "attention.q": "attention.self.query",
+    "attention.k": "attention.self.key",
+    "attention.v": "attention.self.value",
+    "attention.out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+
+
+def objections(model: ModelConfig) -> list[str]:
+    """Why this model is no BERT, one line per key; empty if it is one."""
+    lines = differences(model, "bert", WANTED)
+    if model.heads != model.KV:
+        lines.append(f"model.kv_heads = {model.kv_heads}: bert has as many as model.heads, {model.heads}")
+    if model.E * model.heads != model.width:
+        lines.append(f"model.head_width = {model.E}: bert has model.width / model.heads, {model.width} / {model.heads}")
+    return lines
+
+
+def config(model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
+    """What config.json says."""
+    return {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": vocab_size,
+        "hidden_size": model.width,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "intermediate_size": model.mlp_width,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": model.dropout,
+        "max_position_embeddings": model.max_positions,
+        "position_embedding_type": "absolute",  # read by transformers 4
+        "type_vocab_size": SEGMENT_TYPES,
+        "initializer_range": model.init_std,
+        "layer_norm_eps": model.norm_eps,
+        "tie_word_embeddings": True,
+        "pad_token_id": specials["pad"],
+        "dtype": "float32",
+        "torch_dtype": "float32",  # its name in transformers 4
+    }
+
+
+def weights(model: ModelConfig, ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under BERT's names."""
+    theirs = rename(ours, model.layers, OUTSIDE, "bert.encoder.layer", INSIDE)
+    theirs["bert.embeddings.token_type_embeddings.weight"] = torch.zeros(SEGMENT_TYPES, model.width)
+    return theirs

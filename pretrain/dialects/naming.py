@@ -1,0 +1,31 @@
+"""What dialects are made of: settings they insist on, and names they give to our tensors."""
+
+from torch import Tensor
+
+from pretrain.model.transformer import ModelConfig
+
+
+def differences(model: ModelConfig, dialect: str, wanted: dict[str, object]) -> list[str]:
+    """A line `model.norm = rmsnorm: bert has layernorm` for each key whose value is not the wanted one."""
+    found = {key: getattr(model, key) for key in wanted}
+    return [
+        f"model.{key} = {_as_yaml(found[key])}: {dialect} has {_as_yaml(wanted[key])}"
+        for key in wanted
+        if found[key] != wanted[key]
+    ]
+
+
+def rename(ours: dict[str, Tensor], layers: int, outside: dict[str, str], layer: str, inside: dict[str, str]) -> dict:
+    """`ours` under other names: by module `outside` the blocks, and `inside` block i, which they call `layer`.i."""
+    names = dict(outside)
+    for i in range(layers):
+        names |= {f"blocks.{i}.{our}": f"{layer}.{i}.{their}" for our, their in inside.items()}
+    theirs = {}
+    for name, tensor in ours.items():
+        module, _, kind = name.rpartition(".")  # kind: weight or bias
+        theirs[f"{names[module]}.{kind}"] = tensor
+    return theirs
+
+
+def _as_yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,200 @@
+"""The stage `evaluate`: score a run again, finished or killed, without training.
+
+    $ python launch/evaluate.py configs/sample/evaluate.yaml run=runs/wiki max_tokens=10000000
+
+Everything that is not said here is as the run has it: its tokenizer, its corpora's held-out sides and their weights,
+the length and kind of its windows. With the run's own settings the scores are those that the run printed at that step.
+A plain process or any number of ranks; each rank holds the weights alone, no gradients and no optimizer state.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from pretrain import config
+from pretrain.config import StageConfig, free
+from pretrain.errors import ConfigError, ShardError
+from pretrain.model.transformer import Transformer
+from pretrain.objectives.objectives import Batch, Learner
+from pretrain.order.phases import Phase, locate
+from pretrain.shards import Shards, check_tokenizer
+from pretrain.storage.files import write_json
+from pretrain.storage.index import write_index
+from pretrain.storage.publish import publish
+from pretrain.tokenizer import Tokenizer, open_tokenizer
+from pretrain.training import checkpoint
+from pretrain.training.checkpoint import Checkpoint
+from pretrain.training.config import RunConfig
+from pretrain.training.engine.peers import Peers
+from pretrain.training.engine.ranks import World, check_agreement, device_of, failures_said, find_world, join, new_group
+from pretrain.training.heldout import HeldOut, Scores, together
+
+SCORES = "scores.json"
+TIMEOUT_S = 600  # how long a rank waits for the others
+
+
+class ScoringConfig(StageConfig):
+    """The configuration of `launch/evaluate.py`. A key that is None has the value of the run."""
+
+    run: str  # its folder, for its newest checkpoint, or one of its checkpoints
+    out: str | None = None  # a folder for scores.json; None: only printed
+    shards: list[str] = []  # folders of the shards stage, whose held-out sides are scored one by one
+    tokenizer: str | None = None  # the folder of the run's tokenizer, where it has moved
+    max_tokens: int | None = Field(None, gt=0)  # of each held-out side
+    seq_len: int | None = Field(None, gt=1)  # of a window; None: that of the checkpoint's last step
+    windows: Literal["stream", "documents"] | None = None
+    micro_batch: int | None = free(None, gt=0)  # windows at once on a rank
+
+
+def run(cfg: ScoringConfig) -> dict:
+    """Score a checkpoint; the contents of scores.json. Raises a UserError that says what does not fit."""
+    world = find_world()
+    if world.launched:
+        join(world, TIMEOUT_S)
+    peers = Peers(world)
+    with failures_said(world), ExitStack() as result:
+        folder = None
+        with peers.one_fate():
+            if cfg.out is not None and world.speaks:
+                folder = result.enter_context(publish(Path(cfg.out), "evaluate", ConfigError, cfg))
+        found = _scored(cfg, peers)
+        if folder:
+            write_json(folder / SCORES, found)
+            write_index(folder, {"stage": "evaluate", "base": found["fingerprint"]})
+    return found
+
+
+def _scored(cfg: ScoringConfig, peers: Peers) -> dict:
+    world = peers.world
+    with peers.one_fate():
+        found = Checkpoint(checkpoint.resolve(cfg.run), world.rank, world.size)
+        old = config.build(RunConfig, config.parse(found.config_text, str(found.folder)), f"{found.folder}/config.yaml")
+        tokenizer = open_tokenizer(cfg.tokenizer or old.data.tokenizer)
+        found.check_tokenizer(tokenizer, ConfigError)
+        sides = _sides(cfg, old, found, tokenizer)
+        phase = locate(max(0, found.state.step - 1), old.phases).phase
+        seq_len = _seq_len(cfg, old, phase, sides)
+    read = " ".join(side.fingerprint for side in sides.values())
+    check_agreement(
+        world, {"checkpoint": found.index["fingerprint"], "shards": read, "configuration": config.dump(cfg)}
+    )
+    windows, max_tokens = cfg.windows or old.data.windows, cfg.max_tokens or old.evaluate.max_tokens
+    scores = _scores(cfg, old, found, world, sides, tokenizer, (seq_len, max_tokens, windows == "documents"))
+    if not cfg.shards and old.data.corpora:
+        scores[""] = together(list(scores.values()), phase.weights(list(sides)))
+    if world.speaks:
+        print(f"{found.folder}: step {found.state.step:,}, windows of {seq_len:,} tokens ({windows})")
+        print(*_table(scores), sep="\n", flush=True)
+    return {
+        "checkpoint": str(found.folder),
+        "fingerprint": found.index["fingerprint"],
+        "step": found.state.step,
+        "seq_len": seq_len,
+        "windows": windows,
+        "max_tokens": max_tokens,
+        "shards": {name: side.fingerprint for name, side in sides.items()},
+        "scores": {name: score.record() for name, score in scores.items()},
+    }
+
+
+def _scores(
+    cfg: ScoringConfig,
+    old: RunConfig,
+    found: Checkpoint,
+    world: World,
+    sides: dict[str, Shards],
+    tokenizer: Tokenizer,
+    which: tuple[int, int, bool],
+) -> dict[str, Scores]:
+    """The scores of each side. `which`: the length of windows, how many tokens, whether windows are packed."""
+    seq_len, max_tokens, packed = which
+    token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
+    scorer = _Scorer(old, found, world)
+    longest = max(phase.seq_len for phase in old.phases)
+    at_once = cfg.micro_batch or max(1, old.engine.micro_batch * longest // seq_len)
+    return {
+        name: HeldOut(side, old.objective, seq_len, max_tokens, token_bytes, packed).score(scorer, world, at_once)
+        for name, side in sides.items()
+    }
+
+
+def _sides(cfg: ScoringConfig, old: RunConfig, found: Checkpoint, tokenizer: Tokenizer) -> dict[str, Shards]:
+    """The held-out sides to score, by name: of the corpora of the run, or of `shards`, by folder."""
+    own = found.index.get("corpora") or [["", found.index["shards"]]]
+    marks = {} if cfg.shards else dict(own)
+    places = {corpus.name: corpus.shards for corpus in old.data.corpora} or {"": old.data.shards}
+    sides = {}
+    for name, folder in {folder: folder for folder in cfg.shards}.items() or places.items():
+        side = Shards(folder, "heldout")
+        check_tokenizer(side.index, folder, tokenizer)
+        if name in marks and side.fingerprint != marks[name]:
+            raise ShardError(
+                "these are not the shards that the run was trained on",
+                f"{found.folder} says {marks[name][:12]}…, {folder} is {side.fingerprint[:12]}…",
+                f"to score their held-out side all the same, say shards='[{folder}]'",
+            )
+        sides[name] = side
+    return sides
+
+
+def _seq_len(cfg: ScoringConfig, old: RunConfig, phase: Phase, sides: dict[str, Shards]) -> int:
+    seq_len = cfg.seq_len or phase.seq_len
+    if seq_len > old.model.max_positions:
+        raise ConfigError(
+            f"seq_len = {seq_len} is longer than the model's windows",
+            f"{cfg.run} has model.max_positions = {old.model.max_positions}",
+            f"set seq_len to at most {old.model.max_positions}",
+        )
+    for side in sides.values():
+        if side.tokens < seq_len:
+            raise ShardError(
+                "the held-out side is shorter than one window",
+                f"{side.folder} has {side.tokens:,} held-out tokens, seq_len = {seq_len:,}",
+                f"set seq_len to at most {side.tokens:,}, or name other shards",
+            )
+    return seq_len
+
+
+class _Scorer:
+    """As much of an engine as scoring needs: the weights, in the precision that the run computes in."""
+
+    def __init__(self, old: RunConfig, found: Checkpoint, world: World):
+        load = found.tensors()
+        model = Transformer(old.model, len(load("weights", "embed.weight")))
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(load("weights", name))
+        self.device, self._autocast = device_of(world), old.engine.precision == "autocast"
+        self._module = Learner(model).to(self.device, torch.bfloat16 if old.engine.precision == "bf16" else None)
+        self._group = new_group(TIMEOUT_S)
+
+    def train(self, training: bool) -> None:
+        self._module.train(training)
+
+    def __call__(self, batch: Batch, each: bool = False) -> Any:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            return self._module(batch.to(self.device), each)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        if self._group is not None:
+            torch.distributed.all_reduce(values, group=self._group)
+        return values
+
+
+def _table(scores: dict[str, Scores]) -> list[str]:
+    """An aligned line for each corpus; under "" stands the mixture of them, or the one corpus there is."""
+    rows = [("corpus", "loss", "± error", "no context", "gain", "accuracy", "bits/byte", "targets")]
+    for name, found in scores.items():
+        values = [getattr(found, key) for key in ("loss", "standard_error", "no_context_loss", "gain")]
+        numbers = ["" if value is None else f"{value:.4f}" for value in values]
+        bits = "" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
+        whole = "held-out" if len(scores) == 1 else "mixture"
+        rows.append((name or whole, *numbers, f"{found.accuracy:.1%}", bits, f"{found.targets:,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]

@@ -1,0 +1,202 @@
+"""Open an exported folder as a stranger does: a fresh process, stock transformers, nothing of ours imported.
+
+    python -P parity.py FOLDER REFERENCE RESULT
+
+REFERENCE holds what our model and tokenizer said (reference.py). RESULT (JSON) gets `faults`, a list of lines that is
+empty when the folder is equal to them, and what was measured. `-P` keeps this file's neighbours off sys.path.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file
+
+
+def main(folder: Path, reference: Path, result: Path) -> None:
+    torch.set_grad_enabled(False)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    said = json.loads((reference / "texts.json").read_text(encoding="utf-8"))
+    tensors = load_file(reference / "tensors.safetensors")
+
+    model, tokenizer, faults = opened(folder, said["causal"])
+    faults += differing_texts(tokenizer, said) + differing_marks(model, tokenizer, said)
+    logits = logits_of(model, tensors)
+    measured, where = compare(logits, tensors)
+    if not measured["max_logit_diff"] <= said["tolerance"]:
+        faults += [where, first_parting(model, tensors, said["tolerance"])]
+    faults += differing_padded(model, tokenizer, said, tensors)
+
+    again = reference / "again"
+    if not faults:
+        model.save_pretrained(again)
+        tokenizer.save_pretrained(again)
+        del model
+        model, tokenizer, faults = opened(again, said["causal"])
+        faults += differing_texts(tokenizer, said) + differing_marks(model, tokenizer, said)
+        if not all(map(torch.equal, logits, logits_of(model, tensors))):
+            faults.append("logits changed")
+        faults = [f"after save_pretrained: {fault}" for fault in faults]
+        shutil.rmtree(again)
+
+    measured |= {"tolerance": said["tolerance"]}
+    measured |= {name: len(said[name]) for name in ("texts", "pairs", "padded")}
+    measured["padding_side"] = "left" if said["causal"] else "right"
+    measured |= {library.__name__: library.__version__ for library in (transformers, tokenizers, torch)}
+    result.write_text(json.dumps({"faults": faults, **measured}), encoding="utf-8")
+
+
+def opened(folder: Path, causal: bool) -> tuple:
+    """Model, tokenizer, and what was said on loading: every weight must be in the file and have its place."""
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    model, report = auto.from_pretrained(folder, output_loading_info=True)
+    faults = [f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names]
+    if model.dtype != torch.float32:
+        faults.append(f"the weights were opened as {model.dtype}")
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder), faults
+
+
+def differing_texts(tokenizer, said: dict) -> list[str]:
+    """Tokens whose id is not ours, and the first text of each kind whose ids or decoding are not, as a line each."""
+    vocab, entries = tokenizer.get_vocab(), said["texts"]
+    other = [token for token in said["vocab"].keys() | vocab.keys() if said["vocab"].get(token) != vocab.get(token)]
+    faults = [f"{len(other)} tokens have another id or none, such as {min(other)!a}"] if other else []
+    as_text = tokenizer([entry["text"] for entry in entries], split_special_tokens=True)["input_ids"]
+    for entry, ids in zip(entries, as_text, strict=True):
+        if ids != entry["ids"]:
+            faults.append(_differing_ids("as text", entry["text"], ids, entry["ids"]))
+            break
+    plain = [entry for entry in entries if entry["plain"]]
+    default = tokenizer([entry["text"] for entry in plain], split_special_tokens=False)["input_ids"]
+    for entry, ids in zip(plain, default, strict=True):
+        if ids != entry["ids"]:
+            faults.append(_differing_ids("by default", entry["text"], ids, entry["ids"]))
+            break
+    for entry in entries:
+        decoded, ours = tokenizer.decode(entry["ids"], skip_special_tokens=True), entry["decoded"]
+        if decoded != ours:
+            at = _first_difference(decoded, ours)
+            found = f"{decoded[at : at + 40]!a} from character {at} on, ours gives {ours[at : at + 40]!a}"
+            faults.append(f"decoding the ids of {entry['text'][:80]!a} gives {found}")
+            break
+    for first, second, wanted in said["pairs"]:
+        ids = tokenizer(first, second)["input_ids"]
+        if ids != wanted:
+            faults.append(_differing_ids("as a pair", f"{first} + {second}", ids, wanted))
+            break
+    return faults
+
+
+def differing_marks(model, tokenizer, said: dict) -> list[str]:
+    """Special tokens that are not ours, in the tokenizer or in what `generate` starts from and stops on."""
+    faults = []
+    for role, ours in said["specials"].items():
+        found = getattr(tokenizer, "eos_token" if role == "eod" else f"{role}_token")
+        if found != ours:
+            faults.append(f"tokenizer: {role}_token is {found}, should be {ours}")
+    wanted = {"pad_token_id": tokenizer.convert_tokens_to_ids(said["specials"]["pad"])}
+    places = {"config.json": model.config}
+    if said["causal"]:
+        end = tokenizer.convert_tokens_to_ids(said["specials"]["eod"])
+        wanted |= {"bos_token_id": end, "eos_token_id": end}
+        places |= {"tokenizer": tokenizer, "generation_config.json": model.generation_config}
+    for place, holder in places.items():
+        for key, value in wanted.items():
+            if getattr(holder, key) != value:
+                faults.append(f"{place}: {key} is {getattr(holder, key)}, should be {value}")
+    return faults
+
+
+def logits_of(model, tensors: dict) -> list[torch.Tensor]:
+    """Logits (B, R, V) at the compared positions of each batch."""
+    logits = []
+    while f"{(n := len(logits))}.ids" in tensors:
+        out = model(input_ids=tensors[f"{n}.ids"], attention_mask=tensors[f"{n}.mask"]).logits
+        logits.append(out[:, tensors[f"{n}.rows"]].clone())
+    return logits
+
+
+def differing_padded(model, tokenizer, said: dict, tensors: dict) -> list[str]:
+    """The differences that appear when texts of several lengths are one batch, padded as the tokenizer does it.
+
+    A decoder must be padded on the left, where `generate` needs it, an encoder on the right, where its positions begin
+    with the text. No padding may change a logit of a text, or what is generated after it.
+    """
+    batch = tokenizer(said["padded"], padding=True, split_special_tokens=True, return_tensors="pt")
+    mask = batch["attention_mask"].bool()  # (B, T)
+    side = "left" if said["causal"] else "right"
+    if not mask[:, -1 if said["causal"] else 0].all():
+        return [f"the tokenizer does not pad on the {side}"]
+    faults, logits = [], model(**batch).logits
+    for n, text in enumerate(said["padded"]):
+        if int(mask[n].sum()) != len(tensors[f"padded.{n}"]):
+            faults.append(f"padded on the {side}, {text[:80]!a} has another number of tokens")
+            continue
+        difference = float((logits[n][mask[n]] - tensors[f"padded.{n}"]).abs().max())
+        if not difference <= said["tolerance"]:
+            faults.append(f"padded on the {side}, the logits of {text[:80]!a} differ by up to {difference:.3g}")
+    return faults or (differing_written(model, batch, said) if said["causal"] else [])
+
+
+def differing_written(model, batch, said: dict) -> list[str]:
+    """Tokens that greedy `generate` adds to a padded text and that are not the likeliest after the text alone."""
+    written = model.generate(**batch, max_new_tokens=said["written"], do_sample=False)
+    for ids, mask, row in zip(batch["input_ids"], batch["attention_mask"].bool(), written, strict=True):
+        new = row[len(ids) :]
+        logits = model(torch.cat((ids[mask], new))[None]).logits[0, int(mask.sum()) - 1 :]
+        for token, after in zip(new.tolist(), logits, strict=False):
+            if not float(after.max() - after[token]) <= said["tolerance"]:  # of two that are as likely either will do
+                return [f"padded, generate writes token {token}; alone {int(after.argmax())} is the likeliest"]
+            if token == model.generation_config.eos_token_id:
+                break
+    return []
+
+
+def compare(logits: list[torch.Tensor], tensors: dict) -> tuple[dict, str]:
+    """What was measured, and a line about the worst logit."""
+    worst, place, count, ours = 0.0, "", 0, []
+    for n, theirs in enumerate(logits):
+        reference, rows = tensors[f"{n}.logits"], tensors[f"{n}.rows"]
+        kept = tensors[f"{n}.mask"][:, rows].bool()  # (B, R)
+        ours.append(reference[kept].flatten())
+        count += ours[-1].numel()
+        difference = (theirs - reference).abs().masked_fill(~kept[..., None], 0)
+        difference = torch.where(difference.isfinite(), difference, torch.inf)  # (B, R, V)
+        if difference.max() > worst:
+            worst = float(difference.max())
+            b, r, v = (int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+            sizes = " x ".join(map(str, tensors[f"{n}.ids"].shape))
+            place = f"batch {n} ({sizes} tokens), sequence {b}, position {int(rows[r])}, token {v}: "
+            place += f"{float(theirs[b, r, v]):.6g}, ours {float(reference[b, r, v]):.6g}"
+    measured = {"max_logit_diff": worst, "logits": count, "logit_std": float(torch.cat(ours).std())}
+    return measured, f"logits differ by up to {worst:.3g}, in {place}"
+
+
+def first_parting(model, tensors: dict, tolerance: float) -> str:
+    """Where inside the model the first difference is."""
+    mask = tensors["0.mask"]
+    theirs = model(input_ids=tensors["0.ids"], attention_mask=mask, output_hidden_states=True).hidden_states
+    names = ["the embeddings", *(f"layer {i}" for i in range(len(theirs) - 1))]
+    for name, a, b in zip(names, theirs, tensors["hidden"], strict=True):
+        difference = float((a - b).abs().max())
+        if not difference <= tolerance:
+            return f"they part in {name}: hidden states differ by up to {difference:.3g}"
+    return "hidden states agree in every layer: they part in the head"
+
+
+def _differing_ids(how: str, text: str, ids: list[int], ours: list[int]) -> str:
+    at = _first_difference(ids, ours)
+    return f"encoding {text[:80]!a} {how} gives {ids[at : at + 8]} from token {at} on, ours gives {ours[at : at + 8]}"
+
+
+def _first_difference(a: list | str, b: list | str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

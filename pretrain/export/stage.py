@@ -1,0 +1,138 @@
+"""The stage `export`: a checkpoint written as a Hugging Face folder, compared with our model, and published."""
+
+import difflib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain import config
+from pretrain.config import StageConfig
+from pretrain.dialects import bert, qwen3
+from pretrain.errors import ExportError
+from pretrain.export import card, provenance, reference, tokenizer_files
+from pretrain.model.transformer import ModelConfig, Transformer
+from pretrain.storage.files import write_json
+from pretrain.storage.index import write_index
+from pretrain.storage.publish import publish
+from pretrain.tokenizer import open_tokenizer
+from pretrain.training import checkpoint
+from pretrain.training.checkpoint import Checkpoint
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+DIALECTS = {"bert": bert, "qwen3": qwen3}
+
+
+class ExportConfig(StageConfig):
+    checkpoint: str  # a run folder (its newest checkpoint) or one of its checkpoints/step_…
+    dialect: Literal["bert", "qwen3"]
+    out: str
+    tokenizer: str | None = None  # default: where the run found it
+
+
+def check(model: ModelConfig, dialect: str, tokenizer_kind: str | None = None) -> None:
+    """Raise ExportError unless `model`, with a tokenizer of this kind, can be expressed in `dialect` and verified."""
+    if dialect not in DIALECTS:
+        near = difflib.get_close_matches(dialect, DIALECTS, n=1)
+        raise ExportError(
+            f"no dialect {dialect!r}" + (f": did you mean {near[0]}?" if near else ""),
+            f"known: {', '.join(DIALECTS)}",
+        )
+    lines = DIALECTS[dialect].objections(model)
+    wanted = DIALECTS[dialect].TOKENIZER_KIND
+    if tokenizer_kind not in (None, wanted):
+        lines.append(f"the tokenizer is of kind {tokenizer_kind}: {dialect} has {wanted}")
+    if lines:
+        raise ExportError(f"this model cannot be exported as {dialect}", *lines)
+    if importlib.util.find_spec("transformers") is None:
+        raise ExportError("export needs transformers", "pip install '.[export]'")
+
+
+def run(cfg: ExportConfig) -> dict:
+    """Publish `cfg.out` and return its certificate: what was compared, how far it differed, and by which versions.
+
+    Raises ExportError when the model cannot be expressed or the folder is not equal to it; then `out` is as it was.
+    """
+    source = Checkpoint(checkpoint.resolve(cfg.checkpoint))
+    settings = yaml.safe_load(source.config_text)
+    model = config.build(ModelConfig, settings["model"], f"{source.folder}/{checkpoint.CONFIG}")
+    tokenizer = open_tokenizer(cfg.tokenizer or settings["data"]["tokenizer"])
+    source.check_tokenizer(tokenizer, ExportError)
+    check(model, cfg.dialect, tokenizer.kind)
+    with publish(Path(cfg.out), "export", ExportError, cfg) as aside:
+        ours = source.weights()
+        vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
+        assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
+        tokenizer_files.write_tokenizer(aside, tokenizer, card.trained_length(settings))
+        _write_model(aside, DIALECTS[cfg.dialect], model, ours, tokenizer.specials)
+        said = aside / "said"  # inside, so that the next export sweeps what a killed one leaves
+        reference.write(said, opened(model, ours), tokenizer)
+        del ours  # the other process needs the memory
+        certificate = verify(aside, said)
+        shutil.rmtree(said)
+        texts, scores = provenance.texts(settings, source.index), provenance.scores(source.folder, source.index["step"])
+        text = card.card(cfg.dialect, model, vocab_size, parameters, tokenizer, settings, source.index, texts, scores)
+        (aside / "README.md").write_text(text, encoding="utf-8")
+        index = {
+            "stage": "export",
+            "dialect": cfg.dialect,
+            "checkpoint": source.index["fingerprint"],
+            "tokenizer": tokenizer.fingerprint,
+            "step": source.index["step"],
+            "recorded": {"checkpoint": str(source.folder), "certificate": certificate},
+        }
+        write_index(aside, index, recorded=("README.md",))
+    print(f"{cfg.out}: equal to step {source.index['step']} in transformers {certificate['transformers']}", flush=True)
+    compared = f"{certificate['logits']:,} logits and {certificate['texts']:,} texts compared"
+    print(f"  {compared}, largest difference of two logits {certificate['max_logit_diff']:.1e}", flush=True)
+    return certificate
+
+
+def verify(folder: Path, said: Path) -> dict:
+    """Compare `folder`, opened by stock transformers in a fresh process, with the answers in `said`.
+
+    Returns what was measured. Raises ExportError with what differs.
+    """
+    result = said / "result.json"
+    script = Path(__file__).with_name("parity.py")
+    python = Path(sys.executable).absolute()  # a shell that has .venv/bin in its PATH gives a relative one
+    command = [python, "-P", script, folder.resolve(), said.resolve(), result.resolve()]
+    done = subprocess.run(command, cwd=said, env=os.environ | OFFLINE, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise ExportError("transformers cannot use the exported folder", *done.stderr.strip().splitlines()[-8:])
+    certificate = json.loads(result.read_text(encoding="utf-8"))
+    faults = certificate.pop("faults")
+    if faults:
+        opened_by = f"opened by transformers {certificate['transformers']}"
+        raise ExportError("the exported folder is not equal to our model and tokenizer", *faults, opened_by)
+    return certificate
+
+
+def _write_model(
+    folder: Path, dialect: ModuleType, model: ModelConfig, ours: dict[str, Tensor], specials: dict[str, int]
+) -> None:
+    settings = dialect.config(model, len(ours["embed.weight"]), specials)
+    write_json(folder / "config.json", settings)
+    if model.causal:
+        marks = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        write_json(folder / "generation_config.json", marks)
+    save_file(dialect.weights(model, ours), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def opened(model: ModelConfig, weights: dict[str, Tensor]) -> Transformer:
+    """Our model with the weights of a checkpoint, which it shares, ready to be asked."""
+    with torch.device("meta"):
+        empty = Transformer(model, len(weights["embed.weight"]))
+    tied = {"head.decoder.weight": weights["embed.weight"]} if model.tie_embeddings else {}
+    empty.load_state_dict(weights | tied, assign=True)
+    return empty.eval()

@@ -1,0 +1,43 @@
+"""The tokenizer's files as `AutoTokenizer` of transformers 4 and 5 opens them beside a model.
+
+A decoder's corpus reads `text <eod>`, and a document begins at the `<eod>` that closes its predecessor. Who opens the
+exported folder encodes prompts: `<eod> text`, so that `generate(**tokenizer(prompt))` continues what training began.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from pretrain.storage.files import write_json
+from pretrain.tokenizer import Tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:
+    """Write tokenizer.json, tokenizer_config.json and for BERT vocab.txt; texts are truncated to `longest` tokens."""
+    settings = json.loads((tokenizer.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings |= {"model_max_length": longest, "clean_up_tokenization_spaces": False}
+    if tokenizer.kind == "bert":
+        for name in ("tokenizer.json", "vocab.txt"):  # an adopted tokenizer may have no vocab.txt
+            if (tokenizer.folder / name).exists():
+                shutil.copyfile(tokenizer.folder / name, folder / name)
+    else:
+        end = tokenizer.token_text(tokenizer.specials["eod"])
+        engine = json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))
+        engine["post_processor"] = _begun_by(end, tokenizer.specials["eod"])
+        write_json(folder / "tokenizer.json", engine)
+        # Without the class the folder opens as Qwen2Tokenizer, silently and with other ids. Prompts of several lengths
+        # are padded on the left: what `generate` adds must follow the prompt, not its padding.
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "padding_side": "left"}
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def _begun_by(mark: str, token: int) -> dict:
+    """The template `mark $A`, and for two texts `mark $A mark $B`, as tokenizer.json writes it."""
+    special = {"SpecialToken": {"id": mark, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, special, second],
+        "special_tokens": {mark: {"id": mark, "ids": [token], "tokens": [mark]}},
+    }

@@ -1,0 +1,232 @@
+"""The door to transformers: the one place that imports it, judges and opens model folders, and keeps it quiet.
+
+A folder is judged before transformers sees it: it must be whole and unaltered, and it must not bring code of its own.
+After it is opened, what transformers would pass over in silence is an error here: weights that are missing, a tokenizer
+that is missing or has more tokens than the model has embeddings.
+"""
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pretrain.errors import PretrainError, TaskError
+from pretrain.storage.index import CHECKSUM, INDEX, check_contents, digests, fingerprint, read_index
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Whose classes are code in the folder or on a hub: a folder that names such code is not opened.
+CODE = ("auto_map", "custom_pipelines", "auto_mapping")
+ATTENTION = ("attn_implementation", "_attn_implementation")  # `owner/kernel` is code from a hub
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
+SIZE_REMEDY = "export it again, or copy it again from where it was made"
+
+
+def library(name: str) -> ModuleType:
+    """`transformers`, `peft` or `accelerate`. Raises TaskError when it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise TaskError(f"fine-tuning needs {name}", f"found: {error}", "needs: pip install '.[finetune]'") from None
+
+
+def model_folder(folder: str) -> Path:
+    """`folder` as a path. Raises TaskError unless it holds a whole model that needs no code of its own."""
+    path = Path(folder)
+    try:
+        there, found = path.is_dir(), (path / "config.json").is_file()
+        adapter = (path / "adapter_config.json").is_file()
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL
+        raise TaskError(f"{folder!r} cannot be opened", f"found: {error}", "model = names a local folder") from None
+    if adapter:
+        raise TaskError(
+            f"{folder}: this folder holds an adapter, and a whole model is needed",
+            "found: adapter_config.json",
+            "merge it: open it as its README.md says, then merge_and_unload() and save_pretrained() to another folder",
+        )
+    if not found:
+        raise TaskError(
+            f"{folder}: it has no config.json" if there else f"{folder}: there is no such folder",
+            "model = names a local Hugging Face folder",
+            "make one with: python launch/export.py CONFIG.yaml",
+        )
+    for settings in sorted(path.glob("*config.json")):
+        _refuse_code(settings)
+    if not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
+        raise TaskError(
+            f"{folder}: the weights are pickles, which can run code when they are opened",
+            "found: .bin files and no .safetensors",
+            "convert them to safetensors where the model came from",
+        )
+    _check_layers(path)
+    return path
+
+
+def _check_layers(folder: Path) -> None:
+    """Raise TaskError when config.json has more layers than the folder has tensors.
+
+    transformers makes the layers before it looks at the weights: of a damaged number it would never come to an end.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = {key: config[key] for key in LAYERS if isinstance(config.get(key), int)}
+    tensors = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size) if size < path.stat().st_size else b""
+        tensors += header.count(b'"data_offsets"')
+    for key, layers in found.items():
+        if tensors and layers > tensors:
+            raise TaskError(
+                f"{folder}: config.json says more layers than the folder has weights",
+                f"{key} = {layers:,}, and the safetensors files hold {tensors:,} tensors",
+                SIZE_REMEDY,
+            )
+
+
+def _refuse_code(settings: Path) -> None:
+    """Raise TaskError when a JSON file of settings cannot be read, or asks to run code of the folder or of a hub."""
+    try:
+        values = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        found = str(error).splitlines()[0][:200]
+        raise TaskError(f"{settings} cannot be read as JSON", f"found: {found}", SIZE_REMEDY) from None
+    if not isinstance(values, dict):
+        raise TaskError(f"{settings} must be a JSON object", f"found: {str(values)[:80]}", SIZE_REMEDY)
+    asks = [key for key in CODE if values.get(key)]
+    asks += [key for key in ATTENTION if "/" in str(values.get(key, ""))]
+    if asks:
+        raise TaskError(
+            f"{settings.parent}: this model asks to run code of its own, and such folders are not opened",
+            f"{settings.name} has {asks[0]}: {str(values[asks[0]])[:120]}",
+            "take a model of an architecture that transformers has itself",
+        )
+
+
+def must_differ(out: str, *read: str) -> None:
+    """Publishing replaces `out`. Raises ValueError, for a config's validator, when it is one of the folders read."""
+    if Path(out).resolve() in [Path(folder).resolve() for folder in read]:
+        raise ValueError(f"out = {out} would replace what is read: choose another folder")
+
+
+def identity(folder: str) -> str:
+    """The fingerprint of a model folder: what our stage wrote in its index, of other origin the hash of its files.
+
+    Every byte is hashed, whatever the size of the folder: a flipped bit in the weights trains and answers without a
+    word. The file system then has the bytes in memory when transformers reads them. Raises TaskError when the folder is
+    none that may be opened, or when its files are not those of its index.
+    """
+    path = model_folder(folder)
+    if _is_ours(path / INDEX):
+        index = read_index(path, TaskError, "python launch/export.py CONFIG.yaml")
+        check_contents(path, index, TaskError, SIZE_REMEDY, thorough=True)
+        return index["fingerprint"]
+    return fingerprint({"files": digests(path)})
+
+
+def open_config(folder: str, **changes: Any) -> "PretrainedConfig":
+    return _opened("configuration", folder, library("transformers").AutoConfig, **changes)
+
+
+def open_model(
+    folder: str, auto: type, may_be_new: Callable[[str, "PreTrainedModel"], bool], **options: Any
+) -> tuple["PreTrainedModel", set[str], dict[str, tuple]]:
+    """The folder as a model of the class that `auto` chooses; the weights that start at random because the folder lacks
+    them; and those that it has in another shape, as {name: shape}, which start at random too.
+
+    Raises TaskError when the folder lacks a weight that may not be new.
+    """
+    model, info = _opened(
+        "model", folder, auto,
+        use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options,
+    )  # fmt: skip
+    shapes = {name: tuple(shape) for name, shape, _ in info["mismatched_keys"]}
+    new = {name for name in [*info["missing_keys"], *shapes] if may_be_new(name, model)}
+    for problem, names in (("missing", info["missing_keys"]), ("of another shape than config.json says", shapes)):
+        if lacking := sorted(set(names) - new):
+            raise TaskError(
+                "the folder lacks weights of its model, which would start at random",
+                f"{folder} as {type(model).__name__}: {len(lacking)} {problem}, the first is {lacking[0]}",
+                SIZE_REMEDY,
+            )
+    return model, set(info["missing_keys"]) & new, {name: shapes[name] for name in shapes if name in new}
+
+
+def open_tokenizer(folder: str, config: "PretrainedConfig") -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer. Raises TaskError when the folder has none, or one of another model."""
+    tokenizer = _opened("tokenizer", folder, library("transformers").AutoTokenizer)
+    vocabulary = tokenizer.get_vocab()
+    # transformers 5 makes up an empty tokenizer where the files are missing.
+    if len(vocabulary) <= len(set(tokenizer.all_special_tokens)):
+        found = f"transformers finds {len(vocabulary)} tokens there"
+        raise TaskError(f"{folder} has no tokenizer", found, f"copy the tokenizer's files into it, or {SIZE_REMEDY}")
+    largest, rows = max(vocabulary.values()), getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None and largest >= rows:
+        raise TaskError(
+            f"{folder} has the tokenizer of another model",
+            f"its ids go up to {largest:,}, the model has embeddings for {rows:,} tokens",
+            f"put the model's own tokenizer there, or {SIZE_REMEDY}",
+        )
+    return tokenizer
+
+
+def _opened(what: str, folder: str, auto: type, **options: Any) -> Any:
+    """`auto.from_pretrained(folder)`: nothing is downloaded, and no code but that of transformers runs.
+
+    Raises TaskError with what transformers says when it cannot.
+    """
+    with explained(f"transformers cannot open the {what} of {folder}"):
+        return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
+
+
+@contextmanager
+def explained(failure: str) -> Iterator[None]:
+    """Whatever transformers raises inside becomes a TaskError that begins with `failure`.
+
+    For a folder that is damaged or was made elsewhere it raises errors of every kind: KeyError, TypeError,
+    AttributeError, SafetensorError and more.
+    """
+    try:
+        yield
+    except (PretrainError, MemoryError):
+        raise
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise TaskError(failure, f"it says: {type(error).__name__}: {said[:300]}", SIZE_REMEDY) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' advice, load reports and bars: what matters of it is said by us."""
+    transformers = library("transformers")
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()
+    disabled = logging.root.manager.disable
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _is_ours(index: Path) -> bool:
+    """Whether a folder is a result of our stages. An index that is damaged is ours: the refusal says so."""
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return True
+    return isinstance(found, dict) and bool({"stage", "fingerprint", CHECKSUM} & found.keys())

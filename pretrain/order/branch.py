@@ -1,0 +1,154 @@
+"""A branch: a new run, in a folder of its own, that begins at a checkpoint of another run, its parent.
+
+    branch_from: {run: runs/wiki, step: 40000, optimizer: keep, skip_steps: [41200, 41260]}
+
+For a run that went wrong: go back to a checkpoint before, and on from there with another learning rate, with AdamW
+begun anew, or without the data of some steps. Steps keep the parent's numbers: the first step of this branch is 40,001,
+its `phases` cover the steps of the parent as well, and its metrics.jsonl begins with its own first step. First of all a
+branch saves the checkpoint that it begins at in its own folder, and it never reads the parent again.
+
+The model and the tokenizer are the parent's. Everything else may differ, and what differs is printed.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pretrain.config import Config, free
+from pretrain.errors import ResumeError
+from pretrain.order.phases import MOST_STEPS, Phase, locate
+
+INDEX = "index.json"
+NAME = "step_{:08d}"  # of a checkpoint
+StepNumber = Annotated[int, Field(ge=1, lt=MOST_STEPS)]  # as in metrics.jsonl: step 1 is the first of a run
+Skips = list[tuple[StepNumber, StepNumber]]
+
+
+class BranchConfig(Config):
+    run: str = free()  # the parent's folder, or one of its checkpoints
+    step: StepNumber | None = None  # of the checkpoint; may be left out where `run` is a checkpoint
+    optimizer: Literal["keep", "fresh"] = "keep"  # fresh: AdamW begins anew, and warms up over optim.warmup_steps
+    # [a, b]: what the parent read in its steps a to b is not read; each later step of the phase reads what comes after.
+    # A branch of a branch lists all ranges, the oldest first, each in the step numbers of the run it was made for.
+    skip_steps: Skips = []
+
+    @field_validator("skip_steps", mode="before")
+    @classmethod
+    def _one_range_or_several(cls, value: Any) -> Any:
+        """[a, b] means [[a, b]]."""
+        return (
+            [value] if isinstance(value, (list, tuple)) and value and not isinstance(value[0], (list, tuple)) else value
+        )
+
+    @model_validator(mode="after")
+    def _sound(self) -> "BranchConfig":
+        name = Path(self.run).name
+        named = int(name[5:]) if name.startswith("step_") and name[5:].isdecimal() else None
+        if self.step is None and named is None:
+            raise ValueError(f"branch_from.step is missing: say at which checkpoint of {self.run} the branch begins")
+        if None not in (self.step, named) and self.step != named:
+            raise ValueError(f"branch_from.step = {self.step}, but branch_from.run is the checkpoint {name}")
+        for first, last in self.skip_steps:
+            if first > last:
+                raise ValueError(f"branch_from.skip_steps = [{first}, {last}]: the first step comes after the last")
+        return self
+
+    @property
+    def at(self) -> int:
+        """How many steps are behind the checkpoint at which the branch begins."""
+        return self.step if self.step is not None else int(Path(self.run).name[5:])
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint."""
+        run = Path(self.run)
+        return run if run.name == NAME.format(self.at) else run / "checkpoints" / NAME.format(self.at)
+
+    def resolved(self) -> "BranchConfig":
+        return self.model_copy(update={"step": self.at})
+
+
+def check(branch: BranchConfig, phases: list[Phase]) -> None:
+    """Raise ValueError unless the branch begins within `phases`, and each range of skipped steps lies in one phase."""
+    steps = sum(phase.steps for phase in phases)
+    if branch.at >= steps:
+        raise ValueError(
+            f"branch_from.step = {branch.at}, but phases end after {steps} steps: the phases of a branch cover the "
+            "steps of its parent too, and then its own"
+        )
+    for first, last in branch.skip_steps:
+        if last > steps or locate(first - 1, phases).number != locate(last - 1, phases).number:
+            raise ValueError(
+                f"branch_from.skip_steps = [{first}, {last}] does not lie in one phase: windows of other phases come "
+                "from elsewhere, so skip in one of them"
+            )
+
+
+def check_skips(branch: BranchConfig, parent: BranchConfig | None) -> None:
+    """Raise ResumeError unless the ranges begin with those that the parent has already skipped, and no others are over.
+
+    Only so do the steps of the branch go on where those of its parent stopped.
+    """
+    done = [skip for skip in parent.skip_steps if skip[0] <= branch.at] if parent else []
+    ranges = branch.skip_steps
+    if ranges[: len(done)] != done:
+        wanted = [list(skip) for skip in [*done, *(skip for skip in ranges if skip not in done)]]
+        raise ResumeError(
+            "the parent has itself skipped the data of some steps, and the branch must too",
+            f"branch_from.skip_steps begins with {[list(skip) for skip in done]}: take {wanted}",
+        )
+    for first, last in ranges[len(done) :]:
+        if first <= branch.at:
+            raise ResumeError(
+                f"branch_from.skip_steps = [{first}, {last}]: the branch begins after step {branch.at}, and what step "
+                f"{first} read has been trained on",
+                f"branch from a checkpoint before step {first}, or skip later steps",
+            )
+
+
+def reading(phases: list[Phase], skips: Skips) -> list[Phase]:
+    """The phases as the order of the data has them: each longer by the steps whose data are skipped in it."""
+    more = [0] * len(phases)
+    for first, last in skips:
+        more[locate(first - 1, phases).number] += last - first + 1
+    return [
+        phase.model_copy(update={"steps": phase.steps + extra}) if extra else phase
+        for phase, extra in zip(phases, more, strict=True)
+    ]
+
+
+def reads(step: int, phases: list[Phase], skips: Skips) -> int:
+    """Which step of `reading(phases, skips)` has the data that step `step` reads; both 0-based."""
+    if not skips:
+        return step
+    begin, shift = _phase_of(step, phases), 0
+    number = locate(step, phases).number
+    for first, last in skips:
+        if locate(first - 1, phases).number < number:
+            shift += last - first + 1
+    for first, last in reversed(skips):
+        if begin < first <= begin + phases[number].steps and step >= first - 1:
+            step += last - first + 1
+    return step + shift
+
+
+def read_by(data_step: int, phases: list[Phase], skips: Skips) -> int | None:
+    """The step (0-based) that reads what step `data_step` of `reading(phases, skips)` has; None: no step does."""
+    position = locate(data_step, reading(phases, skips)).number
+    begin = sum(phase.steps for phase in phases[:position])
+    step = data_step
+    for first, last in skips:
+        if locate(first - 1, phases).number < position:
+            step -= last - first + 1
+    for first, last in skips:
+        if begin < first <= begin + phases[position].steps:
+            if first - 1 <= step < last:
+                return None
+            step -= last - first + 1 if step >= last else 0
+    return step
+
+
+def _phase_of(step: int, phases: list[Phase]) -> int:
+    """The first step of the phase of `step`."""
+    return sum(phase.steps for phase in phases[: locate(step, phases).number])

@@ -1,0 +1,160 @@
+"""Prompt a decoder folder: continuations by the `generate` of transformers, printed and optionally published."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from pretrain import huggingface
+from pretrain.config import StageConfig
+from pretrain.errors import TaskError
+from pretrain.huggingface import identity, library, must_differ, quiet
+from pretrain.storage.index import write_index
+from pretrain.storage.publish import publish
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Logits divided by less than this could leave the range of float32. So close to 0 every draw is the likeliest token.
+COLDEST = 1e-6
+
+
+class GenerateConfig(StageConfig):
+    """What `launch/generate.py` reads."""
+
+    model: str  # Hugging Face folder
+    prompts: list[str] = Field(min_length=1)
+    out: str | None = None  # none: only printed
+    max_new_tokens: int = Field(64, gt=0)
+    temperature: float = Field(0.8, ge=0, le=1e6)  # 0: always the likeliest token
+    top_k: int = Field(40, ge=0, lt=2**31)  # drawn from so many likeliest tokens; 0: from all
+    seed: int = Field(0, ge=0, lt=2**63)  # of each prompt anew: a prompt's continuation does not depend on the others
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GenerateConfig":
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(
+                f"temperature = {self.temperature:g}: set 0 for the likeliest token, or at least {COLDEST:g} to draw"
+            )
+        if self.out is not None:
+            must_differ(self.out, self.model)
+        return self
+
+
+def run(config: GenerateConfig) -> list[str]:
+    """Print and return the continuation of each prompt; with `out`, also generations.jsonl. Raises TaskError."""
+    huggingface.model_folder(config.model)
+    if config.out is None:
+        identity(config.model)
+        found = _continuations(config)
+        _print(config.prompts, found)
+        return found
+    with publish(Path(config.out), "generate", TaskError, config) as folder:
+        base = identity(config.model)
+        found = _continuations(config)
+        _write(folder, config, base, found)
+    _print(config.prompts, found)  # published by now, whoever reads the terminal (`| head`)
+    return found
+
+
+def _continuations(config: GenerateConfig) -> list[str]:
+    import torch
+
+    with quiet():
+        transformers = library("transformers")
+        settings = huggingface.open_config(config.model)
+        _check_decoder(config.model, settings)
+        tokenizer = huggingface.open_tokenizer(config.model, settings)
+        model, _, _ = huggingface.open_model(config.model, transformers.AutoModelForCausalLM, lambda name, model: False)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        options = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
+        if options["do_sample"]:
+            options |= {"temperature": config.temperature, "top_k": config.top_k}
+        with huggingface.explained(f"transformers cannot continue text with {config.model}"):
+            encoded = [_encoded(prompt, tokenizer, model, config.max_new_tokens) for prompt in config.prompts]
+            return [continuation(model, tokenizer, prompt, config.seed, options) for prompt in encoded]
+
+
+def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
+    """Raise TaskError unless the folder holds a model that was trained to continue text.
+
+    transformers would open an encoder as a decoder, and a classifier with a new head, and both answer nonsense.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind, named = config.model_type, config.architectures or []
+    found = [str(name) for name in (named if isinstance(named, list) else [named])]
+    classes = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _each(names)}
+    causal = any(name in classes for name in found) if found else kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        causal = False  # BERT and its like are of both kinds, and look at what follows unless they are decoders
+    if not causal:
+        holds = ", ".join(found) or f"a model of the kind {kind}"
+        raise TaskError(
+            f"{folder}: this folder holds {holds}, and generate needs a decoder",
+            "a decoder is a causal language model, such as Qwen3ForCausalLM; encoders and classifiers continue no text",
+            "take the folder of an exported decoder",
+        )
+
+
+def _each(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _encoded(
+    prompt: str, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", max_new_tokens: int
+) -> "BatchEncoding":
+    """The ids of a prompt, which the tokenizer begins as it was trained to (our decoders: `<eod>`).
+
+    Raises TaskError when the prompt is empty, or does not fit the model together with its continuation.
+    """
+    encoded = tokenizer(prompt, return_tensors="pt", split_special_tokens=True).to(model.device)
+    tokens = encoded["input_ids"].shape[1]
+    if tokens == 0:
+        raise TaskError("this prompt has no tokens", f"prompt: {prompt!r}", "begin the text")
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and tokens + max_new_tokens > limit:
+        raise TaskError(
+            f"prompt and continuation are longer than the {limit} positions of the model",
+            f"prompt: {prompt[:40]!r}, {tokens} tokens, and max_new_tokens = {max_new_tokens}",
+            "lower max_new_tokens, or shorten the prompt",
+        )
+    return encoded
+
+
+def continuation(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", encoded: "BatchEncoding", seed: int, options: dict
+) -> str:
+    """The text that the model writes after an encoded prompt."""
+    import torch
+
+    ids = encoded["input_ids"]
+    torch.manual_seed(seed)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    written = model.generate(ids, attention_mask=encoded["attention_mask"], pad_token_id=padding, **options)[0]
+
+    def text(tokens: "torch.Tensor") -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    return text(written)[len(text(ids[0])) :]  # decoded alone, some tokenizers would drop its first space
+
+
+def _print(prompts: list[str], found: list[str]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    for prompt, written in zip(prompts, found, strict=True):
+        Console().print(Text.assemble((prompt, "bold"), written), end="\n\n", soft_wrap=True)
+
+
+def _write(folder: Path, config: GenerateConfig, base: str, found: list[str]) -> None:
+    with open(folder / "generations.jsonl", "w", encoding="utf-8") as file:
+        for prompt, written in zip(config.prompts, found, strict=True):
+            print(json.dumps({"prompt": prompt, "continuation": written}, ensure_ascii=False), file=file)
+    options = config.model_dump(mode="json", exclude={"model", "out", "replace"})
+    recorded = {"model": config.model}
+    write_index(folder, {"stage": "generate", "base": base, "options": options, "recorded": recorded})

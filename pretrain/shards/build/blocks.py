@@ -1,0 +1,419 @@
+"""How shards are made by any number of processes, of this machine or of many that share a file system.
+
+Three steps, each of files that are finished when they have their name, in a folder `.NAME.work` beside the output:
+
+    chunks-…/KEY     a chunk of the corpus, tokenised: a `Block`. KEY is its content and its place in the corpus
+    runs-…/NUMBER    only when documents are shuffled: neighbouring chunks as one block, in order of a random key
+    pieces-…/NAME.*  files of the output, put together from stretches of blocks and hashed on the way; NAME.done last
+
+Processes write; what they send back is counts. What is finished is not made again, in whatever order, by however many
+processes and after however many interruptions: the output does not show them, nor how the corpus was cut into chunks.
+
+Memory of a process: 150 MB (vocabulary 30,000), or 25 times the longest document; 200 MB where documents are shuffled;
+and two chunks on their way to it, in shared memory. The one that leads them is one of them, and has 1 kB a chunk
+besides. Disk, while they work: the output twice, three times if documents are shuffled, and 8 bytes for each distinct
+id of a chunk.
+"""
+
+import hashlib
+import json
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pretrain.corpus import SIDES, Chunk, Cleaned, Corpus, Document, Group, Skipped
+from pretrain.errors import TokenizerError
+from pretrain.shards.megatron import CODES, HEADER, MAGIC
+from pretrain.shards.reader import ORIGIN
+from pretrain.storage.files import digest, finished
+from pretrain.storage.sealed import SEAL_BYTES, discard, sealed, unsealed, usable
+from pretrain.tokenizer import Tokenizer, open_tokenizer
+
+ROW = np.dtype(  # of a document; `begin` is its first token within its side of the block, `key` is for shuffling
+    [("length", "<i4"), ("raw", "<u4"), ("file", "<u4"), ("number", "<u8"), ("begin", "<u8"), ("key", "<u8")]
+)
+COUNT = np.dtype([("id", "<u4"), ("times", "<u4")])
+SIDECARS = {"raw": np.dtype("<u4"), "origin": ORIGIN}  # arrays of one row a document, NAME.raw.npy …
+BATCH_CHARACTERS = 1 << 20  # encoded together
+BUFFER_TOKENS = 1 << 20  # copied at a time
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side of a block holds."""
+
+    documents: int = 0
+    tokens: int = 0
+    raw_bytes: int = 0
+
+    def __add__(self, other: "Side") -> "Side":
+        return Side(*(a + b for a, b in zip(self.values, other.values, strict=True)))
+
+    @property
+    def values(self) -> tuple[int, int, int]:
+        return self.documents, self.tokens, self.raw_bytes
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished file: the rows (ROW) of its documents, those of the first side first, then their ids in that order.
+
+    `files` of its rows are numbers into `places`, where documents came from: "en.jsonl, line". Last, of a chunk, how
+    often each id occurs on each side (COUNT): counted when they are made, they need not be read for it.
+    """
+
+    path: Path
+    sides: tuple[Side, ...]
+    places: tuple[str, ...]
+    skipped: Skipped
+    distinct: tuple[int, ...] = ()  # ids of each side
+
+    def rows(self, side: int, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Rows first … last - 1 of a side."""
+        before = sum(side.documents for side in self.sides[:side])
+        count = (self.sides[side].documents if last is None else last) - first
+        return self._read(ROW, count, (before + first) * ROW.itemsize)
+
+    def ids(self, side: int, dtype: np.dtype, first: int, tokens: int) -> np.ndarray:
+        """Ids first … first + tokens - 1 of a side."""
+        before = sum(side.tokens for side in self.sides[:side]) + first
+        begin = sum(side.documents for side in self.sides) * ROW.itemsize
+        return self._read(dtype, tokens, begin + before * dtype.itemsize)
+
+    def counts(self, side: int, dtype: np.dtype) -> np.ndarray:
+        """(distinct ids of a side,) COUNT."""
+        rows, tokens = (sum(getattr(each, name) for each in self.sides) for name in ("documents", "tokens"))
+        begin = rows * ROW.itemsize + tokens * dtype.itemsize
+        return self._read(COUNT, self.distinct[side], begin + sum(self.distinct[:side]) * COUNT.itemsize)
+
+    def between(self, side: int, first: int, last: int) -> tuple[int, int]:
+        """Which rows of a side, in order of their keys, have one from `first` to `last`."""
+        count = self.sides[side].documents
+        if not count:
+            return 0, 0
+        before = sum(side.documents for side in self.sides[:side])
+        rows = np.memmap(self.path, ROW, "r", before * ROW.itemsize, (count,))
+        keys = rows.view(np.ndarray)["key"]  # not for np.searchsorted, which would copy it: it is not aligned
+        return bisect_left(keys, first), bisect_right(keys, last)
+
+    def _read(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+        found = np.fromfile(self.path, dtype, count, offset=offset)
+        assert len(found) == count, (self.path, offset, len(found), count)
+        return found
+
+
+# Chunks
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process has to know to tokenise a chunk; with the chunk, everything that decides what a block holds."""
+
+    corpus: Corpus | Cleaned
+    tokenizer: Path
+    fingerprint: str  # of the tokenizer
+    dtype: np.dtype  # of its ids
+    folder: Path
+    chunk_bytes: int
+
+
+def tokenise(job: Job, item: Group | Chunk) -> list[Block]:
+    """The blocks of a chunk, or of the chunks of some files, which are read here; those that are there are not made."""
+    chunks = [item] if isinstance(item, Chunk) else job.corpus.chunks(job.chunk_bytes, item)
+    return [_block(job, chunk) for chunk in chunks]
+
+
+def items_of(corpus: Corpus | Cleaned, chunk_bytes: int, workers: int) -> Iterator[Group | Chunk]:
+    """What is sent to processes: the names of files while there is a fair share of them for each, or else their text.
+
+    One process reads and unpacks 100 to 500 MB/s, which feeds 10 to 40 of them: a thousand must read for themselves.
+    """
+    groups = list(corpus.groups(chunk_bytes))
+    share = sum(group.bytes for group in groups) / (4 * workers)  # of four a process the last ends soon
+    for group in groups:
+        if workers > 1 and group.files and group.bytes <= share:
+            yield group
+        else:
+            yield from corpus.chunks(chunk_bytes, group)
+
+
+@lru_cache(maxsize=1)
+def opened(folder: Path, fingerprint: str) -> Tokenizer:
+    """The tokenizer, once a process."""
+    tokenizer = open_tokenizer(folder)
+    if tokenizer.fingerprint != fingerprint:
+        found = f"{folder} was {fingerprint[:12]}… at the start and is now {tokenizer.fingerprint[:12]}…"
+        raise TokenizerError("the tokenizer changed while shards were built with it", found, "start again")
+    return tokenizer
+
+
+def _block(job: Job, chunk: Chunk) -> Block:
+    path = job.folder / chunk.key
+    if usable(path):
+        return read_block(path)
+    tokenizer, skipped = opened(job.tokenizer, job.fingerprint), Skipped()
+    sides, places = {side: _Encoded(tokenizer, job.dtype) for side in SIDES}, {}
+    for document in job.corpus.read(chunk, skipped):
+        place, _, number = document.where.rpartition(" ")
+        sides[document.side].add(document, places.setdefault(place, len(places)), int(number))
+    rows, ids, counts = map(list, zip(*(sides[side].arrays() for side in SIDES), strict=True))
+    return write_block(path, rows, ids, tuple(places), skipped, counts)
+
+
+class _Encoded:
+    """The documents of one side of a chunk."""
+
+    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype):
+        self.tokenizer, self.dtype = tokenizer, dtype
+        self.texts, self.characters = [], 0
+        self.ids, self.lengths, self.rows = [], [], []
+        self.times = np.zeros(tokenizer.vocab_size, np.int64)
+
+    def add(self, document: Document, file: int, number: int) -> None:
+        text = document.text
+        self.rows.append((0, len(text) if text.isascii() else len(text.encode("utf-8")), file, number, 0, 0))
+        self.texts.append(text)
+        self.characters += len(text)
+        if self.characters >= BATCH_CHARACTERS:
+            self._encode()
+
+    def arrays(self) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """(documents,) ROW, their ids one after another, and how often each occurs, COUNT."""
+        if self.texts:
+            self._encode()
+        rows = np.array(self.rows, ROW)
+        if len(rows):
+            rows["length"] = np.concatenate(self.lengths)
+            rows["begin"] = begins(rows["length"])
+        distinct = np.flatnonzero(self.times)
+        counts = np.empty(len(distinct), COUNT)
+        counts["id"], counts["times"] = distinct, self.times[distinct]
+        return rows, self.ids, counts
+
+    def _encode(self) -> None:
+        ids, lengths = self.tokenizer.encode_flat(self.texts)
+        self.times += np.bincount(ids, minlength=len(self.times))
+        self.ids.append(ids.astype(self.dtype))
+        self.lengths.append(lengths)
+        self.texts, self.characters = [], 0
+
+
+def write_block(
+    path: Path,
+    rows: list[np.ndarray],
+    ids: list[Iterable[np.ndarray]],
+    places: tuple[str, ...],
+    skipped: Skipped,
+    counts: Sequence[np.ndarray] = (),
+) -> Block:
+    """Write the rows of each side, the ids, which come in stretches, and their counts; then what is known of them.
+
+    The end of the file is a JSON head, its length in 8 bytes, and the seal of `sealed.sealed`.
+    """
+    sides = tuple(Side(len(r), int(r["length"].sum(dtype=np.int64)), int(r["raw"].sum(dtype=np.int64))) for r in rows)
+    block = Block(path, sides, places, skipped, tuple(map(len, counts)))
+    with sealed(path) as file:
+        for array in chain(rows, chain.from_iterable(ids), counts):
+            file.write(array)
+        head = json.dumps({**asdict(block), "path": None}).encode()
+        file.write(head + len(head).to_bytes(8, "little"))
+    return block
+
+
+def read_block(path: Path) -> Block:
+    """The block in a file that is `sealed.usable`."""
+    with open(path, "rb") as file:
+        file.seek(-8 - SEAL_BYTES, os.SEEK_END)
+        size = int.from_bytes(file.read(8), "little")
+        file.seek(-8 - size - SEAL_BYTES, os.SEEK_END)
+        head = json.loads(file.read(size))
+    sides, skipped = tuple(Side(**side) for side in head["sides"]), Skipped.of(head["skipped"])
+    return Block(path, sides, tuple(head["places"]), skipped, tuple(head["distinct"]))
+
+
+def counted(dtype: np.dtype, vocab_size: int, blocks: Sequence[Block]) -> np.ndarray:
+    """How often each id occurs on each side of the blocks of some chunks: (sides, V) int64."""
+    counts = np.zeros((len(SIDES), vocab_size), np.int64)
+    for block in blocks:
+        for side, total in enumerate(counts):
+            found = block.counts(side, dtype)
+            total[found["id"]] += found["times"]
+    return counts
+
+
+# Pieces
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring documents of one side of a block, at least one."""
+
+    block: Block
+    side: int
+    first: int
+    last: int
+    files: np.ndarray | None = None  # number of a file in the block → in the output; None: they are the same
+
+    def rows(self) -> np.ndarray:
+        rows = self.block.rows(self.side, self.first, self.last)
+        if self.files is not None:
+            rows["file"] = self.files[rows["file"]]
+        return rows
+
+    def ids(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        (head,) = self.block.rows(self.side, self.first, self.first + 1)
+        (tail,) = self.block.rows(self.side, self.last - 1, self.last)
+        first, end = int(head["begin"]), int(tail["begin"]) + int(tail["length"])
+        for begin in range(first, end, BUFFER_TOKENS):
+            yield self.block.ids(self.side, dtype, begin, min(BUFFER_TOKENS, end - begin))
+
+
+class Part(Protocol):
+    """Some documents of a piece, in order."""
+
+    def rows(self) -> np.ndarray: ...
+
+    def ids(self, dtype: np.dtype) -> Iterator[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A `.bin` with what lies beside it."""
+
+    name: str
+    side: int
+    documents: int
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, side: int, number: int, documents: int, parts: Iterable[Part]) -> "Piece":
+        return cls(f"{SIDES[side]}-{number:05d}", side, documents, tuple(parts))
+
+
+def pieces_of(side: int, blocks: list[Block], files: list[np.ndarray], piece_tokens: int) -> Iterator[Piece]:
+    """The pieces of a side: the document that reaches `piece_tokens` closes one."""
+    parts, filled, documents, made = [], 0, 0, 0
+    for block, table in zip(blocks, files, strict=True):
+        first = before = 0
+        for last, tokens in _cuts(block, side, piece_tokens - filled, piece_tokens):
+            parts.append(Stretch(block, side, first, last, table))
+            documents, filled = documents + last - first, filled + tokens - before
+            first, before = last, tokens
+            if filled >= piece_tokens:
+                yield Piece.of(side, made, documents, parts)
+                parts, filled, documents, made = [], 0, 0, made + 1
+    if parts:
+        yield Piece.of(side, made, documents, parts)
+
+
+def _cuts(block: Block, side: int, room: int, piece_tokens: int) -> list[tuple[int, int]]:
+    """Where the pieces in a block end, each as (documents, tokens) up to there; the end of the block is the last.
+
+    `room` is what the first of them still takes. Only blocks in which one ends are opened.
+    """
+    found, cuts, begin = block.sides[side], [], 0
+    if found.tokens >= room:
+        ends = np.cumsum(block.rows(side)["length"], dtype=np.int64)
+        while found.tokens - begin >= room:
+            last = int(np.searchsorted(ends, begin + room)) + 1
+            begin, room = int(ends[last - 1]), piece_tokens
+            cuts.append((last, begin))
+    rest = found.documents - (cuts[-1][0] if cuts else 0)
+    return [*cuts, (found.documents, found.tokens)] if rest else cuts
+
+
+@dataclass(frozen=True)
+class Written:
+    name: str
+    side: str
+    files: dict[str, dict]  # name → {"bytes", "sha256"}
+
+
+def write_piece(folder: Path, dtype: np.dtype, piece: Piece) -> Written:
+    """Write the files of a piece, unless they are there. Memory: a part's rows, or what it puts in order."""
+    done = folder / f"{piece.name}.done"
+    if usable(done):
+        written = Written(**json.loads(unsealed(done)))
+        there = {name: folder / name for name in written.files if (folder / name).exists()}
+        damaged = [path for name, path in there.items() if digest(path) != written.files[name]]
+        for path in damaged:
+            discard(path)
+        if len(there) == len(written.files) and not damaged:  # fewer: a killed run took some into the output
+            return written
+    files = {}
+    with _hashed(folder, f"{piece.name}.bin", files) as write:
+        for part in piece.parts:
+            for ids in part.ids(dtype):
+                write(ids)
+    with _hashed(folder, f"{piece.name}.idx", files) as write:
+        _write_idx(write, piece, dtype)
+    for sidecar, row in SIDECARS.items():
+        with _hashed(folder, f"{piece.name}.{sidecar}.npy", files) as write:
+            write(_npy_header(row, piece.documents))
+            for part in piece.parts:
+                rows = part.rows()
+                write(rows["raw"].copy() if sidecar == "raw" else _origins(rows))
+    written = Written(piece.name, SIDES[piece.side], files)
+    with sealed(done) as file:
+        file.write(json.dumps(asdict(written)).encode())
+    return written
+
+
+def _write_idx(write: Callable, piece: Piece, dtype: np.dtype) -> None:
+    """`megatron.write_idx`, of rows that are never held together."""
+    n = piece.documents
+    write(HEADER.pack(MAGIC, 1, CODES[dtype], n, n + 1))
+    for part in piece.parts:
+        write(part.rows()["length"].copy())
+    offset = 0
+    for part in piece.parts:
+        sizes = part.rows()["length"].astype("<i8") * dtype.itemsize
+        ends = offset + np.cumsum(sizes)
+        write(ends - sizes)
+        offset = int(ends[-1]) if len(ends) else offset
+    for first in range(0, n + 1, BUFFER_TOKENS):
+        write(np.arange(first, min(n + 1, first + BUFFER_TOKENS), dtype="<i8"))
+
+
+def _origins(rows: np.ndarray) -> np.ndarray:
+    found = np.empty(len(rows), ORIGIN)
+    for name in ORIGIN.names:
+        found[name] = rows[name]
+    return found
+
+
+def begins(lengths: np.ndarray) -> np.ndarray:
+    """Where each of (n,) things begins that lie one after another."""
+    return np.cumsum(lengths, dtype=np.int64) - lengths
+
+
+def _npy_header(dtype: np.dtype, rows: int) -> bytes:
+    file = BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+@contextmanager
+def _hashed(folder: Path, name: str, files: dict[str, dict]) -> Iterator[Callable]:
+    """A function that writes to a file; when it is finished, its size and SHA-256 are in `files`."""
+    found, size = hashlib.sha256(), 0
+    with finished(folder / name) as file:
+
+        def write(data: bytes | np.ndarray) -> None:
+            nonlocal size
+            view = memoryview(data).cast("B") if len(data) else b""
+            found.update(view)
+            size += file.write(view)
+
+        yield write
+    files[name] = {"bytes": size, "sha256": found.hexdigest()}

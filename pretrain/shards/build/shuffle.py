@@ -1,0 +1,131 @@
+"""Documents in random order: an external sort by a random key, which is a function of seed, side and document number.
+
+Neighbouring chunks become runs: blocks whose documents are in order of their keys. A piece is then made of the same
+stretch of keys of every run. With runs of 128 MB and pieces of 2 GB, a build of 5 TB of ids has 40,000 runs, and a
+piece takes 50 kB of each: files are read in long strides, and never document by document.
+
+The order is a property of the corpus and the seed: it does not know of chunks, runs or processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.corpus import SIDES, Skipped
+from pretrain.hashing import SHUFFLE, hash64
+from pretrain.shards.build.blocks import ROW, Block, Piece, Stretch, begins, read_block, write_block
+from pretrain.storage.sealed import usable
+
+RUN_TOKENS = 1 << 26  # 128 MB of ids, which are held twice
+GATHER_TOKENS = 1 << 21  # put into order at a time
+PLAN_DOCUMENTS = 1 << 18  # whose keys are looked at together
+KEYS = 1 << 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring blocks that become one."""
+
+    path: Path
+    blocks: tuple[Block, ...]
+    files: tuple[np.ndarray, ...]  # for each, as in Stretch
+    numbers: tuple[int, ...]  # of the first document of each side, among all of that side
+
+
+def runs_of(folder: Path, blocks: list[Block], files: list[np.ndarray]) -> Iterator[Run]:
+    """As many neighbouring blocks together as reach RUN_TOKENS."""
+    held, tokens, made, numbers = [], 0, 0, [0] * len(SIDES)
+    begun = tuple(numbers)
+    for block, table in zip(blocks, files, strict=True):
+        held.append((block, table))
+        tokens += sum(side.tokens for side in block.sides)
+        numbers = [number + side.documents for number, side in zip(numbers, block.sides, strict=True)]
+        if tokens >= RUN_TOKENS or block is blocks[-1]:
+            yield Run(folder / f"{made:06d}", *zip(*held, strict=True), begun)
+            held, tokens, made, begun = [], 0, made + 1, tuple(numbers)
+
+
+def make_run(seed: int, dtype: np.dtype, run: Run) -> Block:
+    """Write a run, unless it is there."""
+    if usable(run.path):
+        return read_block(run.path)
+    rows, ids = [], []
+    for side, number in enumerate(run.numbers):
+        stretches = [
+            Stretch(block, side, 0, block.sides[side].documents, table)
+            for block, table in zip(run.blocks, run.files, strict=True)
+            if block.sides[side].documents
+        ]
+        found = np.concatenate([np.zeros(0, ROW), *(stretch.rows() for stretch in stretches)])
+        found["key"] = hash64(SHUFFLE, seed, side, number + np.arange(len(found)))
+        order = np.argsort(found["key"])
+        found = found[order]
+        found["begin"] = begins(found["length"])
+        rows.append(found)
+        ids.append(_ids(stretches, dtype, found["length"], order))
+    return write_block(run.path, rows, ids, (), Skipped())
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Documents of one side of several runs: those with a key from `first` to `last`, in its order."""
+
+    runs: tuple[Block, ...]
+    side: int
+    first: int
+    last: int
+
+    def rows(self) -> np.ndarray:
+        return self._sorted()[0]
+
+    def ids(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        rows, order, stretches = self._sorted()
+        return _ids(stretches, dtype, rows["length"], order)
+
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray, list[Stretch]]:
+        """Rows in order, the place of each in the stretches, and these."""
+        found = [(run, *run.between(self.side, self.first, self.last)) for run in self.runs]
+        stretches = [Stretch(run, self.side, first, last) for run, first, last in found if last > first]
+        rows = np.concatenate([np.zeros(0, ROW), *(stretch.rows() for stretch in stretches)])
+        order = np.argsort(rows["key"])
+        return rows[order], order, stretches
+
+
+def shuffled_pieces(side: int, runs: tuple[Block, ...], piece_tokens: int) -> Iterator[Piece]:
+    """The pieces of a side: the document that reaches `piece_tokens` closes one, as when nothing is shuffled.
+
+    The lengths of all documents are read here, PLAN_DOCUMENTS at a time.
+    """
+    parts, filled, documents, made = [], 0, 0, 0
+    spans = sum(run.sides[side].documents for run in runs) // PLAN_DOCUMENTS + 1
+    for span in range(spans):
+        rows = Merge(runs, side, KEYS * span // spans, KEYS * (span + 1) // spans - 1).rows()
+        ends = np.cumsum(rows["length"], dtype=np.int64)
+        first = begin = 0
+        while first < len(rows):
+            wanted = min(GATHER_TOKENS, piece_tokens - filled)
+            last = min(len(rows), int(np.searchsorted(ends, begin + wanted)) + 1)
+            parts.append(Merge(runs, side, int(rows["key"][first]), int(rows["key"][last - 1])))
+            documents, filled = documents + last - first, filled + int(ends[last - 1]) - begin
+            first, begin = last, int(ends[last - 1])
+            if filled >= piece_tokens:
+                yield Piece.of(side, made, documents, parts)
+                parts, filled, documents, made = [], 0, 0, made + 1
+    if parts:
+        yield Piece.of(side, made, documents, parts)
+
+
+def _ids(stretches: list[Stretch], dtype: np.dtype, lengths: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
+    """Ids of the documents of stretches in another order, with `lengths` (n,) in it, about GATHER_TOKENS at a time."""
+    ids = np.concatenate([np.zeros(0, dtype), *(ids for stretch in stretches for ids in stretch.ids(dtype))])
+    before = np.empty_like(lengths)
+    before[order] = lengths
+    starts, ends = begins(before)[order], np.cumsum(lengths, dtype=np.int64)
+    first = done = 0
+    while first < len(order):
+        last = min(len(order), int(np.searchsorted(ends, done + GATHER_TOKENS)) + 1)
+        shift = starts[first:last] - (ends[first:last] - lengths[first:last])
+        yield ids[np.repeat(shift, lengths[first:last]) + np.arange(done, ends[last - 1])]
+        first, done = last, int(ends[last - 1])

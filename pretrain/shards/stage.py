@@ -1,0 +1,246 @@
+"""The stage `shards`: its configuration, the processes that build, and the index of what it publishes."""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial, reduce
+from itertools import chain
+from operator import add, attrgetter
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from pretrain.config import StageConfig, free
+from pretrain.corpus import CHUNK_BYTES, SIDES, Cleaned, Corpus, Shares, Skipped, check_apart, listing, open_corpus
+from pretrain.display.progress import closing_line, progress
+from pretrain.errors import CorpusError, ShardError, TokenizerError
+from pretrain.processes.pool import cluster, noted, ordered, processes
+from pretrain.shards.build.blocks import (
+    SIDECARS,
+    Block,
+    Job,
+    Piece,
+    Written,
+    counted,
+    items_of,
+    opened,
+    pieces_of,
+    tokenise,
+    write_piece,
+)
+from pretrain.shards.build.shuffle import make_run, runs_of, shuffled_pieces
+from pretrain.shards.megatron import dtype_of
+from pretrain.shards.reader import ORIGINS
+from pretrain.storage.files import write_json
+from pretrain.storage.index import read_index, write_index
+from pretrain.storage.publish import publish
+from pretrain.storage.work import code, kept
+from pretrain.tokenizer import Tokenizer
+from pretrain.tokenizer.tokenizer import MADE_BY as TOKENIZER_MADE_BY
+
+FORMAT = 2  # 1 had no origins
+COUNTED = 64  # chunks whose counts are added up together
+Each = Callable[[Callable, Iterable], Iterator]  # as `map`: the results, in order, of a function of each thing
+
+
+class ShardsConfig(StageConfig):
+    """What `launch/shards.py` reads."""
+
+    corpus: str  # recipe.yaml, a folder that holds one, or one text file
+    tokenizer: str  # folder of the tokenizer stage
+    out: str
+    piece_tokens: int = Field(1 << 30, gt=0)  # a piece is closed by the document that reaches this
+    shuffle_seed: int | None = Field(None, ge=0, lt=2**63)  # documents in random order; null: in the recipe's
+    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)  # of text that a process takes; 64 MB from 1 TB on
+    workers: int = free(1, ge=1)  # processes of this machine
+    scheduler: str | None = free(None)  # tcp://…, of a Dask cluster whose workers do the work instead
+
+
+def run(config: ShardsConfig) -> dict:
+    """Tokenise a corpus into `config.out`. Returns the index. Raises CorpusError, TokenizerError or ShardError."""
+    began = time.monotonic()
+    # Workers elsewhere are in another folder than this process.
+    placed = (lambda path: Path(path).absolute()) if config.scheduler else Path
+    out, corpus = Path(config.out), open_corpus(placed(config.corpus))
+    check_apart(corpus, out)
+    tokenizer = _tokenizer(placed(config.tokenizer))
+    with (
+        publish(out, "shards", ShardError, config) as folder,
+        kept(out, "chunks", "chunks-*/[!.]*", ShardError) as work,
+        _processes(config) as (each, workers),
+    ):
+        corpus.bounds(each)
+        job = _job(config, corpus, tokenizer, work)
+        with listing(corpus, each):
+            blocks, shares = _tokenise(job, each, workers)
+        _check(blocks, config, corpus)
+        places = list(dict.fromkeys(place for block in blocks for place in block.places))
+        aside, pieces = _plan(job, blocks, places, config, each)
+        written = each(partial(write_piece, aside, job.dtype), pieces)  # begins; meanwhile files are hashed
+        identity = corpus.fingerprint(each)
+        unigrams = sum(each(partial(counted, job.dtype, tokenizer.vocab_size), _groups(blocks)))
+        sides, files = _written(written, blocks)
+        for name in files:
+            (aside / name).rename(folder / name)
+        for side, unigram in zip(SIDES, unigrams, strict=True):
+            np.save(folder / f"{side}.unigram.npy", unigram)
+        write_json(folder / ORIGINS, places)
+        index = {
+            "stage": "shards",
+            "format": FORMAT,
+            "kind": tokenizer.kind,
+            "dtype": str(job.dtype),
+            "vocab_size": tokenizer.vocab_size,
+            "specials": tokenizer.specials,
+            "sidecars": list(SIDECARS),
+            "shuffle_seed": config.shuffle_seed,
+            "tokenizer": tokenizer.fingerprint,
+            "corpus": identity,
+            "split": corpus.split,
+            "sides": sides,
+            "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer, **_described(corpus, shares)},
+        }
+        index = write_index(folder, index, recorded=(ORIGINS,), known=files)
+    for side, found in sides.items():
+        print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
+    shares.show(corpus.meant)
+    closing_line("shards", began)
+    return index
+
+
+def _described(corpus: Corpus | Cleaned, shares: Shares) -> dict:
+    """The text, for a model card. Language and licence change no token, so they are no part of the identity."""
+    sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
+    return {"name": corpus.recipe.name, "sources": sources, "shares": shares.counts}
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """The checked tokenizer, held for what is done in this process."""
+    opened.cache_clear()
+    index = read_index(folder, TokenizerError, TOKENIZER_MADE_BY, stage="tokenizer")
+    return opened(folder, index["fingerprint"])
+
+
+@contextmanager
+def _processes(config: ShardsConfig) -> Iterator[tuple[Each, int]]:
+    """`each(work, items)`: the results in order; and the number of processes that they come from."""
+    if config.scheduler:
+        with cluster(config.scheduler) as (executor, workers):
+            yield partial(ordered, workers=workers, executor=executor), workers
+    elif config.workers == 1:
+        yield partial(ordered, workers=1), 1
+    else:
+        with processes(config.workers) as executor:
+            yield partial(ordered, workers=config.workers, executor=executor), config.workers
+
+
+def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, work: Path) -> Job:
+    """What the processes have to know. Chunks that other settings left are removed."""
+    settings = {
+        "format": FORMAT,
+        "tokenizer": tokenizer.fingerprint,
+        "heldout": corpus.bounds(),
+        "sources": [source.model_dump(mode="json", exclude={"files"}) for source in corpus.recipe.sources],
+        "numpy": np.__version__,
+        "tokenizers": importlib.metadata.version("tokenizers"),
+        "code": code("corpus", "tokenizer", "shards"),
+    }
+    folder = _alone(work, "chunks", settings)
+    dtype = dtype_of(tokenizer.vocab_size)
+    return Job(corpus, tokenizer.folder, tokenizer.fingerprint, dtype, folder, config.chunk_bytes)
+
+
+def _tokenise(job: Job, each: Each, workers: int) -> tuple[list[Block], Shares]:
+    """The blocks of the corpus, in order, and what each source holds of either side."""
+    blocks, skipped, shares = [], Skipped(), Shares()
+    names = [source.name for source in job.corpus.recipe.sources]
+    items: deque[tuple[int, int]] = deque()  # on their way
+    with progress("tokenising", "documents", reads=job.corpus.stored) as advance:
+        these = noted(items_of(job.corpus, job.chunk_bytes, workers), attrgetter("source", "stored"), items)
+        for made in each(partial(tokenise, job), these):
+            number, stored = items.popleft()
+            source = names[number]
+            for block in made:
+                skipped.merge(block.skipped)
+                advance(sum(side.documents for side in block.sides))
+                for side, found in zip(SIDES, block.sides, strict=True):
+                    shares.add(source, side, found.documents, found.raw_bytes)
+            blocks += made
+            advance(0, read=stored)
+    if skipped:
+        print(skipped.line())
+    # A cleaned corpus has documents of all its sources in every file, and knows how many.
+    return blocks, job.corpus.shares if isinstance(job.corpus, Cleaned) else shares
+
+
+def _check(blocks: list[Block], config: ShardsConfig, corpus: Corpus | Cleaned) -> None:
+    """Raise CorpusError when a side of the corpus is empty."""
+    counts = [sum(block.sides[number].documents for block in blocks) for number in range(len(SIDES))]
+    for side, count in zip(SIDES, counts, strict=True):
+        if not count:
+            for block in blocks:
+                block.path.unlink(missing_ok=True)  # they are of no use
+            raise CorpusError(
+                f"the {side} side of the corpus is empty",
+                f"{config.corpus} has {sum(counts):,} documents, heldout_fraction {corpus.recipe.heldout_fraction}",
+                "add text, or choose another heldout_fraction or heldout_documents in the recipe",
+            )
+
+
+def _plan(
+    job: Job, blocks: list[Block], places: list[str], config: ShardsConfig, each: Each
+) -> tuple[Path, Iterator[Piece]]:
+    """The folder for what is decided here, and the pieces of the output. When documents are shuffled, runs are made."""
+    numbers = {place: number for number, place in enumerate(places)}
+    files = [np.array([numbers[place] for place in block.places], np.uint32) for block in blocks]
+    seed, sides = config.shuffle_seed, range(len(SIDES))
+    decided = [job.folder.name, [block.path.name for block in blocks], seed]
+    if seed is None:
+        pieces = (pieces_of(side, blocks, files, config.piece_tokens) for side in sides)
+    else:
+        folder = _alone(job.folder.parent, "runs", decided)
+        runs: list[Block] = []
+        with progress("shuffling", unit="runs") as advance:
+            for run in each(partial(make_run, seed, job.dtype), runs_of(folder, blocks, files)):
+                runs.append(run)
+                advance(1)
+        pieces = (shuffled_pieces(side, tuple(runs), config.piece_tokens) for side in sides)
+    return _alone(job.folder.parent, "pieces", [decided, config.piece_tokens]), chain.from_iterable(pieces)
+
+
+def _groups(blocks: list[Block]) -> Iterator[list[Block]]:
+    return (blocks[first : first + COUNTED] for first in range(0, len(blocks), COUNTED))
+
+
+def _written(pieces: Iterator[Written], blocks: list[Block]) -> tuple[dict[str, dict], dict[str, dict]]:
+    """What each side holds, and the digest of each file."""
+    sides = {
+        side: {"pieces": [], **vars(reduce(add, (block.sides[number] for block in blocks)))}
+        for number, side in enumerate(SIDES)
+    }
+    files = {}
+    with progress("writing", unit="pieces") as advance:
+        for written in pieces:
+            sides[written.side]["pieces"].append(written.name)
+            files |= written.files
+            advance(1)
+    return sides, files
+
+
+def _alone(work: Path, kind: str, decided: object) -> Path:
+    """A folder for what was decided so; what was decided otherwise is removed, and what a killed process left."""
+    name = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
+    folder = work / f"{kind}-{name}"
+    for other in work.glob(f"{kind}-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    return folder

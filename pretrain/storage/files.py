@@ -1,0 +1,68 @@
+"""Single files: written whole or not at all, hashed, and told from what a system or an editor leaves in a folder."""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pretrain.storage.locks import LOCKED
+
+STRAY = re.compile(  # files and folders that the system, a file manager or an editor leaves beside any file
+    r"\.DS_Store|\._.*|\.localized|\.Trash.*|\.fseventsd|\.Spotlight-V100|\.TemporaryItems|Icon\r"  # macOS
+    r"|Thumbs\.db|ehthumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"  # Windows
+    r"|\.nfs[0-9a-f]+|\.smbdelete.*|\.fuse_hidden.*|\.panfs.*|\.snapshot|lost\+found|\.directory"  # Linux
+    r"|@eaDir|#recycle|\.~lock\..*#|\..*\.sw[a-p]",  # NAS, editors
+    re.IGNORECASE,
+)
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a folder has anything but what the system or a file manager left in it."""
+    return not all(STRAY.fullmatch(path.name) or LOCKED.fullmatch(path.name) for path in folder.iterdir())
+
+
+def lies_in(path: Path | str, folder: Path | str) -> bool:
+    """Whether `path` is `folder` or lies in it, wherever their links lead."""
+    path, folder = Path(path).resolve(), Path(folder).resolve()
+    return folder == path or folder in path.parents
+
+
+def digest(path: Path) -> dict:
+    """`{"bytes": size, "sha256": hex}` of a file, read once."""
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def is_stray(path: Path) -> bool:
+    return any(STRAY.fullmatch(part) for part in path.parts)
+
+
+def write_json(path: Path, value: object) -> None:
+    """A reader sees the old file or the new one."""
+    with finished(path) as file:
+        file.write(as_json(value).encode())
+
+
+@contextmanager
+def finished(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written aside and synced before it gets its name: what has the name is whole, whenever the process
+    or the machine ends. Two processes that do the same work at once do not meet."""
+    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # a full disk is not filled by what nobody can use
+        raise
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,201 @@
+"""How every stage publishes its folder: written aside, hashed while writing, named last by one rename.
+
+A folder is complete when its index file (JSON) is there. The index lists every file with its size and SHA-256, what
+the folder was made from, and a fingerprint: the hash of the index without places, times and versions. Nothing large
+is hashed again to prove what a folder is.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain.errors import PretrainError, UserError, refusal
+from pretrain.storage import schemas
+from pretrain.storage.files import is_used, write_json
+from pretrain.storage.index import CHECKSUM, DERIVED, INDEX, RECORDED, checksum, intact, stage_of
+from pretrain.storage.locks import is_mounted, locked
+
+if TYPE_CHECKING:
+    from pretrain.config import StageConfig
+
+ASIDE = (".tmp", ".old", ".work")  # ends of the names of folders, beginning with a dot, that are not published yet
+SETTINGS = "settings"  # the key of a record under which the settings of a stage are noted
+
+
+@contextmanager
+def publish(
+    folder: Path, stage: str, what: type[UserError] = UserError, config: "StageConfig | None" = None
+) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on success it takes `folder`'s name, on failure nothing is left behind.
+
+    Refuses (`what`), before any work: to replace a folder that holds anything but an earlier result of the same stage,
+    or one that was made with other settings than those of `config`, unless that says `replace`; to lie in a published
+    folder, which would not be what it was; and to make what another process is making. The settings are recorded in
+    the index, outside of its identity.
+    """
+    folder = Path(folder)
+    check_output(folder, what, derived=stage in DERIVED)
+    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays a link
+    _check_replaceable(folder, stage, what, config)
+    with locked(folder, stage, what):
+        aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(folder, aside)
+            _check_replaceable(folder, stage, what, config)  # once more: a process may have finished, or been killed
+            aside.mkdir()
+        except OSError as error:
+            found = f"{error.filename}: {error.strerror}"
+            raise what("the output folder cannot be made", found, "choose another out=") from None
+        try:
+            yield aside
+            assert stage_of(aside / INDEX) == stage, f"{aside} was published without an index of stage {stage}"
+            if config is not None:
+                _record_settings(aside, config.settings())
+            _sync(aside)
+            _take_name(aside, folder, what)
+            # A worker of a killed run may still be writing there.
+            shutil.rmtree(work_folder(folder), ignore_errors=True)
+        except Exception as error:  # not OSError alone: safetensors and NumPy wrap what the system said
+            if isinstance(error, PretrainError) or (refused := refusal(error, f"{folder} was not written")) is None:
+                raise
+            raise what(*refused) from None
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, stage: str, what: type[UserError], config: "StageConfig | None") -> None:
+    """Raise `what` when `folder` cannot be replaced, or has anything but an earlier result of `stage`."""
+    if folder.parent.exists() and not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise what("the output folder cannot be made", f"{folder.parent} may not be written", "choose another out=")
+    if is_mounted(folder):
+        remedy = f"choose a folder inside of it, such as out={folder / stage}"
+        raise what("the output folder is a mount point, which cannot be replaced", str(folder), remedy)
+    held = stage_of(folder / INDEX)
+    if held not in (stage, "") and folder.exists() and (not os.access(folder, os.R_OK) or is_used(folder)):
+        found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
+        raise what("the output folder holds something else", f"{folder} has {found}", "choose another out=")
+    if held is not None and config is not None and not config.replace:
+        _check_settings(folder, stage, what, config)
+
+
+def _check_settings(folder: Path, stage: str, what: type[UserError], config: "StageConfig") -> None:
+    """Raise `what` when the result of `stage` in `folder` was made with other settings, naming each."""
+    remedy = "choose another out=, or say replace=true to lose what is there"
+    index = intact(folder / INDEX)
+    if index is None:  # damaged: to make it again is the cure
+        return
+    if other := schemas.unknown_format(index):
+        raise what(f"{folder} was made by another version", other, remedy)
+    settings = index.get(RECORDED, {}).get(SETTINGS)
+    lines = config.differences(settings if isinstance(settings, dict) else _older_settings(index, config))
+    if lines:
+        raise what(f"{folder} holds a result of stage {stage} that was made with other settings", *lines, remedy)
+
+
+def _older_settings(index: dict, config: "StageConfig") -> dict:
+    """The settings that the index of an older version reveals; all others are taken to be the same."""
+    said = {**index, **index.get(RECORDED, {})}
+    now = config.settings()
+    return {key: said[key] if type(said.get(key)) is type(new) else new for key, new in now.items()}
+
+
+def _record_settings(folder: Path, settings: dict) -> None:
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index[RECORDED] = {**index.get(RECORDED, {}), SETTINGS: settings}
+    index[CHECKSUM] = checksum(index)
+    write_json(folder / INDEX, index)
+
+
+def _sweep(folder: Path, aside: Path) -> None:
+    """Put right what a killed process left beside `folder`, whose lock this process has."""
+    shutil.rmtree(aside, ignore_errors=True)
+    for old in _olds(folder):
+        if not folder.exists() and stage_of(old / INDEX):
+            old.rename(folder)  # killed between the two renames: the earlier result is all there is
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _take_name(aside: Path, folder: Path, what: type[UserError]) -> None:
+    """Give `aside` the name of `folder`. What had the name is removed, if the system lets go of it.
+
+    A result that cannot have the name gets another beside it: its work is not lost.
+    """
+    old = next(old for old in _old_names(folder) if not old.exists()) if folder.exists() else None
+    try:
+        if old:
+            folder.rename(old)
+        aside.rename(folder)
+    except OSError as error:
+        if old and old.exists() and not folder.exists():
+            old.rename(folder)
+        saved = next(name for name in (folder.with_name(f"{folder.name}-{n}") for n in count(2)) if not name.exists())
+        aside.rename(saved)
+        found = f"{folder}: {error.strerror}"
+        raise what("the output folder cannot be replaced", found, f"the new result is in {saved}") from None
+    if old:
+        try:
+            shutil.rmtree(old)
+        except OSError as error:  # on NFS while another process has a file of it open
+            state = f"could not be removed ({error.strerror}): is a file of it in use?"
+            print(f"note: {folder} is published; what it replaces, {old}, {state}", file=sys.stderr)
+
+
+def _old_names(folder: Path) -> Iterator[Path]:
+    """Names beside `folder` for what it replaces, one after another: `.NAME.old`, `.NAME.old2` …"""
+    return (folder.with_name(f".{folder.name}.old{number if number > 1 else ''}") for number in count(1))
+
+
+def _olds(folder: Path) -> list[Path]:
+    name = re.compile(re.escape(f".{folder.name}.old") + r"\d*")
+    return sorted(path for path in folder.parent.iterdir() if name.fullmatch(path.name))
+
+
+def check_output(folder: Path, what: type[UserError] = UserError, derived: bool = False) -> None:
+    """Raise `what` when `folder` cannot be made: its name is none, it or one above it is a file, or may not be written.
+
+    Nor may it lie in a published folder, unless what it will hold is `derived` from that.
+    """
+    folder, remedy = Path(folder), "choose another out="
+    try:
+        # The longest name that is made beside it and in it: a name that is too long is refused before any work.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(folder.absolute().with_name(f".{folder.absolute().name}.old999") / ("x" * 64))
+        above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        outer = () if derived else folder.resolve().parents
+        held = next(((path, stage) for path in outer if (stage := stage_of(path / INDEX))), None)
+    except (OSError, ValueError) as error:  # no permission to look, a name that is too long, a NUL
+        found = getattr(error, "strerror", None) or str(error)
+        raise what("the output folder cannot be made", f"{str(folder)!r:.200}: {found}", remedy) from None
+    if not above.is_dir():
+        raise what("the output folder cannot be made", f"{above} is a file", remedy)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise what("the output folder cannot be made", f"{above} may not be written", remedy)
+    if held:
+        found = f"{folder} is in {held[0]}, the result of stage {held[1]}"
+        raise what("the output folder lies in a published folder", found, remedy)
+
+
+def work_folder(folder: Path) -> Path:
+    """Where a stage keeps what it has finished of `folder` until that is published."""
+    folder = folder.resolve() if folder.is_symlink() else folder.absolute()  # workers elsewhere have another folder
+    return folder.with_name(f".{folder.name}.work")
+
+
+def _sync(folder: Path) -> None:
+    """Push everything to disk, readable to whom the umask allows (safetensors makes its files private)."""
+    os.umask(mask := os.umask(0o022))
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Files of a published folder that must stay as they are while somebody reads them."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pretrain.errors import UserError
+from pretrain.storage.files import digest
+from pretrain.storage.index import listed
+
+
+class Unchanged:
+    """The files of a published folder that somebody goes on reading, as they were when they were opened."""
+
+    def __init__(self, folder: Path, index: dict, names: Iterable[str]):
+        """Takes the stamp of each: its place on the disk, its size, and when it was last changed."""
+        self._folder, self._index = folder, index
+        self._stamps = {name: self._stamp(name) for name in names}
+
+    def check(self, what: type[UserError]) -> None:
+        """Raise `what`, naming the file, if the bytes of one are no longer those of the index.
+
+        A stat each. Only a file with another stamp is hashed: it may have been copied to its place again.
+        """
+        for name, before in self._stamps.items():
+            now = self._stamp(name)
+            if now == before:
+                continue
+            if now is None or digest(self._folder / name) != listed(self._index)[name]:
+                state = "is missing" if now is None else "is not what it was when it was opened"
+                found = "the steps since the newest checkpoint may have read something else: they are not saved"
+                remedy = "copy it again from where it was made, and start again"
+                raise what(f"{self._folder / name} {state}", found, remedy)
+            self._stamps[name] = now
+
+    def _stamp(self, name: str) -> tuple[int, ...] | None:
+        try:
+            found = os.stat(f"{self._folder}/{name}")
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

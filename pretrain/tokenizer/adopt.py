@@ -1,0 +1,366 @@
+"""A vocabulary made elsewhere, taken as it is: a `vocab.txt` of BERT's, any `tokenizer.json`, or a folder with one.
+
+Ids and tokens stay, new ones come behind; the template becomes ours, `[CLS] … [SEP]` or `… <eod>`, and whatever would
+make an encoding shorter, longer or random is switched off: truncation, padding, the dropout of merges.
+"""
+
+import itertools
+import json
+import random
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, models, pre_tokenizers
+
+from pretrain.corpus import Corpus, Shares, Skipped
+from pretrain.errors import CorpusError, TokenizerError
+from pretrain.storage.files import digest
+from pretrain.storage.index import INDEX, listed, read_index
+from pretrain.tokenizer.config import TokenizerConfig
+from pretrain.tokenizer.kinds import PREFIX, ROLES, SPECIALS, WORD_CHARACTERS, Rules, build, is_reserved, template
+from pretrain.tokenizer.training.learn import Made, check_special_tokens, free_slots
+from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
+
+TOKENIZER, VOCAB = "tokenizer.json", "vocab.txt"
+SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")  # the second has the last word
+MOST_IDS = 1 << 22  # a model has a row for each, holes too; the largest published vocabularies have a million
+NEEDED = {"bert": ("pad", "unk", "cls", "sep", "mask"), "byte": ("eod",)}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A tokenizer as its files say it is."""
+
+    engine: tokenizers.Tokenizer
+    roles: dict[str, str]  # role → token
+    files: dict[str, Path]  # those that were read
+
+
+def adopt(config: TokenizerConfig, corpus: Corpus) -> Made:
+    """The vocabulary in `config.adopt`, ready for the shards of a run; of `corpus` only held-out text is looked at.
+
+    Raises TokenizerError when a file is missing or broken, or a special token that a run needs.
+    """
+    _check_place(config, corpus)
+    foreign = opened(config.adopt, config.lowercase, config.strip_accents)
+    engine, roles = foreign.engine, foreign.roles | config.roles
+    kind = config.kind or ("bert" if all(role in roles for role in NEEDED["bert"]) else "byte")
+    _check_roles(config.adopt, kind, roles, engine)
+    if kind == "byte":
+        roles.setdefault("pad", roles["eod"])  # whose place it takes: what is padding has no loss, and no token sees it
+    _cut_marks(engine)
+    _make_special(engine, roles)
+    rules = rules_of(engine, roles) if kind == "bert" else None
+    if rules:  # a vocab.txt does not tell special tokens from others
+        check_special_tokens(config.special_tokens, rules)
+    _append(config, kind, engine)
+    specials = {role: engine.token_to_id(roles[role]) for role in SPECIALS[kind] if role in roles}
+    engine.post_processor = template(kind, {role: (roles[role], token) for role, token in specials.items()})
+    reserved = {token for text, token in engine.get_vocab().items() if is_reserved(text)} - set(specials.values())
+    vocabulary = vocabulary_of(engine, reserved)
+    _check_marks(config.adopt, vocabulary)
+    others = sorted(vocabulary.marks - reserved - set(specials.values()))
+    lossless, counts_bytes = _probed(vocabulary)
+    skipped, shares = Skipped(), Shares()
+    return Made(
+        vocabulary=vocabulary,
+        kind=kind,
+        rules=rules,
+        specials=specials,
+        special_tokens={engine.id_to_token(token): token for token in others},
+        reserved=sorted(reserved),
+        lossless=lossless,
+        counts_bytes=counts_bytes and kind == "byte",
+        identity={"adopted": {name: digest(path)["sha256"] for name, path in sorted(foreign.files.items())}},
+        recorded={"adopted": config.adopt},
+        report={},
+        heldout=corpus.documents(("heldout",), skipped, shares),
+        skipped=skipped,
+        shares=shares,
+    )
+
+
+def opened(place: str, lowercase: bool | None = None, strip_accents: bool | None = None) -> Foreign:
+    """The tokenizer in a folder (its tokenizer.json, else its vocab.txt), or in one such file alone.
+
+    `lowercase` and `strip_accents` are for a vocab.txt, which says neither: unset, the tokenizer_config.json beside it
+    is asked, and then the vocabulary itself: one without any capital letter is for lower-cased text, as BERT's are.
+    Raises TokenizerError.
+    """
+    path, files = _files(Path(place))
+    settings = {}
+    for name in SETTINGS:
+        if name in files:
+            settings |= _json(files[name])
+    if path.suffix == ".txt":
+        engine = _wordpiece(path, settings, lowercase, strip_accents)
+    elif lowercase is None and strip_accents is None:
+        engine = _engine(path)
+    else:
+        raise TokenizerError(f"{path} says itself how it normalises text", "remove lowercase and strip_accents")
+    _check_ids(path, engine)
+    return Foreign(engine, _roles(settings, engine), files)
+
+
+def rules_of(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> Rules | None:
+    """Our rules by which a WordPiece vocabulary cuts text, if it follows any: then it can be extended."""
+    model = engine.model
+    if not isinstance(model, models.WordPiece) or model.continuing_subword_prefix != PREFIX["bert"]:
+        return None
+    if model.max_input_chars_per_word != WORD_CHARACTERS or any(roles[r] != t for r, t in SPECIALS["bert"].items()):
+        return None
+    switches = itertools.product((False, True), (False, True), ("whole", "single"), ("keep", "fold"))
+    for rules in (Rules("bert", *switch) for switch in switches):
+        if _cutting(engine) == _cutting(build(list(SPECIALS["bert"].values()), rules)):
+            return rules
+    return None
+
+
+def _cutting(engine: tokenizers.Tokenizer) -> list:
+    """Normaliser and pre-tokenizer as their JSON has them; BERT's unset `strip_accents` is its `lowercase`."""
+    parts = [json.loads(part.__getstate__()) if part else None for part in (engine.normalizer, engine.pre_tokenizer)]
+    if parts[0] and parts[0].get("type") == "BertNormalizer" and parts[0]["strip_accents"] is None:
+        parts[0]["strip_accents"] = parts[0]["lowercase"]
+    return parts
+
+
+# Files
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether `folder` is one of the tokenizer stage, whole or damaged; nobody else writes an empty index."""
+    try:
+        text = (folder / INDEX).read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return '"stage": "tokenizer"' in text or not text.strip()
+
+
+def _files(path: Path) -> tuple[Path, dict[str, Path]]:
+    """The file that holds the vocabulary, and all that are to be read, by name."""
+    if path.is_file():
+        return path, {path.name: path}
+    remedy = f"name a {TOKENIZER}, a {VOCAB} or a folder with one"
+    if not path.is_dir():
+        raise TokenizerError("no such tokenizer", f"looked for: {path}", remedy)
+    found = {name: path / name for name in (TOKENIZER, VOCAB, *SETTINGS) if (path / name).is_file()}
+    if TOKENIZER in found:
+        found.pop(VOCAB, None)
+    elif VOCAB not in found:
+        holds = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        saving = "AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes one"
+        raise TokenizerError(f"the folder has no {TOKENIZER} and no {VOCAB}", f"{path} has {holds}", saving)
+    _check_published(path, found)
+    return found.get(TOKENIZER, found.get(VOCAB)), found
+
+
+def _check_published(folder: Path, files: dict[str, Path]) -> None:
+    """Raise TokenizerError when `folder` is an export or a fine-tuned model of ours and one of `files` was altered."""
+    index = folder / INDEX
+    text = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
+    if not re.search(r'"stage": "(export|finetune)"', text):
+        return
+    remedy = "copy it again from where it was made"
+    entries = listed(read_index(folder, TokenizerError, "python launch/export.py CONFIG.yaml"))
+    altered = [name for name, path in files.items() if name not in entries or digest(path) != entries[name]]
+    if altered:
+        raise TokenizerError(f"{folder} was altered after it was made", f"changed: {', '.join(altered)}", remedy)
+
+
+def _json(path: Path) -> dict:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if "\\u" in text:  # only an escape can make a lone surrogate
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        what = "a file of the tokenizer has text that is not valid Unicode"
+        raise TokenizerError(what, f"{path}: a lone surrogate", "save the tokenizer again") from None
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError("a file of the tokenizer is not JSON", f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise TokenizerError("a file of the tokenizer is not what its name says", f"{path} holds no JSON object")
+    return found
+
+
+def _engine(path: Path) -> tokenizers.Tokenizer:
+    """A tokenizer.json without what makes encodings shorter, longer or random."""
+    found = _json(path)
+    if not isinstance(found.get("model"), dict):
+        keys = ", ".join(list(found)[:8]) or "nothing"
+        raise TokenizerError(f"{path} is no {TOKENIZER}", f"it has no model, but: {keys}")
+    found |= {"truncation": None, "padding": None}
+    if "dropout" in found["model"]:
+        found["model"]["dropout"] = None
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(found))
+    except Exception as error:  # the one type that `tokenizers` raises
+        raise TokenizerError(f"{path} is no {TOKENIZER} that `tokenizers` can open", str(error)) from None
+
+
+def _wordpiece(path: Path, settings: dict, lowercase: bool | None, strip_accents: bool | None) -> tokenizers.Tokenizer:
+    """BERT's tokenizer over a vocab.txt: a token a line, ids in their order."""
+    try:
+        tokens = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"a {VOCAB} is UTF-8", f"{path}, byte {error.start + 1}") from None
+    tokens = [token.removesuffix("\r") for token in tokens]
+    lines: dict[str, int] = {}
+    for line, token in enumerate(tokens, 1):
+        if not token or token in lines:
+            found = f"{token!r} of line {lines[token]} again" if token else "nothing"
+            raise TokenizerError(f"a {VOCAB} has a new token on every line", f"{path}, line {line}: {found}")
+        lines[token] = line
+    missing = [token for token in SPECIALS["bert"].values() if token not in lines]
+    if missing:
+        remedy = "a vocabulary without them needs a tokenizer.json"
+        raise TokenizerError(f"{path} lacks special tokens of BERT", f"not in it: {', '.join(missing)}", remedy)
+    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if not isinstance(settings.get(key), bool | None):
+            raise TokenizerError(f"{key} is true or false", f"{SETTINGS[1]} beside {path} says {settings[key]!r}")
+    if settings.get("tokenize_chinese_chars") is False:
+        raise TokenizerError(f"{path} is not for BERT's Chinese characters", "take the tokenizer.json of its folder")
+    if lowercase is None:
+        lowercase = settings.get("do_lower_case")
+    if lowercase is None:
+        ordinary = (token for token in tokens if token not in SPECIALS["bert"].values())
+        lowercase = not any("A" <= c <= "Z" for token in ordinary for c in token)
+    if strip_accents is None:
+        strip_accents = settings.get("strip_accents")
+    return build(tokens, Rules("bert", lowercase, lowercase if strip_accents is None else strip_accents))
+
+
+def _check_ids(path: Path, engine: tokenizers.Tokenizer) -> None:
+    """Raise TokenizerError unless every token has an id of its own, and every text has some."""
+    owner: dict[int, str] = {}
+    for token, number in sorted(engine.get_vocab().items()):
+        if number in owner:
+            raise TokenizerError(f"{path} gives one id to two tokens", f"id {number}: {owner[number]!r} and {token!r}")
+        if number >= MOST_IDS:
+            found = f"{token!r} has the id {number:,}: a model has a row for every id up to the largest"
+            raise TokenizerError(f"{path} has an id that no model has room for", found)
+        owner[number] = token
+    if not owner:
+        raise TokenizerError(f"{path} has no tokens", "it was never trained")
+    try:
+        engine.encode_batch_fast(probes())
+    except Exception as error:  # the one type that `tokenizers` raises
+        remedy = "add the unknown token that its model names, or name one that it has"
+        raise TokenizerError(f"{path} has no token for what it does not know", str(error), remedy) from None
+
+
+# Special tokens
+
+
+def _roles(settings: dict, engine: tokenizers.Tokenizer) -> dict[str, str]:
+    """role → token: what the settings say, else the names that are usual, where the vocabulary has them."""
+    found = {}
+    for role, usual in ROLES.items():
+        said = settings.get("eos_token" if role == "eod" else f"{role}_token")
+        said = said.get("content") if isinstance(said, dict) else said
+        names = [said] if isinstance(said, str) else usual
+        token = next((name for name in names if engine.token_to_id(name) is not None), None)
+        if token is not None:
+            found[role] = token
+    return found
+
+
+def _cut_marks(engine: tokenizers.Tokenizer) -> None:
+    """Have text cut behind the first character of every special token that it would become.
+
+    Those of SentencePiece are entries of a Unigram model, with the best score of all (T5, XLM-R). No other text is cut.
+    """
+    engine.encode_special_tokens = True
+    firsts = [f"{re.escape(mark[0])}(?={re.escape(mark[1:])})" for mark in _spelled(vocabulary_of(engine))]
+    if firsts:
+        cut = pre_tokenizers.Split(Regex("|".join(firsts)), "isolated")
+        engine.pre_tokenizer = pre_tokenizers.Sequence([engine.pre_tokenizer, cut] if engine.pre_tokenizer else [cut])
+
+
+def _make_special(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> None:
+    """Make the tokens special that were ordinary rows; the others keep their flags."""
+    special = {added.content for added in engine.get_added_tokens_decoder().values() if added.special}
+    new = [token for token in dict.fromkeys(roles.values()) if token not in special]
+    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
+
+
+def _append(config: TokenizerConfig, kind: str, engine: tokenizers.Tokenizer) -> None:
+    """New special tokens and reserved slots behind all others, until the size is the multiple that is asked for."""
+    known = engine.get_vocab()
+    for token in config.special_tokens:
+        if token in known:
+            raise TokenizerError(
+                f"special_tokens: {token!r} is a token already", f"id {known[token]} of {config.adopt}"
+            )
+    size = max(known.values()) + 1 + len(config.special_tokens) + config.reserved
+    slots = islice(free_slots([*known, *config.special_tokens], kind), config.reserved + -size % config.multiple_of)
+    new = [*config.special_tokens, *slots]
+    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
+
+
+def _check_roles(place: str, kind: str, roles: dict[str, str], engine: tokenizers.Tokenizer) -> None:
+    for role, token in roles.items():
+        if engine.token_to_id(token) is None:
+            raise TokenizerError(f"roles.{role} = {token!r} is not a token of this vocabulary", place)
+    missing = [role for role in NEEDED[kind] if role not in roles]
+    if missing:
+        found = ", ".join(f"{role} {token}" for role, token in roles.items()) or "none"
+        what = "an encoder" if kind == "bert" else "a decoder"
+        raise TokenizerError(
+            f"{what} needs special tokens that this vocabulary does not name: {', '.join(missing)}",
+            f"{place} has: {found}",
+            f"say which token it is: roles.{missing[0]}=…",
+        )
+
+
+def _check_marks(place: str, vocabulary: Vocabulary) -> None:
+    """Raise TokenizerError for a special token that text can become, although it is asked not to."""
+    for mark in _spelled(vocabulary):
+        raise TokenizerError(
+            f"the special token {mark!r} could not be told from text",
+            f"{place} cuts the text {mark!r} into the token itself: it is an ordinary entry of the vocabulary",
+            "give the role to a token that text never becomes, or choose another vocabulary",
+        )
+
+
+def _spelled(vocabulary: Vocabulary) -> list[str]:
+    """The marks, but the unknown token, that their own text becomes."""
+    engine = vocabulary.engine
+    marks = filter(None, map(engine.id_to_token, sorted(vocabulary.marks - {vocabulary.unknown})))
+    return [mark for mark in marks if engine.token_to_id(mark) in engine.encode(mark, add_special_tokens=False).ids]
+
+
+def _check_place(config: TokenizerConfig, corpus: Corpus) -> None:
+    if is_ours(Path(config.adopt)):
+        raise TokenizerError("this tokenizer is one of ours already", config.adopt, "use it where it is")
+    if next(iter(corpus.documents(("heldout",))), None) is None:
+        remedy = "add documents, or set heldout_fraction in a recipe.yaml"
+        raise CorpusError("a vocabulary needs held-out documents to be measured on", config.corpus, remedy)
+
+
+# What it does to text
+
+
+def _probed(vocabulary: Vocabulary) -> tuple[bool, bool]:
+    """Whether decoding gives the text back, and whether the bytes of tokens add up to those of the normalised text."""
+    engine, sizes = vocabulary.engine, vocabulary.sizes()
+    lossless, exact = True, vocabulary.in_bytes
+    for text in probes():
+        ids = engine.encode(text, add_special_tokens=False).ids
+        normalised = engine.normalizer.normalize_str(text) if engine.normalizer else text
+        lossless &= engine.decode(ids, skip_special_tokens=True) == text
+        exact &= int(sizes[ids].sum()) == len(normalised.encode("utf-8"))
+    return lossless, exact
+
+
+def probes() -> list[str]:
+    """Texts that show what a tokenizer changes: every code point to U+3100, spaces of all sorts, scripts, emoji."""
+    rng = random.Random(0)
+    points = [chr(point) for point in range(0x3100)]
+    astral = "漢字かな한국어ไทย😀👩\u200d👩\u200d👧\U00020bb7\U0010ffff\ue000ﬁＡ１，。"
+    words = ["", " ", "a", " a", "a ", "  a  b", "\n\n\t a", "don't", "it's 3.14", "x" * 200, "汉" * 200, " " * 50]
+    mixed = ["".join(rng.choices([*points, *astral, " ", "the", "的"], k=40)) for _ in range(200)]
+    return [*words, *mixed, *("".join(points[i : i + 64]) for i in range(0, len(points), 64)), *astral]

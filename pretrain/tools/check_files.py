@@ -1,0 +1,118 @@
+"""Every byte of published folders against their indexes, and the folders they were made with against both.
+
+    $ python launch/check_files.py runs/wiki/shards
+    runs/wiki/shards: shards, 8 files, 1,234,567 bytes: intact
+
+Opening a folder checks sizes and, where that is cheap, checksums; this checks everything, however large: for after a
+copy between machines.
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from pretrain import cli
+from pretrain.display.progress import progress
+from pretrain.errors import UserError
+from pretrain.storage import schemas
+from pretrain.storage.index import INDEX, RECORDED, faults, index_faults, listed, read_index, strays, within
+
+MADE_BY = "python launch/STAGE.py CONFIG.yaml"
+
+
+class Corpus(schemas.Part):
+    name: str
+    shards: str
+
+
+class RunData(schemas.Part):
+    """The keys that are read from the section `data` of a run's configuration."""
+
+    tokenizer: str | None = None
+    shards: str | None = None
+    corpora: list[Corpus] | None = None
+
+
+PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Verify the folders of the command line; the exit status."""
+    cli.print_what_can_be_printed()
+    parser = argparse.ArgumentParser(prog="launch/check_files.py", description="Check every byte of published folders.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of any stage; of a run, all its checkpoints")
+    arguments = parser.parse_args(argv)
+    return cli.guarded(lambda: run([Path(folder) for folder in arguments.folders]))
+
+
+def run(paths: list[Path]) -> None:
+    """Print a line for each intact folder. All are looked at before UserError names every fault of every one."""
+    named = [folder for path in paths for folder in published(path)]
+    lines, broken = [], 0
+    for folder in named:
+        try:
+            found = check(folder)
+        except UserError as error:  # the index itself
+            found = [error.what, *error.details]
+        lines += found
+        broken += bool(found)
+    if lines:
+        remedy = "copy it again from where it was made, or make it again"
+        raise UserError(f"not what was published: {broken} of {len(named)} folders", *lines, remedy)
+
+
+def published(path: Path) -> list[Path]:
+    """The folders that `path` stands for: itself and what was derived inside it, or the checkpoints of a run."""
+    if not (path / INDEX).exists() and (path / "checkpoints").is_dir():
+        return sorted((path / "checkpoints").glob("step_*")) or [path]
+    return [path, *within(path)]
+
+
+def check(folder: Path) -> list[str]:
+    """What is wrong with a published folder, a line each; if nothing is, says so. Raises UserError for its index."""
+    index = read_index(folder, UserError, MADE_BY)
+    with progress(f"hashing {folder}", "files", len(listed(index))) as advance:
+        wrong = faults(folder, index, advance) + index_faults(folder, index)
+    if wrong:
+        return [f"{folder}/{fault}" for fault in wrong]
+    notes = [f"  {name}: not of this folder, and harmless" for name in strays(folder, index)]
+    for what, fingerprint, place in made_with(folder, index):
+        try:
+            found = read_index(place, UserError, MADE_BY)["fingerprint"]
+        except UserError:
+            notes.append(f"  made with {what} {fingerprint[:12]}…, not checked: {place} has no index of ours")
+            continue
+        if found != fingerprint:
+            wrong.append(f"{folder}: made with {what} {fingerprint[:12]}…, but {place} is now {found[:12]}…")
+    if not wrong:
+        size = sum(entry["bytes"] for entry in listed(index).values())
+        print(f"{folder}: {index['stage']}, {len(listed(index))} files, {size:,} bytes: intact")
+        for note in notes:
+            print(note)
+    return wrong
+
+
+def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
+    """The folders this one was made with, where it recorded their places: (what, fingerprint, place)."""
+    places = index.get(RECORDED, {})
+    if index["stage"] == "checkpoint":
+        places = _places_of_run(folder / "config.yaml") | {"parent": places.get("parent")}  # of a branch
+    one = [(what, index[what], Path(places[at])) for what, at in PLACES.items() if index.get(what) and places.get(at)]
+    parts = zip(index.get("parts", ()), places.get("parts", ()), strict=True)  # of a set made of sets
+    corpora = {corpus["name"]: corpus["shards"] for corpus in places.get("corpora") or ()}  # of a run that mixes some
+    named = [(name, fingerprint) for name, fingerprint in index.get("corpora") or () if name in corpora]
+    mixed = [(f"corpus {name}", fingerprint, corpora[name]) for name, fingerprint in named]
+    several = [("shards", part["shards"], place) for part, place in parts] + mixed
+    return one + [(what, fingerprint, Path(place)) for what, fingerprint, place in several]
+
+
+def _places_of_run(path: Path) -> dict:
+    """Where a run found its tokenizer and its shards, as its configuration says. Raises UserError if it does not."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return RunData.model_validate(values["data"]).model_dump()
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        kind = "not what this version reads" if isinstance(error, ValidationError) else type(error).__name__
+        raise UserError(f"{path} does not say what the run was made with", kind) from None

@@ -1,0 +1,213 @@
+"""The whole road, stage after stage, each by the command a user would type; then one table of what came out.
+
+Nothing is shared between stages but the folders they write.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from pretrain.config import Config
+from pretrain.errors import PretrainError
+from pretrain.finetune.compare import verdict_of
+from pretrain.storage.files import write_json
+from pretrain.storage.index import INDEX
+
+
+class ModelRoad(Config):
+    run: str  # configuration of launch/pretrain.py
+    export: str  # configuration of launch/export.py
+
+
+class DemoConfig(Config):
+    """What `launch/demo.py` reads: the configurations of the stages, in order."""
+
+    ranks: int = Field(gt=0)
+    summary: str
+    tokenizers: list[str]
+    shards: list[str]
+    encoder: ModelRoad
+    decoder: ModelRoad
+    finetune: list[str]
+    generate: str
+
+
+def run(config: DemoConfig) -> dict:
+    """Run every stage and write `config.summary`. Raises PretrainError naming the first command that fails."""
+    seconds: dict[str, float] = {}
+    started = time.monotonic()
+    for script, path in _stages(config):
+        name = f"{Path(script).stem} {Path(path).stem}"
+        begun = time.monotonic()
+        _execute(_command(script, path, config.ranks), config.ranks)
+        seconds[name] = round(time.monotonic() - begun, 1)
+    summary = summarise(config, seconds, time.monotonic() - started)
+    write_json(Path(config.summary), summary)
+    show(summary)
+    print(f"written to {config.summary}")
+    return summary
+
+
+def summarise(config: DemoConfig, stage_s: dict[str, float], total_s: float) -> dict:
+    """Collect what the stages wrote: reports, scores, paths, and the wall seconds of each."""
+    finetuned = {Path(out).name: _finetuned(out) for out in map(_out, config.finetune)}
+    return {
+        "seconds": {"total": round(total_s, 1), "stages": stage_s},
+        "tokenizer": {Path(out).name: _tokenizer(out) for out in map(_out, config.tokenizers)},
+        "shards": {Path(out).name: _shards(out) for out in map(_out, config.shards)},
+        "encoder": _model(config.encoder),
+        "decoder": _model(config.decoder),
+        "finetune": finetuned,
+        "gains": _gains(finetuned),
+    }
+
+
+def _stages(config: DemoConfig) -> list[tuple[str, str]]:
+    """(script, configuration) of every stage in order."""
+    models = (config.encoder, config.decoder)
+    return [
+        *(("launch/tokenizer.py", path) for path in config.tokenizers),
+        *(("launch/shards.py", path) for path in config.shards),
+        *(("launch/pretrain.py", model.run) for model in models),
+        *(("launch/export.py", model.export) for model in models),
+        *(("launch/finetune.py", path) for path in config.finetune),
+        ("launch/generate.py", config.generate),
+    ]
+
+
+def _command(script: str, path: str, ranks: int) -> list[str]:
+    if script == "launch/pretrain.py":
+        return ["deepspeed", "--num_accelerators", str(ranks), script, path]
+    return ["python", script, path]
+
+
+def _execute(command: list[str], ranks: int) -> None:
+    """Echo and run one command as typed in an activated environment, on the CPU."""
+    print(f"\n$ {' '.join(command)}", flush=True)
+    here = Path(sys.executable).parent
+    env = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}"}
+    env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    threads = max(1, (os.cpu_count() or 1) // ranks) if command[0] == "deepspeed" else os.cpu_count() or 1
+    env.setdefault("OMP_NUM_THREADS", str(threads))  # ranks that share cores with idle threads spin against each other
+    status = subprocess.run([here / command[0], *command[1:]], env=env).returncode
+    if status:
+        raise PretrainError(f"exit status {status} from: {' '.join(command)}")
+
+
+def _out(path: str) -> str:
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))["out"]
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _tokenizer(out: str) -> dict:
+    report = _json(Path(out) / "report.json")
+    overall = report["heldout"]["overall"]
+    keys = ("characters_per_token", "bytes_per_token", "unknown_rate")
+    return {"path": out, "vocab_size": report["vocab_size"], **{key: overall[key] for key in keys}}
+
+
+def _shards(out: str) -> dict:
+    sides = _json(Path(out) / INDEX)["sides"]
+    return {"path": out, **{side: {key: sides[side][key] for key in ("documents", "tokens")} for side in sides}}
+
+
+def _model(model: ModelRoad) -> dict:
+    run_folder, export_folder = _out(model.run), _out(model.export)
+    certificate = _json(Path(export_folder) / INDEX)["recorded"]["certificate"]
+    return {
+        "run": run_folder,
+        "export": export_folder,
+        **_json(Path(run_folder) / "summary.json"),
+        "max_logit_diff": certificate["max_logit_diff"],
+    }
+
+
+def _finetuned(out: str) -> dict:
+    report = _json(Path(out) / "report.json")
+    return {"path": out, **report}
+
+
+def _gains(finetuned: dict[str, dict]) -> dict[str, str]:
+    """For each pre-trained result its distance to the randomly initialised twin and to naive Bayes, with verdicts.
+
+    A twin is the folder of the same task (the name up to the first dash) whose report says init: random.
+    """
+    gains = {}
+    for name, found in finetuned.items():
+        task = name.split("-")[0]
+        twins = [other for key, other in finetuned.items() if key.split("-")[0] == task and other["init"] == "random"]
+        if found["init"] == "random" or not twins:
+            continue
+        test, twin = found["test"], twins[0]["test"]
+        bayes = found["baselines"]["naive_bayes"]
+        over_bayes = "beyond" if test["interval95"][0] > bayes else "NOT beyond"
+        over_twin = 100 * (test["accuracy"] - twin["accuracy"])
+        gains[name] = (
+            f"{over_twin:+.1f} points over its random twin, {verdict_of(test, twin)}; "
+            f"{100 * (test['accuracy'] - bayes):+.1f} over naive Bayes, {over_bayes} the 95 % interval"
+        )
+    return gains
+
+
+def show(summary: dict) -> None:
+    """Print the summary as one table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="The whole road", title_justify="left", show_lines=False)
+    for column in ("stage", "what", "value"):
+        table.add_column(column)
+    for stage, what, value in _rows(summary):
+        table.add_row(stage, what, value)
+    Console(width=max(100, Console().width) if sys.stdout.isatty() else 110).print(table)
+
+
+def _rows(summary: dict) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, found in summary["tokenizer"].items():
+        rows.append((name, "vocabulary", f"{found['vocab_size']:,}"))
+        rows.append(("", "characters per token, unknown", _per_token(found)))
+    for name, found in summary["shards"].items():
+        for side in ("train", "heldout"):
+            documents, tokens = found[side]["documents"], found[side]["tokens"]
+            rows.append((name if side == "train" else "", side, f"{documents:,} documents, {tokens:,} tokens"))
+    for name in ("encoder", "decoder"):
+        found = summary[name]
+        rows.append((name, "parameters, steps", f"{found['parameters']:,}, {found['steps']:,}"))
+        rows.append(("", "training loss, first → last", f"{found['first_loss']:.3f} → {found['last_loss']:.3f}"))
+        loss = f"{found['heldout_loss']:.3f} ± {found['heldout_standard_error']:.3f}"
+        held = f"{loss} (without context: {found['no_context_loss']:.3f}, gain {found['heldout_gain']:.3f})"
+        rows.append(("", "held-out loss, nats", held))
+        if found["heldout_bits_per_byte"] is None:
+            rows.append(("", "held-out masked accuracy", f"{found['heldout_accuracy']:.1%}"))
+        else:
+            rows.append(("", "held-out bits per byte", f"{found['heldout_bits_per_byte']:.3f}"))
+        rows.append(("", "export, largest logit difference", f"{found['max_logit_diff']:.1e}"))
+    for name, found in summary["finetune"].items():
+        rows.append((name, "test accuracy", _accuracy(found)))
+    rows += [("", f"{name} gains", verdict) for name, verdict in summary["gains"].items()]
+    times = summary["seconds"]
+    rows += [("seconds" if not n else "", stage, f"{s:.0f}") for n, (stage, s) in enumerate(times["stages"].items())]
+    return [*rows, ("", "total", f"{times['total']:.0f}")]
+
+
+def _per_token(found: dict) -> str:
+    return f"{found['characters_per_token']:.2f}, {found['unknown_rate']:.2%}"
+
+
+def _accuracy(found: dict) -> str:
+    low, high = found["test"]["interval95"]
+    baselines = found["baselines"]
+    return (
+        f"{found['test']['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%}); "
+        f"majority {baselines['majority']:.1%}, naive Bayes (1- and 2-grams) {baselines['naive_bayes']:.1%}"
+    )

@@ -1,0 +1,371 @@
+"""What a run reads, and when: the documents of any step, and the steps of any document, from the order alone.
+
+    $ python launch/explain.py runs/wiki --step 41207                     which documents, of which corpora
+    $ python launch/explain.py runs/wiki --step 41207 --sample 3          one window: text, masks, segments
+    $ python launch/explain.py runs/wiki --document "en.jsonl, line 12"   in which steps it is seen
+    $ python launch/explain.py runs/wiki --lengths                        how long documents are
+
+Nothing of the run is replayed: step 10⁹ costs what step 0 costs, and a run that has not begun can be asked as well,
+by its configuration (with overrides, as launch/pretrain.py takes them). Steps have the numbers that metrics.jsonl,
+TensorBoard and checkpoints give them: step 1 is the first.
+"""
+
+import argparse
+import importlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pretrain import cli, config
+from pretrain.config import Config
+from pretrain.errors import ConfigError, ShardError
+from pretrain.order import branch, run_data
+from pretrain.order.branch import BranchConfig
+from pretrain.order.order import Order, Reading
+from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows
+from pretrain.order.phases import Phase, locate
+from pretrain.order.run_data import Corpus, DataConfig
+from pretrain.shards import Shards
+from pretrain.shards.reader import sidecars
+from pretrain.tokenizer import Tokenizer, open_tokenizer
+from pretrain.training.watch.metrics import last_step
+
+if TYPE_CHECKING:
+    from pretrain.training.config import RunConfig
+
+CONFIG = "config.yaml"
+SHOWN = 60  # characters of each document in a list
+BAR = 40  # characters of the longest bar of a histogram
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answer the question on the command line; the exit status."""
+    cli.print_what_can_be_printed()
+    parser = argparse.ArgumentParser(prog="launch/explain.py", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("run", help="a run's folder, one of its checkpoints, or a YAML file of launch/pretrain.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over a YAML file")
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("--step", type=int, help="what this step reads")
+    question.add_argument("--document", metavar="WHERE", help="its steps; as --step writes it: 'en.jsonl, line 12'")
+    question.add_argument("--lengths", action="store_true", help="a histogram of the documents' lengths in tokens")
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="with --step: its N-th window alone, as the model sees it"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.sample is not None and arguments.step is None:
+        parser.error("--sample is for one window of --step")
+    return cli.guarded(lambda: _answer(arguments))
+
+
+class Plan(Config):
+    """What decides the order of a run, checked as the run checks it; of the rest only the names, so that torch, which
+    their sections import, stays away."""
+
+    seed: int = Field(ge=0, lt=2**63)
+    data: DataConfig
+    phases: list[Phase] = Field(min_length=1)
+    out: Any = None
+    model: Any = None
+    objective: Any = None
+    optim: Any = None
+    engine: Any = None
+    evaluate: Any = None
+    checkpoint: Any = None
+    log_every: Any = None
+    export: Any = None
+    branch_from: BranchConfig | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Plan":
+        run_data.check_phases(self.phases, self.data)
+        if self.branch_from:
+            branch.check(self.branch_from, self.phases)
+        return self
+
+    @property
+    def skips(self) -> branch.Skips:
+        return self.branch_from.skip_steps if self.branch_from else []
+
+    def order(self, corpora: list[Corpus]) -> Order:
+        phases = branch.reading(run_data.mixed(self.phases, self.data), self.skips)
+        block_tokens = run_data.block_tokens_of(self.data, phases)
+        run_data.check_sizes(corpora, block_tokens, max(phase.seq_len for phase in phases))
+        return run_data.order(self.data, corpora, phases, self.seed, words=False)
+
+
+def _answer(arguments: argparse.Namespace) -> None:
+    run = Path(arguments.run)
+    path = run / CONFIG if run.is_dir() else run
+    plan = config.load(Plan, path, arguments.overrides)
+    tokenizer = open_tokenizer(plan.data.tokenizer)
+    corpora = run_data.open_corpora(plan.data, tokenizer)
+    if arguments.lengths:
+        return show_lengths(corpora, max(phase.seq_len for phase in plan.phases), plan.seed)
+    order = plan.order(corpora)
+    if arguments.document is not None:
+        return show_readings(order, corpora, plan, arguments.document, last_step(run))
+    steps = sum(phase.steps for phase in plan.phases)
+    if not 1 <= arguments.step <= steps:
+        raise ConfigError("there is no such step", f"--step {arguments.step}; {path} has steps 1 to {steps:,}")
+    if arguments.sample is None:
+        if plan.branch_from and arguments.step <= plan.branch_from.at:
+            print(
+                f"note: this run branched off after step {plan.branch_from.at:,}; {plan.branch_from.run} did this one"
+            )
+        reads = branch.reads(arguments.step - 1, plan.phases, plan.skips)
+        return show_step(order, tokenizer, f"step {arguments.step:,} of {steps:,}", reads)
+    batch = locate(arguments.step - 1, plan.phases).phase.batch
+    if not 0 <= arguments.sample < batch:
+        raise ConfigError("there is no such sample", f"--sample {arguments.sample}; a step has 0 to {batch - 1:,}")
+    run_config = config.load(importlib.import_module("pretrain.training.config").RunConfig, path, arguments.overrides)
+    return show_sample(run_config, corpora, tokenizer, arguments.step, arguments.sample)
+
+
+# Documents of a step
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of one document inside a window."""
+
+    first: int  # position in the window, and one past the last
+    last: int
+    document: int
+    offset: int  # of its first token within the document
+    length: int  # of the whole document, in tokens
+
+
+def stretches(shards: Shards, start: int, tokens: int) -> Iterator[Stretch]:
+    """The documents of the `tokens` stream positions from `start` on, in order."""
+    document, _ = shards.document_at(start)
+    at = start
+    while at < start + tokens:
+        begin, end = shards.span(document)
+        last = min(end, start + tokens)
+        yield Stretch(at - start, last - start, document, at - begin, end - begin)
+        at, document = last, document + 1
+
+
+def show_step(order: Order, tokenizer: Tokenizer, name: str, step: int) -> None:
+    """Print the corpora, documents and first words of every window of a step of the order (0 is its first), under the
+    name of the step that reads it."""
+    position = locate(step, order.phases)
+    phase, readings = position.phase, order.step(step)
+    where = f", phase {position.number}" if len(order.phases) > 1 else ""
+    print(f"{name}{where}: {phase.batch:,} windows of {phase.seq_len:,} tokens")
+    if len(order.corpora) > 1:
+        _show_shares(order, position.number, readings)
+    windows: list[list[Reading]] = [[] for _ in range(phase.batch)]  # one of packed documents may be empty
+    for reading in readings:
+        windows[reading.sample - position.first_sample].append(reading)
+    for sample, window in enumerate(windows):
+        print(f"\nsample {sample}: {_place(window)}")
+        for reading, part in _held(order, window):
+            shards = order.corpora[reading.corpus].shards
+            row = shards.gather(np.array([reading.start + part.first - reading.at]), part.last - part.first)[0]
+            print(f"  {_stretch(shards, part)}  {_one_line(tokenizer.decode(row[:SHOWN].tolist()))}")
+
+
+def _held(order: Order, window: list[Reading]) -> Iterator[tuple[Reading, Stretch]]:
+    """What a window reads, with the documents in it, from left to right."""
+    for reading in window:
+        for part in stretches(order.corpora[reading.corpus].shards, reading.start, reading.tokens):
+            yield reading, replace(part, first=part.first + reading.at, last=part.last + reading.at)
+
+
+def _show_shares(order: Order, phase: int, readings: list[Reading]) -> None:
+    """Tokens of the step from each corpus, beside the share asked for."""
+    drawn = Counter()
+    for reading in readings:
+        drawn[reading.corpus] += reading.tokens
+    weights = order.mixtures[phase].weights
+    for name, weight in zip(order.corpora, weights, strict=True):
+        share, asked = drawn[name] / drawn.total(), weight / sum(weights)
+        print(f"  {name}: {drawn[name]:,} tokens, {share:.1%} (of the mixture: {asked:.1%})")
+
+
+def _place(window: list[Reading]) -> str:
+    """Where a window's text stands; of a packed one, how much it is."""
+    if not window:
+        return "empty"
+    reading = window[0]
+    corpus = f"{reading.corpus}, " if reading.corpus else ""
+    first, last = min(r.start for r in window), max(r.start + r.tokens for r in window) - 1
+    tokens = sum(r.tokens for r in window)
+    packed = f"{tokens:,} of " if tokens <= last - first else ""
+    return f"{corpus}epoch {reading.epoch}, {packed}tokens {first:,} to {last:,} of the stream"
+
+
+def _stretch(shards: Shards, part: Stretch) -> str:
+    tokens = f"{part.first:5} to {part.last - 1:<5}"
+    inside = "whole" if part.last - part.first == part.length else f"from {part.offset:,} of {part.length:,}"
+    return f"{tokens} document {part.document:,} ({inside})  {_origin(shards, part.document)}"
+
+
+def _origin(shards: Shards, document: int) -> str:
+    return shards.origin(document) if "origin" in sidecars(shards.index) else "its origin is not on record"
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+# One window, as the model sees it
+
+
+def show_sample(run: "RunConfig", corpora: list[Corpus], tokenizer: Tokenizer, step: int, sample: int) -> None:
+    """Print a window's segments with their documents, its text with the masks, and what its targets are shown as.
+
+    Steps count from 1, the windows of a step from 0.
+    """
+    from pretrain.training.loader import Batches  # imports torch
+
+    run = run.resolved()
+    whole_words = run.objective.kind == "masked_lm" and run.objective.unit == "word"
+    order = run_data.order(run.data, corpora, branch.reading(run.phases, run.skips), run.seed, whole_words)
+    reads = branch.reads(step - 1, run.phases, run.skips)
+    position = locate(reads, order.phases)
+    number = position.first_sample + sample
+    window = [reading for reading in order.step(reads) if reading.sample == number]
+    over = len(order.phases)  # no phase needs to divide among ranks
+    batches = Batches(order.corpora, run.objective, order.phases, run.seed, micro_batch=1, rank=0, world=1, begun=over)
+    batch = batches.take(position.number, number, 1).batch
+    print(f"sample {sample} of step {step:,}: {_place(window)}")
+    shown, counts = _marked(batch, tokenizer, corpora[0].train.specials.get("mask"))
+    segments = np.zeros(batch.inputs.shape[1], int) if batch.segments is None else batch.segments[0].numpy()
+    edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(segments)]
+    for segment, (first, last) in enumerate(pairwise(edges)):
+        inside = [reading for reading in window if reading.at <= first < reading.at + reading.tokens]
+        if not inside:
+            print(f"\nsegment {segment}: {first:5} to {last - 1:<5} padding")
+            continue
+        shards, start = order.corpora[inside[0].corpus].shards, inside[0].start + first - inside[0].at
+        document, offset = shards.document_at(start)
+        begin, end = shards.span(document)
+        part = Stretch(first, last, document, offset, end - begin)
+        print(f"\nsegment {segment}: {_stretch(shards, part)}\n{' '.join(shown[first:last])}")
+    print(f"\n{counts}")
+
+
+def _marked(batch, tokenizer: Tokenizer, mask: int | None) -> tuple[list[str], str]:
+    """The window's tokens as text, targets of a masked LM as ⟨shown → truth⟩, and how many targets are shown how."""
+    inputs = batch.inputs[0].tolist()
+    shown = [tokenizer.token_text(token) for token in inputs]
+    if batch.target_index is None:
+        return shown, f"{batch.filled()} targets: every token's successor"
+    kinds = Counter()
+    for at, truth, weight in zip(
+        batch.target_index[0].tolist(), batch.targets[0].tolist(), batch.weights[0].tolist(), strict=True
+    ):
+        if not weight:
+            kinds["empty"] += 1
+            continue
+        kind = "[MASK]" if inputs[at] == mask else "left as it is" if inputs[at] == truth else "another token"
+        kinds[kind] += 1
+        shown[at] = f"⟨{shown[at]} → {tokenizer.token_text(truth)}⟩"
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return shown, f"{kinds.total()} targets of {len(inputs)} tokens: {said}"
+
+
+# Steps of a document
+
+
+def show_readings(order: Order, corpora: list[Corpus], plan: Plan, where: str, done: int | None) -> None:
+    """Print every step that reads a document, and which the run has done. Raises ShardError for one that is nowhere."""
+    found = [(corpus.name, number) for corpus in corpora for number in _documents(corpus.train, where)]
+    if not found:
+        for corpus in corpora:
+            if any(True for _ in _documents(corpus.heldout, where)):
+                raise ShardError(f"{where} is held out: no step trains on it", f"{corpus.folder}, the held-out side")
+        raise ShardError(
+            "no document comes from there",
+            f"looked for {where!r} in {', '.join(corpus.folder for corpus in corpora)}",
+            "write it as --step does; a document that cleaning dropped is in no shard",
+        )
+    for name, number in found:
+        shards = order.corpora[name].shards
+        begin, end = shards.span(number)
+        corpus = f"{name}, " if name else ""
+        print(f"{where}: {corpus}document {number:,}, {end - begin:,} tokens, from {begin:,} of the stream")
+        readings = order.readings(name, begin, end)
+        steps = [branch.read_by(reading.step, plan.phases, plan.skips) for reading in readings]
+        for step, reading in zip(steps, readings, strict=True):
+            first, last = max(begin, reading.start), min(end, reading.start + reading.tokens)
+            sample = reading.sample % locate(reading.step, order.phases).phase.batch
+            number = "none" if step is None else f"{step + 1:,}"  # none: branch_from.skip_steps leaves it out
+            state = "" if done is None else "  skipped" if step is None else "  done" if step < done else "  to come"
+            print(
+                f"  step {number:>9}  sample {sample:>5,}  epoch {reading.epoch}  "
+                f"its tokens {first - begin:,} to {last - 1 - begin:,}{state}"
+            )
+        read = [(step, reading.sample) for step, reading in zip(steps, readings, strict=True) if step is not None]
+        windows, steps = len(set(read)), len({step for step, _ in read})
+        print(f"  {windows:,} window{'s'[: windows != 1]} in {steps:,} step{'s'[: steps != 1]}")
+
+
+def _documents(shards: Shards, where: str) -> Iterator[int]:
+    """The numbers of the documents that come from `where`: one, or copies of one in a set put together of several."""
+    place, _, number = where.rpartition(" ")
+    files = [index for index, name in enumerate(shards.places) if name == place]
+    if not files or not number.isdigit():
+        return
+    for piece in range(len(shards.pieces)):
+        rows = shards.sidecar(piece, "origin")
+        mine = np.flatnonzero(np.isin(rows["file"], files) & (rows["number"] == int(number)))
+        yield from shards.numbers(piece)[mine].tolist()
+
+
+# Lengths
+
+
+def show_lengths(corpora: list[Corpus], longest: int, seed: int) -> None:
+    """Print, for each corpus and side, how many documents and tokens are in documents of which length, and what windows
+    of either kind would cut.
+
+    `longest`: tokens of the run's longest window. Memory: 4 bytes a document.
+    """
+    for corpus in corpora:
+        for shards in (corpus.train, corpus.heldout):
+            lengths = np.concatenate([shards.piece_index(piece)[0] for piece in range(len(shards.pieces))])
+            tokens = int(lengths.sum(dtype=np.int64))
+            title = ", ".join(part for part in (corpus.name, shards.side) if part)
+            print(f"{title}: {len(lengths):,} documents, {tokens:,} tokens")
+            _show_histogram(lengths)
+            quantiles = np.quantile(lengths, QUANTILES).round().astype(int).tolist()
+            said = ", ".join(f"{share:.0%} {value:,}" for share, value in zip(QUANTILES, quantiles, strict=True))
+            long = lengths > longest
+            share = lengths[long].sum(dtype=np.int64) / tokens
+            print(f"  shares of documents with at most … tokens: {said}; mean {tokens / len(lengths):,.0f}")
+            print(f"  longer than a window of {longest:,}: {long.mean():.1%} of documents, {share:.1%} of tokens")
+            if not long.all():
+                cut = ((lengths[~long] - 1) / longest).mean()
+                print(f"  of the others windows of the stream cut {cut:.1%}{_packed(shards, longest, seed)}")
+            print()
+
+
+def _packed(shards: Shards, seq_len: int, seed: int) -> str:
+    if shards.tokens < BLOCK_WINDOWS * seq_len:
+        return ""
+    padding, cut = PackedWindows(shards, BLOCK_WINDOWS * seq_len, seed).waste(seq_len)
+    return f", windows of documents {cut:.1%}, for {padding:.1%} of padding"
+
+
+def _show_histogram(lengths: np.ndarray) -> None:
+    """A line for each power of two."""
+    bins = np.maximum(np.ceil(np.log2(np.maximum(lengths, 1))), 0).astype(np.int64)  # length in (2^(b-1), 2^b]
+    counts = np.bincount(bins)
+    tokens = np.bincount(bins, weights=lengths)
+    print(f"  {'tokens':>17} {'documents':>12}  {'of tokens':>9}")
+    for power in range(int(bins.min()), len(counts)):
+        low, high = (1 << power >> 1) + 1, 1 << power
+        bar = "█" * round(BAR * counts[power] / counts.max())
+        share = tokens[power] / max(1, tokens.sum())
+        print(f"  {low:>8,}-{high:<8,} {counts[power]:>12,}  {share:>9.1%}  {bar}")

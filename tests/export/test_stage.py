@@ -1,0 +1,398 @@
+"""Every folder here is a real export: a checkpoint written by an engine, opened by transformers in a fresh process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from pretrain import export
+from pretrain import tokenizer as tokenizer_stage
+from pretrain.errors import ExportError
+from pretrain.export import DIALECTS, ExportConfig, card, provenance, reference, verify
+from pretrain.model.transformer import ModelConfig, Transformer
+from pretrain.objectives.objectives import CausalLM, CausalLMConfig, Learner, MaskedLM, MaskedLMConfig
+from pretrain.shards import Shards
+from pretrain.storage.index import listed
+from pretrain.tokenizer import TokenizerConfig, open_tokenizer
+from pretrain.training import checkpoint
+from pretrain.training.checkpoint import Checkpoint, TrainState
+from pretrain.training.engine.config import EngineConfig
+from pretrain.training.engine.engine import LocalEngine
+from pretrain.training.engine.peers import Peers
+from pretrain.training.engine.ranks import World
+from tests.conftest import DECODER, ENCODER
+from tests.helpers.entries import entries
+
+transformers = pytest.importorskip("transformers", reason="needs pip install '.[export]'")
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="comes with transformers")
+
+BERT = {**ENCODER, "heads": 4, "mlp_width": 48, "max_positions": 40}
+QWEN3 = {**DECODER, "kv_heads": None, "head_width": None, "mlp_width": 48}
+UNLIKE_QWEN3_8B = {"kv_heads": 2, "head_width": 6, "tie_embeddings": False, "rope_theta": 500.0}
+
+LINES = [
+    "In the beginning God created the heaven and the earth.",
+    "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
+    "And the earth was without form, and void; and darkness was upon the face of the deep.",
+    "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。",
+    "The café's naïve WordPiece: 3.14 and 中文 mixed.",
+]
+
+
+SCORE = {"step": 1, "corpus": "", "loss": 4.5, "standard_error": 0.01, "no_context_loss": 5.25, "gain": 0.75}
+SCORE |= {"accuracy": 0.25, "bits_per_byte": None, "targets": 12345, "learnt": True}
+SCORES = [{**SCORE, "loss": 9.0}, {**SCORE, "step": 4, "loss": 8.0}, SCORE]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The fresh processes read the variable; this one has started already."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory) -> dict:
+    """A tokenizer folder of each kind, and one `other`, trained on a few lines of English and Chinese."""
+    root = tmp_path_factory.mktemp("vocabularies")
+    (root / "text.txt").write_text("\n\n".join(f"{line} {n}" for n in range(30) for line in LINES), encoding="utf-8")
+    made = {}
+    for name, kind, size in (("bert", "bert", 200), ("byte", "byte", 560), ("other", "bert", 180)):
+        made[name] = root / name
+        config = TokenizerConfig(corpus=str(root / "text.txt"), out=str(made[name]), kind=kind, vocab_size=size)
+        tokenizer_stage.run(config)
+    return made
+
+
+def trained(run, vocabulary, settings: dict):
+    """A checkpoint of one step, of a model whose weights are all large enough for a wrong one to show."""
+    tokenizer, model = open_tokenizer(vocabulary), ModelConfig(**settings)
+    config = CausalLMConfig(kind="causal_lm") if model.causal else MaskedLMConfig(kind="masked_lm")
+    kind = CausalLM if model.causal else MaskedLM
+    objective = kind(config, tokenizer.specials, tokenizer.vocab_size, 16, seed=0)
+    transformer = Transformer(model, tokenizer.vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in transformer.parameters():
+            weight.copy_(torch.normal(float(weight.ndim == 1), 0.4, weight.shape, generator=generator))
+
+    def optimizer(module):
+        return torch.optim.AdamW(module.parameters())
+
+    engine = LocalEngine(Learner(transformer), optimizer, EngineConfig(micro_batch=2), 1.0, World())
+    ids = np.arange(2 * (16 + objective.lead)).reshape(2, -1)
+    engine.backward(engine(objective.batch(ids, np.arange(2))), 1 / 32)
+    engine.step(1e-3)
+    text = {
+        "data": {"tokenizer": str(vocabulary), "shards": "shards"},
+        "model": model.model_dump(),
+        "objective": config.model_dump(),
+        "phases": [{"steps": 4, "seq_len": 16, "batch_tokens": 32}],
+        "seed": 0,
+    }
+    identity = {"shards": "5" * 64, "tokenizer": tokenizer.fingerprint}
+    checkpoint.publish(run, TrainState(1, 1), engine, Peers(World()), yaml.safe_dump(text), identity)
+    scores = [*SCORES, {**SCORES[-1], "gain": "0.2"}]  # and damaged lines, which are passed over
+    (run / "evaluations.jsonl").write_text("".join(f"{json.dumps(score)}\n" for score in scores) + '{"step": 1, "cor')
+    return run
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, vocabularies):
+    return trained(tmp_path_factory.mktemp("encoder"), vocabularies["bert"], BERT)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory, vocabularies):
+    return trained(tmp_path_factory.mktemp("decoder"), vocabularies["byte"], QWEN3 | UNLIKE_QWEN3_8B)
+
+
+@pytest.fixture(scope="module")
+def encoder_hf(tmp_path_factory, encoder):
+    """The exported folder and its certificate."""
+    out = tmp_path_factory.mktemp("hf") / "encoder"
+    return out, export.run(ExportConfig(checkpoint=str(encoder), dialect="bert", out=str(out)))
+
+
+@pytest.fixture(scope="module")
+def decoder_hf(tmp_path_factory, decoder):
+    out = tmp_path_factory.mktemp("hf") / "decoder"
+    return out, export.run(ExportConfig(checkpoint=str(decoder), dialect="qwen3", out=str(out)))
+
+
+@pytest.mark.parametrize("exported", ["encoder_hf", "decoder_hf"])
+def test_an_export_is_equal_in_a_fresh_process(exported, request):
+    folder, certificate = request.getfixturevalue(exported)
+    assert certificate["max_logit_diff"] <= certificate["tolerance"] == 1e-4
+    assert certificate["logit_std"] > 0.5, "logits this small would hide a wrong weight"
+    assert certificate["texts"] == 400 and certificate["padded"] == 4
+    assert certificate["transformers"] == transformers.__version__
+    index = json.loads((folder / "index.json").read_text())
+    assert index["stage"] == "export"
+    assert index["recorded"]["certificate"] == certificate
+    assert set(listed(index)) == {path.name for path in folder.iterdir()} - {"index.json"}
+    assert "README.md" not in index["files"], "what is known of text and scores changes no identity"
+
+
+def test_the_files_of_a_bert(encoder_hf, encoder):
+    folder, _ = encoder_hf
+    files = "README.md config.json index.json model.safetensors tokenizer.json tokenizer_config.json vocab.txt"
+    assert " ".join(sorted(path.name for path in folder.iterdir())) == files
+    weights = load_file(folder / "model.safetensors")
+    assert not any("pooler" in name or "decoder" in name for name in weights)
+    assert not weights["bert.embeddings.token_type_embeddings.weight"].any()
+    card = (folder / "README.md").read_text()
+    assert "The pooler was not trained" in card
+    assert "| all | 4.5000 ± 0.0100 | 5.2500 | 0.7500 | 25.0% | – | 12,345 |" in card, "of this step, the last"
+    assert "a text is lower-cased, stripped of accents." in card
+    assert "Sources, languages and licences of the text are not known: its shards were not found." in card
+    assert "Step 1 of 4, 32 tokens" in card
+    assert "mask_ratio: 0.15" in card
+    assert Checkpoint(checkpoint.resolve(encoder)).index["fingerprint"] in card
+    assert f"{sum(t.numel() for t in Checkpoint(checkpoint.resolve(encoder)).weights().values()):,} weights" in card
+
+
+def test_a_card_names_sources_languages_and_licences_as_the_hub_reads_them(prepared):
+    index = Shards(prepared.shards["bert"]).index
+    settings = {"data": {"shards": str(prepared.shards["bert"])}}
+    texts = provenance.texts(settings, {"shards": index["fingerprint"]})
+    said = card.data(texts)
+    train = index["sides"]["train"]
+    assert f"| tiny | {train['tokens']:,} | {train['raw_bytes']:,} | " in said and "| zh | zh | unstated |" in said
+    read = huggingface_hub.ModelCard(card.front_matter("fill-mask", texts) + "text").data
+    assert (read.language, read.license, read.pipeline_tag) == (["en", "zh"], "unknown", "fill-mask")
+    (gone,) = provenance.texts(settings, {"shards": "0" * 64})
+    assert gone.index is None and "its shards were not found" in card.data([gone])
+    (alone,) = provenance.texts({"data": {"corpora": []}}, {"corpora": [["law", "1" * 64]]})
+    assert alone.name == "law" and alone.index is None
+
+
+@pytest.mark.parametrize(
+    ("licences", "wanted"),
+    [
+        (["CC BY-SA 4.0", "cc-by-sa-4.0"], ("cc-by-sa-4.0", None)),
+        (["public domain"], ("other", "public-domain")),
+        (["MIT", "CC0 1.0"], ("other", "several")),
+    ],
+)
+def test_the_licence_of_a_card_is_one_of_the_hub_s_or_other(licences, wanted):
+    sources = [{"name": f"{n}", "language": "zh-Hant", "licence": licence} for n, licence in enumerate(licences)]
+    text = provenance.Text("x", "0", {"recorded": {"sources": sources}})
+    read = huggingface_hub.ModelCard(card.front_matter("fill-mask", [text]) + "text").data
+    assert (read.license, read.license_name) == wanted and read.language == ["zh"]
+
+
+def test_a_card_says_that_a_model_has_learnt_nothing():
+    assert "learnt nothing" not in card.quality([SCORE], 1, True)
+    assert "it has learnt nothing" in card.quality([SCORE | {"learnt": False}], 1, True)
+    assert "not scored at step 7" in card.quality([], 7, True)
+
+
+def test_a_prompt_begins_with_the_end_mark_and_generate_stops_on_it(decoder_hf, vocabularies):
+    folder, _ = decoder_hf
+    assert "add_bos_token=False,max_length=16" in (folder / "README.md").read_text()
+    ours = open_tokenizer(vocabularies["byte"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    end, text = ours.specials["eod"], "月光 and the earth"
+    *body, last = ours.encode_batch([text])[0].tolist()
+    assert last == end
+    assert tokenizer(text)["input_ids"] == [end, *body]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    short, long = tokenizer(["月", text], padding=True, return_tensors="pt")["input_ids"]
+    assert short[0] == model.config.pad_token_id, "prompts are padded on the left"
+    assert long[0] == end
+    assert model.generation_config.eos_token_id == end
+    prompt = tokenizer(text, return_tensors="pt")
+    assert list(prompt) == ["input_ids", "attention_mask"]
+    likeliest = int(model(**prompt).logits[0, -1].argmax())
+    rows = model.lm_head.weight.data
+    rows[[end, likeliest]] = rows[[likeliest, end]]  # now the document is over
+    assert model.generate(**prompt, max_new_tokens=3, do_sample=False).tolist() == [[end, *body, end]]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "settings"),
+    [
+        ("bert", BERT | {"heads": 1}),
+        ("bert", BERT | {"layers": 1, "width": 48, "head_width": 12, "kv_heads": 4}),
+        ("qwen3", QWEN3),
+        ("qwen3", QWEN3 | {"kv_heads": 1}),
+        ("qwen3", QWEN3 | {"head_width": 16, "tie_embeddings": False}),
+        ("qwen3", QWEN3 | UNLIKE_QWEN3_8B | {"norm_eps": 0.1}),
+    ],
+)
+def test_packed_documents_get_the_logits_each_gets_alone(dialect, settings, tmp_path):
+    """Positions restart and nothing leaks: two documents in one window of ours are two batches of theirs."""
+    config = ModelConfig(**settings)
+    ours = Transformer(config, 50)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in ours.parameters():
+            weight.copy_(torch.normal(float(weight.ndim == 1), 0.4, weight.shape, generator=generator))
+    weights = {name: weight.detach() for name, weight in ours.named_parameters()}
+    settings = DIALECTS[dialect].config(config, 50, {"pad": 0, "unk": 1, "eod": 2})
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    save_file(DIALECTS[dialect].weights(config, weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    auto = transformers.AutoModelForCausalLM if config.causal else transformers.AutoModelForMaskedLM
+    theirs, report = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+
+    first, second = torch.randint(50, (1, 9), generator=generator), torch.randint(50, (1, 14), generator=generator)
+    segments = torch.tensor([[0] * 9 + [1] * 14])
+    positions = torch.cat((torch.arange(9), torch.arange(14)))[None]
+    with torch.no_grad():
+        packed = ours.logits(ours.eval()(torch.cat((first, second), 1), segments, positions))
+        alone = torch.cat((theirs(first).logits, theirs(second).logits), 1)
+    assert packed.std() > 0.5
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-4)
+
+
+def test_a_checkpoint_opens_as_the_model_that_was_saved(decoder):
+    source = Checkpoint(checkpoint.resolve(decoder))
+    model = export.opened(ModelConfig(**QWEN3 | UNLIKE_QWEN3_8B), source.weights())
+    assert not model.training
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, source.weights()[name])
+
+
+def test_exporting_again_replaces_the_folder_and_keeps_its_identity(encoder_hf, encoder, monkeypatch):
+    # The fresh process works in another folder: a relative path of Python, from PATH=.venv/bin:…, must not lose it.
+    monkeypatch.setattr(sys, "executable", os.path.relpath(sys.executable))
+    folder, _ = encoder_hf
+    before = json.loads((folder / "index.json").read_text())
+    again = ExportConfig(checkpoint=str(encoder / "checkpoints/step_00000001"), dialect="bert", out=str(folder))
+    export.run(again.model_copy(update={"replace": True}))
+    after = json.loads((folder / "index.json").read_text())
+    assert after["fingerprint"] == before["fingerprint"]
+    assert entries(folder.parent) == [folder.name]
+
+
+def with_weights(dialect, change) -> SimpleNamespace:
+    """A further dialect: `dialect` with `change` made to its tensors."""
+
+    def weights(model, ours):
+        theirs = {name: tensor.clone() for name, tensor in dialect.weights(model, ours).items()}
+        change(theirs)
+        return theirs
+
+    return SimpleNamespace(**{**vars(dialect), "weights": weights})
+
+
+def test_one_wrong_weight_is_found_and_nothing_is_left(encoder, tmp_path, monkeypatch):
+    def change(theirs):
+        theirs["bert.encoder.layer.1.attention.self.value.bias"][5] += 0.01
+
+    monkeypatch.setitem(DIALECTS, "bert", with_weights(DIALECTS["bert"], change))
+    with pytest.raises(ExportError) as caught:
+        export.run(ExportConfig(checkpoint=str(encoder), dialect="bert", out=str(tmp_path / "hf")))
+    assert "not equal" in caught.value.what
+    assert "logits differ by up to" in caught.value.details[0]
+    assert "they part in layer 1: hidden states differ" in caught.value.details[1]
+    assert entries(tmp_path) == []
+
+
+def test_everything_else_that_differs_is_named(decoder_hf, decoder, vocabularies, tmp_path):
+    """A missing weight, one without a place, another template, token and mark: one fresh process for all."""
+    folder = tmp_path / "hf"
+    shutil.copytree(decoder_hf[0], folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up.weight"] = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = json.loads((vocabularies["byte"] / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    vocab["‿‿"] = vocab.pop("‿a")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 7}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "right"}))
+    model = export.opened(ModelConfig(**QWEN3 | UNLIKE_QWEN3_8B), Checkpoint(checkpoint.resolve(decoder)).weights())
+    reference.write(tmp_path / "said", model, open_tokenizer(vocabularies["byte"]))
+    with pytest.raises(ExportError) as caught:
+        verify(folder, tmp_path / "said")
+    said = "\n".join(caught.value.details)
+    assert "missing_keys: model.layers.1.mlp.up_proj.weight" in said
+    assert "unexpected_keys: model.layers.1.mlp.up.weight" in said
+    assert "2 tokens have another id or none, such as '\\u203fa'" in said
+    assert "encoding 'the' as text gives" in said
+    assert "as a pair" in said
+    assert "generation_config.json: eos_token_id is 7, should be 2" in said
+    assert "they part in layer 1" in said
+    assert "the tokenizer does not pad on the left" in said
+
+
+def test_another_tokenizer_is_refused(encoder, vocabularies, tmp_path):
+    other = vocabularies["other"]
+    config = ExportConfig(checkpoint=str(encoder), dialect="bert", out=str(tmp_path / "hf"), tokenizer=str(other))
+    with pytest.raises(ExportError, match="another tokenizer") as caught:
+        export.run(config)
+    said = str(caught.value)
+    for folder in (vocabularies["bert"], other):
+        assert open_tokenizer(folder).fingerprint[:12] in said
+    assert entries(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fitting", "change", "line"),
+    [
+        ("bert", BERT, {"causal": True}, "model.causal = true: bert has false"),
+        ("bert", BERT, {"norm": "rmsnorm"}, "model.norm = rmsnorm: bert has layernorm"),
+        ("bert", BERT, {"norm_position": "pre"}, "model.norm_position = pre: bert has post"),
+        ("bert", BERT, {"norm_eps": 1e-5}, "model.norm_eps = 1e-05: bert has 1e-12"),
+        ("bert", BERT, {"positions": "rope"}, "model.positions = rope: bert has learned"),
+        ("bert", BERT, {"mlp": "geglu"}, "model.mlp = geglu: bert has gelu"),
+        ("bert", BERT, {"bias": False}, "model.bias = false: bert has true"),
+        ("bert", BERT, {"qk_norm": True}, "model.qk_norm = true: bert has false"),
+        ("bert", BERT, {"tie_embeddings": False}, "model.tie_embeddings = false: bert has true"),
+        ("bert", BERT, {"transform_head": False}, "model.transform_head = false: bert has true"),
+        ("bert", BERT, {"kv_heads": 2}, "model.kv_heads = 2: bert has as many as model.heads, 4"),
+        ("bert", BERT, {"head_width": 16}, "model.head_width = 16: bert has model.width / model.heads, 32 / 4"),
+        ("qwen3", QWEN3, {"causal": False}, "model.causal = false: qwen3 has true"),
+        ("qwen3", QWEN3, {"norm": "layernorm"}, "model.norm = layernorm: qwen3 has rmsnorm"),
+        ("qwen3", QWEN3, {"norm_position": "post"}, "model.norm_position = post: qwen3 has pre"),
+        ("qwen3", QWEN3, {"positions": "learned"}, "model.positions = learned: qwen3 has rope"),
+        ("qwen3", QWEN3, {"mlp": "gelu"}, "model.mlp = gelu: qwen3 has swiglu"),
+        ("qwen3", QWEN3, {"bias": True}, "model.bias = true: qwen3 has false"),
+        ("qwen3", QWEN3, {"qk_norm": False}, "model.qk_norm = false: qwen3 has true"),
+        ("qwen3", QWEN3, {"transform_head": True}, "model.transform_head = true: qwen3 has false"),
+    ],
+)
+def test_a_model_that_a_dialect_cannot_express_is_refused_with_the_key(dialect, fitting, change, line):
+    export.check(ModelConfig(**fitting), dialect)
+    with pytest.raises(ExportError) as caught:
+        export.check(ModelConfig(**fitting | change), dialect)
+    assert caught.value.details == (line,)
+
+
+def test_export_without_transformers_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ExportError, match="needs transformers\n  pip install"):
+        export.check(ModelConfig(**QWEN3), "qwen3")
+
+
+def test_training_does_not_import_transformers_and_the_check_does_not_import_ours():
+    command = "import sys, pretrain.export; sys.exit('transformers' in sys.modules)"
+    package = Path(export.__file__).parent
+    subprocess.run([sys.executable, "-c", command], cwd=package.parent.parent, check=True)
+    imports = [line for line in (package / "verify.py").read_text().splitlines() if "import" in line.split()]
+    assert imports and not any("pretrain" in line for line in imports)
+
+
+def test_an_unknown_dialect_and_a_tokenizer_of_the_wrong_kind_are_refused():
+    with pytest.raises(ExportError, match="did you mean qwen3"):
+        export.check(ModelConfig(**QWEN3), "qwen")
+    with pytest.raises(ExportError, match="the tokenizer is of kind bert: qwen3 has byte"):
+        export.check(ModelConfig(**QWEN3), "qwen3", "bert")

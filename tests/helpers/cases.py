@@ -1,0 +1,28 @@
+"""What ranks do in tests; importable by the forkserver's children."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from pretrain import config
+from pretrain.training import checkpoint
+from pretrain.training.config import RunConfig
+from pretrain.training.run import run
+from pretrain.training.watch import metrics
+
+
+def train(values: dict) -> dict:
+    """Run a whole configuration; the summary."""
+    return run(config.build(RunConfig, values, "test"))
+
+
+def history(out: Path) -> list[tuple]:
+    """(step, loss, gradient norm, batch digest) of every recorded step, exactly."""
+    return [(r.step, r.loss, r.grad_norm, r.digest) for r in metrics.reports(out)]
+
+
+def state(out: Path) -> dict:
+    """Every tensor of the newest checkpoint, by kind and name."""
+    folder = checkpoint.newest(out)
+    kinds = ("weights", "exp_avg", "exp_avg_sq")
+    return {f"{kind}/{name}": t for kind in kinds for name, t in load_file(folder / f"{kind}.safetensors").items()}

@@ -1,0 +1,189 @@
+"""The model's promises: no look ahead, the K-row head, honest FLOPs (no leaks: test_leaks.py)."""
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain import config
+from pretrain.errors import ConfigError
+from pretrain.model import transformer
+from pretrain.model.transformer import ModelConfig, Transformer, initialise
+from pretrain.objectives.objectives import Batch, Learner, MaskedLM, MaskedLMConfig
+from tests.conftest import DECODER, ENCODER
+
+BERT = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+V, T = 100, 48
+VARIANTS = {
+    "encoder": ENCODER,
+    "encoder-pre-rope": {**ENCODER, "norm_position": "pre", "positions": "rope", "mlp": "geglu"},
+    "decoder": DECODER,
+    "decoder-post-learned": {**DECODER, "norm_position": "post", "positions": "learned", "qk_norm": False},
+}
+
+
+def build(name: str, **changes) -> Transformer:
+    built = Transformer(ModelConfig(**{**VARIANTS[name], **changes}), V)
+    initialise(built, 3)
+    return built.eval()
+
+
+def packed() -> Batch:
+    """One masked window of three documents."""
+    text = np.random.default_rng(0).integers(5, V, (1, T)).astype(np.int32)
+    text[0, [16, 30]], text[0, [0, 17, 31]] = BERT["sep"], BERT["cls"]
+    objective = MaskedLM(MaskedLMConfig(kind="masked_lm", mask_ratio=0.3), BERT, V, T, 0)
+    return objective.batch(text, np.zeros(1, np.int64))
+
+
+@pytest.mark.parametrize("flat", [None, torch.zeros(1, T, dtype=torch.long)], ids=["one document", "mask"])
+def test_changing_token_t_leaves_earlier_outputs_of_a_decoder_alone(flat):
+    net = build("decoder")
+    ids, positions = torch.randint(5, V, (1, T)), torch.arange(T)[None]
+    before = net(ids, flat, positions)
+    ids[0, 20] = 5 + (ids[0, 20] + 1) % (V - 5)
+    after = net(ids, flat, positions)
+    assert torch.equal(before[0, :20], after[0, :20]) and not torch.equal(before[0, 20:], after[0, 20:])
+
+
+def test_the_loss_on_k_rows_is_the_loss_picked_from_all_rows():
+    net = build("encoder")
+    batch = packed()
+    loss = Learner(net)(batch)
+    logits = net.logits(net(batch.inputs, batch.segments, batch.position_ids))
+    marked = torch.full((1, T), -100)
+    marked.scatter_(1, batch.target_index.long(), batch.targets.long())
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), marked, ignore_index=-100, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+
+
+PACKED = [[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("segments", [PACKED, None], ids=["several documents", "one document a window"])
+def test_attention_equals_a_slow_loop(segments, causal, dtype):
+    """Every path of `attend`, outputs and gradients, beside a loop over single queries that picks its keys."""
+    torch.manual_seed(0)
+    heads = [torch.randn(2, 4, 6, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    numbers = torch.zeros(2, 6, dtype=torch.int32) if segments is None else torch.tensor(segments)
+    mask = None if segments is None else transformer.attention_mask(numbers, causal, dtype)
+    found = transformer.attend(*heads, mask, causal, 0.0)
+    exact = [x.detach().double().requires_grad_() for x in heads]
+    expected = slow_attention(*exact, numbers, causal)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(found.double(), expected, **tolerance)
+    gradient = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, heads, gradient.to(dtype))
+    for ours, slow in zip(gradients, torch.autograd.grad(expected, exact, gradient), strict=True):
+        torch.testing.assert_close(ours.double(), slow, **tolerance)
+
+
+def slow_attention(q, k, v, segments, causal: bool) -> torch.Tensor:
+    B, H, T, E = q.shape
+    rows = []
+    for b in range(B):
+        for h in range(H):
+            for t in range(T):
+                keys = [s for s in range(T) if segments[b, s] == segments[b, t] and (s <= t or not causal)]
+                shares = (k[b, h, keys] @ q[b, h, t] / E**0.5).softmax(0)
+                rows.append(shares @ v[b, h, keys])
+    return torch.stack(rows).view(B, H, T, E)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_window_of_one_document_gives_the_same_with_a_mask_and_without(name):
+    net = build(name)
+    ids, positions = torch.randint(5, V, (3, T)), torch.arange(T).expand(3, -1)
+    gradients = []
+    for segments in (None, torch.zeros(3, T, dtype=torch.int32)):
+        net.zero_grad()
+        net.logits(net(ids, segments, positions)).square().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    for without, with_mask in zip(*gradients, strict=True):
+        torch.testing.assert_close(without, with_mask, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "autocast"])
+def test_one_mask_is_made_a_forward_in_the_dtype_of_queries_and_keys(dtype, monkeypatch):
+    """Another dtype would be converted by every layer, and each copy kept for the backward pass."""
+    made, seen = [], []
+    mask_of, attend = transformer.attention_mask, transformer.attend
+    monkeypatch.setattr(transformer, "attention_mask", lambda *args: made.append(mask_of(*args)) or made[-1])
+    monkeypatch.setattr(transformer, "attend", lambda q, *rest: seen.append(rest[2]) or attend(q, *rest))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        build("encoder")(
+            torch.randint(5, V, (2, T)), torch.tensor([[0] * 9 + [1] * (T - 9)] * 2), torch.arange(T)[None]
+        )
+    assert len(made) == 1 and made[0].dtype == dtype
+    assert len(seen) == 2 and all(mask is made[0] for mask in seen)
+
+
+def test_norm_and_rotation_equal_the_formulas_of_torch():
+    """Outputs and gradients of what has a backward pass of its own here."""
+    torch.manual_seed(0)
+    x, weight, turned = (torch.randn(shape, requires_grad=True) for shape in ((3, 5, 16), (16,), (2, 3, 5, 16)))
+    norm = transformer.RMSNorm(16, eps=1e-6)
+    norm.weight.data = weight.detach()
+    cos, sin = transformer.rope(torch.arange(5).expand(2, -1), 16, 10_000.0, torch.float32)
+    left, right = turned.chunk(2, dim=-1)
+    pairs = [
+        (norm(x), torch.nn.functional.rms_norm(x, (16,), weight, 1e-6), [x, norm.weight], [x, weight]),
+        (transformer.rotate(turned, cos, sin), turned * cos + torch.cat((-right, left), -1) * sin, [turned], [turned]),
+    ]
+    for ours, theirs, by, by_theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+        gradient = torch.randn_like(ours)
+        found = torch.autograd.grad(ours, by, gradient)
+        for one, other in zip(found, torch.autograd.grad(theirs, by_theirs, gradient), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_rotation_depends_on_distance_only():
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+
+    def score(a: int, b: int) -> float:
+        turn = [transformer.rope(torch.tensor([[at]]), 16, 10_000.0, torch.float32) for at in (a, b)]
+        return float((transformer.rotate(q, *turn[0]) * transformer.rotate(k, *turn[1])).sum())
+
+    assert score(3, 7) == pytest.approx(score(103, 107), abs=1e-4)
+    assert score(3, 7) != pytest.approx(score(3, 8), abs=1e-3)
+
+
+def test_initial_weights_are_those_of_the_table():
+    net = Transformer(ModelConfig(**{**DECODER, "width": 256, "mlp_width": 512}), 2000)
+    initialise(net, 1)
+    assert float(net.embed.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    assert float(net.blocks[0].mlp.down.weight.detach().std()) == pytest.approx(0.02 / 4**0.5, rel=0.02)
+    assert torch.equal(net.final_norm.weight, torch.ones(256))
+    counts = torch.tensor([0, 5, 95] + [0] * (V - 3))
+    net = Transformer(ModelConfig(**ENCODER), V)
+    initialise(net, 1, counts)
+    assert float(net.head.decoder.bias[2]) == pytest.approx(np.log(96 / (100 + V)), rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    one, two = build("decoder"), build("decoder")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_flops_of_gpt2_small_are_the_published_0_857_gflop_per_token():
+    shape = {"layers": 12, "width": 768, "heads": 12, "kv_heads": 12, "head_width": 64, "mlp_width": 3072}
+    net = Transformer(
+        ModelConfig(**{**DECODER, **shape, "mlp": "gelu", "max_positions": 1024, "qk_norm": False}), 50_304
+    )
+    assert net.flops_per_token(1024, 1024) == pytest.approx(0.857e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": "30", "heads": "4"}, "model.width = 30 does not divide by model.heads = 4"),
+        ({"kv_heads": "3"}, "model.heads = 2 does not divide by model.kv_heads = 3"),
+        ({"head_width": "5", "positions": "rope"}, "needs an even head width, found 5"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config.build(ModelConfig, {**{k: str(v) for k, v in ENCODER.items()}, **changes}, "x.yaml")

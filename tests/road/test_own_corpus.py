@@ -1,0 +1,25 @@
+"""The README's commands for a corpus of one's own, run as printed in a fresh copy of the checkout.
+
+A file of its own, so that it runs beside the other walk through the README.
+"""
+
+import json
+
+from pretrain.training.watch import metrics
+from tests.road.test_readme import block_with, walk
+
+
+def test_the_tutorial_leads_from_a_folder_of_text_to_two_models_and_a_classifier(tmp_path):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    walk(checkout, block_with("launch/clean.py"))
+    runs = checkout / "runs" / "small"
+    funnel = json.loads((runs / "clean" / "report.json").read_text())
+    assert [source["name"] for source in funnel["sources"]] == ["kjv", "poems"]
+    index = json.loads((runs / "shards-byte" / "index.json").read_text())
+    assert index["corpus"] == {"clean": json.loads((runs / "clean" / "index.json").read_text())["fingerprint"]}
+    for name, steps in (("encoder", 4), ("decoder", 2)):
+        assert metrics.reports(runs / name)[-1].step == steps
+    assert json.loads((runs / "finetune" / "report.json").read_text())["labels"] == ["changed", "original"]
+    for picture in ("clean/funnel.png", "clean/limits.png", "tokenizer-bert/report.png", "compare/report.png"):
+        assert (runs / picture).read_bytes().startswith(b"\x89PNG")

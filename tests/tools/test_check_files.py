@@ -1,0 +1,482 @@
+"""Every byte against the index, and every folder against those it was made with."""
+
+import errno
+import importlib
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain import cli, tokenizer
+from pretrain.config import StageConfig, build, free
+from pretrain.errors import UserError
+from pretrain.shards import Shards, ShardsConfig
+from pretrain.shards import run as build_shards
+from pretrain.storage.files import write_json
+from pretrain.storage.index import checksum, fingerprint, read_index, write_index
+from pretrain.storage.publish import check_output, publish
+from pretrain.tools import check_files
+from pretrain.training.config import RunConfig
+from pretrain.training.run import run as pretrain
+from tests.conftest import ROOT, Prepared, run_values
+
+
+def published(folder: Path, stage: str, **made_with: Path) -> None:
+    """A folder as a later stage publishes it, of what it was made with; its contents do not matter here."""
+    ((what, source),) = made_with.items()
+    fingerprint = read_index(source, UserError, "")["fingerprint"]
+    recorded = {"model" if what == "base" else what: str(source)}
+    with publish(folder, stage, UserError) as aside:
+        (aside / "model.safetensors").write_bytes(b"weights")
+        write_index(aside, {"stage": stage, what: fingerprint, "recorded": recorded})
+
+
+@pytest.fixture(scope="module")
+def chain(prepared, tmp_path_factory) -> Path:
+    """A folder of each stage: tokenizer, shards, a run of two checkpoints, and two in the form of later ones."""
+    root = tmp_path_factory.mktemp("chain")
+    corpus, vocabulary = str(prepared.corpus), str(root / "tokenizer")
+    shutil.copytree(prepared.tokenizer["bert"], vocabulary)
+    build_shards(ShardsConfig(corpus=corpus, tokenizer=vocabulary, out=str(root / "shards")))
+    made = Prepared(prepared.corpus, {"bert": Path(vocabulary)}, {"bert": root / "shards"})
+    short = {"phases": [{"steps": 2, "seq_len": 32, "batch_tokens": 64}], "checkpoint": {"every_steps": 1}}
+    pretrain(build(RunConfig, run_values(made, root / "run", evaluate={"max_tokens": 64}, **short), "test"))
+    published(root / "export", "export", checkpoint=root / "run/checkpoints/step_00000002")
+    published(root / "finetuned", "finetune", base=root / "export")
+    return root
+
+
+@pytest.fixture
+def damaged(chain, tmp_path) -> Path:
+    """A copy of `chain` to be damaged; its folders still name the originals as those they were made with."""
+    return shutil.copytree(chain, tmp_path / "copy")
+
+
+def test_an_intact_folder_of_any_stage_is_one_line(chain, capsys):
+    steps = [f"run/checkpoints/step_0000000{n}" for n in (1, 2)]
+    stages = {"tokenizer": "tokenizer", "shards": "shards", **dict.fromkeys(steps, "checkpoint")}
+    stages |= {"export": "export", "finetuned": "finetune"}
+    paths = [chain / name for name in ("tokenizer", "shards", "run", "export", "finetuned")]
+    assert check_files.main([str(path) for path in paths]) == 0
+    expected = []
+    for name, stage in stages.items():
+        files = [path for path in (chain / name).iterdir() if path.name != "index.json"]
+        size = sum(path.stat().st_size for path in files)
+        expected.append(f"{chain / name}: {stage}, {len(files)} files, {size:,} bytes: intact")
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_every_fault_of_every_folder_is_named_at_once(damaged, capsys):
+    (damaged / "tokenizer/vocab.txt").unlink()
+    (damaged / "shards/train-00000.idx").write_bytes(b"")
+    with open(damaged / "shards/heldout-00000.bin", "r+b") as file:
+        file.seek(100)
+        byte = file.read(1)
+        file.seek(100)
+        file.write(bytes([byte[0] ^ 1]))
+    with open(damaged / "shards/train.unigram.npy", "ab") as file:
+        file.write(b"more")
+    (damaged / "shards/notes").mkdir()
+    (damaged / "shards/notes/mine.txt").write_text("", encoding="utf-8")
+    weights = damaged / "run/checkpoints/step_00000001/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+    assert check_files.main([str(damaged / name) for name in ("tokenizer", "run", "shards", "export")]) == 2
+    said = capsys.readouterr()
+    assert [line.split(":")[0] for line in said.out.splitlines()] == [
+        str(damaged / "run/checkpoints/step_00000002"),
+        str(damaged / "export"),
+    ]
+    error, *lines = said.err[said.err.index("error:") :].splitlines()
+    assert error == "error: not what was published: 3 of 5 folders"
+    size = weights.stat().st_size
+    unigram = (damaged / "shards/train.unigram.npy").stat().st_size
+    index = read_index(damaged / "shards", UserError, "")["files"]
+    assert sorted(line.strip() for line in lines[:-1]) == sorted(
+        [
+            f"{damaged}/tokenizer/vocab.txt: missing",
+            f"{weights}: truncated, {size:,} bytes instead of {size + 1:,}",
+            f"{damaged}/shards/heldout-00000.bin: altered, its SHA-256 differs",
+            f"{damaged}/shards/train-00000.idx: truncated, 0 bytes instead of {index['train-00000.idx']['bytes']:,}",
+            f"{damaged}/shards/train.unigram.npy: altered, {unigram:,} bytes instead of {unigram - 4:,}",
+            f"{damaged}/shards/notes/mine.txt: extra, not in the index",
+        ]
+    )
+    assert lines[-1].strip() == "copy it again from where it was made, or make it again"
+
+
+def test_a_derived_folder_without_its_index_is_named_not_its_files(damaged):
+    (damaged / "shards/words").mkdir()
+    (damaged / "shards/words/train.bits").write_bytes(b"bits")
+    assert check_files.check(damaged / "shards") == [f"{damaged}/shards/words/index.json: missing"]
+
+
+def test_any_single_bit_of_any_file_is_noticed(damaged):
+    draw = random.Random(0)
+    files = [path for path in sorted(damaged.glob("shards/*")) if path.name != "index.json"]
+    assert check_files.check(damaged / "shards") == []
+    for path in files * 4:
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        assert check_files.check(damaged / "shards") == [f"{path}: altered, its SHA-256 differs"]
+        path.write_bytes(whole)
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "truncated": lambda path, draw: path.write_bytes(path.read_bytes()[: -draw.randrange(1, 4)]),
+    "emptied": lambda path, draw: path.write_bytes(b""),
+    "longer": lambda path, draw: path.write_bytes(path.read_bytes() + b"\n"),
+    "deleted": lambda path, draw: path.unlink(),
+    "extra": lambda path, draw: path.with_name(f"{path.name}.bak").write_bytes(path.read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("folder", ["tokenizer", "shards", "run/checkpoints/step_00000002"])
+def test_every_damage_to_every_file_names_it_and_exits_2(damaged, capsys, folder, damage):
+    draw = random.Random(1)
+    for path in sorted(p for p in (damaged / folder).rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        DAMAGES[damage](path, draw)
+        assert check_files.main([str(damaged / folder)]) == 2, path
+        name = f"{path.name}.bak" if damage == "extra" else path.name
+        said = capsys.readouterr()
+        assert name in said.err or (name == "index.json" and str(damaged / folder) in said.err), said.err
+        assert "intact" not in said.out
+        path.with_name(f"{path.name}.bak").unlink(missing_ok=True)
+        path.write_bytes(whole)
+    assert check_files.main([str(damaged / folder)]) == 0
+
+
+def test_any_single_bit_of_an_index_is_noticed(damaged, capsys):
+    """Those of what is recorded, which is no part of the fingerprint, and of white space too."""
+    path, draw = damaged / "shards/index.json", random.Random(2)
+    whole = path.read_bytes()
+    at = whole.index(b'"recorded"')
+    for place in [*draw.sample(range(len(whole)), 100), *range(at, at + 100)]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << draw.randrange(7)
+        path.write_bytes(flipped)
+        assert check_files.main([str(damaged / "shards")]) == 2, (place, whole[place - 20 : place + 20])
+        assert f"{damaged}/shards" in capsys.readouterr().err
+
+
+def test_a_folder_derived_inside_another_is_no_part_of_it_and_is_checked_with_it(damaged, capsys):
+    shards = damaged / "shards"
+    published(shards / "words", "words", shards=shards)
+    assert check_files.main([str(shards)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"{shards}: shards", f"{shards}/words: words"]
+    (shards / ".words.tmp").mkdir()
+    (shards / ".words.tmp/train.bits").write_bytes(b"of a run that was killed")
+    Shards(shards)  # not extra files to the reader either
+    assert check_files.main([str(shards)]) == 0
+    capsys.readouterr()
+    flip(shards / "words/model.safetensors", random.Random(0))
+    (shards / "words/more").write_bytes(b"")
+    assert check_files.main([str(shards)]) == 2
+    said = capsys.readouterr().err
+    assert f"{shards}/words/model.safetensors: altered" in said and f"{shards}/words/more: extra" in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda index: index.unlink(), "the folder is incomplete"),
+        (lambda index: index.write_bytes(index.read_bytes()[:-20]), "is damaged: not JSON"),
+        (lambda index: index.write_text(index.read_text().replace("sha256", "sha512", 1)), "was altered"),
+        (lambda index: shutil.rmtree(index.parent), "there is no such folder"),
+    ],
+)
+def test_a_folder_without_a_sound_index_is_a_fault_and_the_others_are_still_checked(damaged, capsys, damage, found):
+    damage(damaged / "tokenizer/index.json")
+    assert check_files.main([str(damaged / "tokenizer"), str(damaged / "shards")]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{damaged / 'shards'}: shards, ")
+    assert f"{damaged / 'tokenizer'}" in said.err and found in said.err and "1 of 2 folders" in said.err
+
+
+def test_a_run_stands_for_its_checkpoints_and_a_torn_one_is_a_fault(damaged, capsys):
+    (damaged / "run/checkpoints/step_00000001/index.json").unlink()
+    assert check_files.main([str(damaged / "run")]) == 2
+    said = capsys.readouterr()
+    assert "step_00000002: checkpoint" in said.out and "step_00000001: the folder is incomplete" in said.err
+    shutil.rmtree(damaged / "run/checkpoints")
+    (damaged / "run/checkpoints").mkdir()
+    assert check_files.main([str(damaged / "run")]) == 2
+    assert f"{damaged / 'run'}: the folder is incomplete" in capsys.readouterr().err
+
+
+def test_a_folder_made_with_another_tokenizer_than_the_one_there_is_refused(prepared, tmp_path, capsys):
+    corpus, vocabulary, out = str(prepared.corpus), tmp_path / "tokenizer", tmp_path / "shards"
+    shutil.copytree(prepared.tokenizer["bert"], vocabulary)
+    build_shards(ShardsConfig(corpus=corpus, tokenizer=str(vocabulary), out=str(out)))
+    tokenizer.run(
+        tokenizer.TokenizerConfig(corpus=corpus, out=str(vocabulary), kind="bert", vocab_size=2000, replace=True)
+    )
+    assert check_files.main([str(vocabulary), str(out)]) == 2
+    said = capsys.readouterr()
+    own = tokenizer.open_tokenizer(prepared.tokenizer["bert"]).fingerprint[:12]
+    other = tokenizer.open_tokenizer(vocabulary).fingerprint[:12]
+    assert f"{out}: made with tokenizer {own}…, but {vocabulary} is now {other}…" in said.err
+    assert str(out) not in said.out and "1 of 2 folders" in said.err
+
+    shutil.rmtree(vocabulary)
+    assert check_files.main([str(out)]) == 0
+    intact, note = capsys.readouterr().out.splitlines()
+    assert intact.endswith(": intact")
+    assert note == f"  made with tokenizer {own}…, not checked: {vocabulary} has no index of ours"
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [
+        ("shards", "tokenizer"),
+        ("run/checkpoints/step_00000001", "tokenizer"),
+        ("run/checkpoints/step_00000001", "shards"),
+        ("export", "run/checkpoints/step_00000002"),
+        ("finetuned", "export"),
+    ],
+)
+def test_every_link_of_the_chain_is_followed(chain, capsys, folder, source):
+    check_files.run([chain / folder])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    index = chain / source / "index.json"
+    whole = index.read_bytes()
+    try:
+        index.unlink()
+        assert check_files.check(chain / folder) == []
+        assert f"not checked: {chain / source} has no index of ours" in capsys.readouterr().out
+        other = read_index(chain / "finetuned", UserError, "")
+        write_json(index, other)
+        assert f"but {chain / source} is now {other['fingerprint'][:12]}…" in check_files.check(chain / folder)[0]
+    finally:
+        index.write_bytes(whole)
+
+
+def test_every_corpus_of_a_run_that_mixes_some_is_followed(prepared, tmp_path, capsys):
+    sets = {"wiki": shutil.copytree(prepared.shards["bert"], tmp_path / "wiki")}
+    sets["web"] = shutil.copytree(prepared.shards["bert"], tmp_path / "web")
+    index = read_index(sets["web"], UserError, "")
+    write_index(sets["web"], {key: index[key] for key in index if key != "files"} | {"corpus": "another"})
+    prints = {name: read_index(place, UserError, "")["fingerprint"] for name, place in sets.items()}
+    with publish(tmp_path / "step", "checkpoint", UserError) as aside:
+        corpora = [f"  - {{name: {name}, shards: {place}}}" for name, place in sets.items()]
+        (aside / "config.yaml").write_text("data:\n  shards: null\n  corpora:\n" + "\n".join(corpora), encoding="utf-8")
+        index = {"stage": "checkpoint", "corpora": [list(pair) for pair in prints.items()], "settings": {}}
+        index |= {"step": 1, "steps_applied": 1, "vocab_size": 9, "tokenizer": "ab" * 32}
+        write_index(aside, index, recorded=("config.yaml",))
+    assert check_files.check(tmp_path / "step") == [] and len(capsys.readouterr().out.splitlines()) == 1
+    shutil.rmtree(sets["web"])
+    shutil.copytree(sets["wiki"], sets["web"])
+    (fault,) = check_files.check(tmp_path / "step")
+    assert f"made with corpus web {prints['web'][:12]}…, but {sets['web']} is now {prints['wiki'][:12]}…" in fault
+
+
+def test_nothing_is_written_and_torch_is_not_needed(chain):
+    before = {path: path.stat().st_mtime_ns for path in chain.rglob("*")}
+    code = "import sys; from pretrain.verify import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, chain / "shards", chain / "run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+    assert {path: path.stat().st_mtime_ns for path in chain.rglob("*")} == before
+
+
+def test_a_folder_is_made_by_one_process_at_a_time(prepared, tmp_path):
+    out = tmp_path / "out"
+    with publish(out, "export", UserError) as aside:
+        (aside / "weights").write_bytes(b"1")
+        with (
+            pytest.raises(UserError, match="another process is making this folder"),
+            publish(out, "export", UserError),
+        ):
+            pass
+        assert (aside / "weights").exists(), "what the first one had written is gone"
+        write_index(aside, {"stage": "export"})
+    published(out, "export", shards=prepared.shards["bert"])  # over it, now that it is done
+    (tmp_path / ".out.tmp").mkdir()  # a killed process left it
+    published(out, "export", shards=prepared.shards["bert"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
+
+
+class Stage(StageConfig):
+    """As a stage declares it."""
+
+    out: str
+    size: int = 1
+    rules: dict[str, int] = {}
+    corpus: str = "text"
+    workers: int = free(1)
+
+
+def made(out: Path, **settings) -> dict:
+    with publish(out, "export", UserError, Stage(out=str(out), **settings)) as aside:
+        (aside / "result").write_text(json.dumps({"size": settings.get("size", 1)}))
+        write_index(aside, {"stage": "export", "recorded": {"corpus": settings.get("corpus", "text")}})
+    return json.loads((out / "result").read_text())
+
+
+def test_a_result_of_other_settings_is_replaced_only_if_that_is_asked_for(tmp_path):
+    out = tmp_path / "out"
+    made(out, size=2, rules={"a": 1, "b": 2})
+    before = (out / "index.json").read_bytes()
+    made(out, size=2, rules={"a": 1, "b": 2}, workers=4)  # the same, made again
+    assert (out / "index.json").read_bytes() == before
+    with pytest.raises(UserError) as refused:
+        made(out, size=3, rules={"a": 1, "b": 5})
+    assert refused.value.details[:2] == ("size: 2 → 3", "rules.b: 2 → 5")
+    assert "made with other settings" in refused.value.what and "replace=true" in refused.value.details[-1]
+    assert (out / "index.json").read_bytes() == before
+    assert check_files.check(out) == []
+    assert made(out, size=3, replace=True)["size"] == 3
+
+
+def test_a_place_written_another_way_is_the_same_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").touch()
+    made(tmp_path / "out", corpus="text")
+    made(tmp_path / "out", corpus=str(tmp_path / "text"))
+    with pytest.raises(UserError, match=r"corpus: .*text → other"):
+        made(tmp_path / "out", corpus="other")
+
+
+def test_a_result_that_noted_no_settings_is_held_to_what_its_index_says(tmp_path):
+    out = tmp_path / "out"
+    made(out, size=2)
+    index = json.loads((out / "index.json").read_text())
+    del index["recorded"]["settings"]
+    index["checksum"] = checksum(index)
+    write_json(out / "index.json", index)
+    with pytest.raises(UserError, match="corpus: text → other"):
+        made(out, size=2, corpus="other")
+    made(out, size=3)  # which size it had is not known
+    (out / "index.json").write_text("{")
+    made(out, size=4)  # what is damaged is made again
+    index = json.loads((out / "index.json").read_text()) | {"format": 9}
+    index["fingerprint"] = fingerprint(index)
+    write_json(out / "index.json", index | {"checksum": checksum(index)})
+    with pytest.raises(UserError, match="made by another version"):
+        made(out, size=4)
+
+
+def test_every_stage_that_publishes_a_folder_knows_replace():
+    stages = set(cli.STAGES) - {"pretrain", "demo"}
+    for module, name in (cli.STAGES[stage] for stage in stages):
+        assert issubclass(getattr(importlib.import_module(module), name), StageConfig), name
+
+
+def test_a_result_that_cannot_take_its_name_is_kept_beside_it(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    made(out)
+    real = Path.rename
+
+    def busy(path, target):
+        if Path(target) == out and path.name == ".out.tmp":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", busy)
+        with pytest.raises(UserError, match="the output folder cannot be replaced") as error:
+            made(out)
+    assert check_files.check(out) == [] and check_files.check(tmp_path / "out-2") == []
+    assert f"the new result is in {tmp_path / 'out-2'}" in str(error.value)
+
+
+def test_an_old_folder_that_cannot_be_removed_stops_no_build(tmp_path, monkeypatch, capsys):
+    """As on NFS, while another process has a file of it open."""
+    out = tmp_path / "out"
+    made(out)
+    real = shutil.rmtree
+
+    def held(path, *arguments, **options):
+        if Path(path).name.startswith(".out.old") and Path(path).exists():
+            if not (arguments or options):
+                raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+            return
+        real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", held)
+        for _ in range(3):
+            made(out)
+            assert "could not be removed (Directory not empty)" in capsys.readouterr().err
+    made(out)
+    assert check_files.check(out) == [] and not list(tmp_path.glob(".out.old*"))
+
+
+def test_a_build_killed_between_two_names_loses_nothing(tmp_path):
+    out = tmp_path / "out"
+    made(out, size=5)
+    out.rename(tmp_path / ".out.old")
+    with pytest.raises(UserError, match="size: 5 → 6"):
+        made(out, size=6)
+    assert check_files.check(out) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to mount a folder needs root")
+def test_a_mount_point_is_refused_before_any_work(tmp_path):
+    for name in ("there", "out"):
+        (tmp_path / name).mkdir()
+    code = "from pretrain.storage.publish import publish; publish({!r}, 'export').__enter__()".format(
+        str(tmp_path / "out")
+    )
+    line = f"mount --bind {tmp_path}/there {tmp_path}/out && {sys.executable} -c {shlex.quote(code)}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    if "mount" in done.stderr and "Traceback" not in done.stderr:
+        pytest.skip("a folder cannot be mounted here")
+    assert "the output folder is a mount point" in done.stderr and f"out={tmp_path}/out/export" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "there"]
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "a" * 300, "x\0y", "b/" * 2100 + "out", "\udcff" * 254])
+def test_a_name_that_cannot_be_is_refused_before_any_work(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(UserError, match="the output folder cannot be made"),
+        publish(Path(name), "export", UserError),
+    ):
+        pass
+    with pytest.raises(UserError, match="the output folder cannot be made"):
+        check_output(Path(name))
+    assert list(tmp_path.iterdir()) == []
+
+
+STRAYS = [
+    ".DS_Store",
+    "._index.json",
+    "Thumbs.db",
+    "desktop.ini",
+    ".nfs000000000012ab",
+    ".directory",
+    "@eaDir/x@SynoEAStream",
+]
+
+
+@pytest.mark.parametrize("name", [*STRAYS, ".Trash-0/info", "lost+found/a", ".train.bin.swp", ".smbdelete12", "Icon\r"])
+def test_what_a_file_manager_leaves_is_harmless(tmp_path, capsys, name):
+    out = tmp_path / "out"
+    made(out)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).touch()
+    assert check_files.main([str(out)]) == 0
+    assert f"  {name}: not of this folder, and harmless" in capsys.readouterr().out.replace("\r:", "\r:")
+    (out / "notes.txt").touch()
+    assert check_files.main([str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "notes.txt: extra, not in the index" in said and f"{name}: extra" not in said
