@@ -27,6 +27,9 @@ FineWeb's share of punctuated lines), then C4, which takes lines out, and the le
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import create_model
 
 from pretrain.cleaning.step import Outcome, Section, Step
 from pretrain.cleaning.steps.characters import Control, Mojibake, Script, Unicode, control, mojibake, script, unicode
@@ -38,56 +41,42 @@ from pretrain.cleaning.steps.repetition import GopherRepetition, gopher_repetiti
 from pretrain.cleaning.steps.stopwords import StopWords, stop_words_removed
 from pretrain.config import Config
 
-Builder = Callable[[Section, str], Callable[[str], Outcome]]
+
+class Entry(NamedTuple):
+    """A step in the list of steps."""
+
+    section: type[Section]  # its settings
+    build: Callable[[Section, str], Callable[[str], Outcome]]  # its function of a text, for a section and a language
+    unit: str = ""  # of what it counts as changed; a filter changes nothing
 
 
-class StepsConfig(Config):
-    """One section a step, in the order they run. `pii: false` is short for `pii: {use: false}`, `c4: [en]` for
-    `c4: {use: [en]}`.
-    """
-
-    html: Html = Html()
-    mojibake: Mojibake = Mojibake()
-    unicode: Unicode = Unicode()
-    control: Control = Control()
-    script: Script = Script()
-    pii: Pii = Pii()
-    language: Language = Language()
-    gopher_repetition: GopherRepetition = GopherRepetition()
-    gopher_quality: GopherQuality = GopherQuality()
-    fineweb: FineWeb = FineWeb()
-    c4: C4 = C4()
-    length: Length = Length()
-    stopwords: StopWords = StopWords()
-
-
-BUILDERS: dict[str, Builder] = {
-    "html": html_remains,
-    "mojibake": mojibake,
-    "unicode": unicode,
-    "control": control,
-    "script": script,
-    "pii": pii,
-    "language": language,
-    "gopher_repetition": gopher_repetition,
-    "gopher_quality": gopher_quality,
-    "fineweb": fineweb,
-    "c4": c4,
-    "length": length,
-    "stopwords": stop_words_removed,
+STEPS: dict[str, Entry] = {
+    "html": Entry(Html, html_remains, "tags, comments and entities"),
+    "mojibake": Entry(Mojibake, mojibake, "lines"),
+    "unicode": Entry(Unicode, unicode, "characters"),
+    "control": Entry(Control, control, "characters"),
+    "script": Entry(Script, script, "characters"),
+    "pii": Entry(Pii, pii, "items"),
+    "language": Entry(Language, language),
+    "gopher_repetition": Entry(GopherRepetition, gopher_repetition),
+    "gopher_quality": Entry(GopherQuality, gopher_quality),
+    "fineweb": Entry(FineWeb, fineweb),
+    "c4": Entry(C4, c4, "lines"),
+    "length": Entry(Length, length),
+    "stopwords": Entry(StopWords, stop_words_removed, "words"),
 }
 
-# What `changes` counts; a step without a unit changes nothing.
-UNITS = {
-    "html": "tags, comments and entities",
-    "mojibake": "lines",
-    "unicode": "characters",
-    "control": "characters",
-    "script": "characters",
-    "pii": "items",
-    "c4": "lines",
-    "stopwords": "words",
-}
+if TYPE_CHECKING:
+    StepsConfig = Config
+else:
+    StepsConfig = create_model(
+        "StepsConfig",
+        __base__=Config,
+        __module__=__name__,
+        __doc__="One section for each step, in the order in which they run. `pii: false` is short for "
+        "`pii: {use: false}`, and `c4: [en]` for `c4: {use: [en]}`.",
+        **{name: (entry.section, entry.section()) for name, entry in STEPS.items()},
+    )
 
 
 def steps(config: StepsConfig, language: str) -> list[Step]:
@@ -96,10 +85,10 @@ def steps(config: StepsConfig, language: str) -> list[Step]:
     Each is a pure function, linear in the text. A document of which nothing is left is dropped by the step that took
     the last of it. Raises ConfigError for a step that has no form for the language, CorpusError for a missing library.
     """
-    sections = ((name, getattr(config, name)) for name in StepsConfig.model_fields)
+    sections = {name: getattr(config, name) for name in STEPS}
     return [
-        Step(name, _dropping_empty(BUILDERS[name](section, language)))
-        for name, section in sections
+        Step(name, _dropping_empty(STEPS[name].build(section, language)))
+        for name, section in sections.items()
         if section.covers(language)
     ]
 

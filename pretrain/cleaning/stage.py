@@ -34,7 +34,7 @@ from pretrain.cleaning.corpus_wide import contamination
 from pretrain.cleaning.corpus_wide.contamination import Decontaminate, Evaluated, Found
 from pretrain.cleaning.corpus_wide.decisions import Picked, Verdict, count, gather, histogram, judge, pick, shown
 from pretrain.cleaning.corpus_wide.duplicates import Duplicates, Near, bands_of
-from pretrain.cleaning.pipeline import UNITS, StepsConfig, steps
+from pretrain.cleaning.pipeline import STEPS, StepsConfig, steps
 from pretrain.cleaning.report import plot
 from pretrain.cleaning.report.funnel import READ, Flow, Funnel, table
 from pretrain.cleaning.step import Step, library
@@ -245,7 +245,7 @@ def _source(source: Source, funnel: Funnel, skipped: Skipped, written: Written) 
 
 
 def _listed(flows: dict[str, Flow]) -> list[dict]:
-    units = {**UNITS, PARAGRAPHS: "paragraphs"}
+    units = {name: entry.unit for name, entry in STEPS.items()} | {PARAGRAPHS: "paragraphs"}
     return [{"step": step, "unit": units.get(step, ""), **flow.report()} for step, flow in flows.items()]
 
 

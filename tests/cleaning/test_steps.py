@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.cleaning.pipeline import BUILDERS, UNITS, Outcome, StepsConfig, steps
+from pretrain.cleaning.pipeline import STEPS, Outcome, StepsConfig, steps
 from pretrain.config import build, dump, parse
 from pretrain.errors import ConfigError
 from tests.conftest import ROOT
@@ -29,9 +29,8 @@ def test_the_default_steps_repair_mask_and_drop_only_what_is_surely_wrong():
         assert [s.name for s in steps(StepsConfig(), language)] == [name for name in default if name != "language"]
 
 
-def test_every_step_has_a_builder_and_runs_in_the_order_of_the_configuration():
-    assert list(BUILDERS) == NAMES
-    assert set(UNITS) < set(NAMES)
+def test_steps_run_in_the_order_of_the_configuration():
+    assert list(STEPS) == NAMES
     everything = config(**dict.fromkeys(NAMES, "true"))
     assert [s.name for s in steps(everything, "zh")] == NAMES
     assert [s.name for s in steps(everything, "en")] == [name for name in NAMES if name != "script"]
@@ -500,7 +499,7 @@ def test_a_megabyte_of_anything_takes_seconds(name):
 def test_every_process_cleans_alike():
     program = (
         "import hashlib, pathlib\n"
-        "from pretrain.cleaning.steps import StepsConfig, steps\n"
+        "from pretrain.cleaning.pipeline import StepsConfig, steps\n"
         "config = StepsConfig.model_validate(dict.fromkeys(StepsConfig.model_fields, 'true'))\n"
         "text = pathlib.Path('data/sample/zh.txt').read_text()\n"
         "documents = [*text.split('\\n\\n')[:200], text, text + '<p>ÖÐÎÄ 13800138000</p>\\x00']\n"
