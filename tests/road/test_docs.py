@@ -97,3 +97,17 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
         for message in messages:
             constant = re.compile(".*".join(map(re.escape, message.split("…"))))
             assert any(map(constant.search, lines)), message
+
+
+def test_each_stage_has_its_line_on_the_page_of_commands():
+    for language in ("en", "zh"):
+        page = (ROOT / f"docs/{language}/reference/commands.md").read_text(encoding="utf-8")
+        table = page.split("{#stages}")[1].split("{#explain}")[0]
+        assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(STAGES)
+
+
+def test_files_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:pretrain|tests|docs|benchmarks)/[\w/.-]*)`", text)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -1,0 +1,102 @@
+"""The pages about extending: their modules and lines, put into a copy of the checkout, run with the pages' commands."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+# Made before the commands of the pages, which find them where the sample configurations look for them.
+PREPARE = (
+    "python launch/tokenizer.py configs/sample/tokenizer-byte.yaml vocab_size=1024 plot=false",
+    "python launch/shards.py configs/sample/shards-byte.yaml",
+)
+# Laid over the commands of the pages to make them short.
+SHORT = {
+    "launch/pretrain.py": [
+        "phases=[{steps: 4, seq_len: 32, batch_tokens: 256}]",
+        *("evaluate.max_tokens=512", "model.layers=1", "engine.micro_batch=8", "log_every=1"),
+    ],
+}
+
+
+def pages(language: str = "en") -> list[Path]:
+    return sorted((ROOT / "docs" / language / "extend").glob("*.md"))
+
+
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """Language, title and text of every fenced block of a page."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def extended(checkout: Path) -> Path:
+    """A copy of the checkout with everything that the pages add."""
+    for name in ("launch", "configs", "data", "pretrain"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for page in pages():
+        for kind, title, text in blocks(page):
+            if kind == "python":
+                assert not (checkout / title).exists(), title
+                (checkout / title).write_text(text, encoding="utf-8")
+            elif kind == "diff":
+                path = checkout / title
+                path.write_text(patched(path.read_text(encoding="utf-8"), text, title), encoding="utf-8")
+    return checkout
+
+
+def patched(source: str, diff: str, title: str) -> str:
+    """`source` with the lines of each hunk replaced; hunks are separated by `@@`."""
+    for hunk in diff.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        before = "".join(line[1:] for line in lines if line[0] in " -")
+        after = "".join(line[1:] for line in lines if line[0] in " +")
+        assert source.count(before) == 1, f"{title} does not have exactly once:\n{before}"
+        source = source.replace(before, after)
+    return source
+
+
+def run(command: str, checkout: Path) -> None:
+    words = shlex.split(command)
+    words += [override for word in words for override in SHORT.get(word, [])]
+    env = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run([sys.executable, *words[1:]], cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """The extended checkout after all commands of the pages."""
+    made = extended(tmp_path_factory.mktemp("extended") / "checkout")
+    for command in PREPARE:
+        run(command, made)
+    for page in pages():
+        for kind, _, text in blocks(page):
+            for command in text.splitlines() if kind == "sh" else []:
+                run(command, made)
+    return made
+
+
+def test_both_languages_show_the_same_code():
+    for english, chinese in zip(pages("en"), pages("zh"), strict=True):
+        assert blocks(english) == blocks(chinese), english.name
+
+
+def test_the_cleaning_step_of_the_page_takes_out_page_numbers(checkout):
+    report = json.loads((checkout / "runs/clean/report.json").read_text(encoding="utf-8"))
+    assert all("page_numbers" in [step["step"] for step in source["steps"]] for source in report["sources"])
+    program = (
+        "from pretrain.cleaning.pipeline import StepsConfig, steps\n"
+        "alone = dict.fromkeys(StepsConfig.model_fields, 'false') | {'page_numbers': 'true'}\n"
+        "[step] = steps(StepsConfig.model_validate(alone), 'en')\n"
+        "print(step.apply('one\\n- 12 -\\nin 1984\\n').text)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True, check=True)
+    assert found.stdout == "one\nin 1984\n\n"
