@@ -1,18 +1,22 @@
-"""The README's commands for a corpus of one's own, run as printed in a fresh copy of the checkout.
+"""The commands for a corpus of one's own, run as printed in a fresh copy of the checkout.
 
-A file of its own, so that it runs beside the other walk through the README.
+A file of its own, so that it runs beside the other walk.
 """
 
 import json
+import os
+import subprocess
+import sys
 
+from pretrain.export.stage import OFFLINE
 from pretrain.training.watch import metrics
-from tests.road.test_readme import block_with, walk
+from tests.road.test_readme import TUTORIAL, fences, walk
 
 
 def test_the_tutorial_leads_from_a_folder_of_text_to_two_models_and_a_classifier(tmp_path):
     checkout = tmp_path / "checkout"
     checkout.mkdir()
-    walk(checkout, block_with("launch/clean.py"))
+    walk(checkout, TUTORIAL)
     runs = checkout / "runs" / "small"
     funnel = json.loads((runs / "clean" / "report.json").read_text())
     assert [source["name"] for source in funnel["sources"]] == ["kjv", "poems"]
@@ -23,3 +27,7 @@ def test_the_tutorial_leads_from_a_folder_of_text_to_two_models_and_a_classifier
     assert json.loads((runs / "finetune" / "report.json").read_text())["labels"] == ["changed", "original"]
     for picture in ("clean/funnel.png", "clean/limits.png", "tokenizer-bert/report.png", "compare/report.png"):
         assert (runs / picture).read_bytes().startswith(b"\x89PNG")
+
+    use = next(fence.text for fence in fences("README.md") if fence.language == "python")
+    done = subprocess.run([sys.executable, "-c", use], cwd=checkout, env={**os.environ, **OFFLINE}, capture_output=True)
+    assert done.returncode == 0 and done.stdout.decode().startswith("In the beginning"), done.stderr

@@ -1,5 +1,6 @@
-"""The README's stage commands, run as printed in a fresh copy of the checkout; what they write is looked at after."""
+"""The commands of the pages, run as printed in a fresh copy of the checkout; and the figures of the README."""
 
+import importlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,30 +36,54 @@ SHORT = {
 }
 
 
-def blocks(readme: str) -> list[list[str]]:
-    """The commands of each ```sh block, comments left out."""
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    found = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    return [[line for line in block.splitlines() if line.strip() and not line.startswith("#")] for block in found]
+@dataclass(frozen=True)
+class Fence:
+    """A block of code on a page."""
+
+    language: str
+    title: str
+    text: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Without comments, which are in the language of the page, and without what follows them on a line."""
+        kept = [re.sub(r"(^|\s+)#.*", "", line) for line in self.text.splitlines()]
+        return [line for line in kept if line.strip()]
 
 
-def ladder() -> list[str]:
-    return block_with("launch/generate.py")
+def fences(page: str) -> list[Fence]:
+    """The blocks of code of the README or of a page, in order."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+    return [Fence(*parts) for parts in found]
 
 
-def block_with(script: str) -> list[str]:
-    return next(block for block in blocks("README.md") if any(script in line for line in block))
+def block_with(page: str, script: str) -> list[str]:
+    """The commands of the first block that calls a script."""
+    blocks = (fence.lines for fence in fences(page) if fence.language == "sh" and not fence.title)
+    return next(lines for lines in blocks if any(script in line for line in lines))
+
+
+LADDER = block_with("docs/en/first-hour.md", "launch/generate.py")
+TUTORIAL = block_with("docs/en/your-corpus.md", "launch/clean.py")
+WALKED = {*LADDER, *TUTORIAL}  # the commands that tests run as they are printed, in order
+ANSWERED = ("launch/explain.py", "launch/check_files.py")  # scripts whose every command on the pages is run
 
 
 def walk(checkout: Path, commands: list[str]) -> None:
-    """Run commands in a copy of the checkout, made short."""
+    """Copy the checkout and run commands in the copy, made short."""
     for name in ("launch", "configs", "data", "pretrain"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    run(checkout, commands, SHORT)
+
+
+def run(checkout: Path, commands: list[str], laid_over: dict[str, list[str]]) -> None:
+    """Run commands in a copy of the checkout, with overrides behind those that contain a word of `laid_over`."""
     here = Path(sys.executable).parent
     env = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}"}
     for line in commands:
         command = shlex.split(line)
-        command += [override for word in command for override in SHORT.get(word, [])]
+        command += [override for word in command for override in laid_over.get(word, [])]
         if command[0] == "deepspeed":  # its own port is the same for every run, and two test files run at a time
             command[1:1] = ["--master_port", str(free_port())]
         command[0] = str(here / command[0])
@@ -66,19 +92,69 @@ def walk(checkout: Path, commands: list[str]) -> None:
         assert "Traceback" not in done.stderr, f"{line}\n{done.stderr}"
 
 
-def test_both_readmes_give_the_same_commands():
-    assert blocks("README.md") == blocks("README.zh-CN.md")
-    for name in ("README.md", "README.zh-CN.md"):
-        left = re.findall(r"NUMBERS_\w+", (ROOT / name).read_text(encoding="utf-8"))
-        assert not left, "a placeholder was not filled"
+DEMO, NUMBERS = (re.compile(rf"<!-- {name} -->\n(.*?)<!-- end -->", re.DOTALL) for name in ("demo", "numbers"))
+READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
+
+
+def figures(text: str) -> list[str]:
+    return re.findall(r"\d[\d,.]*(?:e[+-]\d+)?", text)
+
+
+def figures_of_the_demo(summary: dict) -> list[str]:
+    """Every figure that the README shows of `make demo`, in its order."""
+    found = []
+    for made in summary["tokenizer"].values():
+        found += [f"{made['vocab_size']:,}", f"{made['characters_per_token']:.2f}", f"{made['unknown_rate']:.2%}"]
+    for name, last in (("encoder", "heldout_accuracy"), ("decoder", "heldout_bits_per_byte")):
+        model = summary[name]
+        found += [f"{model['parameters'] / 1e6:.1f}", f"{model['steps']:,}"]
+        found += [f"{model[key]:.2f}" for key in ("heldout_loss", "heldout_standard_error", "no_context_loss")]
+        found += [f"{model[last]:.1%}" if name == "encoder" else f"{model[last]:.3f}"]
+    found += [f"{summary[name]['max_logit_diff']:.1e}" for name in ("encoder", "decoder")]
+    for language in ("en", "zh"):
+        full, lora, random = (summary["finetune"][f"{language}-{way}"] for way in ("full", "lora", "random"))
+        for made in (full, lora):
+            found += [f"{value:.1%}" for value in (made["test"]["accuracy"], *made["test"]["interval95"])]
+        found += [f"{random['test']['accuracy']:.1%}", f"{full['baselines']['naive_bayes']:.1%}"]
+    found.append(f"{summary['seconds']['total']:.0f}")
+    return [figure.removesuffix("%") for figure in found]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_shows_the_figures_of_the_results(readme, monkeypatch):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    demo = json.loads((ROOT / "benchmarks/results/demo-cpu.json").read_text(encoding="utf-8"))["summary"]
+    assert figures(DEMO.search(text)[1]) == figures_of_the_demo(demo)
+
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "tables"))
+    measured = importlib.import_module("tables").table("summary", READMES[readme])
+    assert ratios(NUMBERS.search(text)[1], column=2) == ratios(measured, column=2)
+
+
+def ratios(table: str, column: int) -> list[str]:
+    """The cells of a column of a Markdown table, below its head."""
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
+    return [row[column].strip() for row in rows[2:]]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_is_short_and_its_links_lead_somewhere(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 170
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_readme_trains_on_ones_own_text_with_commands_of_the_tutorial():
+    assert set(block_with("README.md", "launch/clean.py")) <= set(TUTORIAL)
 
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory) -> Path:
     """A copy of the checkout in which every command of the ladder has been run, in order."""
     checkout = tmp_path_factory.mktemp("checkout")
-    assert len(ladder()) >= 15
-    walk(checkout, ladder())
+    assert len(LADDER) >= 15
+    walk(checkout, LADDER)
     return checkout
 
 
@@ -98,12 +174,20 @@ def test_the_ladder_leads_from_text_to_a_fine_tuned_model(walked, monkeypatch, c
     assert "held-out bits per byte" in shown and "export, largest logit difference" in shown
 
 
+def test_every_question_on_the_pages_is_answered(walked):
+    pages = ["README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "en").rglob("*.md"))]
+    shown = [fence for page in pages for fence in fences(page) if fence.language == "sh" and not fence.title]
+    asked = {line for fence in shown for line in fence.lines if any(script in line for script in ANSWERED)}
+    assert len(asked) >= 8
+    run(walked, sorted(asked), {})
+
+
 def test_every_command_of_the_demo_is_in_the_ladder():
     from pretrain.tools.demo import _command, _stages
 
     demo = config.load(DemoConfig, ROOT / "configs/sample/demo.yaml")
     commands = {" ".join(_command(script, path, demo.ranks)) for script, path in _stages(demo)}
-    assert commands <= set(ladder())
+    assert commands <= set(LADDER)
 
 
 def test_the_demo_names_the_command_that_failed(tmp_path):
