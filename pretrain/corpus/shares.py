@@ -4,9 +4,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from pretrain.display import tables
+
 SIDES = ("train", "heldout")
 SHOWN = 40  # sources in the table: the largest
-LOG_COLUMNS = 160
 REMEDY = (
     "set heldout_documents: 1 (or more), or another heldout_fraction:, for the source; split_characters: 4000 holds out"
     " passages of long documents; heldout_fraction: 0 or 1 says that it is meant so"
@@ -45,23 +46,17 @@ class Shares:
         """Print the sides of each source as a table; then say on standard error what `lacking` finds."""
         if not self.counts:
             return
-        from rich.console import Console
-        from rich.table import Table
-
-        grid = Table(box=None, pad_edge=False)
-        columns = ("source", "train documents", "bytes", "held-out documents", "bytes", "bytes held out")
-        for number, name in enumerate(columns):
-            grid.add_column(name, justify="right" if number else "left", no_wrap=True, overflow="ellipsis")
+        rows = []
         sizes = {source: sum(found["bytes"] for found in sides.values()) for source, sides in self.counts.items()}
         largest = sorted(sizes, key=lambda source: -sizes[source])[:SHOWN]
         for source in (source for source in sizes if source in largest):
             train, heldout = (self.counts[source][side] for side in SIDES)
             cells = [f"{side[unit]:,}" for side in (train, heldout) for unit in ("documents", "bytes")]
-            grid.add_row(source, *cells, f"{heldout['bytes'] / max(1, sizes[source]):.2%}")
-        console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS, highlight=False, soft_wrap=False)
-        console.print(grid)
+            rows.append((source, *cells, f"{heldout['bytes'] / max(1, sizes[source]):.2%}"))
+        columns = ("source", "train documents", "bytes", "held-out documents", "bytes", "bytes held out")
+        tables.show(columns, rows, framed=False)
         if len(sizes) > SHOWN:
-            console.print(f"and {len(sizes) - SHOWN:,} smaller sources")
+            print(f"and {len(sizes) - SHOWN:,} smaller sources")
         said = list(self.lacking(meant))
         for line in said[:SHOWN]:
             print(line, file=sys.stderr)

@@ -28,6 +28,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pretrain.config import StageConfig
+from pretrain.display import tables
 from pretrain.display.progress import progress
 from pretrain.errors import TaskError
 from pretrain.finetune import compare, scores
@@ -334,30 +335,24 @@ def _index(config: FinetuneConfig, task: Task, base: str) -> dict:
 
 
 def _print(config: FinetuneConfig, report: dict, seconds: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     start = "" if config.init == "pretrained" else ", random start"
     title = f"{Path(config.task).name}: {config.method}{start}, {report['examples']['train']:,} labels, {seconds:.0f} s"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("accuracy %", justify="right")
-    table.add_column("95 % interval", justify="right")
+    rows = []
     for tried in report["dev"]:
         chosen = ", chosen" if tried["learning_rate"] == report["learning_rate"] else ""
-        table.add_row(f"dev, rate {tried['learning_rate']:g}{chosen}", _percent(tried["accuracy"]))
+        rows.append((f"dev, rate {tried['learning_rate']:g}{chosen}", _percent(tried["accuracy"]), ""))
     test = report["test"]
     seeds = len(test["by_seed"])
     mean = "one seed" if seeds == 1 else f"mean of {seeds} seeds"
     if not report["dev"]:
         on_dev = fmean(fitted["dev"] for fitted in test["by_seed"])
-        table.add_row(f"dev, rate {report['learning_rate']:g}, {mean}", _percent(on_dev))
-    table.add_section()
-    table.add_row("test, majority class", _percent(report["baselines"]["majority"]))
-    table.add_row("test, naive Bayes", _percent(report["baselines"]["naive_bayes"]))
+        rows.append((f"dev, rate {report['learning_rate']:g}, {mean}", _percent(on_dev), ""))
+    rows.append(None)
+    rows.append(("test, majority class", _percent(report["baselines"]["majority"]), ""))
+    rows.append(("test, naive Bayes", _percent(report["baselines"]["naive_bayes"]), ""))
     interval = " to ".join(map(_percent, test["interval95"]))
-    table.add_row(f"test, {mean}", _percent(test["accuracy"]), interval)
-    Console().print(table)
+    rows.append((f"test, {mean}", _percent(test["accuracy"]), interval))
+    tables.show(("", "accuracy %", "95 % interval"), rows, title=title)
     for line in (*_losses(report), *report["said"]):
         print(line)
     print(f"{config.out}: the model of seed {report['published_seed']}, the best of them on dev", flush=True)

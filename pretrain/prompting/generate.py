@@ -1,6 +1,7 @@
 """Prompt a decoder folder: continuations by the `generate` of transformers, printed and optionally published."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,11 +145,9 @@ def continuation(
 
 
 def _print(prompts: list[str], found: list[str]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
     for prompt, written in zip(prompts, found, strict=True):
-        Console().print(Text.assemble((prompt, "bold"), written), end="\n\n", soft_wrap=True)
+        print(f"{bold}{prompt}{plain}{written}\n")
 
 
 def _write(folder: Path, config: GenerateConfig, base: str, found: list[str]) -> None:

@@ -15,7 +15,7 @@ from pydantic import field_validator
 
 from pretrain.config import StageConfig
 from pretrain.corpus import Document, Shares, Skipped, open_corpus
-from pretrain.display.plots import label
+from pretrain.display import tables
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.storage.files import digest, write_json
 from pretrain.storage.index import write_index
@@ -73,10 +73,7 @@ def run(config: CompareConfig) -> dict:
             found["skipped"] = skipped.report()
         write_json(folder / "report.json", found)
         if config.plot:
-            labels = [label(name, f"vocabulary {number}") for number, name in enumerate(vocabularies, 1)]
-            counts = [part.counts for part in measured.values()]
-            lengths = [np.array([len(text) for text in part.values() if text]) for part in texts.values()]
-            plot.write(folder / "report.png", *(dict(zip(labels, part, strict=True)) for part in (counts, lengths)))
+            report.draw(folder / "report.png", vocabularies, measured)
         index = {
             "stage": "compare",
             "corpus": corpus.fingerprint(),
@@ -201,17 +198,9 @@ def _cuts(vocabulary: Vocabulary, words: list[str]) -> list[list[str]]:
 
 
 def show(found: dict) -> None:
-    """Print the rates of all vocabularies, what entries they share, and words that they cut differently."""
-    each = found["vocabularies"]
-    rows = {name: said["heldout"]["overall"] for name, said in each.items()}
-    languages = list(next(iter(each.values()))["heldout"]["languages"])
-    for language in languages if len(languages) > 1 else ():
-        rows |= {f"{language}: {name}": said["heldout"]["languages"][language] for name, said in each.items()}
-    report.table("held-out text", rows)
-    for name, said in each.items():
-        dead, cover = said["dead"]["heldout"]["tokens"], said["coverage"]["gb2312_level_1"]
-        share = f"{cover['written']:,} of {cover['characters']:,} of GB 2312 level 1"
-        print(f"{name}: {said['vocab_size']:,} entries, {dead:,} never produced here, {share}")
+    """Print the reports of all vocabularies, the entries that two share, and words that they cut differently."""
+    names = list(found["vocabularies"])
+    report.show(found["vocabularies"])
     for pair in found["overlap"]:
         a, b = pair["between"]
         print(f"{a} and {b} share {pair['shared']:,} texts, {pair['jaccard']:.0%} of those in either")
@@ -221,16 +210,11 @@ def show(found: dict) -> None:
     words = found["words"]
     if words["cut_alike"] is not None:
         print(f"cut alike by all: {words['cut_alike']:.1%} of running words; the others cost most in:")
-        _show_words(words["examples"], list(each))
-
-
-def _show_words(examples: list[dict], names: list[str]) -> None:
-    from rich.table import Table
-
-    shown = Table("word", *names)
-    for example in examples:
-        shown.add_row(f"{example['word']} {example['count']:,}", *(example["cuts"][name] for name in names))
-    report.console().print(shown)
+        rows = [
+            (f"{example['word']} {example['count']:,}", *(example["cuts"][name] for name in names))
+            for example in words["examples"]
+        ]
+        tables.show(("word", *names), rows, left=range(len(names) + 1))
 
 
 def _check_heldout(name: str, measured: report.Measured) -> None:

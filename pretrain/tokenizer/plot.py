@@ -26,7 +26,7 @@ def write(path: Path, counts: dict[str, np.ndarray], lengths: dict[str, np.ndarr
     from matplotlib.figure import Figure  # not pyplot: no display, no state
 
     counts, lengths = (
-        {label(name, f"source {number}"): found for number, (name, found) in enumerate(part.items())}
+        {label(name, f"curve {number}"): found for number, (name, found) in enumerate(part.items(), 1)}
         for part in (counts, lengths)
     )
     figure = Figure(figsize=INCHES, layout="constrained")

@@ -4,7 +4,6 @@ The words are the text's, not the tokenizer's: a word is a run of letters (with 
 digits, and Chinese is counted by the character, as it writes no spaces. A token belongs to a run it covers a part of.
 """
 
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.corpus import Document
+from pretrain.display import tables
 from pretrain.display.progress import progress
 from pretrain.tokenizer import plot
 from pretrain.tokenizer.vocabulary import Vocabulary
@@ -28,7 +28,6 @@ ASCII = {chr(point) for point in range(0x21, 0x7F)}
 SCRIPTS = ("letters", "han", "han_words", "digits", "mixed", "others", "parts_of_characters")
 EXAMPLES = 12
 SHOWN = 6  # of them on the terminal
-WIDTH = 110  # of a table, in columns
 # Of train text the most frequent words alone are encoded to see which tokens they use: 1.5 µs each, and a token that
 # none of them uses is as good as dead.
 WORDS_LOOKED_AT = 500_000
@@ -367,14 +366,20 @@ def _used(vocabulary: Vocabulary, words: Iterable[str]) -> np.ndarray:
     return used
 
 
-# To be looked at
+# What is shown
 
 
-def draw(path: Path, vocabulary: Vocabulary, measured: Measured) -> None:
-    """report.png: frequency by rank, of all sources and of each; lengths of the entries."""
-    sources = measured.tokens if len(measured.tokens) > 1 else {}
-    lengths = np.array([len(text) for text in texts_of(vocabulary).values() if text], dtype=np.int64)
-    plot.write(path, {"all": measured.counts} | sources, {"entries": lengths})
+def draw(path: Path, vocabularies: dict[str, Vocabulary], measured: dict[str, Measured]) -> None:
+    """report.png: tokens by frequency and entries by length. A vocabulary alone has a curve for each source too."""
+    counts = {name: part.counts for name, part in measured.items()}
+    if len(measured) == 1:
+        (part,) = measured.values()
+        counts = {"all": part.counts} | (part.tokens if len(part.tokens) > 1 else {})
+    lengths = {
+        name: np.array([len(text) for text in texts_of(vocabulary).values() if text], dtype=np.int64)
+        for name, vocabulary in vocabularies.items()
+    }
+    plot.write(path, counts, lengths)
 
 
 COLUMNS = {
@@ -389,33 +394,24 @@ COLUMNS = {
 COVERED = {"ascii": "ASCII", "han": "汉字", "gb2312_level_1": "GB 2312 level 1", "han_of_train": "汉字 of train text"}
 
 
-def show(name: str, found: dict) -> None:
-    """Print what a report says: held-out text as a table, the rest in a few lines."""
-    heldout, dead, longest = found["heldout"], found["dead"], found["longest"]
-    row = dict(zip(COLUMNS, cells(heldout["overall"]), strict=True))
-    said = f"{row['characters_per_token']} characters a token, {row['unknown_rate']} unknown"
-    print(f"{name}: {found['vocab_size']:,} entries; on held-out text {said}")
-    parts = {"all": heldout["overall"]}
-    if 1 < len(heldout["languages"]) < len(heldout["sources"]):
-        parts |= heldout["languages"]
-    if len(heldout["sources"]) > 1:
-        parts |= heldout["sources"]
-    if "parent" in found:
-        parts["all, before"] = found["parent"]["overall"]
-    table("held-out text", parts)
-    print("entries: " + ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in found["entries"].items() if n))
-    covered = (
-        f"{found['coverage'][key]['written']:,} of {found['coverage'][key]['characters']:,} {text}"
-        for key, text in COVERED.items()
-        if found["coverage"].get(key, {}).get("characters")
-    )
-    print("written without the unknown token: " + ", ".join(covered))
-    print("longest: " + "  ".join(entry["token"].strip() for entry in longest[:SHOWN]))
-    for text, part in dead.items():
-        which = f"{part.get('words', 0):,}{' most frequent' if part.get('share_of_running_words') != 1 else ''}"
-        where = {"heldout": "held-out text", "train": f"the {which} words of train text"}
-        some = f", such as  {'  '.join(part['examples'][:SHOWN])}" if part["tokens"] else ""
-        print(f"never produced on {where[text]}: {part['tokens']:,}{some}")
+def show(found: dict[str, dict]) -> None:
+    """Print the reports of vocabularies, by name: held-out text, a row a part of it, then facts, a column each."""
+    for name, said in found.items():
+        overall = dict(zip(COLUMNS, cells(said["heldout"]["overall"]), strict=True))
+        rates = f"{overall['characters_per_token']} characters a token, {overall['unknown_rate']} unknown"
+        print(f"{name}: {said['vocab_size']:,} entries; on held-out text {rates}")
+    parts = {name: _parts(said, len(found) == 1) for name, said in found.items()}
+    rows = [
+        (part if len(found) == 1 else name if part == "all" else f"{part}: {name}", *cells(mine[part]))
+        for part in next(iter(parts.values()))
+        for name, mine in parts.items()
+    ]
+    tables.show(("", *(f"{above}\n{below}" for above, below, _ in COLUMNS.values())), rows, title="held-out text")
+    facts = {name: _facts(said) for name, said in found.items()}
+    keys = dict.fromkeys(key for mine in facts.values() for key in mine)
+    rows = [(key, *(mine.get(key, "–") for mine in facts.values())) for key in keys]
+    rows = [row for row in rows if set(row[1:]) != {"0"}]
+    tables.show(("", *found), rows, title="entries", left=range(len(found) + 1))
 
 
 def cells(rates: dict) -> list[str]:
@@ -423,20 +419,28 @@ def cells(rates: dict) -> list[str]:
     return ["–" if rates[key] is None else format(rates[key], form) for key, (*_, form) in COLUMNS.items()]
 
 
-def table(title: str, parts: dict[str, dict]) -> None:
-    """Print the rates of each part as a row."""
-    from rich.table import Table
-
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("")
-    for above, below, _ in COLUMNS.values():
-        shown.add_column(f"{above}\n{below}", justify="right")
-    for name, rates in parts.items():
-        shown.add_row(name, *cells(rates))
-    console().print(shown)
+def _parts(said: dict, alone: bool) -> dict[str, dict]:
+    """The rates to be shown: of all text, of each language, and of each source if a vocabulary is shown alone."""
+    heldout, parts = said["heldout"], {"all": said["heldout"]["overall"]}
+    languages, sources = heldout["languages"], heldout["sources"]
+    if len(languages) > 1 and not (alone and len(languages) == len(sources)):
+        parts |= languages
+    if alone and len(sources) > 1:
+        parts |= sources
+    return parts | ({"all, before": said["parent"]["overall"]} if "parent" in said else {})
 
 
-def console():
-    from rich.console import Console
-
-    return Console(width=max(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
+def _facts(said: dict) -> dict[str, str]:
+    """What the entries are, what they can write, and which are never used."""
+    facts = {kind.replace("_", " "): f"{number:,}" for kind, number in said["entries"].items()}
+    for key, text in COVERED.items():
+        cover = said["coverage"].get(key, {})
+        if cover.get("characters"):
+            facts[f"{text} that can be written"] = f"{cover['written']:,} of {cover['characters']:,}"
+    for side, dead in said["dead"].items():
+        where = "on held-out text"
+        if side == "train":
+            where = f"in the {dead['words']:,}{' most frequent' * (dead['share_of_running_words'] != 1)} train words"
+        some = f", such as  {'  '.join(dead['examples'][:SHOWN])}" if dead["tokens"] else ""
+        facts[f"never produced {where}"] = f"{dead['tokens']:,}{some}"
+    return facts | {"longest": "  ".join(entry["token"].strip() for entry in said["longest"][:SHOWN])}

@@ -44,7 +44,7 @@ def run(config: TokenizerConfig) -> dict:
         files.write(folder, made)
         write_json(folder / "report.json", found)
         if config.plot:
-            report.draw(folder / "report.png", vocabulary, measured)
+            report.draw(folder / "report.png", {"entries": vocabulary}, {"entries": measured})
         index = {
             "stage": "tokenizer",
             "format": FORMAT,
@@ -69,7 +69,7 @@ def run(config: TokenizerConfig) -> dict:
             },
         }
         write_index(folder, index, recorded=("report.png",) if config.plot else ())
-    report.show(config.out, found)
+    report.show({config.out: found})
     made.shares.show(corpus.meant)
     if skipped:
         print(skipped.line())

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 
 from pretrain.config import Config
+from pretrain.display import tables
 from pretrain.errors import PretrainError
 from pretrain.finetune.compare import verdict_of
 from pretrain.storage.files import write_json
@@ -160,15 +161,7 @@ def _gains(finetuned: dict[str, dict]) -> dict[str, str]:
 
 def show(summary: dict) -> None:
     """Print the summary as one table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="The whole road", title_justify="left", show_lines=False)
-    for column in ("stage", "what", "value"):
-        table.add_column(column)
-    for stage, what, value in _rows(summary):
-        table.add_row(stage, what, value)
-    Console(width=max(100, Console().width) if sys.stdout.isatty() else 110).print(table)
+    tables.show(("stage", "what", "value"), _rows(summary), title="The whole road", left=range(3))
 
 
 def _rows(summary: dict) -> list[tuple[str, str, str]]:

@@ -6,17 +6,13 @@ not only those at the beginning.
 """
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
 from pretrain.cleaning.limits import SHARES, Distribution, Measured, Rule
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from pretrain.display import tables
 
 EXCERPT = 240  # characters of a sample
 CONTEXT = 60  # of them before the first change
@@ -24,7 +20,6 @@ MEASURED = re.compile(r" \d[\d.e+-]*(?= [<>≤≥]|,)")  # "mean word length 11.
 WHAT = ("documents", "bytes", "heldout")  # bytes of UTF-8; documents of the held-out side
 COUNTS = (*(f"{what}_{way}" for what in WHAT for way in ("in", "out")), "changed", "changes")
 READ = "read"  # the first of the steps: what the corpus gives
-LOG_COLUMNS = 160
 REASONS = 2  # the most frequent ones, in the table
 WHY, LIMIT = "why dropped; what changed", "a document goes at"
 ASKED = SHARES[2::2]  # 0.1 % to half of the documents: in the table of rules
@@ -162,21 +157,18 @@ def difference(before: str, after: str, mask: Callable[[str], str]) -> dict[str,
 
 def table(report: dict) -> None:
     """Print the funnel: a table a source, and one of all sources where there are several; lines in a log."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS, highlight=False, soft_wrap=False)
     several = len(report["sources"]) > 1
     for source in [*report["sources"], *([{"name": "all sources", **report["all"]}] if several else [])]:
-        grid = _grid(source["name"], ("step", "documents", "dropped", "", "bytes", "left", WHY))
         read, *steps = source["steps"]
         busy = [step for step in steps if step["changed"] or step["documents_out"] < step["documents_in"]]
-        for step in [read, *busy]:
-            grid.add_row(*_row(step, read["bytes_in"]))
-        console.print(grid)
+        columns = ("step", "documents", "dropped", "", "bytes", "left", WHY)
+        rows = [_row(step, read["bytes_in"]) for step in (read, *busy)]
+        tables.show(columns, rows, title=source["name"], left=(0, 6), framed=False)
         idle = [step["step"] for step in steps if step not in busy]
-        console.print(f"nothing to do: {', '.join(idle)}\n" if idle else "")
+        print(f"nothing to do: {', '.join(idle)}\n" if idle else "")
         if source in report["sources"] and any(step["rules"] for step in steps):
-            console.print(_rules(source["name"], steps), end="\n\n")
+            _show_rules(source["name"], steps)
+            print()
 
 
 def _row(step: dict, read_bytes: int) -> list[str]:
@@ -195,27 +187,17 @@ def _row(step: dict, read_bytes: int) -> list[str]:
     ]
 
 
-def _rules(name: str, steps: list[dict]) -> "Table":
-    """A row for each limit of a filter, and what other limits would take."""
+def _show_rules(name: str, steps: list[dict]) -> None:
+    """Print a row for each limit of a filter, with the limits that would drop other shares of the documents."""
     others = (f"{share:.1%}".replace(".0%", "%") for share in ASKED)
     title = f"{name}: the limits, and the strictest ones that drop at most …"
-    grid = _grid(title, ("step", LIMIT, "train documents", "dropped", *others))
+    columns, rows = ("step", LIMIT, "train documents", "dropped", *others), []
     for step in steps:
         for rule in step["rules"]:
             others = ["-" if (at := rule["limits"][f"{share:g}"]) is None else f"{at:g}" for share in ASKED]
             limit, dropped = f"{rule['rule']} {rule['sign']} {rule['limit']:g}", rule["dropped"]
-            grid.add_row(step["step"], limit, f"{rule['documents']:,}", f"{dropped:,}" if dropped else "", *others)
-    return grid
-
-
-def _grid(title: str, columns: Iterable[str]) -> "Table":
-    from rich.table import Table
-
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in columns:
-        left = name in ("step", WHY, LIMIT)
-        grid.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
-    return grid
+            rows.append((step["step"], limit, f"{rule['documents']:,}", f"{dropped:,}" if dropped else "", *others))
+    tables.show(columns, rows, title=title, left=(0, 1), framed=False)
 
 
 def draw(name: str) -> str:
