@@ -1,22 +1,22 @@
 """WordPiece vocabularies: trained here by deterministic code, opened here by every later stage.
 
-Two kinds. `bert` is stock BERT, text normalised and Chinese characters isolated, for encoders:
+There are two kinds. `bert` is for encoders and is stock BERT: it normalises text and isolates Chinese characters.
 
     Héllo 漢字 playing   →  [CLS] hello 漢 字 play ##ing [SEP]
 
-`byte` loses nothing, for decoders: WordPiece over the bytes of UTF-8, each shown as one printable character, with a
-continuation prefix from outside those 256 (`#` is one of them, hence not `##`):
+`byte` is for decoders and is lossless: WordPiece over the bytes of UTF-8, each written as one printable character. Its
+continuation prefix is outside those 256 characters (`##` would not do, because `#` is one of them).
 
     low 漢 lowest        →  low Ġ ‿æ ‿¼ ‿¢ Ġlow ‿est <eod>
 
-Training counts words, then merges the best pair of symbols again and again (the most frequent one, as byte-pair
-encoding does, or the likeliest, as WordPiece was published), and writes the symbols down as WordPieces. The trainer of
-`tokenizers` is not used: it gives another vocabulary in every run (upstream issue 1794). The same text and settings
-give the same tokenizer.json here, byte for byte, whatever the order of the documents, the number of workers, the thread
-count or the hash seed: counts do not depend on order, and ties are broken by the strings.
+Training counts words, then repeatedly merges the best pair of symbols (the most frequent pair, as byte-pair encoding
+does, or the pair that adds most likelihood, as WordPiece was published), and writes the symbols as WordPieces. We do
+not use the trainer of `tokenizers`, because it gives a different vocabulary in every run (upstream issue 1794). Here
+the same text and settings give the same tokenizer.json, byte for byte, for any order of the documents, number of
+workers, thread count and hash seed: counts do not depend on order, and the strings of the tokens break ties.
 
-A vocabulary made elsewhere can be adopted, whatever its model (adopt.py): it gets one of the two templates and is
-then `bert` or `byte` by it. One of ours can be extended (extend.py).
+A vocabulary made elsewhere can be adopted, whatever its model is. It gets the template of `bert` or of `byte`, and that
+is its kind. A vocabulary made here can be extended.
 """
 
 from pretrain.tokenizer.config import TokenizerConfig

@@ -1,7 +1,7 @@
-"""A vocabulary made elsewhere, taken as it is: a `vocab.txt` of BERT's, any `tokenizer.json`, or a folder with one.
+"""Adopt a vocabulary made elsewhere: a `vocab.txt` of BERT, any `tokenizer.json`, or a folder with one of them.
 
-Ids and tokens stay, new ones come behind; the template becomes ours, `[CLS] … [SEP]` or `… <eod>`, and whatever would
-make an encoding shorter, longer or random is switched off: truncation, padding, the dropout of merges.
+Its tokens keep their ids, and new tokens follow them. Its template becomes ours, `[CLS] … [SEP]` or `… <eod>`.
+Truncation, padding and the dropout of merges are switched off, because they change encodings.
 """
 
 import itertools
@@ -25,24 +25,24 @@ from pretrain.tokenizer.training.learn import Made, check_special_tokens, free_s
 from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
 
 TOKENIZER, VOCAB = "tokenizer.json", "vocab.txt"
-SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")  # the second has the last word
-MOST_IDS = 1 << 22  # a model has a row for each, holes too; the largest published vocabularies have a million
+SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")  # a key in both is taken from the second
+MOST_IDS = 1 << 22  # a model has a row for every id, used or not; the largest published vocabularies have a million
 NEEDED = {"bert": ("pad", "unk", "cls", "sep", "mask"), "byte": ("eod",)}
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A tokenizer as its files say it is."""
+    """A tokenizer as read from its files."""
 
     engine: tokenizers.Tokenizer
     roles: dict[str, str]  # role → token
-    files: dict[str, Path]  # those that were read
+    files: dict[str, Path]  # the files that were read, by name
 
 
 def adopt(config: TokenizerConfig, corpus: Corpus) -> Made:
-    """The vocabulary in `config.adopt`, ready for the shards of a run; of `corpus` only held-out text is looked at.
+    """The vocabulary in `config.adopt`, ready to build shards with. Only the held-out text of `corpus` is read.
 
-    Raises TokenizerError when a file is missing or broken, or a special token that a run needs.
+    Raises TokenizerError when a file is missing or broken, or when a special token that a run needs is missing.
     """
     _check_place(config, corpus)
     foreign = opened(config.adopt, config.lowercase, config.strip_accents)
@@ -50,11 +50,11 @@ def adopt(config: TokenizerConfig, corpus: Corpus) -> Made:
     kind = config.kind or ("bert" if all(role in roles for role in NEEDED["bert"]) else "byte")
     _check_roles(config.adopt, kind, roles, engine)
     if kind == "byte":
-        roles.setdefault("pad", roles["eod"])  # whose place it takes: what is padding has no loss, and no token sees it
+        roles.setdefault("pad", roles["eod"])  # padding may share an id: it has no loss, and no token attends to it
     _cut_marks(engine)
     _make_special(engine, roles)
     rules = rules_of(engine, roles) if kind == "bert" else None
-    if rules:  # a vocab.txt does not tell special tokens from others
+    if rules:  # a vocab.txt does not say which tokens are special
         check_special_tokens(config.special_tokens, rules)
     _append(config, kind, engine)
     specials = {role: engine.token_to_id(roles[role]) for role in SPECIALS[kind] if role in roles}
@@ -84,11 +84,11 @@ def adopt(config: TokenizerConfig, corpus: Corpus) -> Made:
 
 
 def opened(place: str, lowercase: bool | None = None, strip_accents: bool | None = None) -> Foreign:
-    """The tokenizer in a folder (its tokenizer.json, else its vocab.txt), or in one such file alone.
+    """The tokenizer in a folder (its tokenizer.json, else its vocab.txt), or in one such file.
 
-    `lowercase` and `strip_accents` are for a vocab.txt, which says neither: unset, the tokenizer_config.json beside it
-    is asked, and then the vocabulary itself: one without any capital letter is for lower-cased text, as BERT's are.
-    Raises TokenizerError.
+    `lowercase` and `strip_accents` apply to a vocab.txt, which contains neither. If they are None, the
+    tokenizer_config.json beside it decides. If that is silent too, the vocabulary decides: without a single capital
+    letter it is for lower-cased text, as BERT's are. Raises TokenizerError.
     """
     path, files = _files(Path(place))
     settings = {}
@@ -100,13 +100,13 @@ def opened(place: str, lowercase: bool | None = None, strip_accents: bool | None
     elif lowercase is None and strip_accents is None:
         engine = _engine(path)
     else:
-        raise TokenizerError(f"{path} says itself how it normalises text", "remove lowercase and strip_accents")
+        raise TokenizerError(f"{path} already defines how it normalises text", "remove lowercase and strip_accents")
     _check_ids(path, engine)
     return Foreign(engine, _roles(settings, engine), files)
 
 
 def rules_of(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> Rules | None:
-    """Our rules by which a WordPiece vocabulary cuts text, if it follows any: then it can be extended."""
+    """The rules of ours that split text as this WordPiece vocabulary does, or None. With rules it can be extended."""
     model = engine.model
     if not isinstance(model, models.WordPiece) or model.continuing_subword_prefix != PREFIX["bert"]:
         return None
@@ -120,7 +120,7 @@ def rules_of(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> Rules | Non
 
 
 def _cutting(engine: tokenizers.Tokenizer) -> list:
-    """Normaliser and pre-tokenizer as their JSON has them; BERT's unset `strip_accents` is its `lowercase`."""
+    """The JSON of the normaliser and the pre-tokenizer. If BERT's `strip_accents` is unset, it equals `lowercase`."""
     parts = [json.loads(part.__getstate__()) if part else None for part in (engine.normalizer, engine.pre_tokenizer)]
     if parts[0] and parts[0].get("type") == "BertNormalizer" and parts[0]["strip_accents"] is None:
         parts[0]["strip_accents"] = parts[0]["lowercase"]
@@ -131,7 +131,7 @@ def _cutting(engine: tokenizers.Tokenizer) -> list:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether `folder` is one of the tokenizer stage, whole or damaged; nobody else writes an empty index."""
+    """Whether the tokenizer stage made `folder`, intact or damaged. Only a folder of ours can have an empty index."""
     try:
         text = (folder / INDEX).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -140,7 +140,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def _files(path: Path) -> tuple[Path, dict[str, Path]]:
-    """The file that holds the vocabulary, and all that are to be read, by name."""
+    """The file that holds the vocabulary, and all files to be read, by name."""
     if path.is_file():
         return path, {path.name: path}
     remedy = f"name a {TOKENIZER}, a {VOCAB} or a folder with one"
@@ -158,7 +158,7 @@ def _files(path: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def _check_published(folder: Path, files: dict[str, Path]) -> None:
-    """Raise TokenizerError when `folder` is an export or a fine-tuned model of ours and one of `files` was altered."""
+    """Raise TokenizerError if `folder` is an export or a fine-tuned model of ours and one of `files` was altered."""
     index = folder / INDEX
     text = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
     if not re.search(r'"stage": "(export|finetune)"', text):
@@ -174,7 +174,7 @@ def _json(path: Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text)
-        if "\\u" in text:  # only an escape can make a lone surrogate
+        if "\\u" in text:  # only an escape can produce a lone surrogate
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         what = "a file of the tokenizer has text that is not valid Unicode"
@@ -187,32 +187,32 @@ def _json(path: Path) -> dict:
 
 
 def _engine(path: Path) -> tokenizers.Tokenizer:
-    """A tokenizer.json without what makes encodings shorter, longer or random."""
+    """Open a tokenizer.json without its truncation, padding and dropout of merges."""
     found = _json(path)
     if not isinstance(found.get("model"), dict):
         keys = ", ".join(list(found)[:8]) or "nothing"
-        raise TokenizerError(f"{path} is no {TOKENIZER}", f"it has no model, but: {keys}")
+        raise TokenizerError(f"{path} is no {TOKENIZER}", f"it has no key `model`; its keys: {keys}")
     found |= {"truncation": None, "padding": None}
     if "dropout" in found["model"]:
         found["model"]["dropout"] = None
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(found))
-    except Exception as error:  # the one type that `tokenizers` raises
+    except Exception as error:  # `tokenizers` raises no other type
         raise TokenizerError(f"{path} is no {TOKENIZER} that `tokenizers` can open", str(error)) from None
 
 
 def _wordpiece(path: Path, settings: dict, lowercase: bool | None, strip_accents: bool | None) -> tokenizers.Tokenizer:
-    """BERT's tokenizer over a vocab.txt: a token a line, ids in their order."""
+    """BERT's tokenizer with the tokens of a vocab.txt: one token a line, ids in the order of the lines."""
     try:
         tokens = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"a {VOCAB} is UTF-8", f"{path}, byte {error.start + 1}") from None
+        raise TokenizerError(f"a {VOCAB} must be UTF-8", f"{path}, byte {error.start + 1} is not") from None
     tokens = [token.removesuffix("\r") for token in tokens]
     lines: dict[str, int] = {}
     for line, token in enumerate(tokens, 1):
         if not token or token in lines:
             found = f"{token!r} of line {lines[token]} again" if token else "nothing"
-            raise TokenizerError(f"a {VOCAB} has a new token on every line", f"{path}, line {line}: {found}")
+            raise TokenizerError(f"a {VOCAB} needs a new token on every line", f"{path}, line {line}: {found}")
         lines[token] = line
     missing = [token for token in SPECIALS["bert"].values() if token not in lines]
     if missing:
@@ -220,9 +220,9 @@ def _wordpiece(path: Path, settings: dict, lowercase: bool | None, strip_accents
         raise TokenizerError(f"{path} lacks special tokens of BERT", f"not in it: {', '.join(missing)}", remedy)
     for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
         if not isinstance(settings.get(key), bool | None):
-            raise TokenizerError(f"{key} is true or false", f"{SETTINGS[1]} beside {path} says {settings[key]!r}")
+            raise TokenizerError(f"{key} must be true or false", f"{SETTINGS[1]} beside {path} has {settings[key]!r}")
     if settings.get("tokenize_chinese_chars") is False:
-        raise TokenizerError(f"{path} is not for BERT's Chinese characters", "take the tokenizer.json of its folder")
+        raise TokenizerError(f"{path} does not isolate Chinese characters", "adopt the tokenizer.json of its folder")
     if lowercase is None:
         lowercase = settings.get("do_lower_case")
     if lowercase is None:
@@ -234,29 +234,29 @@ def _wordpiece(path: Path, settings: dict, lowercase: bool | None, strip_accents
 
 
 def _check_ids(path: Path, engine: tokenizers.Tokenizer) -> None:
-    """Raise TokenizerError unless every token has an id of its own, and every text has some."""
+    """Raise TokenizerError unless every token has its own id and every probe text can be encoded."""
     owner: dict[int, str] = {}
     for token, number in sorted(engine.get_vocab().items()):
         if number in owner:
             raise TokenizerError(f"{path} gives one id to two tokens", f"id {number}: {owner[number]!r} and {token!r}")
         if number >= MOST_IDS:
             found = f"{token!r} has the id {number:,}: a model has a row for every id up to the largest"
-            raise TokenizerError(f"{path} has an id that no model has room for", found)
+            raise TokenizerError(f"{path} has an id that is too large for a model", found)
         owner[number] = token
     if not owner:
         raise TokenizerError(f"{path} has no tokens", "it was never trained")
     try:
         engine.encode_batch_fast(probes())
-    except Exception as error:  # the one type that `tokenizers` raises
-        remedy = "add the unknown token that its model names, or name one that it has"
-        raise TokenizerError(f"{path} has no token for what it does not know", str(error), remedy) from None
+    except Exception as error:  # `tokenizers` raises no other type
+        remedy = "add the unknown token that its model names, or make it name an existing one"
+        raise TokenizerError(f"{path} has no token for unknown text", str(error), remedy) from None
 
 
 # Special tokens
 
 
 def _roles(settings: dict, engine: tokenizers.Tokenizer) -> dict[str, str]:
-    """role → token: what the settings say, else the names that are usual, where the vocabulary has them."""
+    """role → token, from the settings, or else from the usual names; only tokens that the vocabulary has."""
     found = {}
     for role, usual in ROLES.items():
         said = settings.get("eos_token" if role == "eod" else f"{role}_token")
@@ -269,9 +269,9 @@ def _roles(settings: dict, engine: tokenizers.Tokenizer) -> dict[str, str]:
 
 
 def _cut_marks(engine: tokenizers.Tokenizer) -> None:
-    """Have text cut behind the first character of every special token that it would become.
+    """Make text that spells a special token be split after its first character, so that it never becomes the token.
 
-    Those of SentencePiece are entries of a Unigram model, with the best score of all (T5, XLM-R). No other text is cut.
+    In T5 and XLM-R the special tokens are entries of a Unigram model with the best score. No other text is split.
     """
     engine.encode_special_tokens = True
     firsts = [f"{re.escape(mark[0])}(?={re.escape(mark[1:])})" for mark in _spelled(vocabulary_of(engine))]
@@ -281,19 +281,19 @@ def _cut_marks(engine: tokenizers.Tokenizer) -> None:
 
 
 def _make_special(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> None:
-    """Make the tokens special that were ordinary rows; the others keep their flags."""
+    """Mark the tokens of all roles as special. Tokens that already are keep their flags."""
     special = {added.content for added in engine.get_added_tokens_decoder().values() if added.special}
     new = [token for token in dict.fromkeys(roles.values()) if token not in special]
     engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
 
 
 def _append(config: TokenizerConfig, kind: str, engine: tokenizers.Tokenizer) -> None:
-    """New special tokens and reserved slots behind all others, until the size is the multiple that is asked for."""
+    """Append new special tokens and reserved slots, as many as make the size a multiple of `config.multiple_of`."""
     known = engine.get_vocab()
     for token in config.special_tokens:
         if token in known:
             raise TokenizerError(
-                f"special_tokens: {token!r} is a token already", f"id {known[token]} of {config.adopt}"
+                f"special_tokens: {token!r} is already a token", f"id {known[token]} of {config.adopt}"
             )
     size = max(known.values()) + 1 + len(config.special_tokens) + config.reserved
     slots = islice(free_slots([*known, *config.special_tokens], kind), config.reserved + -size % config.multiple_of)
@@ -310,24 +310,24 @@ def _check_roles(place: str, kind: str, roles: dict[str, str], engine: tokenizer
         found = ", ".join(f"{role} {token}" for role, token in roles.items()) or "none"
         what = "an encoder" if kind == "bert" else "a decoder"
         raise TokenizerError(
-            f"{what} needs special tokens that this vocabulary does not name: {', '.join(missing)}",
+            f"{what} needs special tokens for roles that this vocabulary lacks: {', '.join(missing)}",
             f"{place} has: {found}",
-            f"say which token it is: roles.{missing[0]}=…",
+            f"name the token of each: roles.{missing[0]}=…",
         )
 
 
 def _check_marks(place: str, vocabulary: Vocabulary) -> None:
-    """Raise TokenizerError for a special token that text can become, although it is asked not to."""
+    """Raise TokenizerError for a special token that its own text is encoded as, although it should not be."""
     for mark in _spelled(vocabulary):
         raise TokenizerError(
             f"the special token {mark!r} could not be told from text",
-            f"{place} cuts the text {mark!r} into the token itself: it is an ordinary entry of the vocabulary",
+            f"{place} encodes the text {mark!r} as that token: it is an ordinary entry of the vocabulary",
             "give the role to a token that text never becomes, or choose another vocabulary",
         )
 
 
 def _spelled(vocabulary: Vocabulary) -> list[str]:
-    """The marks, but the unknown token, that their own text becomes."""
+    """The special tokens, except the unknown token, that their own text is encoded as."""
     engine = vocabulary.engine
     marks = filter(None, map(engine.id_to_token, sorted(vocabulary.marks - {vocabulary.unknown})))
     return [mark for mark in marks if engine.token_to_id(mark) in engine.encode(mark, add_special_tokens=False).ids]
@@ -335,7 +335,7 @@ def _spelled(vocabulary: Vocabulary) -> list[str]:
 
 def _check_place(config: TokenizerConfig, corpus: Corpus) -> None:
     if is_ours(Path(config.adopt)):
-        raise TokenizerError("this tokenizer is one of ours already", config.adopt, "use it where it is")
+        raise TokenizerError("this tokenizer was made by this stage", config.adopt, "use that folder as it is")
     if next(iter(corpus.documents(("heldout",))), None) is None:
         remedy = "add documents, or set heldout_fraction in a recipe.yaml"
         raise CorpusError("a vocabulary needs held-out documents to be measured on", config.corpus, remedy)
@@ -345,7 +345,7 @@ def _check_place(config: TokenizerConfig, corpus: Corpus) -> None:
 
 
 def _probed(vocabulary: Vocabulary) -> tuple[bool, bool]:
-    """Whether decoding gives the text back, and whether the bytes of tokens add up to those of the normalised text."""
+    """Whether decoding gives back each probe text, and whether the bytes of its tokens sum to its normalised size."""
     engine, sizes = vocabulary.engine, vocabulary.sizes()
     lossless, exact = True, vocabulary.in_bytes
     for text in probes():
@@ -357,7 +357,7 @@ def _probed(vocabulary: Vocabulary) -> tuple[bool, bool]:
 
 
 def probes() -> list[str]:
-    """Texts that show what a tokenizer changes: every code point to U+3100, spaces of all sorts, scripts, emoji."""
+    """Texts that reveal what a tokenizer changes: all code points below U+3100, kinds of spaces, scripts, emoji."""
     rng = random.Random(0)
     points = [chr(point) for point in range(0x3100)]
     astral = "漢字かな한국어ไทย😀👩\u200d👩\u200d👧\U00020bb7\U0010ffff\ue000ﬁＡ１，。"

@@ -1,6 +1,6 @@
-"""Vocabularies side by side on a corpus' held-out text: ours, or any vocab.txt, tokenizer.json or folder with one.
+"""Compare vocabularies on the held-out text of a corpus: ours, or any vocab.txt, tokenizer.json or folder with one.
 
-report.json   what each makes of the text, which entries they share, words that they cut differently
+report.json   the report of each vocabulary, the entries that two share, words that they split differently
 report.png    frequency by rank, and lengths of the entries
 index.json    written last
 """
@@ -26,15 +26,15 @@ from pretrain.tokenizer.kinds import is_reserved
 from pretrain.tokenizer.tokenizer import open_tokenizer
 from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
 
-DISTINCT_WORDS = 50_000  # of the held-out text, the most frequent, are looked at for different cuts
-LONGEST_HAN = 8  # characters: a longer run is a sentence, not a word
+DISTINCT_WORDS = 50_000  # the most frequent words of the held-out text, which are split with every vocabulary
+LONGEST_HAN = 8  # characters; a longer run is a sentence rather than a word
 EXAMPLES = 10
 
 
 class CompareConfig(StageConfig):
-    """What `launch/compare_tokenizers.py` reads."""
+    """The configuration of the comparison of vocabularies."""
 
-    corpus: str  # recipe.yaml, a folder that holds one, or a text file; its held-out side is looked at
+    corpus: str  # recipe.yaml, a folder that holds one, or a text file; its held-out side is encoded
     out: str
     vocabularies: dict[str, str]  # name → a folder of the tokenizer stage, or what `adopt` takes
     plot: bool = True  # report.png; needs matplotlib
@@ -90,7 +90,7 @@ def run(config: CompareConfig) -> dict:
 
 
 def vocabulary_at(place: str) -> tuple[Vocabulary, str | dict]:
-    """The vocabulary at a place, and its identity: our fingerprint, or the SHA-256 of the files it was read from."""
+    """The vocabulary at a place, and its identity: our fingerprint, or the SHA-256 of the files that were read."""
     if is_ours(Path(place)):
         tokenizer = open_tokenizer(place)
         return tokenizer.vocabulary, tokenizer.fingerprint
@@ -105,9 +105,9 @@ def vocabulary_at(place: str) -> tuple[Vocabulary, str | dict]:
 
 
 def overlap(texts: dict[str, dict[int, str | None]], counts: dict[str, np.ndarray]) -> list[dict]:
-    """For each two vocabularies how many texts both have as an entry, at the begin of a word or inside.
+    """For every two vocabularies: how many entries have the same text, whether at the beginning of a word or inside.
 
-    The examples are those that the held-out text takes most often among what the other lacks.
+    The examples are the entries missing in the other vocabulary that the held-out text uses most often.
     """
     held = {name: _by_text(part, counts[name]) for name, part in texts.items()}
     found = []
@@ -130,7 +130,7 @@ def overlap(texts: dict[str, dict[int, str | None]], counts: dict[str, np.ndarra
 
 
 def _by_text(texts: dict[int, str | None], counts: np.ndarray) -> Counter[str]:
-    """How often entries of the same text, without the spaces around it, were produced together."""
+    """How often each text was produced, summed over all entries that are equal apart from spaces around them."""
     found: Counter[str] = Counter()
     for token, text in texts.items():
         if text and text.strip():
@@ -142,16 +142,16 @@ def _by_text(texts: dict[int, str | None], counts: np.ndarray) -> Counter[str]:
 
 
 def counted(documents: Iterable[Document], words: Counter[str]) -> Iterator[Document]:
-    """The same documents; their words and short runs of Han are counted in `words`."""
+    """Pass on the documents, and count their words and short runs of Han in `words`."""
     for document in documents:
         words.update(report.words_in(document.text, LONGEST_HAN))
         yield document
 
 
 def differences(vocabularies: dict[str, Vocabulary], words: Counter[str]) -> dict:
-    """How many running words all vocabularies cut alike, and the ones whose cuts differ by the most tokens.
+    """The share of running words that all vocabularies split alike, and the words that cost the most extra tokens.
 
-    The most frequent words are looked at, each behind a space, as most stand.
+    The most frequent words are split, each with a space before it, as in most text.
     """
     often = sorted(words.items(), key=lambda item: (-item[1], item[0]))[:DISTINCT_WORDS]
     cuts = {name: _cuts(vocabulary, [word for word, _ in often]) for name, vocabulary in vocabularies.items()}
@@ -178,7 +178,7 @@ def differences(vocabularies: dict[str, Vocabulary], words: Counter[str]) -> dic
 
 
 def _cuts(vocabulary: Vocabulary, words: list[str]) -> list[list[str]]:
-    """The pieces of each word, as parts of the word; `?` for what is unknown, `é×2` for a character of two tokens."""
+    """The pieces of each word, as parts of the word; `?` is the unknown token, `é×2` a character of two tokens."""
     found = []
     for encoding in vocabulary.engine.encode_batch([f" {word}" for word in words], add_special_tokens=False):
         spans = [

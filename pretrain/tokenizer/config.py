@@ -9,7 +9,7 @@ from pretrain.config import StageConfig, free
 from pretrain.tokenizer.kinds import RESERVED, ROLES, SPECIALS, Rules
 from pretrain.tokenizer.training.count import MAX_DISTINCT
 
-# The keys that make the result, and the ways to a vocabulary that take them.
+# The keys that determine the result, and for each the ways of making a vocabulary that accept it.
 KEYS = {
     "kind": ("train", "adopt"),
     "vocab_size": ("train", "extend"),
@@ -30,33 +30,33 @@ RULES = tuple(field.name for field in fields(Rules))
 
 
 class TokenizerConfig(StageConfig):
-    """What `launch/tokenizer.py` reads: trains a vocabulary, unless it is told to adopt or to extend one."""
+    """The configuration of the tokenizer stage. It trains a vocabulary unless `adopt` or `extend` is set."""
 
     corpus: str  # recipe.yaml, a folder that holds one, or a text file
     out: str
-    kind: Literal["bert", "byte"] | None = None  # an adopted one's is seen from its special tokens
-    vocab_size: int | None = Field(None, gt=0)  # at most; a small corpus has fewer merges to offer
-    multiple_of: int = Field(1, gt=0, le=1 << 16)  # the size is one: vocab_size is rounded up, then slots are added
+    kind: Literal["bert", "byte"] | None = None  # an adopted vocabulary's kind follows from its special tokens
+    vocab_size: int | None = Field(None, gt=0)  # at most; merging stops earlier on a small corpus
+    multiple_of: int = Field(1, gt=0, le=1 << 16)  # vocab_size is rounded up to a multiple of this
 
     lowercase: bool | None = None  # bert only, default true
-    strip_accents: bool | None = None  # bert only, default as lowercase, as BERT has it: é becomes e
-    digits: Literal["whole", "single"] = "whole"  # single: 2024 is four words
+    strip_accents: bool | None = None  # bert only: é becomes e; by default the same as lowercase, as in BERT
+    digits: Literal["whole", "single"] = "whole"  # single: every digit is a word, 2024 is four words
     width: Literal["keep", "fold"] = "keep"  # bert only; fold: Unicode NFKC first, so ＡＢＣ，１２ becomes ABC,12
     alphabet_min_count: int = Field(1, gt=0)  # bert only: characters seen less often in train text become [UNK]
 
-    special_tokens: list[str] = []  # besides our own; text never becomes one unless `encode_batch` is asked to
+    special_tokens: list[str] = []  # added to our own; in a corpus their strings are ordinary text
     reserved: int = Field(0, ge=0, le=1 << 20)  # slots [unused0] … (byte: <unused0> …) for the tokens of later users
 
-    criterion: Literal["bpe", "wordpiece"] = "bpe"  # what is merged first: see merge.py, with what was measured
-    # Distinct words that are held, one of more than 8 bytes for every 8: the default takes up to 3.5 GB. When there are
-    # more, half of the documents are counted, or a quarter …, chosen by a hash: the report says how many.
+    criterion: Literal["bpe", "wordpiece"] = "bpe"  # which pair is merged first; bpe gives more characters per token
+    # Distinct words held in memory; a word counts once for every 8 bytes. The default takes up to 3.5 GB. If the text
+    # has more, only half of the documents are counted, or a quarter …, chosen by a hash; the report says how many.
     max_distinct: int = Field(MAX_DISTINCT, gt=0)
     sample_seed: int = Field(0, ge=0, lt=2**64)
-    workers: int = free(1, ge=1)  # processes that count; the vocabulary is the same
+    workers: int = free(1, ge=1)  # processes that count words; the vocabulary does not depend on it
 
-    adopt: str | None = None  # a vocab.txt, a tokenizer.json or a folder with one: taken as it is
-    roles: dict[str, str] = {}  # special tokens of an adopted one by role, where its files do not say: {eod: </s>}
-    extend: str | None = None  # a folder of this stage: its tokens keep their ids, new ones come behind
+    adopt: str | None = None  # a vocab.txt, a tokenizer.json or a folder with one; its tokens and ids are kept
+    roles: dict[str, str] = {}  # role → special token of an adopted vocabulary whose files do not say it: {eod: </s>}
+    extend: str | None = None  # a folder of this stage: its tokens keep their ids, and new tokens follow them
 
     plot: bool = True  # report.png; needs matplotlib
 
@@ -113,17 +113,17 @@ class TokenizerConfig(StageConfig):
 
     @property
     def options(self) -> dict:
-        """What makes the result, besides the rules."""
+        """The options that determine the result, except the rules."""
         return {key: getattr(self, key) for key, ways in KEYS.items() if self.way in ways and key not in RULES}
 
     @property
     def rules(self) -> Rules:
-        """How the vocabulary that is to be trained cuts text."""
+        """How the vocabulary to be trained splits text into words."""
         lowercase = self.kind == "bert" and self.lowercase is not False
         strip_accents = lowercase if self.strip_accents is None else self.strip_accents
         return Rules(self.kind, lowercase, strip_accents, self.digits, self.width)
 
 
 def _said(value: object) -> str:
-    """As YAML has it."""
+    """`value` as YAML writes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

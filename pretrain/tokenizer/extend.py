@@ -1,7 +1,7 @@
-"""Tokens of a new domain behind those of a vocabulary: every old id keeps its token.
+"""Add the tokens of a new domain to a vocabulary: every old id keeps its token.
 
-Words are first cut as the old vocabulary cuts them; what is merged from those pieces comes behind it, in order of
-creation. Reserved slots keep their ids too: they belong to who reserved them.
+Words are first split into the pieces of the old vocabulary. The tokens merged from those pieces are appended in order
+of creation. Reserved slots also keep their ids: they belong to the user who reserved them.
 """
 
 from itertools import islice
@@ -25,7 +25,7 @@ from pretrain.tokenizer.training.merge import merge
 
 
 def extend(config: TokenizerConfig, corpus: Corpus) -> Made:
-    """The vocabulary in `config.extend` with what the train side of `corpus` adds to it.
+    """The vocabulary in `config.extend` with the tokens that the train side of `corpus` adds to it.
 
     Raises TokenizerError when it cannot be extended or leaves no room, CorpusError when a side is empty.
     """
@@ -73,7 +73,7 @@ def extend(config: TokenizerConfig, corpus: Corpus) -> Made:
 
 
 def _spelled(word: str, known: set[str], prefix: str) -> bool:
-    """Whether the word is written without the unknown token, if need be character by character."""
+    """Whether the word can be written without the unknown token, at worst character by character."""
     return len(word) <= WORD_CHARACTERS and word[0] in known and all(prefix + c in known for c in word[1:])
 
 
@@ -81,22 +81,22 @@ def _check(config: TokenizerConfig, parent: Tokenizer) -> None:
     if parent.rules is None:
         raise TokenizerError(
             "this vocabulary cannot be extended",
-            f"{config.extend} was adopted, and is no WordPiece vocabulary that cuts words as BERT does",
-            "extend one that was trained here, or adopt an extended one",
+            f"{config.extend} was adopted, and is no WordPiece vocabulary that splits words as BERT does",
+            "extend a vocabulary that was trained here, or adopt one that is already extended",
         )
     if config.size <= parent.vocab_size:
         raise TokenizerError(
             f"vocab_size = {config.vocab_size} leaves no room for new tokens",
-            f"{config.extend} has {parent.vocab_size:,} already: vocab_size counts them too",
+            f"{config.extend} already has {parent.vocab_size:,} tokens, which vocab_size includes",
             f"set vocab_size above {parent.vocab_size}",
         )
     if parent.kind == "byte" and config.alphabet_min_count > 1:
         said = f"alphabet_min_count = {config.alphabet_min_count} contradicts a parent of kind byte"
-        raise TokenizerError(said, f"{config.extend} has all 256 bytes already", "remove alphabet_min_count")
+        raise TokenizerError(said, f"{config.extend} already has all 256 bytes", "remove alphabet_min_count")
     for token in config.special_tokens:
         number = parent.vocabulary.engine.token_to_id(token)
         if number is not None:
-            raise TokenizerError(f"special_tokens: {token!r} is a token already", f"id {number} of {config.extend}")
+            raise TokenizerError(f"special_tokens: {token!r} is already a token", f"id {number} of {config.extend}")
 
 
 def _check_room(config: TokenizerConfig, old: int, needed: int) -> None:

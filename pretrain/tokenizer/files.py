@@ -1,4 +1,4 @@
-"""The files of a vocabulary, which `AutoTokenizer.from_pretrained` of transformers 4 and 5 opens with the same ids."""
+"""Write the files of a vocabulary. `AutoTokenizer` of transformers 4 and 5 opens them and gives the same ids."""
 
 from pathlib import Path
 
@@ -8,17 +8,17 @@ from pretrain.storage.files import write_json
 from pretrain.tokenizer.kinds import PREFIX
 from pretrain.tokenizer.training.learn import Made
 
-FAST = "PreTrainedTokenizerFast"  # opens tokenizer.json as it is
+FAST = "PreTrainedTokenizerFast"  # this class uses tokenizer.json unchanged
 
 
 def write(folder: Path, made: Made) -> None:
-    """tokenizer.json, tokenizer_config.json, and vocab.txt if it is a WordPiece vocabulary of BERT's kind."""
+    """Write tokenizer.json, tokenizer_config.json and, for a WordPiece vocabulary with the prefix `##`, vocab.txt."""
     engine = made.vocabulary.engine
     (folder / "tokenizer.json").write_bytes((engine.to_str(pretty=True) + "\n").encode("utf-8"))
     token = {role: engine.id_to_token(number) for role, number in made.specials.items()}
     config = {f"{'eos' if role == 'eod' else role}_token": text for role, text in token.items()}
     if made.kind == "byte":
-        # decoders refuse token_type_ids
+        # decoders do not accept token_type_ids
         config |= {"tokenizer_class": FAST, "model_input_names": ["input_ids", "attention_mask"]}
     elif is_stock(made):
         config |= {
@@ -39,7 +39,7 @@ def write(folder: Path, made: Made) -> None:
 
 
 def is_stock(made: Made) -> bool:
-    """Whether the class `BertTokenizer`, which knows vocab.txt and three switches, can say all of it."""
+    """Whether `BertTokenizer`, which knows only vocab.txt and three switches, can express the vocabulary."""
     rules = made.rules
     return _is_wordpiece(made) and rules is not None and (rules.digits, rules.width) == ("whole", "keep")
 

@@ -1,4 +1,4 @@
-"""The two kinds of vocabulary: their marks, how they cut text into words, and the `tokenizers` object of each."""
+"""The two kinds of vocabulary: special tokens, how text is split into words, and the `tokenizers` object."""
 
 import re
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ SPECIALS = {
     "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "byte": {"pad": "<pad>", "unk": "<unk>", "eod": "<eod>"},
 }
-RESERVED = {"bert": "[unused{}]", "byte": "<unused{}>"}  # slots for the tokens of later users; no text becomes one
+RESERVED = {"bert": "[unused{}]", "byte": "<unused{}>"}  # slots for the tokens of later users
 PREFIX = {"bert": "##", "byte": "‿"}  # U+203F is outside the byte-level alphabet
 
-# WordPiece turns a word of more characters into the unknown token; raising this makes encoding quadratic.
+# WordPiece replaces a longer word by the unknown token. A larger limit makes encoding quadratic.
 WORD_CHARACTERS = 100
 
-# The pattern of GPT-2, every repetition cut to 24 code points: with the leading space at most 97 bytes, so that no word
-# reaches WORD_CHARACTERS and nothing is ever unknown. Single digits take no space with them: `1` is one token anywhere.
+# The pattern of GPT-2 with every repetition limited to 24 code points. A word with its leading space has at most 97
+# bytes, below WORD_CHARACTERS, so nothing is ever unknown. Single digits take no leading space: `1` is always a token.
 BYTE_WORDS = {
     digits: (
         r"'s|'t|'re|'ve|'m|'ll|'d"
@@ -31,17 +31,17 @@ BYTE_WORDS = {
 
 @dataclass(frozen=True)
 class Rules:
-    """How text is normalised and cut into words."""
+    """How text is normalised and split into words."""
 
     kind: str
-    lowercase: bool = False  # bert only, as the next
+    lowercase: bool = False  # bert only, like strip_accents
     strip_accents: bool = False
-    digits: str = "whole"  # or "single": every numeral is a word of its own
-    width: str = "keep"  # or "fold", bert only: NFKC first, so that full width becomes half
+    digits: str = "whole"  # or "single": every digit is a word of its own
+    width: str = "keep"  # or "fold", bert only: Unicode NFKC first, which makes full-width characters half-width
 
 
 def build(tokens: list[str], rules: Rules, special_tokens: Sequence[str] = ()) -> tokenizers.Tokenizer:
-    """The tokenizer with exactly these tokens, ids in their order; `special_tokens` are those besides our own."""
+    """The tokenizer with exactly these tokens, ids in their order. `special_tokens` are added to our own."""
     vocab = {token: number for number, token in enumerate(tokens)}
     assert len(vocab) == len(tokens), f"{len(tokens)} tokens, {len(vocab)} of them distinct"
     specials, prefix = SPECIALS[rules.kind], PREFIX[rules.kind]
@@ -64,7 +64,7 @@ def build(tokens: list[str], rules: Rules, special_tokens: Sequence[str] = ()) -
         engine.decoder = decoders.WordPiece(prefix=prefix)
     else:
         words = pre_tokenizers.Split(Regex(BYTE_WORDS[rules.digits]), behavior="isolated")
-        symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # BYTE_WORDS has cut already
+        symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # BYTE_WORDS has split it
         engine.pre_tokenizer = pre_tokenizers.Sequence([words, symbols])
         engine.decoder = decoders.Sequence([decoders.Replace(prefix, ""), decoders.ByteLevel()])
     engine.post_processor = template(rules.kind, {role: (token, vocab[token]) for role, token in specials.items()})
@@ -72,12 +72,12 @@ def build(tokens: list[str], rules: Rules, special_tokens: Sequence[str] = ()) -
 
 
 def template(kind: str, specials: dict[str, tuple[str, int]]) -> processors.TemplateProcessing:
-    """What a document becomes: `[CLS] … [SEP]` or `… <eod>`. `specials` has the token and the id of each role."""
+    """The template of a document: `[CLS] … [SEP]` or `… <eod>`. `specials` has the token and the id of each role."""
     if kind == "bert":
         single, pair = "cls:0 $A:0 sep:0", "cls:0 $A:0 sep:0 $B:1 sep:1"
     else:
         single, pair = "$A eod", "$A eod $B eod"
-    # Named by role: the little language above has no way to write a token with a colon or a space.
+    # Tokens are named by role, because the template syntax cannot express a token with a colon or a space.
     named = [
         {"id": role, "ids": [number], "tokens": [token]} for role, (token, number) in specials.items() if role in pair
     ]
@@ -96,20 +96,20 @@ def is_reserved(token: str) -> bool:
 
 
 def words_of(text: str, engine: tokenizers.Tokenizer) -> list[str]:
-    """`text` normalised and cut into words."""
+    """`text`, normalised and split into words."""
     if engine.normalizer is not None:
         text = engine.normalizer.normalize_str(text)
     return [word for word, _ in engine.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def byte_of_symbol() -> dict[str, int]:
-    """The byte-level alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 and on (GPT-2)."""
+    """The byte-level alphabet of GPT-2: printable Latin-1 bytes are themselves, the other 68 are U+0100 and above."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
-# The roles, and what their tokens are called where no file says it.
+# The roles of special tokens. The usual names of their tokens are tried if no file names the token.
 ROLES = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>"),
     "unk": ("[UNK]", "<unk>"),

@@ -1,4 +1,4 @@
-"""Plots of what vocabularies did to a text; needs matplotlib."""
+"""Plot how often the tokens of vocabularies occur in a text, and how long they are; needs matplotlib."""
 
 import importlib.util
 from pathlib import Path
@@ -19,9 +19,9 @@ def check() -> None:
 
 
 def write(path: Path, counts: dict[str, np.ndarray], lengths: dict[str, np.ndarray]) -> None:
-    """A PNG: how often the tokens occur by rank, and their lengths.
+    """Write a PNG of two plots: tokens by frequency, and entries by length.
 
-    `counts` (V,) per curve: how often each token was produced; `lengths` (V,) per curve: characters of each entry.
+    `counts` has for each curve (V,) how often each token was produced, `lengths` how many characters each entry has.
     """
     from matplotlib.figure import Figure  # not pyplot: no display, no state
 

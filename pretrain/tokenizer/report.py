@@ -1,7 +1,8 @@
-"""How well a vocabulary fits a text, in numbers that mean the same for every tokenizer.
+"""Measure how well a vocabulary fits a text, in numbers that mean the same for every tokenizer.
 
-The words are the text's, not the tokenizer's: a word is a run of letters (with their marks), a number a run of decimal
-digits, and Chinese is counted by the character, as it writes no spaces. A token belongs to a run it covers a part of.
+Words are defined by the text, not by the tokenizer. A word is a run of letters (with their marks), a number is a run of
+decimal digits, and Chinese, which is written without spaces, is counted by the character. A token belongs to a run if
+it covers a part of it.
 """
 
 import unicodedata
@@ -23,19 +24,19 @@ BATCH_CHARACTERS = 1 << 18  # a token and its place take 660 bytes (measured): 1
 LETTER, HAN, DIGIT = 1, 2, 3
 # Han characters by block (Unicode 17): unified ideographs, extensions A to J, compatibility ideographs, 〇.
 HAN_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3347F))
-LAST_LETTER = 0x33480  # beyond are tags, variation selectors and private use
+LAST_LETTER = 0x33480  # higher code points are tags, variation selectors and private use
 ASCII = {chr(point) for point in range(0x21, 0x7F)}
 SCRIPTS = ("letters", "han", "han_words", "digits", "mixed", "others", "parts_of_characters")
 EXAMPLES = 12
-SHOWN = 6  # of them on the terminal
-# Of train text the most frequent words alone are encoded to see which tokens they use: 1.5 µs each, and a token that
-# none of them uses is as good as dead.
+SHOWN = 6  # examples on the terminal
+# The tokens that train text uses are looked for only in its most frequent words, at 1.5 µs each: a token that none of
+# these words uses is practically never used.
 WORDS_LOOKED_AT = 500_000
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a text gave."""
+    """The counts of a text that one vocabulary encoded."""
 
     tallies: dict[tuple[str, str], Counter]  # of each source and language
     tokens: dict[str, np.ndarray]  # source → (V,) how often each token was produced
@@ -47,9 +48,9 @@ class Measured:
 
 
 def measure(vocabularies: Sequence[Vocabulary], documents: Iterable[Document]) -> list[Measured]:
-    """Encode `documents` with each vocabulary and count, in one pass; the template's tokens are not counted.
+    """Encode `documents` with each vocabulary and count, in one pass. The tokens of the template are not counted.
 
-    Memory: BATCH_CHARACTERS of text and its tokens, however long a document is.
+    Memory does not depend on the length of a document: BATCH_CHARACTERS of text and its tokens.
     """
     characters: Counter[str] = Counter()
     found = [Measured({}, {}, characters) for _ in vocabularies]
@@ -75,7 +76,7 @@ def measure(vocabularies: Sequence[Vocabulary], documents: Iterable[Document]) -
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[Document, str, bool]]]:
-    """(document, a piece of it, whether it is the first) of about BATCH_CHARACTERS together."""
+    """Lists of (document, a piece of it, whether it is its first piece), of about BATCH_CHARACTERS each."""
     batch, size = [], 0
     for document in documents:
         for number, piece in enumerate(_pieces(document.text)):
@@ -89,7 +90,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[Document, str
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A document, or the stretches of a long one, cut before white space where there is some: ` the` is a word."""
+    """The document, or the pieces of a long one. They are split before white space if possible: ` the` is a word."""
     begin = 0
     while len(text) - begin > BATCH_CHARACTERS:
         stop = begin + BATCH_CHARACTERS
@@ -101,7 +102,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def tally(text: str, ids: np.ndarray, spans: np.ndarray, unknown: int | None) -> Counter:
-    """Counts of a text: `spans` (T, 2) are the characters that each of its tokens `ids` (T,) covers."""
+    """The counts of a text whose tokens are `ids` (T,); `spans` (T, 2) are the characters that each token covers."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     kinds = classes()[np.minimum(points, LAST_LETTER)]  # (C,)
     begins, ends = spans[:, 0], spans[:, 1]
@@ -119,7 +120,7 @@ def tally(text: str, ids: np.ndarray, spans: np.ndarray, unknown: int | None) ->
         han=int(han.sum()),
         han_written=int((han & written).sum()),
     )
-    real = ends > begins  # SentencePiece puts a space before the text that no character stands for
+    real = ends > begins  # SentencePiece puts a space before the text, and that token covers no character
     # Normalisation may reorder marks; the runs below need spans in order.
     begins, ends = (np.maximum.accumulate(side[real]) for side in (begins, ends))
     for name, kind in (("word", LETTER), ("han", HAN), ("number", DIGIT)):
@@ -140,7 +141,7 @@ def report(
     words: Counter[str] | None = None,
     characters: Iterable[str] = (),
 ) -> dict:
-    """Everything measured, as JSON; `words` and `characters` are those of the train text, if it was trained on one."""
+    """All measurements, for report.json. `words` and `characters` are of the train text, if there is one."""
     counts, texts = measured.counts, texts_of(vocabulary)
     dead = {"heldout": _dead(vocabulary, texts, counts > 0)}
     if words is not None:
@@ -159,7 +160,7 @@ def report(
 
 
 def rates(measured: Measured) -> dict:
-    """`overall`, and for each of the `sources` and `languages`, how many tokens the text took."""
+    """The rates of all text (`overall`), of each of the `sources` and of each of the `languages`."""
     by_source, by_language = defaultdict(Counter), defaultdict(Counter)
     for (source, language), counted in measured.tallies.items():
         by_source[source] += counted
@@ -172,7 +173,7 @@ def rates(measured: Measured) -> dict:
 
 
 def _rates(counted: Counter) -> dict:
-    """Counts of a part of the text, and their ratios (None where there is nothing to divide by)."""
+    """The counts of a part of the text, and their ratios (None if the divisor is 0)."""
 
     def ratio(part: str, whole: str) -> float | None:
         return counted[part] / counted[whole] if counted[whole] else None
@@ -206,7 +207,7 @@ def words_in(text: str, longest_han: int) -> list[str]:
 
 @cache
 def classes() -> np.ndarray:
-    """(LAST_LETTER + 1,) uint8: LETTER, HAN, DIGIT or 0 of each code point; the last stands for all beyond."""
+    """(LAST_LETTER + 1,) uint8: LETTER, HAN, DIGIT or 0 for each code point; the last one is for all higher ones."""
     kinds = np.zeros(LAST_LETTER + 1, dtype=np.uint8)
     for point in range(LAST_LETTER):
         category = unicodedata.category(chr(point))
@@ -225,7 +226,7 @@ def _covered(begins: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
 
 
 def _runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First positions of the runs of True, and the positions behind their last."""
+    """The first position of each run of True, and the position after its last one."""
     steps = np.diff(inside.astype(np.int8), prepend=0, append=0)
     return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
 
@@ -234,7 +235,7 @@ def _runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coverage(vocabulary: Vocabulary, measured: Measured, train: Iterable[str]) -> dict:
-    """How many distinct characters of a kind can be written without the unknown token, and their share of the text."""
+    """For kinds of characters: how many can be written without the unknown token, and their share of the text."""
     overall = sum(measured.tallies.values(), Counter())
     kinds = {
         "ascii": measured.characters.keys() & ASCII,
@@ -253,7 +254,7 @@ def _coverage(vocabulary: Vocabulary, measured: Measured, train: Iterable[str]) 
 
 
 def written(vocabulary: Vocabulary, characters: Iterable[str]) -> set[str]:
-    """Those that alone become tokens, none of them unknown."""
+    """The characters that are encoded without the unknown token when they are alone."""
     characters = sorted(characters)
     found = set()
     for character, encoding in zip(
@@ -279,7 +280,7 @@ def _gb2312() -> set[str]:
 
 
 def texts_of(vocabulary: Vocabulary) -> dict[int, str | None]:
-    """The text of every token that is no mark, by id; None where it is a part of a character."""
+    """The text of every token that is not a mark, by id; None for a token that is part of a character."""
     found: dict[int, str | None] = {}
     for token in range(vocabulary.size):
         raw = vocabulary.raw(token)
@@ -292,7 +293,7 @@ def texts_of(vocabulary: Vocabulary) -> dict[int, str | None]:
 
 
 def _entries(vocabulary: Vocabulary, texts: dict[int, str | None]) -> dict:
-    """How many entries are of which script; `parts_of_characters` are tokens that are no text by themselves."""
+    """The number of entries of each script; `parts_of_characters` are tokens whose bytes alone are not valid text."""
     found = Counter(_script(text) for text in texts.values())
     return {"marks": vocabulary.size - len(texts)} | {name: found[name] for name in SCRIPTS}
 
@@ -308,7 +309,7 @@ def _script(text: str | None) -> str:
 
 
 def _numerals(vocabulary: Vocabulary, texts: dict[int, str | None]) -> dict:
-    """Entries of several digits, and how a long number is cut."""
+    """The entries of several digits, and how a long number is split."""
     sizes = [len(text.strip()) for text in texts.values() if text and text.strip().isdecimal()]
     example = vocabulary.engine.encode("1234567890", add_special_tokens=False).ids
     return {
@@ -319,7 +320,7 @@ def _numerals(vocabulary: Vocabulary, texts: dict[int, str | None]) -> dict:
 
 
 def _frequency(vocabulary: Vocabulary, counts: np.ndarray) -> dict:
-    """How many distinct tokens the held-out text took, how many make half of it, and the most frequent."""
+    """How many distinct tokens the held-out text uses, how many make up half of it, and the most frequent ones."""
     order = np.argsort(-counts, kind="stable")
     half = int(np.searchsorted(np.cumsum(counts[order]), counts.sum() / 2)) + 1
     return {
@@ -341,16 +342,16 @@ def _longest(vocabulary: Vocabulary, texts: dict[int, str | None], counts: np.nd
 
 
 def _dead(vocabulary: Vocabulary, texts: dict[int, str | None], used: np.ndarray) -> dict:
-    """Entries that stand for text and did not occur; the examples are spread evenly over the ids."""
+    """Entries with text that did not occur. The examples are spread evenly over the ids."""
     dead = [token for token in texts if not used[token]]
     some = dead[:: -(-len(dead) // EXAMPLES) or 1]
     return {"tokens": len(dead), "examples": [vocabulary.text(token) for token in some]}
 
 
 def _frequent(words: Counter[str], most: int) -> tuple[list[str], float]:
-    """All words, or where there are more than `most` those above a count that leaves so many; their share of the text.
+    """At most `most` words, the most frequent ones, and their share of the text.
 
-    A whole count is kept or left, so that the order in which words were met does not matter.
+    Words of equal count are kept or left out together, so that their order does not matter.
     """
     counts = np.fromiter(words.values(), dtype=np.int64, count=len(words))
     floor = int(np.partition(counts, -most - 1)[-most - 1]) if len(counts) > most else 0
@@ -359,7 +360,7 @@ def _frequent(words: Counter[str], most: int) -> tuple[list[str], float]:
 
 
 def _used(vocabulary: Vocabulary, words: Iterable[str]) -> np.ndarray:
-    """(V,) bool: which tokens the words are cut into."""
+    """(V,) bool: which tokens the words are split into."""
     used = np.zeros(vocabulary.size, dtype=bool)
     tokenize = vocabulary.engine.model.tokenize
     used[list({token.id for word in words for token in tokenize(word)})] = True

@@ -16,10 +16,10 @@ MADE_BY = "python launch/tokenizer.py CONFIG.yaml"
 
 
 class Tokenizer:
-    """A vocabulary in use.
+    """An opened vocabulary: text to ids and back.
 
-    `specials` gives ids by role: pad unk cls sep mask (bert), pad unk eod (byte); an adopted one may lack unk.
-    `lossless`: decoding gives back the very text. `counts_bytes`: `token_bytes` can be asked for.
+    `specials` maps roles to ids: pad unk cls sep mask (bert), pad unk eod (byte). An adopted vocabulary may lack unk.
+    `lossless`: decoding gives back exactly the encoded text. `counts_bytes`: `token_bytes` works.
     """
 
     def __init__(self, engine: tokenizers.Tokenizer, index: dict, folder: Path):
@@ -38,20 +38,20 @@ class Tokenizer:
         self._encoder = Encoder(engine)
 
     def encode_batch(self, texts: list[str], special_tokens: bool = False) -> list[np.ndarray]:
-        """Ids (int32) of each text with its template: `[CLS] … [SEP]` or `… <eod>`.
+        """The ids (int32) of each text in its template: `[CLS] … [SEP]` or `… <eod>`.
 
-        The string of a special token is text, unless `special_tokens` asks for the token.
-        Raises TokenizerError for a lone surrogate, the one thing in a `str` that has no UTF-8.
+        The string of a special token is encoded as ordinary text, unless `special_tokens` is True.
+        Raises TokenizerError for a lone surrogate, which has no UTF-8.
         """
         ids, lengths = self.encode_flat(texts, special_tokens)
         return split(ids, lengths)
 
     def encode_flat(self, texts: list[str], special_tokens: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The same ids one after another, (tokens,) int32, and how many each text has, (texts,) int64."""
+        """The ids of all texts, concatenated, (tokens,) int32; and the number of ids of each text, (texts,) int64."""
         self._engine.encode_special_tokens = not special_tokens
         try:
             return self._encoder.encode_flat(texts)
-        except (TypeError, UnicodeEncodeError):  # what is said without saying which text
+        except (TypeError, UnicodeEncodeError):  # the error of the encoder does not name the text
             for number, text in enumerate(texts):
                 _check_scalar_values(text, number)
             raise
@@ -60,36 +60,36 @@ class Tokenizer:
 
     @property
     def path(self) -> str:
-        """What encodes large batches, "fast" or "library"; the ids are the same."""
+        """Which encoder large batches use, "fast" or "library"; the ids are the same."""
         return self._encoder.path
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text without specials. If `lossless` the very text that was encoded, if the ids are all of it."""
+        """The text of `ids` without special tokens: exactly the encoded text if `lossless` and the ids are complete."""
         return self._engine.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def token_text(self, token: int) -> str:
-        """A token to be looked at: `##ing`, or for `byte` its text (`‿ing`), with bytes that are no text as \\xe6."""
+        """A token for display: `##ing`, or for `byte` its text (`‿ing`); bytes that are no text appear as \\xe6."""
         if not 0 <= token < self.vocab_size:
             raise TokenizerError(f"no token has the id {token}", f"{self.folder} has ids 0 to {self.vocab_size - 1}")
         return self.vocabulary.text(int(token))
 
     def token_bytes(self) -> np.ndarray:
-        """How many bytes of UTF-8 each token stands for: (V,) int64, 0 for specials. Their sum over a text is exact
-        (if the vocabulary normalises text without loss of meaning, NFC say: of the normalised text).
+        """The number of UTF-8 bytes of each token: (V,) int64, 0 for specials.
 
-        Raises TokenizerError where tokens stand for no certain number of bytes, as those of `bert` do.
+        Their sum over the tokens of a text is the size of the text, as normalised. Raises TokenizerError for a
+        vocabulary whose tokens have no fixed number of bytes, such as `bert`.
         """
         if not self.counts_bytes:
             raise TokenizerError(
-                f"the tokens of this {self.kind} vocabulary stand for no certain number of bytes",
-                f"{self.folder} normalises text before cutting it, or does not spell it in bytes",
+                f"the tokens of this {self.kind} vocabulary have no fixed number of bytes",
+                f"{self.folder} changes text before it splits it, or does not spell it in bytes",
                 "take the bytes of each document from the shards",
             )
         return self.vocabulary.sizes()
 
 
 def open_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer published in `folder`, every file checked against the index. Raises TokenizerError."""
+    """Open the tokenizer in `folder` after checking every file against the index. Raises TokenizerError."""
     folder = Path(folder)
     index = read_index(folder, TokenizerError, MADE_BY, stage="tokenizer")
     found = faults(folder, index)

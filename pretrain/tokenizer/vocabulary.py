@@ -1,4 +1,4 @@
-"""What the ids of a tokenizer stand for, whoever made it: ours, or any `tokenizer.json`."""
+"""The text and the bytes that each id stands for, in our vocabularies and in any `tokenizer.json`."""
 
 import json
 import re
@@ -14,9 +14,9 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte of a 
 
 
 class Vocabulary:
-    """A `tokenizers` object whose tokens can be looked at. `marks` are ids that stand for no text: specials, reserved.
+    """A `tokenizers` object with the text of each token. `marks` are ids without text: special and reserved tokens.
 
-    Ids run from 0 to `size` - 1; one that no token has (some published vocabularies have holes) is a mark.
+    Ids run from 0 to `size` - 1. Some published vocabularies have ids without a token; these have no text either.
     """
 
     def __init__(self, engine: tokenizers.Tokenizer, size: int, marks: Iterable[int] = ()):
@@ -27,13 +27,13 @@ class Vocabulary:
         self.unknown: int | None = _unknown(engine)
         parts = (engine.normalizer, engine.pre_tokenizer, engine.decoder)
         said = b"".join(part.__getstate__() for part in parts if part is not None)
-        self.in_bytes: bool = b'"ByteLevel"' in said  # each byte of UTF-8 written as one printable character
+        self.in_bytes: bool = b'"ByteLevel"' in said  # each byte of UTF-8 is written as one printable character
         self._metaspace = METASPACE.encode("utf-8") in said or b'"Metaspace"' in said
-        self._added = engine.get_added_tokens_decoder()  # these are text as it stands
+        self._added = engine.get_added_tokens_decoder()  # their strings are plain text
         self._bytes = byte_of_symbol()
 
     def raw(self, token: int) -> bytes:
-        """The UTF-8 that a token stands for, without the sign that it continues a word; empty for marks."""
+        """The UTF-8 bytes of a token, without the prefix that says that it continues a word; empty for marks."""
         text = self.engine.id_to_token(token)
         if token in self.marks or text is None:
             return b""
@@ -48,7 +48,7 @@ class Vocabulary:
         return (text.replace(METASPACE, " ") if self._metaspace else text).encode("utf-8")
 
     def text(self, token: int) -> str:
-        """A token to be looked at: `##ing`, or its text (`‿ing`) if it is spelled in bytes, `\\xe6` for half of one."""
+        """A token for display: `##ing`, or its text (`‿ing`) if spelled in bytes; `\\xe6` is part of a character."""
         text = self.engine.id_to_token(token)
         if text is None:
             return f"<no token {token}>"
@@ -58,20 +58,20 @@ class Vocabulary:
         return prefix + self.raw(token).decode("utf-8", errors="backslashreplace")
 
     def sizes(self) -> np.ndarray:
-        """Bytes of UTF-8 that each token stands for: (V,) int64, 0 for marks."""
+        """The number of UTF-8 bytes of each token: (V,) int64, 0 for marks."""
         return np.array([len(self.raw(token)) for token in range(self.size)], dtype=np.int64)
 
 
 def vocabulary_of(engine: tokenizers.Tokenizer, reserved: Iterable[int] = ()) -> Vocabulary:
-    """With everything that `engine` itself calls special as marks, and `reserved` too."""
+    """The vocabulary of `engine`; its marks are the tokens that `engine` calls special, and `reserved`."""
     size = max(engine.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     special = {token for token, added in engine.get_added_tokens_decoder().items() if added.special}
     return Vocabulary(engine, size, special | set(reserved))
 
 
 def _unknown(engine: tokenizers.Tokenizer) -> int | None:
-    """The id that stands for what has no other; None where nothing does."""
+    """The id of the unknown token, or None."""
     model = engine.model
-    if isinstance(model, tokenizers.models.Unigram):  # does not say it but in its file
+    if isinstance(model, tokenizers.models.Unigram):  # only its JSON contains the id
         return json.loads(engine.to_str())["model"]["unk_id"]
     return engine.token_to_id(model.unk_token) if model.unk_token is not None else None

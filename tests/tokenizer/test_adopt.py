@@ -218,7 +218,7 @@ def test_what_a_vocabulary_does_to_text_is_found_out(adopted):
     }
     for text, ids in zip(TEXTS, adopted["gpt2"].encode_batch(TEXTS), strict=True):
         assert adopted["gpt2"].decode(ids) == text
-    with pytest.raises(TokenizerError, match=r"(?s)no certain number of bytes.*not spell it in bytes.*shards"):
+    with pytest.raises(TokenizerError, match=r"(?s)no fixed number of bytes.*not spell it in bytes.*shards"):
         adopted["llama"].token_bytes()
 
 
@@ -515,31 +515,31 @@ ROWS = [
     ("a broken model", file("tokenizer.json", '{"model": {"type": "BPE"}}'), ["`tokenizers` can open"]),
     ("no tokens", model(vocab={}), ["tokenizer.json has no tokens"]),
     ("one id for two", model(vocab={"[UNK]": 0, "</s>": 1, "a": 1}), ["one id to two tokens", "id 1: '</s>' and 'a'"]),
-    ("a far id", model(vocab={"[UNK]": 0, "</s>": 4_000_000_000}), ["no model has room", "'</s>' has the id 4,000,0"]),
-    ("an unknown token it lacks", model(vocab={"</s>": 0, "a": 1}), ["no token for what it does not know", "[UNK]"]),
+    ("a far id", model(vocab={"[UNK]": 0, "</s>": 4_000_000_000}), ["too large for a model", "the id 4,000,0"]),
+    ("an unknown token it lacks", model(vocab={"</s>": 0, "a": 1}), ["no token for unknown text", "[UNK]"]),
     ("no unknown token", model(type="Unigram", unk_id=None, vocab=[["</s>", 0.0], ["a", -1.0]]),
-     ["no token for what it does not know", "name one that it has"]),
-    ("another JSON", file("config.json", '{"model_type": "bert"}'), ["no model, but: model_type"]),
-    ("a vocab.txt in GBK", file("vocab.txt", LINES.encode() + "汉".encode("gbk")), ["is UTF-8", "vocab.txt, byte 34"]),
+     ["no token for unknown text", "make it name an existing one"]),
+    ("another JSON", file("config.json", '{"model_type": "bert"}'), ["no key `model`; its keys: model_type"]),
+    ("a vocab.txt in GBK", file("vocab.txt", LINES.encode() + "汉".encode("gbk")), ["must be UTF-8", "byte 34"]),
     ("a token twice", file("vocab.txt", LINES + "b\na\n"), ["new token on every line", "line 8: 'a' of line 6 again"]),
-    ("an empty line", file("vocab.txt", LINES + "\nb\n"), ["new token on every line", "line 7: nothing"]),
-    ("case in words", said_in_words, ["do_lower_case is true or false", "vocab.txt says 'yes'"]),
+    ("an empty line", file("vocab.txt", LINES + "\nb\n"), ["needs a new token on every line", "line 7: nothing"]),
+    ("case in words", said_in_words, ["do_lower_case must be true or false", "vocab.txt has 'yes'"]),
     ("no mask", file("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n"), ["special tokens of BERT", "not in it: [MASK]"]),
     ("an encoder without roles", nothing_but("kind=bert"), ["an encoder needs", "cls, sep, mask", "eod <|endoftext|>"]),
     ("a role of nobody", nothing_but("roles={{end: x}}"), ["roles.end", "one of the roles pad, unk, cls"]),
     ("a token it does not have", nothing_but("roles={{eod: </s>}}"), ["roles.eod = '</s>' is not a token"]),
     ("an ordinary token", nothing_but("roles={{eod: a}}"), ["'a' could not be told from text", "ordinary entry"]),
-    ("case of a tokenizer.json", nothing_but("lowercase=true"), ["says itself how it normalises text", "remove lower"]),
+    ("case of a tokenizer.json", nothing_but("lowercase=true"), ["already defines how it normalises", "remove lower"]),
     ("a size", nothing_but("vocab_size=100"), ["vocab_size = 100 contradicts adopt = ", "taken as it is"]),
     ("digits", nothing_but("digits=single"), ["digits = single contradicts adopt"]),
-    ("a token of its own", nothing_but("special_tokens=['<|endoftext|>']"), ["is a token already", "id 0 of"]),
+    ("a token of its own", nothing_but("special_tokens=['<|endoftext|>']"), ["is already a token", "id 0 of"]),
     ("a word of a vocab.txt", lambda folder: [f"adopt={vocab_txt(folder / 'vocab.txt')}", "special_tokens=[doc]"],
      ["'doc' could not be told from text"]),
     ("two ways", nothing_but("extend=x"), ["adopt and extend are two ways"]),
     ("roles alone", nothing_but("adopt=null", "kind=byte", "vocab_size=600", "roles={{eod: x}}"),
      ["roles = {{'eod': 'x'}} is for adopted vocabularies"]),
-    ("one of ours", one_of_ours, ["one of ours already", "use it where it is"]),
-    ("an emptied one of ours", one_of_ours_after_a_crash, ["one of ours already", "use it where it is"]),
+    ("one of ours", one_of_ours, ["made by this stage", "use that folder as it is"]),
+    ("an emptied one of ours", one_of_ours_after_a_crash, ["made by this stage", "use that folder as it is"]),
     ("nothing held out", nothing_held_out, ["needs held-out documents", "{folder}/one.txt", "heldout_fraction"]),
 ]  # fmt: skip
 

@@ -214,5 +214,5 @@ def test_levels_halve_and_follow_the_seed():
 
 def test_a_bound_that_no_sample_fits_in_is_refused(tmp_path):
     corpus = open_corpus(corpus_of(tmp_path / "text", DOCUMENTS[:20]))
-    with pytest.raises(TokenizerError, match=r"(?s)max_distinct = 5 is too small.*leave it at 12,000,000"):
+    with pytest.raises(TokenizerError, match=r"(?s)max_distinct = 5 is too small.*use the default of 12,000,000"):
         count_corpus(corpus, Rules("byte"), Aside(tmp_path), max_distinct=5)

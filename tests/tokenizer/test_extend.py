@@ -184,15 +184,15 @@ def test_text_that_offers_nothing_new_gives_the_parent_and_fewer_than_asked(text
 
 
 ROWS = [
-    ("a smaller size", ["vocab_size=1000"], ["vocab_size = 1000 leaves no room", "has 1,200 already", "above 1200"]),
+    ("a smaller size", ["vocab_size=1000"], ["leaves no room", "already has 1,200 tokens", "above 1200"]),
     ("the same size", ["vocab_size=1200"], ["leaves no room"]),
     ("no room for characters", ["vocab_size=1210"], ["too small for the alphabet", "1200 old tokens", "alphabet_min"]),
     ("no size", ["vocab_size=null"], ["vocab_size is missing"]),
     ("another kind", ["kind=byte"], ["kind = byte contradicts extend = ", "which has its own", "remove kind"]),
     ("other rules", ["lowercase=false"], ["lowercase = false contradicts extend"]),
     ("other digits", ["digits=single"], ["digits = single contradicts extend"]),
-    ("a token of the parent", ["special_tokens=['[DOC]']"], ["'[DOC]' is a token already", "id 5 of"]),
-    ("an old slot", ["special_tokens=['[unused1]']"], ["'[unused1]' is a token already"]),
+    ("a token of the parent", ["special_tokens=['[DOC]']"], ["'[DOC]' is already a token", "id 5 of"]),
+    ("an old slot", ["special_tokens=['[unused1]']"], ["'[unused1]' is already a token"]),
     ("a word", ["special_tokens=[doc]"], ["'doc' could not be told from text"]),
     ("nobody", ["extend=nowhere"], ["nowhere: there is no such folder"]),
     ("a foreign folder", ["extend={gpt2}"], ["the folder is incomplete", "index.json"]),

@@ -1,11 +1,11 @@
-"""Text cut into words by array operations, as the engine cuts it: a class for each kind of vocabulary.
+"""Split text into words with array operations, exactly as `tokenizers` splits it: one class for each kind.
 
-    \xfeHe plays.\xff…      a buffer of UTF-8, each document between two bytes that UTF-8 never has
+    \xfeHe plays.\xff…      a buffer of UTF-8, each document between two bytes that do not occur in UTF-8
     \xfehe plays.\xff…      bert: every character as the normaliser leaves it
-     ^  ^                   words begin; the id of a character that stands alone, as the stop, is known at once
+     ^  ^                   words begin here; the id of a single-character word, like the full stop, is known at once
 
-What the engine does to a character (drop it, change it, set it apart, call it a letter) is asked of the engine when the
-character is first seen: no table of Unicode is written down here.
+There is no Unicode table here. When a character first occurs, the `tokenizers` object is asked what it does with it:
+drop it, change it, isolate it, or treat it as a letter.
 """
 
 import unicodedata
@@ -19,22 +19,24 @@ from tokenizers import Regex, pre_tokenizers
 from pretrain.tokenizer.fast.prefixes import PADDING
 from pretrain.tokenizer.kinds import byte_of_symbol
 
-BEGIN, END = 0xFE, 0xFF  # around each document: bytes that UTF-8 never has
+BEGIN, END = 0xFE, 0xFF  # around each document: bytes that do not occur in UTF-8
 CODE_POINTS = 0x110000
 RUN = 24  # code points, as in kinds.BYTE_WORDS
 
 
 @dataclass
 class Words:
+    """A batch of documents in one buffer, and where its words are."""
+
     buffer: np.ndarray  # (bytes + PADDING,) uint8: the documents, normalised, each between BEGIN and END
     starts: np.ndarray  # (words,) int64, in order
     ends: np.ndarray  # (words,) int64
-    ids: np.ndarray  # (bytes + PADDING,) int32: -1, or the token that begins here if that is already known
-    foreign: np.ndarray  # (some,) int64: places in documents that must be left to the library
+    ids: np.ndarray  # (bytes + PADDING,) int32: the token that begins here if it is already known, else -1
+    foreign: np.ndarray  # (some,) int64: places of characters whose documents the library must encode
 
 
 class Roles:
-    """The role of each character, from `ask(code points)`, which is called once for each. Role 0 is none."""
+    """The role of each character. `ask(code points)` is called once for each character. Role 0 means not asked yet."""
 
     def __init__(self, ask: Callable[[np.ndarray], np.ndarray]):
         self._known = np.zeros(CODE_POINTS, np.uint8)
@@ -50,10 +52,10 @@ class Roles:
 
 
 def _characters(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where characters of more than one byte begin, and their code points: int64 both."""
+    """The places and the code points of all characters of more than one byte, both int64."""
     places = np.flatnonzero(buffer - np.uint8(0xC2) < 0xF5 - 0xC2)
     word = np.ndarray(len(buffer) - 3, "<u4", buffer, strides=(1,))[places]
-    codes = (word & 0xF) << 12 | word >> 2 & 0xFC0 | word >> 16 & 0x3F  # of three bytes, as nearly all Chinese
+    codes = (word & 0xF) << 12 | word >> 2 & 0xFC0 | word >> 16 & 0x3F  # as if of three bytes, like most Chinese
     others = np.flatnonzero(word & 0xF0 != 0xE0)
     if len(others):
         word = word[others]
@@ -64,7 +66,7 @@ def _characters(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spread(array: np.ndarray, places: np.ndarray, codes: np.ndarray, values: np.ndarray | int) -> None:
-    """Write `values` over all bytes of the characters `codes` at `places`."""
+    """Write `values` at every byte of the characters `codes` that begin at `places`."""
     array[places] = array[places + 1] = values
     for more, least in ((2, 0x800), (3, 0x10000)):
         long = codes >= least
@@ -75,11 +77,11 @@ def _spread(array: np.ndarray, places: np.ndarray, codes: np.ndarray, values: np
 
 
 class BertWords:
-    """Cuts as `BertPreTokenizer` does, behind any normaliser that treats characters one by one.
+    """Splits as `BertPreTokenizer` does, after a normaliser that treats most characters one by one.
 
-    Those are `BertNormalizer` and, with `composes`, NFKC before it. Exceptions are FOREIGN: marks that are put in order
-    among each other, marks and Hangul vowels that compose with what is before them, and characters that this Python
-    knows nothing about.
+    The normaliser is `BertNormalizer` or, with `composes`, NFKC followed by it. Characters whose normal form depends on
+    their neighbours are FOREIGN: marks that are reordered, marks and Hangul vowels that compose with the character
+    before them, and characters that this version of Python does not know.
     """
 
     LETTER, ALONE, CHANGED, FOREIGN = range(1, 5)
@@ -90,7 +92,7 @@ class BertWords:
         self._vocabulary = vocabulary
         self._unknown = vocabulary[engine.model.unk_token]
         self._composes = composes
-        self._ids = np.zeros(CODE_POINTS, np.int32)  # of characters that stand alone
+        self._ids = np.zeros(CODE_POINTS, np.int32)  # of the characters that are words of their own
         self._changes: dict[int, bytes] = {}
         self._roles = Roles(self._ask)
         roles = self._roles[np.arange(128)]
@@ -115,12 +117,12 @@ class BertWords:
         classes = np.frombuffer(bytearray(raw.translate(self._classes)), np.uint8)
         classes[-PADDING:] = 0
         ids = np.full(len(buffer), -1, np.int32)
-        foreign = places[roles >= self.CHANGED]  # what a change made and would be changed again, too
+        foreign = places[roles >= self.CHANGED]  # also a changed character that would be changed again
         alone = np.flatnonzero(roles == self.ALONE)
         places, codes = places[alone], codes[alone]
         _spread(classes, places, codes, 0)
         ids[places] = self._ids[codes]
-        alone = np.flatnonzero(classes == self.ALONE)  # those of one byte
+        alone = np.flatnonzero(classes == self.ALONE)  # characters of one byte
         ids[alone] = self._ids[buffer[alone]]
         letters = classes == self.LETTER
         starts = np.flatnonzero(letters[1:] > letters[:-1]) + 1
@@ -129,7 +131,7 @@ class BertWords:
 
     @staticmethod
     def spelled(token: str) -> bytes:
-        """A token as it stands in the buffer."""
+        """The bytes of a token in the buffer."""
         return token.encode()
 
     def _spliced(self, raw: bytes, places: list[int], codes: list[int]) -> bytes:
@@ -156,9 +158,9 @@ class BertWords:
         return self.CHANGED
 
     def _foreign(self, character: str) -> bool:
-        """Whether what a normaliser does to it depends on its neighbours, or may do so for all that is known here."""
+        """Whether the normal form of the character depends on its neighbours, or might (unknown characters)."""
         category = unicodedata.category(character)
-        if category == "Cn":  # newer than this Python: an ideograph or emoji in these planes, anything elsewhere
+        if category == "Cn":  # unknown to this Python: an ideograph or emoji in these planes, elsewhere anything
             return not "\U0001f000" <= character <= "\U0003ffff"
         if self._composes:
             return category[0] == "M" or "\u1160" <= character <= "\u11ff"
@@ -166,9 +168,9 @@ class BertWords:
 
 
 class ByteWords:
-    """Cuts as one of kinds.BYTE_WORDS does, a pattern in which every word but contractions is a run of one class.
+    """Splits as one of the patterns in BYTE_WORDS, in which every word except contractions is a run of one class.
 
-    `single`: every number is a word of its own, without a space before it.
+    `single`: every digit is a word of its own, without a leading space.
     """
 
     LETTER, NUMBER, OTHER, BLANK, MARK = range(1, 6)
@@ -191,7 +193,7 @@ class ByteWords:
         roles = self._roles[codes]
         odd = np.flatnonzero(roles != self.LETTER)
         _spread(classes, places[odd], codes[odd], roles[odd])
-        begins = np.ones(size + 1, bool)  # a word begins here; the last is the end of the last
+        begins = np.ones(size + 1, bool)  # whether a word begins here; the last element is the end of the last word
         begins[1:size] = classes[1:size] != classes[: size - 1]
         self._attach_spaces(buffer, classes, begins)
         self._contract(buffer, classes, begins)
@@ -204,24 +206,24 @@ class ByteWords:
         return Words(buffer, borders[words], borders[words + 1], ids, np.zeros(0, np.int64))
 
     def spelled(self, token: str) -> bytes:
-        """A token as it stands in the buffer, b"" if it never does: prefixes and specials have other symbols too."""
+        """The bytes of a token in the buffer; b"" if it has other symbols, like prefixes and special tokens."""
         try:
             return bytes(map(self._byte.__getitem__, token))
         except KeyError:
             return b""
 
     def _attach_spaces(self, buffer: np.ndarray, classes: np.ndarray, begins: np.ndarray) -> None:
-        """`\\s+(?!\\S)` and ` ?`: the last blank before a text is cut off from the others; a space joins the text."""
+        """`\\s+(?!\\S)` and ` ?`: split the last blank before a word from the other blanks; a space joins the word."""
         text = np.flatnonzero(begins[1:-1] & (classes[: len(begins) - 2] == self.BLANK)) + 1
         text = text[classes[text] != self.MARK]
         blank = text - 1
-        for _ in range(2):  # a blank of three bytes
+        for _ in range(2):  # blanks have up to three bytes
             blank -= buffer[blank] & 0xC0 == 0x80
         begins[blank] = True
         begins[text[buffer[blank] == ord(" ")]] = False
 
     def _contract(self, buffer: np.ndarray, classes: np.ndarray, begins: np.ndarray) -> None:
-        """`'s|'t|'re|'ve|'m|'ll|'d`, where an apostrophe begins a word: alone, or after a full run of its class."""
+        """`'s|'t|'re|'ve|'m|'ll|'d` if the apostrophe begins a word: alone, or after a full run of its class."""
         quote = np.flatnonzero(buffer == ord("'"))
         quote = quote[classes[quote + 1] == self.LETTER]
         first, second = buffer[quote + 1], buffer[quote + 2]
@@ -242,14 +244,14 @@ class ByteWords:
         begins[quote + 1 + letters] = True
 
     def _cut_runs(self, buffer: np.ndarray, classes: np.ndarray, begins: np.ndarray) -> None:
-        """Cut runs, not counting a space that joined them, to RUN code points."""
+        """Split runs into parts of RUN code points, not counting a leading space."""
         borders = np.flatnonzero(begins)
         long = np.flatnonzero(np.diff(borders) > RUN)
         starts, ends = borders[long], borders[long + 1]
         starts += (buffer[starts] == ord(" ")) & (classes[starts + 1] != self.BLANK)
         heads = buffer[: len(begins)] & 0xC0 != 0x80
-        number = np.cumsum(heads, dtype=np.int32)  # of characters up to here
-        cuts = (number[ends - 1] - number[starts]) // RUN  # int32, as all of this
+        number = np.cumsum(heads, dtype=np.int32)  # the number of characters up to each byte
+        cuts = (number[ends - 1] - number[starts]) // RUN  # int32, like the other arrays here
         starts, cuts = starts[cuts > 0], cuts[cuts > 0]
         if len(starts):
             nth = np.arange(1, cuts.sum() + 1, dtype=np.int32) - np.repeat(np.cumsum(cuts, dtype=np.int32) - cuts, cuts)

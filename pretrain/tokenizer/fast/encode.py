@@ -1,15 +1,15 @@
-"""Text → ids by array operations on whole batches: the ids of `tokenizers`, about ten times as fast on one core.
+"""Encode text with array operations on whole batches: the ids of `tokenizers`, about ten times as fast on one core.
 
-`cutting` finds the words of all documents at once, `prefixes` their tokens, and each id is written at the byte where
-its token begins:
+One module finds the words of all documents at once, another their tokens. Each id is written at the byte where its
+token begins:
 
     \\xfehe plays.\\xff\\xfe…
     2 7  9   5.3 2          [CLS] he play ##s . [SEP] [CLS]
 
-No word is remembered: speed does not depend on repetition, and there is no cache to fill.
+There is no cache of words, so the speed does not depend on repetition.
 
-Nothing is taken on trust: an engine with parts that are not known here, or that gives other ids for the probes, is used
-as it is, and `Encoder.path` says so.
+The ids are checked. If a `tokenizers` object has parts that are unknown here, or gives other ids for the probe texts,
+it encodes all text itself, and `Encoder.path` is "library".
 """
 
 import json
@@ -26,30 +26,30 @@ from pretrain.tokenizer.fast.cut import BEGIN, END, BertWords, ByteWords, Words
 from pretrain.tokenizer.fast.prefixes import Prefixes
 from pretrain.tokenizer.kinds import BYTE_WORDS, SPECIALS, WORD_CHARACTERS, Rules, build
 
-SMALL = 1 << 14  # characters in a batch: below 4,000 the library is as quick, and tables (0.1 s) must pay
-GROUP = 1 << 18  # characters worked on at once, in arrays of 23 bytes for each byte of text
+SMALL = 1 << 14  # characters of a batch for the library: below 4,000 it is as fast, and building our tables takes 0.1 s
+GROUP = 1 << 18  # characters that are processed together; the arrays take 23 bytes for each byte of text
 
 
 class Encoder:
-    """`engine.encode_batch_fast`, faster. On one thread: it is for processes that each encode a part of a corpus.
+    """Does what `engine.encode_batch_fast` does, faster, on one thread: for processes that each encode a part.
 
-    A document is never divided, so memory is 23 times the longest one (the library: 85 times). Opening is free: tables
-    are built by the first batch that is not small.
+    Documents are not divided, so memory is 23 times the longest document (with the library 85 times). Opening is free,
+    because the first batch that is not small builds the tables.
     """
 
     def __init__(self, engine: tokenizers.Tokenizer):
         self._engine = engine
 
     def __reduce__(self):
-        return Encoder, (self._engine,)  # the tables are built again
+        return Encoder, (self._engine,)  # the other process builds its own tables
 
     @property
     def path(self) -> Literal["fast", "library"]:
-        """What encodes large batches; the ids are the same. The library also where special tokens in text are asked."""
+        """What encodes large batches. The library also encodes if special tokens in text are to be recognised."""
         return "fast" if self._engine.encode_special_tokens and self._fast else "library"
 
     def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts one after another, with templates, (tokens,) int32; and how many each has, (texts,) int64.
+        """The ids of all texts with templates, concatenated, (tokens,) int32; and their numbers, (texts,) int64.
 
         Raises UnicodeEncodeError or TypeError for a lone surrogate.
         """
@@ -70,12 +70,12 @@ class Encoder:
 
 
 def split(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """The ids of each text: views."""
+    """The ids of each text, as views of `ids`."""
     return [ids[start:end] for start, end in pairwise([0, *np.cumsum(lengths).tolist()])]
 
 
 class _Fast:
-    """What `Encoder` does with an engine that it knows."""
+    """The fast path of `Encoder`."""
 
     def __init__(self, engine: tokenizers.Tokenizer, vocabulary: dict[str, int], words: BertWords | ByteWords):
         self._engine, self._words = engine, words
@@ -84,7 +84,7 @@ class _Fast:
         prefix = engine.model.continuing_subword_prefix
         starts, continuations = {}, {}
         for token, number in vocabulary.items():
-            starts[words.spelled(token)] = number  # also one with the prefix: it is a token like any other
+            starts[words.spelled(token)] = number  # a token with the prefix too: text may spell it
             if token.startswith(prefix):
                 continuations[words.spelled(token.removeprefix(prefix))] = number
         for tokens in (starts, continuations):
@@ -114,9 +114,9 @@ class _Fast:
         return _flat(rows)
 
     def _match(self, words: Words) -> None:
-        """Write the tokens of all words. A word is unknown if it is too long or has a part that no token fits."""
+        """Write the tokens of all words. A word is unknown if it is too long or if no token matches a part of it."""
         starts, ends = words.starts, words.ends
-        long = np.flatnonzero(ends - starts > self._longest)  # in bytes; then in characters
+        long = np.flatnonzero(ends - starts > self._longest)  # first by bytes, then by characters
         sizes = [np.count_nonzero(words.buffer[starts[n] : ends[n]] & 0xC0 != 0x80) for n in long]
         over = long[np.array(sizes, np.int64) > self._longest]
         words.ids[starts[over]] = self._unknown
@@ -124,7 +124,7 @@ class _Fast:
         stuck = self._prefixes.match(words.buffer, starts, ends, words.ids)
         unknown = np.searchsorted(starts, stuck, side="right") - 1
         starts, sizes = starts[unknown], ends[unknown] - starts[unknown]
-        words.ids[np.repeat(starts + sizes - np.cumsum(sizes), sizes) + np.arange(sizes.sum())] = -1  # all their bytes
+        words.ids[np.repeat(starts + sizes - np.cumsum(sizes), sizes) + np.arange(sizes.sum())] = -1
         words.ids[starts] = self._unknown
 
 
@@ -146,16 +146,16 @@ def _flat(rows: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.zeros(0, np.int32), *rows]), np.array([len(row) for row in rows], np.int64)
 
 
-# Which engines are known, and whether they do what is expected of them
+# Which `tokenizers` objects the fast path supports
 
 
 def _words(engine: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> BertWords | ByteWords | None:
-    """What cuts text as `engine` does; None if a part of it is not known here."""
+    """The splitter that does what `engine` does; None if `engine` has a part that is unknown here."""
     model = engine.model
     if not isinstance(model, models.WordPiece) or model.unk_token not in vocabulary:
         return None
     if engine.truncation or engine.padding or not all(t.special for t in engine.get_added_tokens_decoder().values()):
-        return None  # added tokens that are not special are looked for in text
+        return None  # the library searches text for added tokens that are not special
     changes, cuts = _parts(engine.normalizer), _parts(engine.pre_tokenizer)
     if not changes and model.max_input_chars_per_word == WORD_CHARACTERS:
         for digits in BYTE_WORDS:
@@ -169,7 +169,7 @@ def _words(engine: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> BertWord
 
 
 def _parts(whole: normalizers.Normalizer | pre_tokenizers.PreTokenizer | None) -> list[dict]:
-    """A normaliser or pre-tokenizer as its parts, one after another."""
+    """The parts of a normaliser or pre-tokenizer, in order."""
     if whole is None:
         return []
     state = json.loads(whole.__getstate__())
@@ -177,7 +177,7 @@ def _parts(whole: normalizers.Normalizer | pre_tokenizers.PreTokenizer | None) -
 
 
 def _probes(vocabulary: dict[str, int]) -> list[str]:
-    """Texts that would show a difference: characters of every kind, every way to cut them, hundreds of tokens."""
+    """Texts that reveal differences: characters of every kind, every way to split them, hundreds of tokens."""
     characters = [chr(code) for code in range(0x180)]
     characters += "\u0301\u0345\u1680\u180e\u200b\u2028\u3000\ufeff\ufffd\ue000\U000e0041\U00020000\U0002b820\U0001fae8"
     characters += "ΑΣςяйİẞﬁ½①㈱™…—’“”，。、！？（）《》「」Ａａ１ｱﾞがか한ᄒ\u1161กำनीעا٣Ⅷ漢汉㐀豈😀"

@@ -1,15 +1,15 @@
-"""What a vocabulary is trained on: how often each word occurs, and the symbols that words are spelled with.
+"""Count the words of a corpus, and list the symbols that spell them: the input of training.
 
-Counting runs over the corpus in chunks, in as many processes as asked, in bounded memory: when more distinct words turn
-up than `max_distinct` allows, fewer documents are counted. Which ones follows from the text alone:
+The corpus is counted in chunks, in any number of processes, in bounded memory. If it has more distinct words than
+`max_distinct` allows, fewer documents are counted. The text alone decides which ones:
 
-- A hash of its text and `seed` gives each train document a level: half of them have level 0, a quarter level 1, …
-- Words are counted by level. While the levels together hold more than `max_distinct`, the lowest is thrown away, and
-  its documents are passed over from then on.
+- A hash of its text and `seed` gives each train document a level. Half of them have level 0, a quarter level 1, …
+- Words are counted for each level. While the levels together have more than `max_distinct` words, the lowest level is
+  dropped, and its documents are skipped from then on.
 
-So a level is left out if and only if it and those above hold too much at the end of the corpus: what a level holds only
-grows, so what was too much on the way still is at the end, and at the end all that is left is weighed. Hence the order
-of files, of documents and of the processes' results changes nothing, and what is left is a fair sample of 1/2, 1/4, ….
+Counts only grow. A level dropped early, because it and those above it had too many words, would also be dropped at the
+end. So dropping early gives the same result as deciding at the end, and the order of files, of documents and of results
+from the processes does not matter. The documents that are counted are a fair sample of 1/2, 1/4, ….
 """
 
 import hashlib
@@ -32,30 +32,32 @@ from pretrain.tokenizer.fast.cut import BEGIN, BertWords, ByteWords, Words
 from pretrain.tokenizer.kinds import PREFIX, SPECIALS, WORD_CHARACTERS, Rules, build, byte_of_symbol, words_of
 from pretrain.tokenizer.training.tally import BREAK, Tally
 
-MAX_DISTINCT = 12_000_000  # 2.2 GB for the bytes of 110 MB Chinese, 3.5 GB if all words are short and different
-LEVELS = 17  # the last one holds all that is rarer: 1 document of 65,536
-SLACK = 1.25  # the distinct words of the levels are counted when there may be that many times too many
-BATCH = 1 << 16  # characters cut at a time: their arrays stay in the cache
+MAX_DISTINCT = 12_000_000  # takes 2.2 GB for 110 MB of Chinese of kind byte; 3.5 GB if all words are short and distinct
+LEVELS = 17  # the last level contains all rarer hashes: 1 document in 65,536
+SLACK = 1.25  # distinct words are counted exactly when the upper bound exceeds max_distinct by this factor
+BATCH = 1 << 16  # characters that are split at a time, so that their arrays stay in the cache
 LINE_END = re.compile(r"\n(?=\S)")
-WORDS = 1 << 15  # words (or texts) looked at at a time
+WORDS = 1 << 15  # words (or texts) that are processed at a time
 
 
 @dataclass(frozen=True)
 class Counted:
-    words: Counter[str]  # exactly those that the finished tokenizer will hand to WordPiece
+    """The words of a corpus, and what was read to count them."""
+
+    words: Counter[str]  # exactly the words that the finished tokenizer passes to WordPiece
     seen: dict[str, Counter]  # side → documents, characters, bytes
-    sample: dict  # what part of the train side was counted
+    sample: dict  # how much of the train side was counted
     skipped: Skipped  # records that gave no document
     shares: Shares  # documents and bytes of each side, by source
 
     def report(self) -> dict:
-        """As JSON has it; call it when the words that nothing is learned from are taken out."""
+        """For report.json. Call it after `drop_unspellable`."""
         return {"train": {**self.seen["train"], "distinct_words": len(self.words), "counted": self.sample}}
 
 
 @dataclass
 class _Part:
-    """What was counted in a chunk, or in all of them."""
+    """The counts of one chunk, or of all chunks."""
 
     seen: dict[str, Counter] = field(default_factory=lambda: {side: Counter() for side in SIDES})
     train: list[Counter] = field(default_factory=lambda: [Counter() for _ in range(LEVELS)])  # documents, bytes
@@ -77,7 +79,7 @@ class _Part:
 
 
 def count_words(texts: Iterable[str], rules: Rules) -> Counter[str]:
-    """How often each word occurs: exactly the words that the finished tokenizer will hand to WordPiece."""
+    """How often each word occurs. The words are exactly those that the finished tokenizer passes to WordPiece."""
     tally = Tally()
     rest = iter(texts)
     while batch := list(islice(rest, WORDS)):
@@ -94,16 +96,16 @@ def count_corpus(
     max_distinct: int = MAX_DISTINCT,
     seed: int = 0,
 ) -> Counted:
-    """How often each word of the train side occurs, counted in `workers` processes; the other side goes to `heldout`.
+    """Count the words of the train side in `workers` processes, and put the held-out documents into `heldout`.
 
-    `max_distinct` bounds the distinct words that are held, one of more than 8 bytes for every 8. Memory: 300 bytes for
-    each of them, when they are merged; here less. A process that counts takes 150 MB, and 23 times the longest text.
-    Raises TokenizerError when not even the smallest sample fits into it.
+    `max_distinct` bounds the distinct words in memory; a word counts once for every 8 bytes. They take up to 300 bytes
+    each while merging, and less here. A counting process takes 150 MB and 23 times the longest text.
+    Raises TokenizerError if the smallest sample has more than `max_distinct` words.
     """
     total, lowest = _Part(), 0
 
     def shrink() -> int:
-        """The lowest level that is kept."""
+        """Drop levels that are too much, and return the lowest one that is kept."""
         level = lowest
         while sum(tally.size for tally in total.words.values()) > max_distinct:
             total.words.pop(level, None)
@@ -113,7 +115,7 @@ def count_corpus(
     each = partial(ordered, workers=workers)
     corpus.bounds(each)
     with listing(corpus, each), progress("counting words", "documents", reads=corpus.stored) as advance:
-        stored: deque[int] = deque()  # bytes of the chunks on their way
+        stored: deque[int] = deque()  # bytes of the chunks that are being counted
         items = ((chunk, lowest) for chunk in noted(corpus.chunks(CHUNK_BYTES), attrgetter("stored"), stored))
         for part in each(partial(_counted, corpus, rules, seed), items):
             total.update(part, lowest)
@@ -127,7 +129,7 @@ def count_corpus(
         raise TokenizerError(
             f"max_distinct = {max_distinct:,} is too small for this corpus",
             "the smallest sample of its documents has more distinct words than that",
-            f"leave it at {MAX_DISTINCT:,}, or take more",
+            f"use the default of {MAX_DISTINCT:,} or a larger number",
         )
     words = Tally()
     for level in sorted(total.words):
@@ -139,10 +141,10 @@ def count_corpus(
 
 
 def alphabet(words: Counter[str], kind: str, min_count: int) -> tuple[list[str], list[str]]:
-    """Symbols that begin a word, and symbols (with prefix) that continue one, each sorted by code point.
+    """The symbols that begin a word, and those (with prefix) that continue one, each sorted by code point.
 
-    For `bert` only characters that occur inside words get a continuation: `##汉` could never be used. Words too long
-    for WordPiece are not looked at.
+    For `bert` only characters that occur inside words get a continuation: `##汉` could never be used. Words that are
+    too long for WordPiece are ignored.
     """
     if kind == "byte":
         characters = sorted(byte_of_symbol())
@@ -164,7 +166,7 @@ def alphabet(words: Counter[str], kind: str, min_count: int) -> tuple[list[str],
 
 
 def drop_unspellable(words: Counter[str], characters: set[str]) -> None:
-    """Take out the words that become the unknown token whatever is merged: nothing is learned from them."""
+    """Remove the words that are encoded as the unknown token whatever is merged: nothing can be learned from them."""
     for word in [w for w in words if len(w) > WORD_CHARACTERS or not characters.issuperset(w)]:
         del words[word]
 
@@ -173,7 +175,7 @@ def drop_unspellable(words: Counter[str], characters: set[str]) -> None:
 
 
 def _counted(corpus: Corpus, rules: Rules, seed: int, item: tuple[Chunk, int]) -> _Part:
-    """What a chunk holds: words only of levels that are not thrown away yet."""
+    """Count one chunk. Words are counted only for levels that have not been dropped yet."""
     chunk, lowest = item
     part = _Part()
     texts: dict[int, list[str]] = {}
@@ -197,7 +199,7 @@ def _counted(corpus: Corpus, rules: Rules, seed: int, item: tuple[Chunk, int]) -
 
 
 def _level(text: bytes, seed: int) -> int:
-    """0 for half of all texts, 1 for a quarter, …: the leading zeros of a hash."""
+    """The number of leading zeros of a hash of the text: 0 for half of all texts, 1 for a quarter, …"""
     draw = hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return min(64 - int.from_bytes(draw, "big").bit_length(), LEVELS - 1)
 
@@ -208,12 +210,12 @@ def _cutter(rules: Rules) -> "_Cutter":
 
 
 class _Cutter:
-    """Counts the words of texts. What characters are, it learns as it goes."""
+    """Counts the words of texts. It learns the class of a character when the character first occurs."""
 
     def __init__(self, rules: Rules):
         specials = SPECIALS[rules.kind]
         self._engine = build(list(specials.values()), rules)
-        self._numbers = _Numbers({specials["unk"]: 0})  # of characters that are words wherever they stand
+        self._numbers = _Numbers({specials["unk"]: 0})  # of the characters that are always words of their own
         if rules.kind == "bert":
             self._cut = BertWords(self._engine, self._numbers, composes=rules.width == "fold")
         else:
@@ -239,7 +241,7 @@ class _Cutter:
         return tally
 
     def _words(self, texts: list[str], others: Counter[str]) -> Words:
-        """The words of the texts, but for texts with characters that only the library knows: theirs join `others`."""
+        """The words of the texts. A text with a character that only the library can split is counted in `others`."""
         words = self._cut([text.encode("utf-8") for text in texts])
         if not len(words.foreign):
             return words
@@ -250,19 +252,19 @@ class _Cutter:
 
 
 class _Numbers(dict):
-    """Every word that is asked for has a number."""
+    """Gives every word a number when it is first looked up."""
 
     def get(self, word: str, default: int | None = None) -> int:
         return self.setdefault(word, len(self))
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """The texts in lists of about BATCH characters, long ones in parts."""
+    """The texts in lists of about BATCH characters; a long text is split into parts."""
     batch, size = [], 0
     for text in texts:
         begin = 0
         while begin < len(text):
-            # Between a character and the line end behind it every word ends, if no other white space follows that.
+            # A word always ends before a line end that no other white space follows, so the text can be split there.
             found = LINE_END.search(text, begin + BATCH)
             end = found.start() if found else len(text)
             batch.append(text[begin:end])
@@ -276,7 +278,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _spelled(tally: Tally, kind: str) -> Counter[str]:
-    """What was counted, as strings: for `byte` in the symbols of its alphabet."""
+    """The counted words as strings; for `byte` they are written in the symbols of its alphabet."""
     byte = {number: symbol for symbol, number in byte_of_symbol().items()}
     symbols = np.array(["\n" if number == BREAK else byte[number] for number in range(256)])  # no word has a line end
     words: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""A vocabulary from text: words counted, symbols merged, marks and reserved slots set beside them."""
+"""Learn a vocabulary from text: count words, merge symbols, and add special tokens and reserved slots."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,32 +30,32 @@ from pretrain.tokenizer.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Made:
-    """A vocabulary before it is published, and what its index and its report say of where it comes from."""
+    """A vocabulary before it is published, with what its index and its report record about its origin."""
 
     vocabulary: Vocabulary
     kind: str
-    rules: Rules | None  # None: how it cuts text is not ours
+    rules: Rules | None  # None: it does not split text by rules of ours
     specials: dict[str, int]  # by role
-    special_tokens: dict[str, int]  # the others, by text
+    special_tokens: dict[str, int]  # the other special tokens, by text
     reserved: list[int]
-    lossless: bool  # decoding gives back the text that was encoded
-    counts_bytes: bool  # every token stands for a certain number of bytes
-    identity: dict  # of its index
-    recorded: dict
+    lossless: bool  # decoding gives back exactly the encoded text
+    counts_bytes: bool  # every token has a fixed number of bytes
+    identity: dict  # for the index, part of the fingerprint
+    recorded: dict  # for the index, not part of the fingerprint
     report: dict
-    heldout: Iterable[Document]  # to be measured on, read once
-    skipped: Skipped  # records that gave no document: all of them when `heldout` is read
-    shares: Shares  # of both sides of each source: all of them when `heldout` is read
-    words: Counter[str] | None = None  # of the train text, those that were learned from
+    heldout: Iterable[Document]  # to measure the vocabulary on; can be read once
+    skipped: Skipped  # records that gave no document; complete when `heldout` has been read
+    shares: Shares  # of both sides of each source; complete when `heldout` has been read
+    words: Counter[str] | None = None  # the words of the train text that were learned from
     characters: set[str] = frozenset()  # of the train text, as normalised
-    parents: tuple[Vocabulary, ...] = ()  # what it extends: measured beside it
+    parents: tuple[Vocabulary, ...] = ()  # the vocabulary that it extends, measured for comparison
 
 
 def train(config: TokenizerConfig, corpus: Corpus) -> Made:
-    """The vocabulary that the train side of `corpus` gives.
+    """The vocabulary learned from the train side of `corpus`.
 
-    Raises CorpusError when a side is empty or has no words, TokenizerError when a special token is a word or the
-    alphabet does not fit.
+    Raises CorpusError if a side is empty or has no words, TokenizerError if a special token could be a word or the
+    alphabet does not fit into the vocabulary.
     """
     rules = config.rules
     check_special_tokens(config.special_tokens, rules)
@@ -73,7 +73,7 @@ def train(config: TokenizerConfig, corpus: Corpus) -> Made:
             "the train text has no word to learn from",
             f"{config.corpus}: all of it is control characters, words of more than {WORD_CHARACTERS} characters"
             f" or characters seen less than {config.alphabet_min_count} times",
-            "look at the text, or take a kind that keeps every character: byte",
+            "check the text, or use kind = byte, which keeps every character",
         )
     tokens = merge(words, seeds, config.size, PREFIX[rules.kind], criterion=config.criterion)
     merges = len(tokens) - len(seeds)
@@ -99,7 +99,7 @@ def train(config: TokenizerConfig, corpus: Corpus) -> Made:
 
 
 def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest) -> Made:
-    """The vocabulary with these tokens, cut by our rules."""
+    """The vocabulary that has these tokens and splits text by `rules`."""
     engine = build(tokens, rules, special_tokens)
     ids = {token: number for number, token in enumerate(tokens)}
     specials = {role: ids[token] for role, token in SPECIALS[rules.kind].items()}
@@ -128,7 +128,7 @@ def read(config: TokenizerConfig, corpus: Corpus, rules: Rules) -> tuple[Counted
 
 
 def characters_of(words: Iterable[str], kind: str) -> set[str]:
-    """The characters of words as they are counted: those of `byte` are written in its symbols."""
+    """The characters of counted words. The words of `byte` are written in the symbols of its alphabet."""
     text = "".join(words)
     if kind == "byte":
         text = text.translate({ord(symbol): byte for symbol, byte in byte_of_symbol().items()})
@@ -137,30 +137,30 @@ def characters_of(words: Iterable[str], kind: str) -> set[str]:
 
 
 def filled(tokens: list[str], multiple_of: int, kind: str) -> list[str]:
-    """`tokens`, and as many reserved slots as a size that is a multiple needs."""
+    """`tokens`, followed by as many reserved slots as make the size a multiple of `multiple_of`."""
     return [*tokens, *islice(free_slots(tokens, kind), -len(tokens) % multiple_of)]
 
 
 def free_slots(tokens: list[str], kind: str) -> Iterator[str]:
-    """Names of reserved slots that are not among `tokens`: [unused0], [unused1] …"""
+    """The names of reserved slots that are not in `tokens`: [unused0], [unused1] …"""
     known = set(tokens)
     return (slot for slot in map(RESERVED[kind].format, count()) if slot not in known)
 
 
 def check_special_tokens(special_tokens: Sequence[str], rules: Rules) -> None:
-    """Raise TokenizerError for a special token that is also a word or the beginning of one: text could spell it."""
+    """Raise TokenizerError for a special token that is a word or the beginning of one, since text could spell it."""
     engine = build(list(SPECIALS[rules.kind].values()), rules)
     for token in special_tokens:
         if _spelled(token, rules.kind, engine):
             raise TokenizerError(
                 f"the special token {token!r} could not be told from text",
-                "it is a word, or the beginning of one, and text is never a special token",
-                f"write it as no word is written, such as {'[DOC]' if rules.kind == 'bert' else '<|doc|>'}",
+                "it is a word, or the beginning of one",
+                f"choose a string that no word begins with, such as {'[DOC]' if rules.kind == 'bert' else '<|doc|>'}",
             )
 
 
 def _spelled(token: str, kind: str, engine: tokenizers.Tokenizer) -> bool:
-    """Whether merging could make the token: a prefix of a word, as the vocabulary writes it."""
+    """Whether merging could create the token: whether it is a prefix of a word as the vocabulary writes words."""
     if token.startswith(PREFIX[kind]):
         return True
     if kind == "byte":
@@ -169,9 +169,9 @@ def _spelled(token: str, kind: str, engine: tokenizers.Tokenizer) -> bool:
             return False
         try:
             token = bytes(map(byte.__getitem__, token)).decode("utf-8")
-        except UnicodeDecodeError:  # a part of a character
+        except UnicodeDecodeError:  # it is part of a character
             return True
-    # `'l` is two words, but the beginning of `'ll`, which is one.
+    # `'l` is two words, but `'ll`, which begins with it, is one.
     return any(len(words_of(token + rest, engine)) <= 1 for rest in ("", "l", "e"))
 
 

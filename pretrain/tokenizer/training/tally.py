@@ -1,7 +1,7 @@
-"""Counts of short byte strings, millions of them, in arrays.
+"""Count millions of short byte strings in arrays.
 
-A `Counter` needs 140 ns for every word of a text (hashing it, a cache miss in a big table) and 200 bytes for every
-distinct one; an array of packed words needs 30 ns and 16 to 24 bytes, and goes to another process as it is.
+A `Counter` needs 140 ns for every word of a text (a hash, and a cache miss in a large table) and 200 bytes for every
+distinct word. An array of packed words needs 30 ns and 16 to 24 bytes, and can be sent to another process unchanged.
 """
 
 from collections import Counter
@@ -9,28 +9,28 @@ from collections.abc import Iterator
 
 import numpy as np
 
-BLOCK = 8  # bytes: a string is a row of that many 64-bit numbers, its last one filled up with FILL
+BLOCK = 8  # bytes: a string is stored as a row of 64-bit numbers, and the last one is filled up with FILL
 FILL, BREAK = 0xFF, 0xFE  # neither occurs in UTF-8
-WIDEST = 16  # blocks of a row; longer strings are rare in text, and counted one by one
-LOOSE = 1 << 18  # blocks that may lie unsorted beside the sorted ones, or as many as those
-PART = 1 << 15  # strings given back at a time
+WIDEST = 16  # blocks of a row; longer strings are rare in text and are counted one by one
+LOOSE = 1 << 18  # unsorted blocks allowed beside the sorted ones, if those are fewer
+PART = 1 << 15  # strings that are returned at a time
 
 _KEEP = np.array([(1 << 8 * length) - 1 for length in range(BLOCK)] + [2**64 - 1], dtype=np.uint64)
 
 
 class Tally:
-    """How often each of many strings of UTF-8 occurred, in 64-bit integers. Exact."""
+    """Exact counts of UTF-8 strings, as 64-bit integers."""
 
     def __init__(self):
         self._rows: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # width → [(rows (n, width), counts (n,)), …]
         self._long: Counter[bytes] = Counter()
-        self._sorted = self._loose = 0  # blocks in the first part of each width, and in the parts after it
+        self._sorted = self._loose = 0  # blocks in the first part of each width, and in its other parts
 
     def add(self, data: bytes, starts: np.ndarray, ends: np.ndarray, counts: np.ndarray | None = None) -> None:
-        """Count every `data[start:end]` once, or as often as `counts` says. None of them is empty."""
+        """Count every `data[start:end]` once, or `counts` times. No string may be empty."""
         lengths = ends - starts
         widths = (lengths + (BLOCK - 1)) // BLOCK
-        blocks = np.ndarray(len(data), dtype="<u8", buffer=data + bytes(BLOCK), strides=(1,))  # from every byte on
+        blocks = np.ndarray(len(data), dtype="<u8", buffer=data + bytes(BLOCK), strides=(1,))  # at every byte
         wide = np.flatnonzero(widths > 1)
         for width in (1, *np.unique(widths[wide]).tolist()):
             if width > WIDEST:
@@ -39,7 +39,7 @@ class Tally:
                 here = np.flatnonzero(widths == 1)
             else:
                 here = wide[widths[wide] == width]
-            begin, used = starts[here], lengths[here] - (width - 1) * BLOCK  # used: of the last block, 1 to 8 bytes
+            begin, used = starts[here], lengths[here] - (width - 1) * BLOCK  # used: bytes of the last block, 1 to 8
             rows = np.empty((len(here), width), dtype=np.uint64)
             for number in range(width):
                 rows[:, number] = blocks[begin + number * BLOCK]
@@ -49,7 +49,7 @@ class Tally:
             self._long[data[starts[here] : ends[here]]] += 1 if counts is None else int(counts[here])
 
     def update(self, other: "Tally") -> None:
-        """Add all that `other` counted."""
+        """Add the counts of `other`."""
         for parts in other._rows.values():
             for rows, counts in parts:
                 self._put(rows, counts)
@@ -58,17 +58,17 @@ class Tally:
 
     @property
     def size(self) -> int:
-        """Blocks of 8 bytes that the distinct strings fill: 1 for up to 8 bytes, 2 for up to 16, …"""
+        """The number of 8-byte blocks of all distinct strings: 1 for up to 8 bytes, 2 for up to 16, …"""
         self._settle()
         return self.most
 
     @property
     def most(self) -> int:
-        """A bound on `size` that costs nothing."""
+        """An upper bound of `size`, without sorting."""
         return self._sorted + self._loose + sum(-(-len(string) // BLOCK) for string in self._long)
 
     def items(self) -> Iterator[tuple[np.ndarray, list[int]]]:
-        """All distinct strings, some thousands at a time: their bytes with BREAK behind each, and their counts."""
+        """All distinct strings, up to PART at a time: their bytes, each followed by BREAK, and their counts."""
         self._settle()
         for width, ((rows, counts),) in sorted(self._rows.items()):
             for begin in range(0, len(rows), PART):
@@ -97,7 +97,7 @@ class Tally:
 
 
 def _distinct(rows: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows of (n, width), and how often each one occurs, or the sum of its `counts`."""
+    """The distinct rows of (n, width), and how often each occurs, or the sum of its `counts`."""
     if not len(rows):
         return rows, np.zeros(0, dtype=np.int64)
     if counts is None and rows.shape[1] == 1:
@@ -105,10 +105,10 @@ def _distinct(rows: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, 
         new = rows[1:, 0] != rows[:-1, 0]
     else:
         hashes = mixed(rows)
-        order = np.argsort(hashes, kind="quick" if counts is None else "stable")  # parts are sorted, which stable sees
+        order = np.argsort(hashes, kind="quick" if counts is None else "stable")  # stable is fast on sorted parts
         hashes, sorted_rows = hashes[order], rows[order]
         new = (sorted_rows[1:] != sorted_rows[:-1]).any(axis=1)
-        if (new & (hashes[1:] == hashes[:-1])).any():  # two strings, one hash: equal rows may not lie together
+        if (new & (hashes[1:] == hashes[:-1])).any():  # two strings have one hash: equal rows may not be neighbours
             order = np.lexsort(rows.T)
             sorted_rows = rows[order]
             new = (sorted_rows[1:] != sorted_rows[:-1]).any(axis=1)
@@ -120,7 +120,7 @@ def _distinct(rows: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, 
 
 
 def mixed(rows: np.ndarray) -> np.ndarray:
-    """A hash of every row, (n,) uint64; the row itself if it is one number."""
+    """A hash of every row, (n,) uint64; for a row of one number, the number itself."""
     found = rows[:, 0]
     for number in range(1, rows.shape[1]):
         found = (found ^ found >> np.uint64(29)) * np.uint64(0x9E3779B97F4A7C15) + rows[:, number]
@@ -128,7 +128,7 @@ def mixed(rows: np.ndarray) -> np.ndarray:
 
 
 def _strings(rows: np.ndarray, width: int) -> np.ndarray:
-    """The bytes of the strings that rows pack, BREAK behind each."""
+    """The bytes of the strings in packed rows, each followed by BREAK."""
     raw = np.full((len(rows), width * BLOCK + 1), BREAK, dtype=np.uint8)
     raw[:, :-1] = np.ascontiguousarray(rows, dtype="<u8").view(np.uint8).reshape(len(rows), width * BLOCK)
     raw = raw.ravel()
