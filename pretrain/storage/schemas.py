@@ -78,7 +78,7 @@ class Side(Part):
 
 
 class Lineage(Part):
-    """A set of which another was made, as shards/editing.py writes it."""
+    """A set of which another was made, as `reshard` records it."""
 
     shards: Digest
     documents: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None

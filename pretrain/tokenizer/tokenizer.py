@@ -82,7 +82,7 @@ class Tokenizer:
         if not self.counts_bytes:
             raise TokenizerError(
                 f"the tokens of this {self.kind} vocabulary have no fixed number of bytes",
-                f"{self.folder} changes text before it splits it, or does not spell it in bytes",
+                f"{self.folder} normalises text before it splits it, or does not spell it in bytes",
                 "take the bytes of each document from the shards",
             )
         return self.vocabulary.sizes()

@@ -285,7 +285,7 @@ def test_an_adopted_set_trains(prepared, tmp_path):
     values = {"tokenizer": prepared.tokenizer["byte"], "out": tmp_path / "shards", "heldout_fraction": 0.1}
     lines = [f"{key}: {value}" for key, value in values.items()]
     config.write_text("\n".join([f"pairs: [{tmp_path}/text_document]", *lines]), encoding="utf-8")
-    assert cli.main("adopt", [str(config)]) == 0
+    assert cli.main("import_megatron", [str(config)]) == 0
     summaries = []
     for name, shards in (("theirs", tmp_path / "shards"), ("ours", prepared.shards["byte"])):
         data = {"shards": str(shards), "tokenizer": str(prepared.tokenizer["byte"])}

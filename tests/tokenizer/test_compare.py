@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pretrain import cli
 from pretrain import tokenizer as stage
 from pretrain.config import build
-from pretrain.corpus import Document
+from pretrain.corpus import Document, open_corpus
+from pretrain.errors import PretrainError
 from pretrain.tokenizer import TokenizerConfig, kinds
 from pretrain.tokenizer.compare import CompareConfig, counted, differences, overlap, run
 from pretrain.tokenizer.report import texts_of
@@ -72,7 +73,7 @@ def test_any_tokenizer_json_is_measured(compared, places):
     said = compared[1]["vocabularies"]["bpe"]
     assert said["vocab_size"] == 800
     engine = Tokenizer.from_file(places["bpe"])
-    held = [d.text for d in stage.open_corpus(SAMPLE).documents(("heldout",))]
+    held = [d.text for d in open_corpus(SAMPLE).documents(("heldout",))]
     assert said["heldout"]["overall"]["tokens"] == sum(len(engine.encode(text).ids) for text in held)
     assert said["heldout"]["overall"]["unknown_rate"] == 0
 
@@ -157,7 +158,7 @@ def test_the_message_helps_and_nothing_is_written(places, tmp_path, capsys, wron
     values = {"corpus": str(SAMPLE), "out": str(tmp_path / "out"), "vocabularies": named}
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
     before = entries(tmp_path)
-    assert cli.main("compare", [str(config)]) == 2
+    assert cli.main("compare_tokenizers", [str(config)]) == 2
     said = capsys.readouterr().err
     assert "error: " in said and "Traceback" not in said
     assert all(fragment in said for fragment in fragments)
@@ -167,6 +168,6 @@ def test_the_message_helps_and_nothing_is_written(places, tmp_path, capsys, wron
 def test_text_without_a_heldout_side_is_refused(places, tmp_path):
     (tmp_path / "one.txt").write_text("just one document", encoding="utf-8")
     values = {"corpus": str(tmp_path / "one.txt"), "out": str(tmp_path / "out"), "vocabularies": places}
-    with pytest.raises(stage.TokenizerError.__base__, match="held-out documents"):
+    with pytest.raises(PretrainError, match="held-out documents"):
         run(build(CompareConfig, values, "test"))
     assert not (tmp_path / "out").exists()

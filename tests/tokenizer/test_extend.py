@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from pretrain import cli
 from pretrain import tokenizer as stage
+from pretrain.corpus import open_corpus
+from pretrain.errors import TokenizerError
 from pretrain.storage.index import read_index
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer, run
 from pretrain.tools import check_files
@@ -80,7 +82,7 @@ def test_every_old_id_is_the_same_token(parents, extended):
 
 
 def test_text_of_the_new_domain_takes_fewer_tokens_and_none_is_unknown(texts, parents, extended):
-    held = [document.text for document in stage.open_corpus(texts["new"]).documents(("heldout",))]
+    held = [document.text for document in open_corpus(texts["new"]).documents(("heldout",))]
     for name, parent in parents.items():
         before, after = (sum(map(len, t.encode_batch(held))) for t in (parent, extended[name]))
         assert after < 0.6 * before or name != "byte"
@@ -93,7 +95,7 @@ def test_text_of_the_new_domain_takes_fewer_tokens_and_none_is_unknown(texts, pa
 
 
 def test_ids_of_the_old_vocabulary_mean_the_same_text_in_the_new(texts, parents, extended):
-    held = [document.text for document in stage.open_corpus(texts["old"]).documents(("heldout",))]
+    held = [document.text for document in open_corpus(texts["old"]).documents(("heldout",))]
     for name, parent in parents.items():
         for text, ids in zip(held, parent.encode_batch(held), strict=True):
             assert extended[name].decode(ids) == parent.decode(ids)
@@ -126,7 +128,7 @@ def test_extending_twice_gives_identical_bytes(texts, parents, extended, tmp_pat
 
 def test_the_parent_is_on_record_and_verified(parents, extended, capsys):
     for name, child in extended.items():
-        index = read_index(child.folder, stage.TokenizerError, "")
+        index = read_index(child.folder, TokenizerError, "")
         assert index["parent"] == parents[name].fingerprint
         assert index["recorded"]["parent"] == str(parents[name].folder)
         assert check_files.check(child.folder) == []
@@ -157,7 +159,7 @@ def test_new_special_tokens_slots_and_a_multiple_come_behind_the_old(texts, pare
 def test_an_extended_vocabulary_is_extended_again(texts, extended, tmp_path):
     child = extend(extended["bert"], texts["old"], tmp_path / "out", extended["bert"].vocab_size + 40)
     assert rows(child)[: extended["bert"].vocab_size] == rows(extended["bert"])
-    assert read_index(child.folder, stage.TokenizerError, "")["parent"] == extended["bert"].fingerprint
+    assert read_index(child.folder, TokenizerError, "")["parent"] == extended["bert"].fingerprint
 
 
 def test_an_adopted_bert_vocabulary_is_extended(texts, tmp_path):
@@ -168,7 +170,7 @@ def test_an_adopted_bert_vocabulary_is_extended(texts, tmp_path):
     old = (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()
     assert (child.folder / "vocab.txt").read_text(encoding="utf-8").splitlines()[: len(old)] == old
     assert child.specials["cls"] == 101
-    unused = read_index(child.folder, stage.TokenizerError, "")["reserved"]
+    unused = read_index(child.folder, TokenizerError, "")["reserved"]
     assert unused == list(range(1, 100)), "slots stay what they were"
 
 

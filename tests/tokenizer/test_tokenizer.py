@@ -119,9 +119,10 @@ TRAININGS = [
 TRAIN = """
 import json, sys
 from pathlib import Path
-from pretrain.tokenizer import TokenizerConfig, counting, run
+from pretrain.tokenizer import TokenizerConfig, run
+from pretrain.tokenizer.training import count
 if __name__ == "__main__":
-    counting.SLACK, counting.CHUNK_BYTES = 1.0, int(sys.argv[1])
+    count.SLACK, count.CHUNK_BYTES = 1.0, int(sys.argv[1])
     for name, values in json.loads(Path(sys.argv[2]).read_text()).items():
         run(TokenizerConfig(out=str(Path(sys.argv[2]).parent / name), plot=False, **values))
 """
