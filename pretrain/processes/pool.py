@@ -3,7 +3,6 @@
 import atexit
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -11,10 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from pretrain.errors import PretrainError, UserError
@@ -23,26 +20,27 @@ from pretrain.processes.memory import keep_freed
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AHEAD = 2  # items in flight for each worker: bounds memory, and hides the time it takes to make the next
-OWN = 8  # results of this process that wait for those of others: what it makes while these start
-FILE_BYTES = 8 << 20  # of a file in memory, that it keeps for the item that is next put there
 CONNECT_S = 30  # to a scheduler
 WATCH_S = 10.0  # between two looks at the workers of a cluster
-LEAVE = signal.SIGUSR1  # tells a worker to leave what it is at; SIGTERM ends it, as the pool expects when one has died
 
 
 def ordered(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int, executor: Executor | None = None
 ) -> Iterator[Result]:
-    """`work(item)` of each item, in order; by `workers` processes, of which this is one.
+    """`work(item)` of each item, in the order of the items.
 
-    The others are new, or those of `executor`, whoever provides it: that is all that is asked of a cluster, whose
-    `workers` do not count this process. These begin at once, before the first result is asked for. `work` and the items
-    are pickled: a function of a module, or a partial of one. What it raises is raised here. Raises PretrainError when a
-    process dies. Memory: at most AHEAD · workers items and results, and OWN results.
+    With one worker, this process does the work. With more, it starts `workers` processes and only collects results. If
+    you pass an `executor` (from `processes` or `cluster`), its workers do the work, and they begin before the first
+    result is asked for. `work` and the items are pickled: pass a function of a module, or a partial of one.
+
+    An exception in `work` is raised here, in the item's turn. Raises PretrainError when a process dies. At most
+    AHEAD · workers items and results are held in memory.
     """
     keep_freed()
     if executor is not None:
-        return _begun(executor, work, items, AHEAD * workers)
+        window = _Window(executor, work, items, AHEAD * workers)
+        window.fill()
+        return window.results()
     return map(work, items) if workers == 1 else _by_new_processes(work, items, workers)
 
 
@@ -55,95 +53,100 @@ def noted(items: Iterable[Item], note: Callable[[Item], object], notes: deque) -
 
 def _by_new_processes(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     with processes(workers) as executor:
-        yield from _begun(executor, work, items, AHEAD * workers)
+        yield from _Window(executor, work, items, AHEAD * workers).results()
 
 
-def _begun(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    flow = _Flow(executor, work, items, ahead)
-    flow.fill()
-    return flow.results()
+class _Window:
+    """Up to `size` items that are being worked on, or whose results wait for their turn."""
 
-
-class _Flow:
-    """Items on their way, and results that wait for their turn.
-
-    Where this process is one of the workers it takes an item itself whenever all others have theirs and the next one,
-    and it would only wait.
-    """
-
-    def __init__(self, executor: Executor, work: Callable, items: Iterable, ahead: int):
-        self._executor, self._work, self._items = executor, work, iter(items)
-        self._helps = isinstance(executor, _Pool)
-        self._ahead = ahead + OWN * self._helps
-        self._flying: deque[Future] = deque()
+    def __init__(self, executor: Executor, work: Callable, items: Iterable, size: int):
+        self._executor, self._work, self._items, self._size = executor, work, iter(items), size
+        self._futures: deque[Future] = deque()
 
     def fill(self) -> None:
-        """Give the others what they may have."""
-        while len(self._flying) < self._ahead and not (self._helps and self._executor.has_enough()):
-            if not self._take(partial(self._executor.submit, self._work)):
-                break
+        """Submit items until the window is full or there are no more."""
+        while len(self._futures) < self._size:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            except Exception as error:  # raised in its turn, after the results of the items before it
+                self._items = iter(())
+                failed: Future = Future()
+                failed.set_exception(error)
+                self._futures.append(failed)
+                return
+            self._futures.append(_submitted(self._executor, self._work, item))
 
     def results(self) -> Iterator:
-        flying = self._flying
+        futures = self._futures
         try:
-            while True:
-                self.fill()
-                waits = self._helps and not (flying and flying[0].done()) and len(flying) < self._ahead
-                if waits and self._take(self._done_here):
-                    continue
-                if not flying:
-                    return
-                result = flying.popleft().result()
+            self.fill()
+            while futures:
+                result = futures.popleft().result()
                 self.fill()
                 yield result
-        except _Unwanted:
-            raise PretrainError(f"a worker process was told to leave its work ({LEAVE.name})") from None
         except BrokenProcessPool:
-            flying.clear()  # the pool is failing them: to cancel them meanwhile would end its thread with a traceback
             reason = "if it did not say why, was it out of memory? Take fewer workers"
             raise PretrainError(f"a worker process died: {reason}") from None
         finally:
-            for future in flying:
-                future.cancel()
-
-    def _take(self, given: Callable[[object], Future]) -> bool:
-        """Whether there was another item. What making one raises comes in its turn, as it does with one worker."""
-        try:
-            for item in self._items:
-                self._flying.append(given(item))
-                return True
-        except Exception as error:
-            self._items = iter(())
-            self._flying.append(_failed(error))
-            return True
-        return False
-
-    def _done_here(self, item: object) -> Future:
-        done: Future = Future()
-        try:
-            done.set_result(self._work(item))
-        except Exception as error:
-            done.set_exception(error)
-        return done
+            # A pool of ours is killed, and its thread then fails all its futures: one that was cancelled meanwhile
+            # would end that thread with a traceback.
+            if not isinstance(self._executor, ProcessPoolExecutor):
+                for future in futures:
+                    future.cancel()
 
 
-def _failed(error: Exception) -> Future:
-    failed: Future = Future()
-    failed.set_exception(error)
-    return failed
+def _submitted(executor: Executor, work: Callable, item: object) -> Future:
+    # A pool starts its processes here, and they inherit the mask: Ctrl-C, which the terminal sends to all of them,
+    # never interrupts a worker. This process hears it when the mask is lifted, and ends the workers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return executor.submit(work, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
 def processes(workers: int) -> Iterator[Executor]:
-    """`workers` processes of this machine, this one among them: `ordered` has it work when it would wait."""
+    """A pool of `workers` new processes of this machine. They are killed if the block ends with an exception."""
     # Not forked: a progress bar or a tokenizer may have started threads here, which a fork would leave half-alive.
-    pool = _Pool(workers - 1, multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         yield pool
     except BaseException:
-        pool.end()
+        _kill(pool)
         raise
-    pool.shutdown()  # their time is then part of ours, as the system counts it
+    pool.shutdown()  # waits for the processes, so that the system counts their time as ours
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End the processes at once, whatever they are doing. The next run removes the temporary files that they leave."""
+    results = pool._result_queue
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    if results is not None:
+        # A process that is killed while it sends a result leaves half of it in the pipe. The pool's thread would wait
+        # for the other half as long as anybody, this process too, holds the end for writing.
+        results._writer.close()
+    pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """Prepare a new worker process, which ends when the process that started it is gone.
+
+    The pool's workers hold each other's ends of its pipes. After a kill -9 of their parent none of them would ever read
+    an end of file, and all of them would wait for work for ever.
+    """
+    keep_freed()
+    explain_bus_errors()
+    atexit.register(os._exit, 0)  # not to take every module down, which is 60 ms
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 @contextmanager
@@ -193,117 +196,3 @@ def _watched(workers: Callable[[], dict], scheduler: str) -> Iterator[None]:
         yield
     finally:
         over.set()
-
-
-class _Pool(ProcessPoolExecutor):
-    """Workers that find an item in memory which they share with this process, and that can be told to stop.
-
-    Through the pool's pipe 6 MB of text take 25 ms of two busy cores, an eighth of the work on them: three copies, and
-    a worker that waits for every 64 kB. In a file in memory they take 2, if it is used again; a new one takes 8, for
-    the system finds and zeroes its pages. So the files of all items under way are kept, each with up to FILE_BYTES.
-    """
-
-    def __init__(self, workers: int, context: BaseContext, initializer: Callable[[], None]):
-        super().__init__(workers, context, initializer)
-        self._most, self._given = AHEAD * workers, set()
-        self._files: list[int] = []  # in memory, free
-
-    def has_enough(self) -> bool:
-        """Whether every process has an item and the next one."""
-        self._given = {future for future in self._given if not future.done()}
-        return len(self._given) >= self._most
-
-    def submit(self, work: Callable, item: object) -> Future:
-        # A process that this starts inherits the mask: a signal would end it before it knows what to do about one.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, LEAVE})
-        try:
-            future = self._submit(work, item)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._given.add(future)
-        return future
-
-    def _submit(self, work: Callable, item: object) -> Future:
-        if not os.path.isdir("/proc/self/fd"):
-            return super().submit(_wanted, work, item)
-        try:
-            shared = self._files.pop() if self._files else os.memfd_create("item")
-        except (AttributeError, OSError):  # not Linux, or too many files are open
-            return super().submit(_wanted, work, item)
-        try:
-            with open(shared, "wb", closefd=False) as file:
-                file.seek(0)
-                pickle.dump(item, file, pickle.HIGHEST_PROTOCOL)
-            future = super().submit(_on_shared, work, f"/proc/{os.getpid()}/fd/{shared}")
-        except BaseException:
-            os.close(shared)
-            raise
-        future.add_done_callback(lambda _: self._files.append(shared))
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        super().shutdown(wait, cancel_futures=cancel_futures)
-        while self._files:
-            os.close(self._files.pop())
-
-    def end(self) -> None:
-        """After Ctrl-C or an error: have workers leave what they are at, and wait until they have."""
-        for process in list((self._processes or {}).values()):
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, LEAVE)
-        self.shutdown(cancel_futures=True)
-
-
-def _on_shared(work: Callable, path: str) -> object:
-    with open(path, "r+b") as file:
-        item = pickle.load(file)
-        if file.tell() > FILE_BYTES:
-            file.truncate(0)  # its memory is free while the work is done
-    return _wanted(work, item)
-
-
-class _Unwanted(BaseException):
-    """Raised in work that is to be left, which unwinds it: no half-written file stays behind."""
-
-
-class _Worker:
-    """What this process is at, where it is a worker."""
-
-    at_work = told_to_leave = False
-
-
-def _wanted(work: Callable, item: object) -> object:
-    """`work(item)`, unless this process is told to leave it: not while it hands over a result, which must be whole."""
-    try:
-        _Worker.at_work = True
-        if _Worker.told_to_leave:
-            raise _Unwanted
-        return work(item)
-    finally:
-        _Worker.at_work = False
-
-
-def _leave(*_: object) -> None:
-    _Worker.told_to_leave = True
-    if _Worker.at_work:
-        raise _Unwanted
-
-
-def _begin() -> None:
-    """A worker lives no longer than who started it, and leaves Ctrl-C to that process.
-
-    The pool's workers hold each other's ends of its pipes: after a kill -9 of their parent none of them ever reads an
-    end of file, and all of them wait for work for ever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(LEAVE, _leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE})
-    keep_freed()
-    explain_bus_errors()
-    atexit.register(os._exit, 0)  # not to take every module down, which is 60 ms
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)

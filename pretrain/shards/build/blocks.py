@@ -9,10 +9,9 @@ Three steps, each of files that are finished when they have their name, in a fol
 Processes write; what they send back is counts. What is finished is not made again, in whatever order, by however many
 processes and after however many interruptions: the output does not show them, nor how the corpus was cut into chunks.
 
-Memory of a process: 150 MB (vocabulary 30,000), or 25 times the longest document; 200 MB where documents are shuffled;
-and two chunks on their way to it, in shared memory. The one that leads them is one of them, and has 1 kB a chunk
-besides. Disk, while they work: the output twice, three times if documents are shuffled, and 8 bytes for each distinct
-id of a chunk.
+Memory of a worker: 150 MB (vocabulary 30,000), or 25 times the longest document; 200 MB where documents are shuffled.
+The process that starts the workers holds two chunks for each of them, and 1 kB for every chunk of the corpus. Disk,
+while they work: the output twice, three times if documents are shuffled, and 8 bytes for each distinct id of a chunk.
 """
 
 import hashlib
