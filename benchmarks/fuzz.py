@@ -42,7 +42,7 @@ from pretrain.corpus import open_corpus
 from pretrain.errors import PretrainError, refusal
 from pretrain.finetune.task import read_task
 from pretrain.shards import Shards, import_megatron, words
-from pretrain.shards.megatron import PieceWriter
+from pretrain.shards.writer import PieceWriter
 from pretrain.storage.index import checksum, fingerprint
 from pretrain.tools import check_files
 
@@ -317,10 +317,11 @@ def world(root: Path) -> list[Kind]:
     }
     cleaning.run(config.build(cleaning.CleanConfig, cleaned, "fuzz"))
     prefix = root / "pair"
-    writer, opened = PieceWriter(prefix, np.uint16), Shards(root / "sh-byte")
-    for number in range(opened.documents):
-        writer.add(opened.document(number))
-    writer.close()
+    opened = Shards(root / "sh-byte")
+    documents = [opened.document(number) for number in range(opened.documents)]
+    with PieceWriter(root, prefix.name, np.uint16, []) as writer:
+        writer.add(np.concatenate(documents))
+        writer.close(len(documents), lambda: [{"length": np.array(list(map(len, documents)), np.int32)}])
     task = shutil.copytree(next(path for path in sorted((SAMPLE / "tasks").iterdir()) if path.is_dir()), root / "task")
     for split in task.glob("*.jsonl"):
         split.write_text("".join(split.read_text(encoding="utf-8").splitlines(keepends=True)[:60]), encoding="utf-8")

@@ -31,10 +31,9 @@ from pretrain.corpus.sides import side_of
 from pretrain.display.progress import closing_line, progress
 from pretrain.errors import ShardError
 from pretrain.shards.megatron import dtype_of, read_document_index, read_idx
-from pretrain.shards.reader import ORIGIN, ORIGINS
-from pretrain.shards.writer import SideWriter
-from pretrain.storage.files import digest, lies_in, write_json
-from pretrain.storage.index import write_index
+from pretrain.shards.reader import ORIGIN
+from pretrain.shards.writer import SideWriter, tokenized, write_shards_index
+from pretrain.storage.files import digest, lies_in
 from pretrain.storage.publish import publish
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
@@ -121,27 +120,18 @@ def run(config: ImportConfig) -> dict:
                 raise ShardError("a pair changed while it was read", pair.prefix, "start again when it is at rest")
         sides = {side: writer.close() for side, writer in writers.items()}
         _check_sides(sides, config)
-        write_json(folder / ORIGINS, [f"{pair.prefix}, document" for pair in pairs])
-        index = {
-            "stage": "shards",
-            "format": 2,
-            "kind": tokenizer.kind,
-            "dtype": str(dtype),
-            "vocab_size": tokenizer.vocab_size,
-            "specials": tokenizer.specials,
-            "sidecars": kept,
-            "tokenizer": tokenizer.fingerprint,
-            "corpus": {"pairs": identity},
-            "split": {
-                "by": "text" if tokenizer.lossless else "ids",
-                "heldout_fraction": config.heldout_fraction,
-            },
-            "inner_marks": config.inner_marks,
-            "sides": sides,
-            "recorded": {"pairs": config.pairs, "tokenizer": config.tokenizer},
-        }
-        known = writers["train"].digests | writers["heldout"].digests
-        index = write_index(folder, index, recorded=(ORIGINS,), known=known)
+        index = write_shards_index(
+            folder,
+            tokenized(tokenizer),
+            kept,
+            sides,
+            [f"{pair.prefix}, document" for pair in pairs],
+            writers["train"].digests | writers["heldout"].digests,
+            recorded={"pairs": config.pairs, "tokenizer": config.tokenizer},
+            corpus={"pairs": identity},
+            split={"by": "text" if tokenizer.lossless else "ids", "heldout_fraction": config.heldout_fraction},
+            inner_marks=config.inner_marks,
+        )
     for side, entry in sides.items():
         print(f"{side}: {entry['documents']:,} documents, {entry['tokens']:,} tokens")
     empty = read - sum(entry["documents"] for entry in sides.values())

@@ -5,9 +5,8 @@ version, uint8 dtype code, uint64 sequences, uint64 documents + 1, int32 lengths
 index. Ids are uint16 where there are fewer than 65,500, else int32, as its tool has it: the format has no uint32.
 """
 
-import hashlib
 import struct
-from array import array
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,46 +17,35 @@ MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 INT32_VOCABULARY = 65_500
+STRETCH = 1 << 20  # entries of the document index that are written at a time
 
 
 def dtype_of(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size < INT32_VOCABULARY else np.int32)
 
 
-class PieceWriter:
-    """One `.bin`/`.idx` pair, written some documents at a time; memory is 4 bytes a document."""
+def write_idx(
+    write: Callable[[bytes | np.ndarray], object],
+    documents: int,
+    lengths: Callable[[], Iterable[np.ndarray]],
+    dtype: np.dtype,
+) -> None:
+    """Write Megatron's index for some documents, one sequence a document.
 
-    def __init__(self, prefix: Path, dtype: np.dtype):
-        self.prefix, self.dtype = prefix, np.dtype(dtype)
-        self.lengths = array("i")
-        self._bin = open(prefix.with_suffix(".bin"), "wb")
-        self._hash, self._bytes = hashlib.sha256(), 0
-
-    def add(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> None:
-        """A document of `ids`, or several of `lengths` that lie one after another in it."""
-        data = np.ascontiguousarray(ids, self.dtype).data
-        self._bin.write(data)
-        self._hash.update(data)
-        self._bytes += data.nbytes
-        self.lengths.extend([len(ids)] if lengths is None else lengths.tolist())
-
-    def close(self) -> dict:
-        """Write the index too; `{"bytes", "sha256"}` of the ids."""
-        self._bin.close()
-        write_idx(self.prefix.with_suffix(".idx"), np.frombuffer(self.lengths, np.int32), self.dtype)
-        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
-
-
-def write_idx(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
-    """Write Megatron's index for documents of `lengths` (n,) int32 tokens, one sequence a document."""
-    n = len(lengths)
-    offsets = np.zeros(n, np.int64)
-    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
-    with open(path, "wb") as file:
-        file.write(HEADER.pack(MAGIC, 1, CODES[np.dtype(dtype)], n, n + 1))
-        file.write(lengths.astype("<i4").tobytes())
-        file.write((offsets * np.dtype(dtype).itemsize).astype("<i8").tobytes())
-        file.write(np.arange(n + 1, dtype="<i8").tobytes())
+    `lengths()` gives their lengths in tokens, int32, in stretches. It is called twice, so that a piece of any size
+    needs the memory of one stretch.
+    """
+    write(HEADER.pack(MAGIC, 1, CODES[np.dtype(dtype)], documents, documents + 1))
+    for stretch in lengths():
+        write(stretch.astype("<i4"))
+    offset = 0
+    for stretch in lengths():
+        sizes = stretch.astype("<i8") * np.dtype(dtype).itemsize
+        ends = offset + np.cumsum(sizes)
+        write(ends - sizes)
+        offset = int(ends[-1]) if len(ends) else offset
+    for first in range(0, documents + 1, STRETCH):
+        write(np.arange(first, min(documents + 1, first + STRETCH), dtype="<i8"))
 
 
 def read_idx(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:

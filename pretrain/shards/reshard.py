@@ -28,10 +28,9 @@ from pretrain.corpus import SIDES
 from pretrain.display.progress import progress
 from pretrain.errors import ShardError
 from pretrain.hashing import CHOICE, hash64
-from pretrain.shards.reader import ORIGIN, ORIGINS, Shards, sidecars
-from pretrain.shards.writer import SideWriter
-from pretrain.storage.files import digest, lies_in, write_json
-from pretrain.storage.index import write_index
+from pretrain.shards.reader import ORIGIN, Shards, sidecars
+from pretrain.shards.writer import SideWriter, write_shards_index
+from pretrain.storage.files import digest, lies_in
 from pretrain.storage.publish import publish
 
 COPY_TOKENS = 1 << 22  # tokens that are copied at a time
@@ -99,23 +98,23 @@ def run(config: ReshardConfig) -> dict:
             if not sides[side]["documents"]:
                 said = [f"{part.shards}: {part.choice}" for part in config.parts]
                 raise ShardError(f"no document is chosen for the {side} side", *said, "choose more")
-        write_json(folder / ORIGINS, places)
-        index = {key: first[key] for key in ("stage", "kind", "dtype", "vocab_size", "specials", "tokenizer")}
-        index |= {
-            "format": 2,
-            "sidecars": kept,
-            "split": first.get("split") if alike else None,
-            "dropped": dropped,
-            "sides": sides,
-            "seed": config.seed,
-            "parts": [_lineage(part, found) for part, found in zip(config.parts, indexes, strict=True)],
-            "recorded": {
+        index = write_shards_index(
+            folder,
+            first,
+            kept,
+            sides,
+            places,
+            known,
+            recorded={
                 "parts": [part.shards for part in config.parts],
                 "tokenizer": first.get("recorded", {}).get("tokenizer", ""),
                 **_described(indexes),
             },
-        }
-        index = write_index(folder, index, recorded=(ORIGINS,), known=known)
+            split=first.get("split") if alike else None,
+            dropped=dropped,
+            seed=config.seed,
+            parts=[_lineage(part, found) for part, found in zip(config.parts, indexes, strict=True)],
+        )
     for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens")
     if dropped:

@@ -22,7 +22,6 @@ from pretrain.display.progress import closing_line, progress
 from pretrain.errors import CorpusError, ShardError, TokenizerError
 from pretrain.processes.pool import cluster, noted, ordered, processes
 from pretrain.shards.build.blocks import (
-    SIDECARS,
     Block,
     Job,
     Piece,
@@ -36,15 +35,13 @@ from pretrain.shards.build.blocks import (
 )
 from pretrain.shards.build.shuffle import make_run, runs_of, shuffled_pieces
 from pretrain.shards.megatron import dtype_of
-from pretrain.shards.reader import ORIGINS
-from pretrain.storage.files import write_json
-from pretrain.storage.index import read_index, write_index
+from pretrain.shards.writer import FORMAT, SIDECARS, tokenized, write_shards_index
+from pretrain.storage.index import read_index
 from pretrain.storage.publish import publish
 from pretrain.storage.work import code, kept
 from pretrain.tokenizer import Tokenizer
 from pretrain.tokenizer.tokenizer import MADE_BY as TOKENIZER_MADE_BY
 
-FORMAT = 2  # 1 had no origins
 COUNTED = 64  # chunks whose counts are added up together
 Each = Callable[[Callable, Iterable], Iterator]  # as `map`: the results, in order, of a function of each thing
 
@@ -90,23 +87,18 @@ def run(config: ShardsConfig) -> dict:
             (aside / name).rename(folder / name)
         for side, unigram in zip(SIDES, unigrams, strict=True):
             np.save(folder / f"{side}.unigram.npy", unigram)
-        write_json(folder / ORIGINS, places)
-        index = {
-            "stage": "shards",
-            "format": FORMAT,
-            "kind": tokenizer.kind,
-            "dtype": str(job.dtype),
-            "vocab_size": tokenizer.vocab_size,
-            "specials": tokenizer.specials,
-            "sidecars": list(SIDECARS),
-            "shuffle_seed": config.shuffle_seed,
-            "tokenizer": tokenizer.fingerprint,
-            "corpus": identity,
-            "split": corpus.split,
-            "sides": sides,
-            "recorded": {"corpus": config.corpus, "tokenizer": config.tokenizer, **_described(corpus, shares)},
-        }
-        index = write_index(folder, index, recorded=(ORIGINS,), known=files)
+        index = write_shards_index(
+            folder,
+            tokenized(tokenizer),
+            list(SIDECARS),
+            sides,
+            places,
+            files,
+            recorded={"corpus": config.corpus, "tokenizer": config.tokenizer, **_described(corpus, shares)},
+            shuffle_seed=config.shuffle_seed,
+            corpus=identity,
+            split=corpus.split,
+        )
     for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
     shares.show(corpus.meant)

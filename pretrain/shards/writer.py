@@ -1,13 +1,116 @@
-"""Shards out of shards: documents are added, or whole pieces taken over as they are, and a side counts what it has."""
+"""The one writer of shard sets: the files of a piece, a side made of documents and taken-over pieces, and the index."""
 
+import hashlib
 import os
 import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.shards.megatron import PieceWriter
-from pretrain.shards.reader import Shards
+from pretrain.shards.megatron import dtype_of, write_idx
+from pretrain.shards.reader import ORIGIN, ORIGINS, Shards
+from pretrain.storage.files import finished, write_json
+from pretrain.storage.index import write_index
+from pretrain.tokenizer import Tokenizer
+
+FORMAT = 2  # 1 had no origins
+SIDECARS = {"raw": np.dtype("<u4"), "origin": ORIGIN}  # arrays of one row a document, NAME.raw.npy …
+TOKENIZED = ("kind", "dtype", "vocab_size", "specials", "tokenizer")  # what an index says about the ids
+
+
+def write_shards_index(
+    folder: Path,
+    tokenized: dict,
+    sidecars: list[str],
+    sides: dict[str, dict],
+    places: list[str],
+    files: dict[str, dict],
+    recorded: dict,
+    **identity: object,
+) -> dict:
+    """Write ORIGINS and the index of a shard set, and return the index.
+
+    `tokenized` has the keys TOKENIZED. `places` are what the file numbers of the sidecar `origin` stand for. `files`
+    has the digests of files that are known already. `identity` is what this kind of set is made from.
+    """
+    write_json(folder / ORIGINS, places)
+    index = {"stage": "shards", "format": FORMAT, **{key: tokenized[key] for key in TOKENIZED}, "sidecars": sidecars}
+    index |= {**identity, "sides": sides, "recorded": recorded}
+    return write_index(folder, index, recorded=(ORIGINS,), known=files)
+
+
+def tokenized(tokenizer: Tokenizer) -> dict:
+    """What an index says about ids that `tokenizer` made."""
+    return {
+        "kind": tokenizer.kind,
+        "dtype": str(dtype_of(tokenizer.vocab_size)),
+        "vocab_size": tokenizer.vocab_size,
+        "specials": tokenizer.specials,
+        "tokenizer": tokenizer.fingerprint,
+    }
+
+
+class PieceWriter:
+    """The files of one piece: NAME.bin, NAME.idx and NAME.SIDECAR.npy. Use it as a context manager.
+
+    Each file is hashed while it is written, and gets its name when it is whole. `files` has their digests.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype, sidecars: list[str]):
+        self.folder, self.name, self.dtype, self.sidecars = folder, name, np.dtype(dtype), sidecars
+        self.files: dict[str, dict] = {}
+        self._bin = ExitStack()
+
+    def __enter__(self) -> "PieceWriter":
+        self._write = self._bin.enter_context(self._hashed("bin"))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bin.__exit__(*error)
+
+    def add(self, ids: np.ndarray) -> None:
+        """Append the ids of documents that lie one after another."""
+        self._write(np.ascontiguousarray(ids, self.dtype))
+
+    def close(self, documents: int, rows: Callable[[], Iterable[dict[str, np.ndarray]]]) -> None:
+        """Finish the ids, and write the index and the sidecars.
+
+        `rows()` gives one row a document, in stretches: arrays by name, `length` and every sidecar. It is called
+        once for each sidecar and twice for the index, so that no more than a stretch must be in memory.
+        """
+        self._bin.close()
+        with self._hashed("idx") as write:
+            write_idx(write, documents, lambda: (stretch["length"] for stretch in rows()), self.dtype)
+        for sidecar in self.sidecars:
+            with self._hashed(f"{sidecar}.npy") as write:
+                write(_npy_header(SIDECARS[sidecar], documents))
+                for stretch in rows():
+                    write(np.ascontiguousarray(stretch[sidecar], SIDECARS[sidecar]))
+
+    @contextmanager
+    def _hashed(self, end: str) -> Iterator[Callable[[bytes | np.ndarray], None]]:
+        """A function that writes to a file of the piece; at the end the file's size and SHA-256 are in `files`."""
+        name, found, size = f"{self.name}.{end}", hashlib.sha256(), 0
+        with finished(self.folder / name) as file:
+
+            def write(data: bytes | np.ndarray) -> None:
+                nonlocal size
+                view = memoryview(data).cast("B") if len(data) else b""
+                found.update(view)
+                size += file.write(view)
+
+            yield write
+        self.files[name] = {"bytes": size, "sha256": found.hexdigest()}
+
+
+def _npy_header(dtype: np.dtype, rows: int) -> bytes:
+    file = BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 class SideWriter:
@@ -27,7 +130,7 @@ class SideWriter:
         self.documents = self.tokens = self.raw_bytes = 0
         self._piece: PieceWriter | None = None
         self._open_tokens = 0
-        self._rows: dict[str, list[np.ndarray]] = {}
+        self._rows: list[dict[str, np.ndarray]] = []  # of the documents of the open piece
 
     def add(self, ids: np.ndarray, lengths: np.ndarray, rows: dict[str, np.ndarray]) -> None:
         """Documents of `lengths` (n,) that lie one after another in `ids`, with n rows for each sidecar.
@@ -42,12 +145,11 @@ class SideWriter:
             room = self.piece_tokens - self._open_tokens
             last = min(len(lengths), int(np.searchsorted(ends, before + room)) + 1)
             if self._piece is None:
-                self._piece = PieceWriter(self.folder / self._name(), self.dtype)
-                self._rows = {name: [] for name in self.sidecars}
-            self._piece.add(ids[before : ends[last - 1]], lengths[first:last])
+                self._piece = PieceWriter(self.folder, self._name(), self.dtype, self.sidecars).__enter__()
+            self._piece.add(ids[before : ends[last - 1]])
             self._open_tokens += int(ends[last - 1]) - before
-            for name, kept in self._rows.items():
-                kept.append(rows[name][first:last])
+            sidecars = {name: rows[name][first:last] for name in self.sidecars}
+            self._rows.append({"length": lengths[first:last], **sidecars})
             if self._open_tokens >= self.piece_tokens:
                 self._close_piece()
             first = last
@@ -86,12 +188,10 @@ class SideWriter:
     def _close_piece(self) -> None:
         if self._piece is None:
             return
-        name = self._name()
-        self.digests[f"{name}.bin"] = self._piece.close()
-        for sidecar, rows in self._rows.items():
-            np.save(self.folder / f"{name}.{sidecar}.npy", np.concatenate(rows))
-        self.pieces.append(name)
-        self._piece, self._open_tokens = None, 0
+        self._piece.close(sum(len(rows["length"]) for rows in self._rows), lambda: self._rows)
+        self.digests |= self._piece.files
+        self.pieces.append(self._name())
+        self._piece, self._rows, self._open_tokens = None, [], 0
 
 
 def link(source: Path, target: Path) -> None:

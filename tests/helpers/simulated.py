@@ -20,7 +20,8 @@ def simulate(folder: Path, pieces: int, piece_tokens: int) -> Path:
     for name in (name for side in names.values() for name in side):
         with open(folder / f"{name}.bin", "wb") as file:
             file.truncate(2 * piece_tokens)
-        write_idx(folder / f"{name}.idx", lengths, np.dtype(np.uint16))
+        with open(folder / f"{name}.idx", "wb") as file:
+            write_idx(file.write, DOCUMENTS, lambda: [lengths], np.dtype(np.uint16))
         np.save(folder / f"{name}.raw.npy", np.full(DOCUMENTS, 4 * lengths[0], np.uint32))
         np.save(folder / f"{name}.origin.npy", origin)
     for side in names:

@@ -129,7 +129,9 @@ def slow(prepared, corpus: Path, out: Path, piece_tokens: int) -> dict[str, byte
             ids, raw, origin = zip(*piece, strict=True)
             prefix = out / f"{side}-{number:05d}"
             prefix.with_suffix(".bin").write_bytes(np.concatenate(ids).astype(np.uint16).tobytes())
-            write_idx(prefix.with_suffix(".idx"), np.array([len(i) for i in ids], np.int32), np.dtype(np.uint16))
+            lengths = np.array([len(i) for i in ids], np.int32)
+            with open(prefix.with_suffix(".idx"), "wb") as file:
+                write_idx(file.write, len(lengths), lambda lengths=lengths: [lengths], np.dtype(np.uint16))
             np.save(out / f"{prefix.name}.raw.npy", np.array(raw, np.uint32))
             np.save(out / f"{prefix.name}.origin.npy", np.array(list(origin), [("file", "<u4"), ("number", "<u8")]))
         np.save(out / f"{side}.unigram.npy", unigram)

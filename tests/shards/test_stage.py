@@ -11,8 +11,9 @@ from pretrain.corpus import SIDES, open_corpus
 from pretrain.corpus.sides import side_of
 from pretrain.errors import CorpusError, ShardError
 from pretrain.shards import Shards, ShardsConfig, check_tokenizer, run, words
-from pretrain.shards.megatron import PieceWriter, read_idx, write_idx
+from pretrain.shards.megatron import read_idx, write_idx
 from pretrain.shards.words import WordsConfig
+from pretrain.shards.writer import PieceWriter
 from pretrain.storage.index import read_index
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from pretrain.tokenizer import run as train_tokenizer
@@ -85,7 +86,9 @@ LENGTHS = ([5], [3, 1, 2], [1] * 100, [2**31 - 1, 7, 2**31 - 1, 2**31 - 1, 1])
 @pytest.mark.parametrize(("dtype", "code"), [(np.uint16, 8), (np.int32, 4)], ids=["uint16", "int32"])
 def test_an_index_is_megatrons_byte_by_byte(tmp_path, lengths, dtype, code):
     path = tmp_path / "x.idx"
-    write_idx(path, np.array(lengths, np.int32), np.dtype(dtype))
+    with open(path, "wb") as file:
+        stretches = [np.array(lengths[:1], np.int32), np.array(lengths[1:], np.int32)]
+        write_idx(file.write, len(lengths), lambda: stretches, np.dtype(dtype))
     itemsize = np.dtype(dtype).itemsize
     assert path.read_bytes() == megatron_idx(lengths, code, itemsize)
     found, read_lengths, offsets = read_idx(path)
@@ -96,10 +99,10 @@ def test_an_index_is_megatrons_byte_by_byte(tmp_path, lengths, dtype, code):
 @pytest.mark.parametrize(("dtype", "code", "letter"), [(np.uint16, 8, "H"), (np.int32, 4, "i")])
 def test_a_piece_is_its_ids_and_its_index(tmp_path, dtype, code, letter):
     documents = [[3, 1, 4], [1], list(range(65_400, 65_500))]
-    piece = PieceWriter(tmp_path / "p", dtype)
-    for ids in documents:
-        piece.add(np.array(ids, np.int32))
-    piece.close()
+    with PieceWriter(tmp_path, "p", dtype, []) as piece:
+        for ids in documents:
+            piece.add(np.array(ids, np.int32))
+        piece.close(3, lambda: [{"length": np.array(list(map(len, documents)), np.int32)}])
     written = b"".join(struct.pack(f"<{letter}", token) for ids in documents for token in ids)
     assert (tmp_path / "p.bin").read_bytes() == written
     assert (tmp_path / "p.idx").read_bytes() == megatron_idx([3, 1, 100], code, struct.calcsize(letter))

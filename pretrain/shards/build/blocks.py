@@ -14,15 +14,12 @@ The process that starts the workers holds two chunks for each of them, and 1 kB 
 while they work: the output twice, three times if documents are shuffled, and 8 bytes for each distinct id of a chunk.
 """
 
-import hashlib
 import json
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -31,9 +28,9 @@ import numpy as np
 
 from pretrain.corpus import SIDES, Chunk, Cleaned, Corpus, Document, Group, Skipped
 from pretrain.errors import TokenizerError
-from pretrain.shards.megatron import CODES, HEADER, MAGIC
 from pretrain.shards.reader import ORIGIN
-from pretrain.storage.files import digest, finished
+from pretrain.shards.writer import SIDECARS, PieceWriter
+from pretrain.storage.files import digest
 from pretrain.storage.sealed import SEAL_BYTES, discard, sealed, unsealed, usable
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
@@ -41,7 +38,6 @@ ROW = np.dtype(  # of a document; `begin` is its first token within its side of 
     [("length", "<i4"), ("raw", "<u4"), ("file", "<u4"), ("number", "<u8"), ("begin", "<u8"), ("key", "<u8")]
 )
 COUNT = np.dtype([("id", "<u4"), ("times", "<u4")])
-SIDECARS = {"raw": np.dtype("<u4"), "origin": ORIGIN}  # arrays of one row a document, NAME.raw.npy …
 BATCH_CHARACTERS = 1 << 20  # encoded together
 BUFFER_TOKENS = 1 << 20  # copied at a time
 
@@ -348,71 +344,26 @@ def write_piece(folder: Path, dtype: np.dtype, piece: Piece) -> Written:
             discard(path)
         if len(there) == len(written.files) and not damaged:  # fewer: a killed run took some into the output
             return written
-    files = {}
-    with _hashed(folder, f"{piece.name}.bin", files) as write:
+    with PieceWriter(folder, piece.name, dtype, list(SIDECARS)) as writer:
         for part in piece.parts:
             for ids in part.ids(dtype):
-                write(ids)
-    with _hashed(folder, f"{piece.name}.idx", files) as write:
-        _write_idx(write, piece, dtype)
-    for sidecar, row in SIDECARS.items():
-        with _hashed(folder, f"{piece.name}.{sidecar}.npy", files) as write:
-            write(_npy_header(row, piece.documents))
-            for part in piece.parts:
-                rows = part.rows()
-                write(rows["raw"].copy() if sidecar == "raw" else _origins(rows))
-    written = Written(piece.name, SIDES[piece.side], files)
+                writer.add(ids)
+        writer.close(piece.documents, lambda: (_rows(part) for part in piece.parts))
+    written = Written(piece.name, SIDES[piece.side], writer.files)
     with sealed(done) as file:
         file.write(json.dumps(asdict(written)).encode())
     return written
 
 
-def _write_idx(write: Callable, piece: Piece, dtype: np.dtype) -> None:
-    """`megatron.write_idx`, of rows that are never held together."""
-    n = piece.documents
-    write(HEADER.pack(MAGIC, 1, CODES[dtype], n, n + 1))
-    for part in piece.parts:
-        write(part.rows()["length"].copy())
-    offset = 0
-    for part in piece.parts:
-        sizes = part.rows()["length"].astype("<i8") * dtype.itemsize
-        ends = offset + np.cumsum(sizes)
-        write(ends - sizes)
-        offset = int(ends[-1]) if len(ends) else offset
-    for first in range(0, n + 1, BUFFER_TOKENS):
-        write(np.arange(first, min(n + 1, first + BUFFER_TOKENS), dtype="<i8"))
-
-
-def _origins(rows: np.ndarray) -> np.ndarray:
-    found = np.empty(len(rows), ORIGIN)
+def _rows(part: Part) -> dict[str, np.ndarray]:
+    """The rows of a part's documents, as `PieceWriter` takes them."""
+    rows = part.rows()
+    origin = np.empty(len(rows), ORIGIN)
     for name in ORIGIN.names:
-        found[name] = rows[name]
-    return found
+        origin[name] = rows[name]
+    return {"length": rows["length"], "raw": rows["raw"], "origin": origin}
 
 
 def begins(lengths: np.ndarray) -> np.ndarray:
     """Where each of (n,) things begins that lie one after another."""
     return np.cumsum(lengths, dtype=np.int64) - lengths
-
-
-def _npy_header(dtype: np.dtype, rows: int) -> bytes:
-    file = BytesIO()
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows,)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.getvalue()
-
-
-@contextmanager
-def _hashed(folder: Path, name: str, files: dict[str, dict]) -> Iterator[Callable]:
-    """A function that writes to a file; when it is finished, its size and SHA-256 are in `files`."""
-    found, size = hashlib.sha256(), 0
-    with finished(folder / name) as file:
-
-        def write(data: bytes | np.ndarray) -> None:
-            nonlocal size
-            view = memoryview(data).cast("B") if len(data) else b""
-            found.update(view)
-            size += file.write(view)
-
-        yield write
-    files[name] = {"bytes": size, "sha256": found.hexdigest()}
