@@ -12,13 +12,14 @@ from functools import lru_cache
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from pretrain.hashing import GOLDEN
+
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003347f"
 )
 CHARACTER = re.compile(rf"[{UNSPACED}]")
 BORDER = re.compile("[\n 。]")
 UNIT = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses nothing; bits of the golden ratio
 
 
 def units_of(text: str) -> list[str]:
@@ -87,7 +88,7 @@ def combined(columns: list[np.ndarray]) -> np.ndarray:
     """One uint64 hash for each row of several columns (n,)."""
     found = np.full(len(columns[0]), len(columns), np.uint64)
     for column in columns:
-        found *= MULTIPLIER
+        found *= GOLDEN
         found ^= found >> np.uint64(29)
         found += column
-    return found * MULTIPLIER ^ found >> np.uint64(32)
+    return found * GOLDEN ^ found >> np.uint64(32)

@@ -8,6 +8,8 @@ words are tokens of one block, which the first lookup finds.
 
 import numpy as np
 
+from pretrain.hashing import GOLDEN
+
 BLOCK = 7
 STEPS = (4, 2, 1)  # the search adds each to the length if the longer prefix is in the table
 MASK = np.array([(1 << 8 * size) - 1 for size in range(BLOCK + 1)], np.uint64)
@@ -150,9 +152,13 @@ class Prefixes:
 
 
 def _mixed(keys: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """64 bits of hash. Multiplication carries only upwards, so the high bytes are folded down first."""
+    """(n,) uint64: a hash of each (key, state), for the table only.
+
+    `hashing.mix` would do as well, but takes more steps, and encoding would be a tenth slower. Multiplication
+    carries only upwards, so the high bytes are folded down first.
+    """
     mixed = (keys ^ keys >> np.uint64(29)) + states.view(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
-    return mixed * np.uint64(0x9E3779B97F4A7C15)
+    return mixed * GOLDEN
 
 
 def _table(texts: list[bytes], place: int, root: int, fresh: int) -> tuple[np.ndarray, ...]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pretrain.hashing import mix
+
 BLOCK = 8  # bytes: a string is stored as a row of 64-bit numbers, and the last one is filled up with FILL
 FILL, BREAK = 0xFF, 0xFE  # neither occurs in UTF-8
 WIDEST = 16  # blocks of a row; longer strings are rare in text and are counted one by one
@@ -123,7 +125,7 @@ def mixed(rows: np.ndarray) -> np.ndarray:
     """A hash of every row, (n,) uint64; for a row of one number, the number itself."""
     found = rows[:, 0]
     for number in range(1, rows.shape[1]):
-        found = (found ^ found >> np.uint64(29)) * np.uint64(0x9E3779B97F4A7C15) + rows[:, number]
+        found = mix(found) + rows[:, number]
     return found
 
 
