@@ -29,8 +29,8 @@ from pretrain.cleaning.report.funnel import READ, Flow, Funnel, excerpt
 from pretrain.cleaning.step import Step, library
 from pretrain.corpus import Chunk, Corpus, Document, Skipped
 from pretrain.corpus.compressed import open_file
-from pretrain.storage.files import digest, finished
-from pretrain.storage.sealed import discard, sealed, unsealed, usable
+from pretrain.storage.files import finished
+from pretrain.storage.work import record, recorded
 
 CONTAMINATION, EXACT, NEAR, PARAGRAPHS = (
     "decontamination",
@@ -92,9 +92,8 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
     """Make the piece of a chunk, unless it is there."""
     key = chunk.key
     done = job.folder / f"{key}.done"
-    kept = _taken_over(job, key, done)
-    if kept is not None:
-        return kept
+    if (kept := recorded(done)) is not None:
+        return _of_json(job, kept)
     funnel, skipped, found = job.funnel(), Skipped(), Found()
     numbers = _Numbers(job)
     chains = {source.language: _steps(job.steps, source.language) for source in job.corpus.recipe.sources}
@@ -114,22 +113,8 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
         with finished(job.folder / name) as file:
             file.write(data)
         files[name] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
-    with sealed(done) as file:
-        file.write(json.dumps({"files": files, **_as_json(cleaned)}).encode())
+    record(done, files, _as_json(cleaned))
     return cleaned
-
-
-def _taken_over(job: Job, key: str, done: Path) -> Cleaned | None:
-    """The finished piece of a chunk that a killed run left, or None if it is absent or damaged; damage is printed."""
-    if not usable(done):
-        return None
-    values = json.loads(unsealed(done))
-    for name, entry in values["files"].items():
-        path = job.folder / name
-        if not path.exists() or digest(path) != entry:
-            discard(path)
-            return None
-    return _of_json(job, values)
 
 
 def _as_json(cleaned: Cleaned) -> dict:

@@ -1,8 +1,6 @@
 """The stage `clean`: its configuration, its three passes, and the index of what it publishes."""
 
-import hashlib
 import importlib.metadata
-import json
 import shutil
 import sys
 import time
@@ -47,7 +45,7 @@ from pretrain.processes.pool import noted, ordered
 from pretrain.storage.files import write_json
 from pretrain.storage.index import write_index
 from pretrain.storage.publish import publish
-from pretrain.storage.work import code, kept
+from pretrain.storage.work import code, kept, settled
 
 FORMAT = 1
 LIBRARIES = ("ftfy", "py3langid", "opencc", "jieba", "stopwordsiso", "datasketch", "xxhash", "numpy")
@@ -95,7 +93,7 @@ def run(config: CleanConfig) -> dict:
             for name, array in zip(VERDICT, (verdict.stays, verdict.repeated, shown(picked, verdict)), strict=True):
                 np.save(job.folder / f"{name}.npy", array)
             written = _third_pass(job, folder, parts, config.workers)
-        shutil.rmtree(work)  # what may still be refused is refused for what the pieces are
+        shutil.rmtree(work)  # any error from here on is caused by the finished pieces: redoing them would not help
         funnel = cleaned.funnel
         if evaluated:
             for flow in (flows[CONTAMINATION] for flows in funnel.flows.values()):
@@ -130,12 +128,12 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluate
     chains = {source.language: steps(config.steps, source.language) for source in sources}
     evaluated = evaluation = None
     if config.decontaminate.files:
-        aside = work / "evaluation"
+        aside = work / "preparing"
         shutil.rmtree(aside, ignore_errors=True)
         variants = [partial(_applied, chain) for chain in chains.values()]
         evaluated = contamination.prepare(config.decontaminate, variants, aside)
-        evaluation = work / f"evaluation-{evaluated.digest[:16]}"
-        shutil.rmtree(evaluation, ignore_errors=True)
+        evaluation = settled(work, "evaluation", evaluated.digest)
+        shutil.rmtree(evaluation)
         aside.rename(evaluation)
     settings = {
         "format": FORMAT,
@@ -148,14 +146,7 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluate
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in sources],
         "versions": {**_versions(), "code": code("cleaning", "corpus")},
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    folder = work / f"pieces-{digest[:16]}"
-    for other in (*work.glob("pieces-*"), *work.glob("evaluation-*")):
-        if other not in (folder, evaluation):
-            shutil.rmtree(other)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*.tmp"):
-        left.unlink()
+    folder = settled(work, "pieces", settings)
     share = config.decontaminate.share
     return Job(corpus, config.steps, config.duplicates, evaluation, share, config.samples, folder), evaluated
 

@@ -1,9 +1,6 @@
 """The stage `shards`: its configuration, the processes that build, and the index of what it publishes."""
 
-import hashlib
 import importlib.metadata
-import json
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +35,7 @@ from pretrain.shards.megatron import dtype_of
 from pretrain.shards.writer import FORMAT, SIDECARS, tokenized, write_shards_index
 from pretrain.storage.index import read_index
 from pretrain.storage.publish import publish
-from pretrain.storage.work import code, kept
+from pretrain.storage.work import code, kept, settled
 from pretrain.tokenizer import Tokenizer
 from pretrain.tokenizer.tokenizer import MADE_BY as TOKENIZER_MADE_BY
 
@@ -143,7 +140,7 @@ def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, w
         "tokenizers": importlib.metadata.version("tokenizers"),
         "code": code("corpus", "tokenizer", "shards"),
     }
-    folder = _alone(work, "chunks", settings)
+    folder = settled(work, "chunks", settings)
     dtype = dtype_of(tokenizer.vocab_size)
     return Job(corpus, tokenizer.folder, tokenizer.fingerprint, dtype, folder, config.chunk_bytes)
 
@@ -196,14 +193,14 @@ def _plan(
     if seed is None:
         pieces = (pieces_of(side, blocks, files, config.piece_tokens) for side in sides)
     else:
-        folder = _alone(job.folder.parent, "runs", decided)
+        folder = settled(job.folder.parent, "runs", decided)
         runs: list[Block] = []
         with progress("shuffling", unit="runs") as advance:
             for run in each(partial(make_run, seed, job.dtype), runs_of(folder, blocks, files)):
                 runs.append(run)
                 advance(1)
         pieces = (shuffled_pieces(side, tuple(runs), config.piece_tokens) for side in sides)
-    return _alone(job.folder.parent, "pieces", [decided, config.piece_tokens]), chain.from_iterable(pieces)
+    return settled(job.folder.parent, "pieces", [decided, config.piece_tokens]), chain.from_iterable(pieces)
 
 
 def _groups(blocks: list[Block]) -> Iterator[list[Block]]:
@@ -223,16 +220,3 @@ def _written(pieces: Iterator[Written], blocks: list[Block]) -> tuple[dict[str, 
             files |= written.files
             advance(1)
     return sides, files
-
-
-def _alone(work: Path, kind: str, decided: object) -> Path:
-    """A folder for what was decided so; what was decided otherwise is removed, and what a killed process left."""
-    name = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
-    folder = work / f"{kind}-{name}"
-    for other in work.glob(f"{kind}-*"):
-        if other != folder:
-            shutil.rmtree(other)
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob(".*.tmp"):
-        left.unlink(missing_ok=True)
-    return folder

@@ -16,7 +16,6 @@ first character, and one that begins inside a token begins nowhere.
 import hashlib
 import logging
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from pretrain.storage.index import INDEX, check_contents, read_index, write_inde
 from pretrain.storage.publish import publish
 from pretrain.storage.sealed import sealed, unsealed, usable
 from pretrain.storage.unchanged import Unchanged
+from pretrain.storage.work import kept, settled
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
 MADE_BY = "python launch/words.py CONFIG.yaml"
@@ -75,13 +75,11 @@ def run(config: WordsConfig) -> dict:
     tokenizer = open_tokenizer(config.tokenizer)
     check_tokenizer(train.index, folder, tokenizer)
     _check_prefix(tokenizer)
-    key = hashlib.sha256(f"{train.fingerprint} {sorted(identity.items())} {STRETCH_TOKENS}".encode()).hexdigest()
-    work = folder / f".{FOLDER}-{key[:16]}.tmp"
-    with publish(folder / FOLDER, "words", ShardError, config) as out:
-        for old in folder.glob(f".{FOLDER}-*.tmp"):  # of other shards or another dictionary
-            if old != work:
-                shutil.rmtree(old)
-        work.mkdir(exist_ok=True)
+    with (
+        publish(folder / FOLDER, "words", ShardError, config) as out,
+        kept(folder / FOLDER, "stretches", "stretches-*/[!.]*", ShardError, derived=True) as parent,
+    ):
+        work = settled(parent, "stretches", [train.fingerprint, identity, STRETCH_TOKENS])
         counts = {}
         for side, shards in sides.items():
             stretches = list(_stretches(shards))
@@ -107,7 +105,6 @@ def run(config: WordsConfig) -> dict:
             "recorded": {"shards": config.shards, "user_dictionary": config.user_dictionary},
         }
         index = write_index(out, index)
-    shutil.rmtree(work)
     for side, found in counts.items():
         print(f"{side}: {found['words']:,} words in {found['tokens']:,} tokens")
     closing_line("words", began)

@@ -1,6 +1,12 @@
-"""What a stage that is killed has finished, and goes on from."""
+"""The unfinished work of a stage: what it has finished when it is killed, and goes on from.
+
+A stage that makes the folder NAME keeps its finished files in `.NAME.work` beside it, in one folder for each kind of
+file and the settings that decide their contents. Files are sealed (see `sealed`), or listed with their digests in a
+sealed record, so that damage is found before a file is taken over.
+"""
 
 import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -8,15 +14,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pretrain.errors import UserError
+from pretrain.storage.files import digest
 from pretrain.storage.publish import check_output, work_folder
+from pretrain.storage.sealed import discard, sealed, unsealed, usable
 
 
 @contextmanager
-def kept(folder: Path, noun: str, pattern: str, what: type[UserError] = UserError) -> Iterator[Path]:
-    """A folder `.NAME.work` for what a stage has finished of `folder`; inside of `publish`, which keeps others out and
-    removes it in the end. On failure it stays, if it has files of `pattern`: the user knows them as `noun`."""
+def kept(
+    folder: Path, noun: str, pattern: str, what: type[UserError] = UserError, derived: bool = False
+) -> Iterator[Path]:
+    """The work folder of `folder`. Use it inside of `publish`, which lets one process in, and removes it in the end.
+
+    On failure the work folder stays if it has files of `pattern`, which the message calls `noun`. `derived` is for a
+    `folder` that lies in the published folder it is made from.
+    """
     work = work_folder(folder)
-    check_output(work, what)
+    check_output(work, what, derived)
     work.mkdir(parents=True, exist_ok=True)
     try:
         yield work
@@ -27,6 +40,44 @@ def kept(folder: Path, noun: str, pattern: str, what: type[UserError] = UserErro
         else:
             shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def settled(work: Path, kind: str, settings: object) -> Path:
+    """Return the folder of a work folder for files of this kind that these settings decide.
+
+    Folders of the same kind for other settings, and temporary files of killed processes, are deleted.
+    """
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    folder = work / f"{kind}-{name}"
+    for other in work.glob(f"{kind}-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    return folder
+
+
+def record(path: Path, files: dict[str, dict], values: dict) -> None:
+    """Note in a sealed file that `files`, given by their digests, lie finished beside it, and what belongs to them."""
+    with sealed(path) as file:
+        file.write(json.dumps({"files": files, **values}).encode())
+
+
+def recorded(path: Path) -> dict | None:
+    """Return the `values` and `files` of a record if it and every file it lists are there and undamaged, else None.
+
+    Damaged files are deleted, and a message names them.
+    """
+    if not usable(path):
+        return None
+    found = json.loads(unsealed(path))
+    there = {name: path.with_name(name) for name in found["files"] if path.with_name(name).exists()}
+    damaged = [file for name, file in there.items() if digest(file) != found["files"][name]]
+    for file in damaged:
+        discard(file)
+    # A killed run may have moved some files to the output already.
+    return found if len(there) == len(found["files"]) and not damaged else None
 
 
 def code(*packages: str) -> str:

@@ -191,11 +191,11 @@ def test_a_killed_stage_goes_on_where_it_was(found, prepared, tmp_path, monkeypa
     shards = shutil.copytree(prepared.shards["bert"], tmp_path / "shards")
     code = KILLED.format(root=str(ROOT), shards=str(shards), tokenizer=str(prepared.tokenizer["bert"]))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and len(list(shards.glob(".words-*.tmp/*"))) < 20:
+    while process.poll() is None and len(list(shards.glob(".words.work/stretches-*/*"))) < 20:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    made = [path for path in shards.glob(".words-*.tmp/*") if path.suffix != ".tmp"]
+    made = [path for path in shards.glob(".words.work/stretches-*/*") if path.suffix != ".tmp"]
     Shards(shards)  # what is half made is no part of the set
     made[0].write_bytes(bytes([made[0].read_bytes()[0] ^ 1]) + made[0].read_bytes()[1:])  # so it is made again
     monkeypatch.setattr(words, "STRETCH_TOKENS", 100)

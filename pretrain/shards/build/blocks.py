@@ -30,8 +30,8 @@ from pretrain.corpus import SIDES, Chunk, Cleaned, Corpus, Document, Group, Skip
 from pretrain.errors import TokenizerError
 from pretrain.shards.reader import ORIGIN
 from pretrain.shards.writer import SIDECARS, PieceWriter
-from pretrain.storage.files import digest
-from pretrain.storage.sealed import SEAL_BYTES, discard, sealed, unsealed, usable
+from pretrain.storage.sealed import SEAL_BYTES, sealed, usable
+from pretrain.storage.work import record, recorded
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
 ROW = np.dtype(  # of a document; `begin` is its first token within its side of the block, `key` is for shuffling
@@ -336,22 +336,15 @@ class Written:
 def write_piece(folder: Path, dtype: np.dtype, piece: Piece) -> Written:
     """Write the files of a piece, unless they are there. Memory: a part's rows, or what it puts in order."""
     done = folder / f"{piece.name}.done"
-    if usable(done):
-        written = Written(**json.loads(unsealed(done)))
-        there = {name: folder / name for name in written.files if (folder / name).exists()}
-        damaged = [path for name, path in there.items() if digest(path) != written.files[name]]
-        for path in damaged:
-            discard(path)
-        if len(there) == len(written.files) and not damaged:  # fewer: a killed run took some into the output
-            return written
+    if (found := recorded(done)) is not None:
+        return Written(**found)
     with PieceWriter(folder, piece.name, dtype, list(SIDECARS)) as writer:
         for part in piece.parts:
             for ids in part.ids(dtype):
                 writer.add(ids)
         writer.close(piece.documents, lambda: (_rows(part) for part in piece.parts))
     written = Written(piece.name, SIDES[piece.side], writer.files)
-    with sealed(done) as file:
-        file.write(json.dumps(asdict(written)).encode())
+    record(done, written.files, {"name": written.name, "side": written.side})
     return written
 
 
