@@ -88,31 +88,29 @@ def write_mds(folder: str) -> None:
 
 
 def ours(folder: Path, who: str, count: int):
-    from pydantic import TypeAdapter
-
-    from pretrain.objectives.objectives import OBJECTIVES, ObjectiveConfig
+    from pretrain.objectives import OBJECTIVES
     from pretrain.order.phases import Phase
     from pretrain.order.stream import Windows
     from pretrain.processes.memory import keep_freed
     from pretrain.shards import Shards
     from pretrain.shards.words import Words
-    from pretrain.training.loader import Batches
+    from tests.helpers.batches import batches as batches_of
 
     keep_freed()  # as the processes of our loader do
     shards = Shards(folder / "shards")
-    config = TypeAdapter(ObjectiveConfig).validate_python(OURS[who.removesuffix(", as trained")])
+    wanted = OURS[who.removesuffix(", as trained")]
+    config = OBJECTIVES[wanted["kind"]].Config(**wanted)
     windows = Windows(shards, T, 1, Words(shards))
     if who in TRAINED:
         phase = Phase(steps=10**6, seq_len=T, batch_tokens=count * T)
-        batches, number = Batches({"": windows}, config, [phase], 1, count, 0, 1), iter(range(10**6))
+        batches, number = batches_of({"": windows}, config, [phase], 1, count), iter(range(10**6))
         return lambda: batches[next(number)].batch
     objective = OBJECTIVES[config.kind](config, shards.specials, shards.vocab_size, T, 1)
     rng = np.random.default_rng(0)
 
     def batch():
         starts = rng.integers(1, shards.tokens - T, count)
-        words = windows.words(starts, T) if objective.wants_words else None
-        return objective.batch(windows.rows(starts, T, objective.lead), starts, words)
+        return objective.batch(windows.rows(starts, T, objective.wants_words), starts)
 
     return batch
 

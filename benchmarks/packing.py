@@ -25,12 +25,12 @@ import numpy as np  # noqa: E402
 
 from benchmarks.measuring import documents, machine, pairs, versions, write_recipe  # noqa: E402
 from pretrain import shards, tokenizer  # noqa: E402
-from pretrain.objectives.objectives import MaskedLMConfig  # noqa: E402
+from pretrain.objectives.masked_lm import MaskedLMConfig  # noqa: E402
 from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows  # noqa: E402
 from pretrain.order.phases import Phase  # noqa: E402
 from pretrain.order.stream import Windows  # noqa: E402
 from pretrain.shards import Shards  # noqa: E402
-from pretrain.training.loader import Batches  # noqa: E402
+from tests.helpers.batches import batches as batches_of  # noqa: E402
 
 SEQ_LENS = (128, 512, 2048)
 BATCH_TOKENS = 1 << 16
@@ -77,11 +77,11 @@ def _pieces(held: Shards):
 def speed(kinds: dict[str, Windows], seq_len: int, rounds: int) -> dict[str, list[float]]:
     """[median, least, most] of each kind."""
     made = {
-        name: Batches(
+        name: batches_of(
             {"": windows},
             MaskedLMConfig(kind="masked_lm"),
             [Phase(steps=10**9, seq_len=seq_len, batch_tokens=BATCH_TOKENS)],
-            *(1, BATCH_TOKENS // seq_len, 0, 1),
+            *(1, BATCH_TOKENS // seq_len),
         )
         for name, windows in kinds.items()
     }

@@ -105,7 +105,7 @@ def clock(name, work):
 shards = clock("open", lambda: Shards(sys.argv[1]))
 windows = Windows(shards, 512, 7)
 def batch(step):
-    return windows.rows(windows.starts(np.arange(step * 32, step * 32 + 32) * 512), 512, 1)
+    return windows.rows(windows.starts(np.arange(step * 32, step * 32 + 32) * 512), 512)
 clock("first batch, step 0", lambda: batch(0))
 for step in (10**9, 1, 10**9 + 1, 2, 10**9 + 2):
     clock(f"batch of step {step}", lambda: batch(step))

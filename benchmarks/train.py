@@ -85,10 +85,11 @@ RATIOS = {
 def prepare(text: Path, folder: Path, megabytes: float) -> None:
     """Vocabularies and shards of both kinds, and the windows of the first WINDOWS steps for the others."""
     from pretrain import shards, tokenizer
-    from pretrain.objectives.objectives import CausalLMConfig, MaskedLMConfig
+    from pretrain.objectives.causal_lm import CausalLMConfig
+    from pretrain.objectives.masked_lm import MaskedLMConfig
     from pretrain.order.phases import Phase
     from pretrain.order.stream import Windows
-    from pretrain.training.loader import Batches
+    from tests.helpers.batches import batches as batches_of
 
     with open(folder / "text.txt", "w", encoding="utf-8") as file:
         for document in documents(text, megabytes):
@@ -99,13 +100,13 @@ def prepare(text: Path, folder: Path, megabytes: float) -> None:
         tokenizer.run(tokenizer.TokenizerConfig(corpus=corpus, out=made, kind=kind, vocab_size=VOCABULARY, plot=False))
         shards.run(shards.ShardsConfig(corpus=corpus, tokenizer=made, out=str(out)))
         phase = Phase(steps=STEPS, seq_len=T, batch_tokens=B * T)
-        batches = Batches({"": Windows(shards.Shards(out), T, 1)}, config, [phase], 1, B, 0, 1)
+        batches = batches_of({"": Windows(shards.Shards(out), T, 1)}, config, [phase], 1, B)
         inputs, labels = [], []
         for batch in (batches[step].batch for step in range(WINDOWS)):
-            inputs.append(batch.inputs.numpy().astype(np.int64))
-            labels.append(batch.targets.numpy().astype(np.int64))
+            inputs.append(batch.inputs.astype(np.int64))
+            labels.append(batch.targets.astype(np.int64))
             if batch.target_index is not None:
-                at, labels[-1] = batch.target_index.numpy(), np.full((B, T), -100)
+                at, labels[-1] = batch.target_index, np.full((B, T), -100)
                 np.put_along_axis(labels[-1], at, np.where(batch.weights > 0, batch.targets, -100), 1)
         np.savez(folder / f"{kind}.npz", inputs=np.stack(inputs), labels=np.stack(labels))
 

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -61,6 +61,12 @@ def past(default: Any = ..., **kwargs: Any) -> Any:
     Whether it does is for the run to say, which knows what its steps did: `optim.past_conflicts`.
     """
     return Field(default, json_schema_extra={"resume": "past"}, **kwargs)
+
+
+def chosen(known: dict[str, Any]) -> Any:
+    """The type of a section whose key `kind` chooses among `known`: each entry has its own keys, in its `Config`."""
+    sections = tuple(entry.Config for entry in known.values())
+    return Annotated[Union[sections], Field(discriminator="kind")] if len(sections) > 1 else sections[0]  # noqa: UP007
 
 
 class StageConfig(Config):
@@ -138,6 +144,22 @@ def dump(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def read_values(text: str) -> Any:
+    """A YAML text with values typed as YAML's own rules type them: for files that a program wrote.
+
+    Raises ValueError when the text is not valid YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {error}") from None
+
+
+def write_values(values: Any) -> str:
+    """Plain values as YAML, the keys in their order."""
+    return yaml.safe_dump(values, sort_keys=False)
+
+
 def frozen(config: Config) -> dict:
     """The values, as JSON has them, of the keys that make the result: all but the free ones."""
     found = {}
@@ -164,7 +186,7 @@ def _conflicts(old: Config, new: Config, prefix: str) -> typing.Iterator[str]:
         elif isinstance(a, Config) and isinstance(b, Config):  # another kind of the section, with other keys
             yield f"{key}.kind: {a.kind} → {b.kind}"
         else:
-            yield f"{key}: {_short(a)} → {_short(b)}"
+            yield f"{key}: {short(a)} → {short(b)}"
 
 
 def _differing(key: str, old: Any, new: Any) -> list[str]:
@@ -184,7 +206,8 @@ def _same_place(a: Any, b: Any) -> bool:
         return False
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as a line of an error shows it."""
     if isinstance(value, Config):
         value = value.model_dump(mode="json")
     elif isinstance(value, (list, tuple)):

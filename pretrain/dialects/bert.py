@@ -4,26 +4,42 @@ Two things that BERT has and our model does not: segment types, whose rows are w
 is left out of the file, so that transformers says itself that it starts at random.
 """
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from pretrain.dialects.dialect import Dialect
 from pretrain.dialects.naming import differences, rename
-from pretrain.model.transformer import ModelConfig
+from pretrain.model.config import ModelConfig
 
-TOKENIZER_KIND = "bert"
+if TYPE_CHECKING:
+    from torch import Tensor
 
-WANTED = {
-    "causal": False,
-    "norm": "layernorm",
-    "norm_position": "post",
-    "norm_eps": 1e-12,
-    "positions": "learned",
-    "mlp": "gelu",  # the exact one, by erf
-    "bias": True,
-    "qk_norm": False,
-    "tie_embeddings": True,
-    "transform_head": True,
-}
+CARD = """\
+{front}
+# A BERT encoder
+
+{size}
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForMaskedLM.from_pretrained(folder)
+```
+
+## What to know
+
+- **The pooler was not trained** and is not in the file. Classes that use it, such as `BertForSequenceClassification`,
+  start it at random and say so; fine-tuning trains it.
+- **Segment types were not trained.** Both rows are zero: a second text (`token_type_ids` 1) is told from the first only
+  once fine-tuning has moved them.
+- **Length.** {length}
+  The positions beyond were never trained.
+- **Dropout** is as in pre-training, {dropout:g}. Fine-tuning on little data may want more:
+  `from_pretrained(folder, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)`.
+- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
+  otherwise: `tokenizer(text, split_special_tokens=True)`. `{mask}` needs the default.
+"""
 
 SEGMENT_TYPES = 2
 
@@ -47,43 +63,65 @@ INSIDE = {  # of each layer
 }
 
 
-def objections(model: ModelConfig) -> list[str]:
-    """Why this model is no BERT, one line per key; empty if it is one."""
-    lines = differences(model, "bert", WANTED)
-    if model.heads != model.KV:
-        lines.append(f"model.kv_heads = {model.kv_heads}: bert has as many as model.heads, {model.heads}")
-    if model.E * model.heads != model.width:
-        lines.append(f"model.head_width = {model.E}: bert has model.width / model.heads, {model.width} / {model.heads}")
-    return lines
+class Bert(Dialect):
+    """`BertForMaskedLM`."""
 
-
-def config(model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
-    """What config.json says."""
-    return {
-        "architectures": ["BertForMaskedLM"],
-        "model_type": "bert",
-        "vocab_size": vocab_size,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "intermediate_size": model.mlp_width,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": model.dropout,
-        "max_position_embeddings": model.max_positions,
-        "position_embedding_type": "absolute",  # read by transformers 4
-        "type_vocab_size": SEGMENT_TYPES,
-        "initializer_range": model.init_std,
-        "layer_norm_eps": model.norm_eps,
-        "tie_word_embeddings": True,
-        "pad_token_id": specials["pad"],
-        "dtype": "float32",
-        "torch_dtype": "float32",  # its name in transformers 4
+    tokenizer_kind = "bert"
+    auto_class = "AutoModelForMaskedLM"
+    pipeline = "fill-mask"
+    card = CARD
+    wanted = {
+        "causal": False,
+        "norm": "layernorm",
+        "norm_position": "post",
+        "norm_eps": 1e-12,
+        "positions": "learned",
+        "mlp": "gelu",  # the exact one, by erf
+        "bias": True,
+        "qk_norm": False,
+        "tie_embeddings": True,
+        "transform_head": True,
     }
 
+    def objections(self, model: ModelConfig) -> list[str]:
+        """Why this model is no BERT, one line per key; empty if it is one."""
+        lines = differences(model, "bert", self.wanted)
+        if model.heads != model.KV:
+            lines.append(f"model.kv_heads = {model.kv_heads}: bert has as many as model.heads, {model.heads}")
+        if model.E * model.heads != model.width:
+            lines.append(
+                f"model.head_width = {model.E}: bert has model.width / model.heads, {model.width} / {model.heads}"
+            )
+        return lines
 
-def weights(model: ModelConfig, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under BERT's names."""
-    theirs = rename(ours, model.layers, OUTSIDE, "bert.encoder.layer", INSIDE)
-    theirs["bert.embeddings.token_type_embeddings.weight"] = torch.zeros(SEGMENT_TYPES, model.width)
-    return theirs
+    def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
+        """What config.json says."""
+        return {
+            "architectures": ["BertForMaskedLM"],
+            "model_type": "bert",
+            "vocab_size": vocab_size,
+            "hidden_size": model.width,
+            "num_hidden_layers": model.layers,
+            "num_attention_heads": model.heads,
+            "intermediate_size": model.mlp_width,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": model.dropout,
+            "attention_probs_dropout_prob": model.dropout,
+            "max_position_embeddings": model.max_positions,
+            "position_embedding_type": "absolute",  # read by transformers 4
+            "type_vocab_size": SEGMENT_TYPES,
+            "initializer_range": model.init_std,
+            "layer_norm_eps": model.norm_eps,
+            "tie_word_embeddings": True,
+            "pad_token_id": specials["pad"],
+            "dtype": "float32",
+            "torch_dtype": "float32",  # its name in transformers 4
+        }
+
+    def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """Our tensors under BERT's names."""
+        theirs = rename(ours, model.layers, OUTSIDE, "bert.encoder.layer", INSIDE)
+        theirs["bert.embeddings.token_type_embeddings.weight"] = ours["embed.weight"].new_zeros(
+            SEGMENT_TYPES, model.width
+        )
+        return theirs

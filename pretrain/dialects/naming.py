@@ -1,8 +1,11 @@
-"""What dialects are made of: settings they insist on, and names they give to our tensors."""
+"""What several dialects share: checking the values that they insist on, and renaming our tensors."""
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from pretrain.model.transformer import ModelConfig
+from pretrain.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def differences(model: ModelConfig, dialect: str, wanted: dict[str, object]) -> list[str]:
@@ -15,7 +18,9 @@ def differences(model: ModelConfig, dialect: str, wanted: dict[str, object]) -> 
     ]
 
 
-def rename(ours: dict[str, Tensor], layers: int, outside: dict[str, str], layer: str, inside: dict[str, str]) -> dict:
+def rename(
+    ours: "dict[str, Tensor]", layers: int, outside: dict[str, str], layer: str, inside: dict[str, str]
+) -> "dict[str, Tensor]":
     """`ours` under other names: by module `outside` the blocks, and `inside` block i, which they call `layer`.i."""
     names = dict(outside)
     for i in range(layers):

@@ -1,22 +1,47 @@
 """Qwen3, a decoder (Qwen team 2025, arXiv:2505.09388), as `Qwen3ForCausalLM` of transformers has it."""
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from pretrain.dialects.dialect import Dialect
 from pretrain.dialects.naming import differences, rename
-from pretrain.model.transformer import ModelConfig
+from pretrain.model.config import ModelConfig
 
-TOKENIZER_KIND = "byte"
+if TYPE_CHECKING:
+    from torch import Tensor
 
-WANTED = {
-    "causal": True,
-    "norm": "rmsnorm",
-    "norm_position": "pre",
-    "positions": "rope",
-    "mlp": "swiglu",
-    "bias": False,
-    "qk_norm": True,
-    "transform_head": False,
-}
+CARD = """\
+{front}
+# A Qwen3 decoder
+
+{size}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+prompt = tokenizer("In the beginning", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_special_tokens=True))
+```
+
+## What to know
+
+- **`{end}` begins and ends a document.** The tokenizer writes it in front of a text and nothing behind, so that a
+  prompt is what training saw at the start of a document; `generate` stops at the next one. To train on whole documents,
+  append `tokenizer.eos_token_id` yourself.
+- **Padding is on the left**, as `generate` needs it for prompts of several lengths.
+{lossless}- **Length.** {length}
+  Longer inputs are extrapolation: config.json takes {positions:,} positions, and what asks it, as lm-eval does, must be
+  told `max_length={longest}`.
+- **Scoring text with lm-eval.** It puts a begin mark in front of what the tokenizer has begun with `{end}` already, and
+  scores the second one too. For whole texts (`loglikelihood_rolling`: perplexity, bits per byte) pass
+  `--model_args pretrained=FOLDER,dtype=float32,add_bos_token=False,max_length={longest}`. Multiple choice, where a
+  context is given, is right without `add_bos_token=False`.
+- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
+  otherwise: `tokenizer(text, split_special_tokens=True)`.
+- It continues text; it was not taught to follow instructions, and has no chat template.
+"""
 
 OUTSIDE = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head.decoder": "lm_head"}
 INSIDE = {  # of each layer
@@ -34,41 +59,57 @@ INSIDE = {  # of each layer
 }
 
 
-def objections(model: ModelConfig) -> list[str]:
-    """Why this model is no Qwen3, one line per key; empty if it is one."""
-    return differences(model, "qwen3", WANTED)
+class Qwen3(Dialect):
+    """`Qwen3ForCausalLM`."""
 
-
-def config(model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
-    """What config.json says. Documents begin and end at the same mark."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": vocab_size,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.KV,
-        "head_dim": model.E,
-        "intermediate_size": model.mlp_width,
-        "hidden_act": "silu",
-        "max_position_embeddings": model.max_positions,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "rope_theta": model.rope_theta,  # its place in transformers 4
-        "rms_norm_eps": model.norm_eps,
-        "attention_bias": False,
-        "attention_dropout": model.dropout,  # Qwen3 has none elsewhere; ours also drops after the two branches
-        "use_sliding_window": False,
-        "initializer_range": model.init_std,
-        "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": specials["eod"],
-        "eos_token_id": specials["eod"],
-        "pad_token_id": specials["pad"],
-        "dtype": "float32",
-        "torch_dtype": "float32",  # its name in transformers 4
+    tokenizer_kind = "byte"
+    auto_class = "AutoModelForCausalLM"
+    pipeline = "text-generation"
+    card = CARD
+    wanted = {
+        "causal": True,
+        "norm": "rmsnorm",
+        "norm_position": "pre",
+        "positions": "rope",
+        "mlp": "swiglu",
+        "bias": False,
+        "qk_norm": True,
+        "transform_head": False,
     }
 
+    def objections(self, model: ModelConfig) -> list[str]:
+        """Why this model is no Qwen3, one line per key; empty if it is one."""
+        return differences(model, "qwen3", self.wanted)
 
-def weights(model: ModelConfig, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under Qwen3's names."""
-    return rename(ours, model.layers, OUTSIDE, "model.layers", INSIDE)
+    def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
+        """What config.json says. Documents begin and end at the same mark."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "vocab_size": vocab_size,
+            "hidden_size": model.width,
+            "num_hidden_layers": model.layers,
+            "num_attention_heads": model.heads,
+            "num_key_value_heads": model.KV,
+            "head_dim": model.E,
+            "intermediate_size": model.mlp_width,
+            "hidden_act": "silu",
+            "max_position_embeddings": model.max_positions,
+            "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+            "rope_theta": model.rope_theta,  # its place in transformers 4
+            "rms_norm_eps": model.norm_eps,
+            "attention_bias": False,
+            "attention_dropout": model.dropout,  # Qwen3 has none elsewhere; ours also drops after the two branches
+            "use_sliding_window": False,
+            "initializer_range": model.init_std,
+            "tie_word_embeddings": model.tie_embeddings,
+            "bos_token_id": specials["eod"],
+            "eos_token_id": specials["eod"],
+            "pad_token_id": specials["pad"],
+            "dtype": "float32",
+            "torch_dtype": "float32",  # its name in transformers 4
+        }
+
+    def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """Our tensors under Qwen3's names."""
+        return rename(ours, model.layers, OUTSIDE, "model.layers", INSIDE)

@@ -15,10 +15,12 @@ import torch
 from pydantic import Field
 
 from pretrain import config
-from pretrain.config import StageConfig, free
+from pretrain.config import Config, StageConfig, free
 from pretrain.errors import ConfigError, ShardError
 from pretrain.model.transformer import Transformer
-from pretrain.objectives.objectives import Batch, Learner
+from pretrain.objectives import Objective
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.learner import Learner
 from pretrain.order.phases import Phase, locate
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.storage.files import write_json
@@ -75,14 +77,17 @@ def _scored(cfg: ScoringConfig, peers: Peers) -> dict:
         tokenizer = open_tokenizer(cfg.tokenizer or old.data.tokenizer)
         found.check_tokenizer(tokenizer, ConfigError)
         sides = _sides(cfg, old, found, tokenizer)
-        phase = locate(max(0, found.state.step - 1), old.phases).phase
+        position = locate(max(0, found.state.step - 1), old.phases)
+        phase = position.phase
         seq_len = _seq_len(cfg, old, phase, sides)
     read = " ".join(side.fingerprint for side in sides.values())
     check_agreement(
         world, {"checkpoint": found.index["fingerprint"], "shards": read, "configuration": config.dump(cfg)}
     )
     windows, max_tokens = cfg.windows or old.data.windows, cfg.max_tokens or old.evaluate.max_tokens
-    scores = _scores(cfg, old, found, world, sides, tokenizer, (seq_len, max_tokens, windows == "documents"))
+    objective = old.objective_of(position.number)
+    which = (objective, seq_len, max_tokens, windows == "documents")
+    scores = _scores(cfg, old, found, world, sides, tokenizer, which)
     if not cfg.shards and old.data.corpora:
         scores[""] = together(list(scores.values()), phase.weights(list(sides)))
     if world.speaks:
@@ -107,16 +112,17 @@ def _scores(
     world: World,
     sides: dict[str, Shards],
     tokenizer: Tokenizer,
-    which: tuple[int, int, bool],
+    which: tuple[Config, int, int, bool],
 ) -> dict[str, Scores]:
-    """The scores of each side. `which`: the length of windows, how many tokens, whether windows are packed."""
-    seq_len, max_tokens, packed = which
+    """The scores of each side. `which`: the objective, the length of windows, how many tokens, whether windows are
+    packed."""
+    objective, seq_len, max_tokens, packed = which
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
     scorer = _Scorer(old, found, world)
     longest = max(phase.seq_len for phase in old.phases)
     at_once = cfg.micro_batch or max(1, old.engine.micro_batch * longest // seq_len)
     return {
-        name: HeldOut(side, old.objective, seq_len, max_tokens, token_bytes, packed).score(scorer, world, at_once)
+        name: HeldOut(side, objective, seq_len, max_tokens, token_bytes, packed).score(scorer, world, at_once)
         for name, side in sides.items()
     }
 
@@ -174,9 +180,9 @@ class _Scorer:
     def train(self, training: bool) -> None:
         self._module.train(training)
 
-    def __call__(self, batch: Batch, each: bool = False) -> Any:
+    def __call__(self, objective: Objective, batch: Batch, each: bool = False) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self._module(batch.to(self.device), each)
+            return self._module(objective, batch.to(self.device), each)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         if self._group is not None:

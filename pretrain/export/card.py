@@ -6,11 +6,12 @@ depends on whether the shards and the run are still there.
 
 import re
 
-import yaml
-
+from pretrain.config import write_values
+from pretrain.dialects import DIALECTS
 from pretrain.export.provenance import Text
 from pretrain.export.reference import FUZZED, TOLERANCE
-from pretrain.model.transformer import ModelConfig
+from pretrain.model.config import ModelConfig
+from pretrain.objectives import OBJECTIVES
 from pretrain.tokenizer import Tokenizer
 
 TRAINING = ("seed", "objective", "phases", "optim", "model")  # sections of the run's configuration that are shown
@@ -22,68 +23,6 @@ HUB_LICENCES = {  # that text comes with, as the hub spells them; any other is `
     "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "etalab-2.0", "gfdl", "gpl-2.0", "gpl-3.0",
     "lgpl-3.0", "mit", "mpl-2.0", "odbl", "odc-by", "pddl", "unlicense",
 }  # fmt: skip
-
-ENCODER = """\
-{front}
-# A BERT encoder
-
-{size}
-
-```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-folder = "path/to/this/folder"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForMaskedLM.from_pretrained(folder)
-```
-
-## What to know
-
-- **The pooler was not trained** and is not in the file. Classes that use it, such as `BertForSequenceClassification`,
-  start it at random and say so; fine-tuning trains it.
-- **Segment types were not trained.** Both rows are zero: a second text (`token_type_ids` 1) is told from the first only
-  once fine-tuning has moved them.
-- **Length.** {length}
-  The positions beyond were never trained.
-- **Dropout** is as in pre-training, {dropout:g}. Fine-tuning on little data may want more:
-  `from_pretrained(folder, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)`.
-- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
-  otherwise: `tokenizer(text, split_special_tokens=True)`. `{mask}` needs the default.
-"""
-
-DECODER = """\
-{front}
-# A Qwen3 decoder
-
-{size}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "path/to/this/folder"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-prompt = tokenizer("In the beginning", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_special_tokens=True))
-```
-
-## What to know
-
-- **`{end}` begins and ends a document.** The tokenizer writes it in front of a text and nothing behind, so that a
-  prompt is what training saw at the start of a document; `generate` stops at the next one. To train on whole documents,
-  append `tokenizer.eos_token_id` yourself.
-- **Padding is on the left**, as `generate` needs it for prompts of several lengths.
-{lossless}- **Length.** {length}
-  Longer inputs are extrapolation: config.json takes {positions:,} positions, and what asks it, as lm-eval does, must be
-  told `max_length={longest}`.
-- **Scoring text with lm-eval.** It puts a begin mark in front of what the tokenizer has begun with `{end}` already, and
-  scores the second one too. For whole texts (`loglikelihood_rolling`: perplexity, bits per byte) pass
-  `--model_args pretrained=FOLDER,dtype=float32,add_bos_token=False,max_length={longest}`. Multiple choice, where a
-  context is given, is right without `add_bos_token=False`.
-- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
-  otherwise: `tokenizer(text, split_special_tokens=True)`.
-- It continues text; it was not taught to follow instructions, and has no chat template.
-"""
 
 LOSSLESS = "- **No text is changed or unknown**: decoding the ids of a text gives the text back.\n"
 
@@ -141,8 +80,10 @@ def card(
     steps += f"{_tokens(index['step'], settings['phases']):,} tokens"
     steps += f", {settings['engine']['precision']}." if "engine" in settings else "."
     specials = {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()}
-    return ({"bert": ENCODER, "qwen3": DECODER}[dialect] + REST).format(
-        front=front_matter("fill-mask" if dialect == "bert" else "text-generation", texts),
+    of = DIALECTS[dialect]
+    objective = OBJECTIVES[(settings["phases"][-1].get("objective") or settings["objective"])["kind"]]
+    return (of.card + REST).format(
+        front=front_matter(of.pipeline, texts),
         size=size,
         length=f"Training windows were at most {longest:,} tokens; the tokenizer truncates to that when asked to.",
         longest=longest,
@@ -151,18 +92,25 @@ def card(
         end=specials["eod"] if "eod" in specials else specials["sep"],
         mask=specials.get("mask"),
         lossless=LOSSLESS if tokenizer.lossless else "",
-        quality=quality(scores, index["step"], model.causal),
+        quality=quality(scores, index["step"], objective.asked),
         data=data(texts),
         folding=folding(tokenizer),
         steps=steps,
         checkpoint=index["fingerprint"],
         shards="`, `".join(f"{text.name} {text.fingerprint}".strip() for text in texts),
         tokenizer=index["tokenizer"],
-        training=yaml.safe_dump({key: settings[key] for key in TRAINING if key in settings}, sort_keys=False),
+        training=write_values(_given({key: settings.get(key) for key in TRAINING})),
         tolerance=TOLERANCE,
         texts=FUZZED,
         written=", and `generate` added to each what is the likeliest after it alone" if model.causal else "",
     )
+
+
+def _given(value: object) -> object:
+    """A value of a configuration without the keys that are null."""
+    if isinstance(value, dict):
+        return {key: _given(inner) for key, inner in value.items() if inner is not None}
+    return [_given(inner) for inner in value] if isinstance(value, list) else value
 
 
 def front_matter(pipeline: str, texts: list[Text]) -> str:
@@ -178,10 +126,10 @@ def front_matter(pipeline: str, texts: list[Text]) -> str:
     else:
         found |= {"license": "other", "license_name": licences[0] if len(licences) == 1 else "several"}
     found |= {"library_name": "transformers", "pipeline_tag": pipeline}
-    return f"---\n{yaml.safe_dump(found, sort_keys=False)}---\n"
+    return f"---\n{write_values(found)}---\n"
 
 
-def quality(scores: list[dict], step: int, causal: bool) -> str:
+def quality(scores: list[dict], step: int, asked: str) -> str:
     """The held-out scores beside what a predictor that ignores the context can reach."""
     if not scores:
         return f"Not known: the held-out text was not scored at step {step:,}, or the run was not there.\n"
@@ -197,8 +145,7 @@ def quality(scores: list[dict], step: int, causal: bool) -> str:
         numbers = [_number(score.get(key), ".4f") for key in ("no_context_loss", "gain")]
         numbers += [_number(score.get("accuracy"), ".1%"), bits, _number(score.get("targets"), ",")]
         lines.append(f"| {_cell(name)} | {loss} | {' | '.join(numbers)} |")
-    shown = "the next token" if causal else "tokens shown as the mask, 15 % of the text"
-    lines += ["", f"Targets are {shown}; ± is one standard error. *Without context* is the entropy of the targets: a"]
+    lines += ["", f"Targets are {asked}; ± is one standard error. *Without context* is the entropy of the targets: a"]
     lines += ["predictor that ignores the context cannot be better. *Gain* is how far the model is below it."]
     if any(score.get("learnt") is False for score in scores):
         lines += ["", "**The model predicts this text no better than token frequencies do: it has learnt nothing.**"]

@@ -24,7 +24,7 @@ def main(folder: Path, reference: Path, result: Path) -> None:
     said = json.loads((reference / "texts.json").read_text(encoding="utf-8"))
     tensors = load_file(reference / "tensors.safetensors")
 
-    model, tokenizer, faults = opened(folder, said["causal"])
+    model, tokenizer, faults = opened(folder, said["auto_class"])
     faults += differing_texts(tokenizer, said) + differing_marks(model, tokenizer, said)
     logits = logits_of(model, tensors)
     measured, where = compare(logits, tensors)
@@ -37,7 +37,7 @@ def main(folder: Path, reference: Path, result: Path) -> None:
         model.save_pretrained(again)
         tokenizer.save_pretrained(again)
         del model
-        model, tokenizer, faults = opened(again, said["causal"])
+        model, tokenizer, faults = opened(again, said["auto_class"])
         faults += differing_texts(tokenizer, said) + differing_marks(model, tokenizer, said)
         if not all(map(torch.equal, logits, logits_of(model, tensors))):
             faults.append("logits changed")
@@ -51,10 +51,9 @@ def main(folder: Path, reference: Path, result: Path) -> None:
     result.write_text(json.dumps({"faults": faults, **measured}), encoding="utf-8")
 
 
-def opened(folder: Path, causal: bool) -> tuple:
+def opened(folder: Path, auto_class: str) -> tuple:
     """Model, tokenizer, and what was said on loading: every weight must be in the file and have its place."""
-    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
-    model, report = auto.from_pretrained(folder, output_loading_info=True)
+    model, report = getattr(transformers, auto_class).from_pretrained(folder, output_loading_info=True)
     faults = [f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names]
     if model.dtype != torch.float32:
         faults.append(f"the weights were opened as {model.dtype}")

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.model.transformer import ModelConfig, Transformer
+from pretrain.model.attention import Layout
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import Transformer
 from pretrain.tokenizer import Tokenizer
 
 TENSORS, TEXTS = "tensors.safetensors", "texts.json"
@@ -39,12 +41,15 @@ SPACES = [*" \t\n\x0b\x0c\x1c\x85\x00\xa0\u2009\u2028\u3000", "  ", "\r\n", "\n\
 RUNS = ["a" * 150, "汉" * 60, " " * 60, "!" * 50, "9" * 40, "\n" * 30, "é" * 101]
 
 
-def write(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    """Ask `model` and `tokenizer` about made-up ids and texts and write the answers to `folder`."""
+def write(folder: Path, model: Transformer, tokenizer: Tokenizer, auto_class: str) -> None:
+    """Ask `model` and `tokenizer` about made-up ids and texts and write the answers to `folder`.
+
+    `auto_class`: the class of transformers that is to open the exported folder.
+    """
     folder.mkdir()
     said = _spellings(model.config, tokenizer)
     several = _of_several_lengths(said["texts"], min(model.config.max_positions, LONGEST) - WRITTEN)
-    said |= {"padded": [entry["text"] for entry in several], "written": WRITTEN}
+    said |= {"padded": [entry["text"] for entry in several], "written": WRITTEN, "auto_class": auto_class}
     save_file(_answers(model) | _alone(model, [entry["ids"] for entry in several]), folder / TENSORS)
     (folder / TEXTS).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
@@ -78,7 +83,7 @@ def _answers(model: Transformer) -> dict[str, Tensor]:
         ids = torch.randint(model.vocab_size, (len(lengths), T), generator=generator)
         mask = (torch.arange(T) < torch.tensor(lengths)[:, None]).long()  # (B, T), 0 is padding
         rows = torch.linspace(0, T - 1, min(T, ROWS)).long()
-        hidden = model(ids, mask, torch.arange(T).expand_as(ids))  # padding is a document that no token looks at
+        hidden = model(ids, _layout(model, mask))
         logits = model.logits(hidden[:, rows])  # (B, R, V)
         tensors |= {f"{n}.ids": ids, f"{n}.mask": mask, f"{n}.rows": rows, f"{n}.logits": logits}
     tensors["hidden"] = torch.stack(_hidden_states(model, tensors["0.ids"], tensors["0.mask"]))
@@ -99,8 +104,13 @@ def _alone(model: Transformer, texts: list[list[int]]) -> dict[str, Tensor]:
     found = {}
     for n, ids in enumerate(texts):
         row = torch.tensor([ids])
-        found[f"padded.{n}"] = model.logits(model(row, torch.ones_like(row), torch.arange(len(ids))[None]))[0]
+        found[f"padded.{n}"] = model.logits(model(row, _layout(model, torch.ones_like(row))))[0]
     return found
+
+
+def _layout(model: Transformer, mask: Tensor) -> Layout:
+    """(B, T) 1 for text and 0 for padding, which counts as a document that no token of text looks at."""
+    return Layout(mask, torch.arange(mask.shape[1]).expand_as(mask), model.config.causal)
 
 
 def _shapes(longest: int) -> list[list[int]]:
@@ -113,7 +123,7 @@ def _hidden_states(model: Transformer, ids: Tensor, mask: Tensor) -> list[Tensor
     """What goes into each block, and what the model ends with: layers + 1 of (B, T, D), as transformers counts them."""
     states: list[Tensor] = []
     hooks = [block.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for block in model.blocks]
-    last = model(ids, mask, torch.arange(ids.shape[1]).expand_as(ids))
+    last = model(ids, _layout(model, mask))
     for hook in hooks:
         hook.remove()
     return [*states, last]

@@ -1,27 +1,23 @@
 """The stage `export`: a checkpoint written as a Hugging Face folder, compared with our model, and published."""
 
-import difflib
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain import config
 from pretrain.config import StageConfig
-from pretrain.dialects import bert, qwen3
+from pretrain.dialects import DIALECTS, Dialect, DialectName, check_expressible
 from pretrain.errors import ExportError
 from pretrain.export import card, provenance, reference, tokenizer_files
-from pretrain.model.transformer import ModelConfig, Transformer
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import Transformer
 from pretrain.storage.files import write_json
 from pretrain.storage.index import write_index
 from pretrain.storage.publish import publish
@@ -30,32 +26,13 @@ from pretrain.training import checkpoint
 from pretrain.training.checkpoint import Checkpoint
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-DIALECTS = {"bert": bert, "qwen3": qwen3}
 
 
 class ExportConfig(StageConfig):
     checkpoint: str  # a run folder (its newest checkpoint) or one of its checkpoints/step_…
-    dialect: Literal["bert", "qwen3"]
+    dialect: DialectName
     out: str
     tokenizer: str | None = None  # default: where the run found it
-
-
-def check(model: ModelConfig, dialect: str, tokenizer_kind: str | None = None) -> None:
-    """Raise ExportError unless `model`, with a tokenizer of this kind, can be expressed in `dialect` and verified."""
-    if dialect not in DIALECTS:
-        near = difflib.get_close_matches(dialect, DIALECTS, n=1)
-        raise ExportError(
-            f"no dialect {dialect!r}" + (f": did you mean {near[0]}?" if near else ""),
-            f"known: {', '.join(DIALECTS)}",
-        )
-    lines = DIALECTS[dialect].objections(model)
-    wanted = DIALECTS[dialect].TOKENIZER_KIND
-    if tokenizer_kind not in (None, wanted):
-        lines.append(f"the tokenizer is of kind {tokenizer_kind}: {dialect} has {wanted}")
-    if lines:
-        raise ExportError(f"this model cannot be exported as {dialect}", *lines)
-    if importlib.util.find_spec("transformers") is None:
-        raise ExportError("export needs transformers", "pip install '.[export]'")
 
 
 def run(cfg: ExportConfig) -> dict:
@@ -64,11 +41,11 @@ def run(cfg: ExportConfig) -> dict:
     Raises ExportError when the model cannot be expressed or the folder is not equal to it; then `out` is as it was.
     """
     source = Checkpoint(checkpoint.resolve(cfg.checkpoint))
-    settings = yaml.safe_load(source.config_text)
+    settings = config.read_values(source.config_text)
     model = config.build(ModelConfig, settings["model"], f"{source.folder}/{checkpoint.CONFIG}")
     tokenizer = open_tokenizer(cfg.tokenizer or settings["data"]["tokenizer"])
     source.check_tokenizer(tokenizer, ExportError)
-    check(model, cfg.dialect, tokenizer.kind)
+    check_expressible(model, cfg.dialect, tokenizer.kind)
     with publish(Path(cfg.out), "export", ExportError, cfg) as aside:
         ours = source.weights()
         vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
@@ -76,7 +53,7 @@ def run(cfg: ExportConfig) -> dict:
         tokenizer_files.write_tokenizer(aside, tokenizer, card.trained_length(settings))
         _write_model(aside, DIALECTS[cfg.dialect], model, ours, tokenizer.specials)
         said = aside / "said"  # inside, so that the next export sweeps what a killed one leaves
-        reference.write(said, opened(model, ours), tokenizer)
+        reference.write(said, opened(model, ours), tokenizer, DIALECTS[cfg.dialect].auto_class)
         del ours  # the other process needs the memory
         certificate = verify(aside, said)
         shutil.rmtree(said)
@@ -119,7 +96,7 @@ def verify(folder: Path, said: Path) -> dict:
 
 
 def _write_model(
-    folder: Path, dialect: ModuleType, model: ModelConfig, ours: dict[str, Tensor], specials: dict[str, int]
+    folder: Path, dialect: Dialect, model: ModelConfig, ours: dict[str, Tensor], specials: dict[str, int]
 ) -> None:
     settings = dialect.config(model, len(ours["embed.weight"]), specials)
     write_json(folder / "config.json", settings)

@@ -30,6 +30,7 @@ from pretrain.hashing import PACK, permute, unpermute
 from pretrain.order.mixture import Mixture
 from pretrain.order.packed import PackedWindows
 from pretrain.order.phases import Phase, locate
+from pretrain.order.rows import Rows, joined
 from pretrain.order.stream import Windows
 
 CHUNK = 8192  # samples placed at once: alone a sample costs 150 µs, in a chunk 0.3 µs, 0.5 with pools
@@ -172,19 +173,16 @@ class Order:
             first, count = first + parts[-1].shape[1], count - parts[-1].shape[1]
         return Samples(*(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)))
 
-    def rows(self, samples: Samples, seq_len: int, lead: int) -> np.ndarray:
-        """The ids of samples as `Windows.rows` gives them, or, packed, as `PackedWindows.rows` does."""
-        return self._each(samples, lambda windows, starts: windows.rows(starts, seq_len, lead))
-
-    def layout(self, samples: Samples, seq_len: int) -> np.ndarray | None:
-        """(B, seq_len) int8: how packed windows are laid out; None for windows of the plain stream."""
-        if not self.packed:
-            return None
-        return self._each(samples, lambda windows, starts: windows.layout(starts, seq_len))
-
-    def words(self, samples: Samples, seq_len: int) -> np.ndarray:
-        """(B, seq_len) bool: where words begin in them."""
-        return self._each(samples, lambda windows, starts: windows.words(starts, seq_len))
+    def rows(self, samples: Samples, seq_len: int, words: bool = False) -> Rows:
+        """The tokens of samples, in windows of `seq_len`; with `words` also where words begin in them."""
+        corpora = np.unique(samples.corpora) if len(self.windows) > 1 else np.zeros(1, np.int64)
+        if len(corpora) == 1:
+            return self.windows[corpora[0]].rows(samples.starts, seq_len, words)
+        parts = []
+        for corpus in corpora:
+            mine = np.flatnonzero(samples.corpora == corpus)
+            parts.append((mine, self.windows[corpus].rows(samples.starts[mine], seq_len, words)))
+        return joined(parts)
 
     def ahead(self, samples: Samples, seq_len: int) -> None:
         """Have the system begin to read samples that will be asked for."""
@@ -335,18 +333,4 @@ class Order:
             here = pools == pool
             first, last = mixture.first_samples(np.array([pool, pool + 1]) * size).tolist()
             found[here] = first + move(samples[here] - first, last - first, self.windows[0].seed, PACK, phase, pool)
-        return found
-
-    def _each(self, samples: Samples, read: Callable[[Windows, np.ndarray], np.ndarray]) -> np.ndarray:
-        """What `read` finds in each corpus, put together in the order of the samples."""
-        numbers = np.unique(samples.corpora) if len(self.windows) > 1 else np.zeros(1, np.int64)
-        if len(numbers) == 1:
-            return read(self.windows[numbers[0]], samples.starts)
-        found = None
-        for number in numbers:
-            mine = samples.corpora == number
-            part = read(self.windows[number], samples.starts[mine])
-            if found is None:
-                found = np.empty((len(samples.starts), *part.shape[1:]), part.dtype)
-            found[mine] = part
         return found

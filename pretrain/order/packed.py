@@ -26,6 +26,7 @@ from itertools import pairwise
 import numpy as np
 
 from pretrain.hashing import PACK, hash64
+from pretrain.order.rows import Rows
 from pretrain.order.stream import Part, Windows, WordStarts
 from pretrain.shards import Shards
 
@@ -50,7 +51,7 @@ class PackedWindows(Windows):
         super().__init__(shards, block_tokens, seed, words, corpus)
         assert shards.tokens < 1 << 63 - NUMBER_BITS, shards.tokens
         self.unit = max(1, block_tokens // BLOCK_WINDOWS)  # tokens that are never parted by the end of a block
-        self.padding = shards.specials.get("pad", self.before)
+        self.padding = shards.specials.get("pad", self.end)
         self.per_block = lru_cache(self.per_block)
         self._block = lru_cache(KEPT)(self._block)
 
@@ -126,19 +127,15 @@ class PackedWindows(Windows):
     def ahead(self, starts: np.ndarray, seq_len: int) -> None:
         self.shards.ahead(np.unique(starts >> NUMBER_BITS), self.block_tokens)
 
-    def layout(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
-        """(B, seq_len) int8, for each place of windows: GOES_ON, BEGINS or FREE."""
-        return self._each(starts, seq_len, lambda block: block.layout)
-
-    def rows(self, starts: np.ndarray, seq_len: int, lead: int) -> np.ndarray:
-        """Ids of windows, int32: (B, seq_len); or with `lead` 1 (B, 2, seq_len), what precedes each id, and the id.
-
-        Before the first token of a document stands the end mark of the one before it in the stream.
-        """
-        return self._each(starts, seq_len, lambda block: block.pairs if lead else block.ids)
+    def rows(self, starts: np.ndarray, seq_len: int, words: bool = False) -> Rows:
+        """The windows `starts` (B,), each of `seq_len` places; with `words` also where words begin in them."""
+        pairs = self._each(starts, seq_len, lambda block: block.pairs)
+        kinds = self._each(starts, seq_len, lambda block: block.kinds)
+        begins = self.words(starts, seq_len) if words else None
+        return Rows(pairs[:, 1], pairs[:, 0], kinds == BEGINS, kinds != FREE, begins)
 
     def words(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
-        """(B, seq_len) bool: where words begin in windows. Free places are words of their own."""
+        """(B, seq_len) bool: where words begin in the windows `starts` (B,). Free places are words of their own."""
         assert self.word_starts is not None, "this set was opened without its words"
         return self._each(starts, seq_len, lambda block: block.words)
 
@@ -210,31 +207,23 @@ class _Block:
         self._heads = windows * seq_len + places
 
     @cached_property
-    def layout(self) -> np.ndarray:
-        """(W, T) int8."""
+    def kinds(self) -> np.ndarray:
+        """(W, T) int8: GOES_ON, BEGINS or FREE for each place."""
         kinds = np.where(self._begins < self._size, GOES_ON, FREE).astype(np.int8)
         found = np.repeat(kinds, self._lengths)
         found[self._heads] = BEGINS
         return found.reshape(self._shape)
 
     @cached_property
-    def ids(self) -> np.ndarray:
-        """(W, T) int32."""
-        return self._laid(self._stream()[1:], self._of.padding)
-
-    @cached_property
     def pairs(self) -> np.ndarray:
         """(W, 2, T) int32: what precedes each token in the stream, and the token."""
-        stream = self._stream()
+        (stream,) = self._of.tokens(np.array([self._start]), self._size)
         return np.stack([self._laid(part, self._of.padding) for part in (stream[:-1], stream[1:])], axis=1)
 
     @cached_property
     def words(self) -> np.ndarray:
         """(W, T) bool."""
         return self._laid(self._of.word_starts.gather(np.array([self._start]), self._size)[0], True)
-
-    def _stream(self) -> np.ndarray:
-        return Windows.rows(self._of, np.array([self._start]), self._size, 1)[0]
 
     def _laid(self, stream: np.ndarray, free: int | bool) -> np.ndarray:
         """(W, T): the block's stream as it is laid into windows, and `free` where there is no token."""

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pretrain.hashing import OFFSET, TURN, hash64, permute, unpermute
+from pretrain.order.rows import Rows, of_stream
 from pretrain.shards import Shards
 
 
@@ -45,7 +46,7 @@ class Windows:
     def __init__(self, shards: Shards, block_tokens: int, seed: int, words: WordStarts | None = None, corpus: int = 0):
         self.shards, self.block_tokens, self.seed, self.corpus = shards, block_tokens, seed, corpus
         self.blocks = shards.tokens // block_tokens  # per epoch
-        self.before = shards.specials["eod" if "eod" in shards.specials else "sep"]  # what precedes the stream
+        self.end = shards.specials["eod" if "eod" in shards.specials else "sep"]  # closes every document
         self.word_starts = words
 
     def check_unchanged(self) -> None:
@@ -130,18 +131,22 @@ class Windows:
         """Have the system begin to read windows that will be asked for."""
         self.shards.ahead(starts, seq_len)
 
-    def rows(self, starts: np.ndarray, seq_len: int, lead: int) -> np.ndarray:
-        """(B, lead + seq_len) int32: the windows at `starts`, each with `lead` (0 or 1) tokens from before it.
+    def rows(self, starts: np.ndarray, seq_len: int, words: bool = False) -> Rows:
+        """The windows of `seq_len` tokens at `starts` (B,); with `words` also where words begin in them."""
+        return of_stream(self.tokens(starts, seq_len), self.end, self.words(starts, seq_len) if words else None)
+
+    def tokens(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """(B, 1 + length) int32: `length` tokens of the stream from each of `starts` (B,) on, and the one before them.
 
         The stream is preceded by an end mark, so that its first token is predicted like any other.
         """
-        if starts.min() >= lead:
-            return self.shards.gather(starts - lead, lead + seq_len)
-        rows = np.empty((len(starts), lead + seq_len), np.int32)
-        rows[:, lead:] = self.shards.gather(starts, seq_len)
+        if starts.min() > 0:
+            return self.shards.gather(starts - 1, 1 + length)
+        tokens = np.empty((len(starts), 1 + length), np.int32)
+        tokens[:, 1:] = self.shards.gather(starts, length)
         before = self.shards.gather(np.maximum(starts - 1, 0), 1)[:, 0]
-        rows[:, 0] = np.where(starts > 0, before, self.before)
-        return rows
+        tokens[:, 0] = np.where(starts > 0, before, self.end)
+        return tokens
 
     def words(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
         """(B, seq_len) bool: where words begin in the windows at `starts`."""

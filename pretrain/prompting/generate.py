@@ -82,16 +82,13 @@ def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
 
     transformers would open an encoder as a decoder, and a classifier with a new head, and both answer nonsense.
     """
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
+    known = library("transformers.models.auto.modeling_auto")
+    decoders, encoders = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     kind, named = config.model_type, config.architectures or []
     found = [str(name) for name in (named if isinstance(named, list) else [named])]
-    classes = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _each(names)}
-    causal = any(name in classes for name in found) if found else kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+    classes = {name for names in decoders.values() for name in _each(names)}
+    causal = any(name in classes for name in found) if found else kind in decoders
+    if kind in encoders and not getattr(config, "is_decoder", False):
         causal = False  # BERT and its like are of both kinds, and look at what follows unless they are decoders
     if not causal:
         holds = ", ".join(found) or f"a model of the kind {kind}"

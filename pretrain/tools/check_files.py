@@ -10,10 +10,10 @@ copy between machines.
 import argparse
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from pretrain import cli
+from pretrain.config import read_values
 from pretrain.display.progress import progress
 from pretrain.errors import UserError
 from pretrain.storage import schemas
@@ -111,8 +111,8 @@ def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
 def _places_of_run(path: Path) -> dict:
     """Where a run found its tokenizer and its shards, as its configuration says. Raises UserError if it does not."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_values(path.read_text(encoding="utf-8"))
         return RunData.model_validate(values["data"]).model_dump()
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         kind = "not what this version reads" if isinstance(error, ValidationError) else type(error).__name__
         raise UserError(f"{path} does not say what the run was made with", kind) from None

@@ -10,10 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
 from pydantic import Field
 
-from pretrain.config import Config
+from pretrain.config import Config, read_values
 from pretrain.display import tables
 from pretrain.errors import PretrainError
 from pretrain.finetune.compare import verdict_of
@@ -102,7 +101,7 @@ def _execute(command: list[str], ranks: int) -> None:
 
 
 def _out(path: str) -> str:
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))["out"]
+    return read_values(Path(path).read_text(encoding="utf-8"))["out"]
 
 
 def _json(path: Path) -> dict:

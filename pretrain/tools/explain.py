@@ -11,33 +11,27 @@ TensorBoard and checkpoints give them: step 1 is the first.
 """
 
 import argparse
-import importlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from pretrain import cli, config
-from pretrain.config import Config
 from pretrain.errors import ConfigError, ShardError
-from pretrain.order import branch, run_data
-from pretrain.order.branch import BranchConfig
+from pretrain.objectives import Objective
+from pretrain.order import branch
 from pretrain.order.order import Order, Reading
 from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows
-from pretrain.order.phases import Phase, locate
-from pretrain.order.run_data import Corpus, DataConfig
+from pretrain.order.phases import locate
+from pretrain.order.run_data import Corpus, RunData, open_run_data
 from pretrain.shards import Shards
 from pretrain.shards.reader import sidecars
 from pretrain.tokenizer import Tokenizer, open_tokenizer
+from pretrain.training.config import RunConfig
 from pretrain.training.watch.metrics import last_step
-
-if TYPE_CHECKING:
-    from pretrain.training.config import RunConfig
 
 CONFIG = "config.yaml"
 SHOWN = 60  # characters of each document in a list
@@ -64,68 +58,28 @@ def main(argv: list[str] | None = None) -> int:
     return cli.guarded(lambda: _answer(arguments))
 
 
-class Plan(Config):
-    """What decides the order of a run, checked as the run checks it; of the rest only the names, so that torch, which
-    their sections import, stays away."""
-
-    seed: int = Field(ge=0, lt=2**63)
-    data: DataConfig
-    phases: list[Phase] = Field(min_length=1)
-    out: Any = None
-    model: Any = None
-    objective: Any = None
-    optim: Any = None
-    engine: Any = None
-    evaluate: Any = None
-    checkpoint: Any = None
-    log_every: Any = None
-    export: Any = None
-    branch_from: BranchConfig | None = None
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Plan":
-        run_data.check_phases(self.phases, self.data)
-        if self.branch_from:
-            branch.check(self.branch_from, self.phases)
-        return self
-
-    @property
-    def skips(self) -> branch.Skips:
-        return self.branch_from.skip_steps if self.branch_from else []
-
-    def order(self, corpora: list[Corpus]) -> Order:
-        phases = branch.reading(run_data.mixed(self.phases, self.data), self.skips)
-        block_tokens = run_data.block_tokens_of(self.data, phases)
-        run_data.check_sizes(corpora, block_tokens, max(phase.seq_len for phase in phases))
-        return run_data.order(self.data, corpora, phases, self.seed, words=False)
-
-
 def _answer(arguments: argparse.Namespace) -> None:
-    run = Path(arguments.run)
-    path = run / CONFIG if run.is_dir() else run
-    plan = config.load(Plan, path, arguments.overrides)
-    tokenizer = open_tokenizer(plan.data.tokenizer)
-    corpora = run_data.open_corpora(plan.data, tokenizer)
+    folder = Path(arguments.run)
+    path = folder / CONFIG if folder.is_dir() else folder
+    run = config.load(RunConfig, path, arguments.overrides).resolved()
+    tokenizer = open_tokenizer(run.data.tokenizer)
+    words = run.words and arguments.sample is not None  # nothing else asks where words begin
+    data = open_run_data(run.data, run.phases, run.seed, tokenizer, run.skips, words)
     if arguments.lengths:
-        return show_lengths(corpora, max(phase.seq_len for phase in plan.phases), plan.seed)
-    order = plan.order(corpora)
+        return show_lengths(data.corpora, max(phase.seq_len for phase in run.phases), run.seed)
     if arguments.document is not None:
-        return show_readings(order, corpora, plan, arguments.document, last_step(run))
-    steps = sum(phase.steps for phase in plan.phases)
-    if not 1 <= arguments.step <= steps:
-        raise ConfigError("there is no such step", f"--step {arguments.step}; {path} has steps 1 to {steps:,}")
+        return show_readings(data, arguments.document, last_step(folder))
+    if not 1 <= arguments.step <= run.steps:
+        raise ConfigError("there is no such step", f"--step {arguments.step}; {path} has steps 1 to {run.steps:,}")
     if arguments.sample is None:
-        if plan.branch_from and arguments.step <= plan.branch_from.at:
-            print(
-                f"note: this run branched off after step {plan.branch_from.at:,}; {plan.branch_from.run} did this one"
-            )
-        reads = branch.reads(arguments.step - 1, plan.phases, plan.skips)
-        return show_step(order, tokenizer, f"step {arguments.step:,} of {steps:,}", reads)
-    batch = locate(arguments.step - 1, plan.phases).phase.batch
+        if run.branch_from and arguments.step <= run.begun:
+            print(f"note: this run branched off after step {run.begun:,}; {run.branch_from.run} did this one")
+        name = f"step {arguments.step:,} of {run.steps:,}"
+        return show_step(data.order, tokenizer, name, branch.reads(arguments.step - 1, run.phases, run.skips))
+    batch = locate(arguments.step - 1, run.phases).phase.batch
     if not 0 <= arguments.sample < batch:
         raise ConfigError("there is no such sample", f"--sample {arguments.sample}; a step has 0 to {batch - 1:,}")
-    run_config = config.load(importlib.import_module("pretrain.training.config").RunConfig, path, arguments.overrides)
-    return show_sample(run_config, corpora, tokenizer, arguments.step, arguments.sample)
+    show_sample(data, run.objectives(tokenizer), tokenizer, arguments.step, arguments.sample)
 
 
 # Documents of a step
@@ -221,26 +175,21 @@ def _one_line(text: str) -> str:
 # One window, as the model sees it
 
 
-def show_sample(run: "RunConfig", corpora: list[Corpus], tokenizer: Tokenizer, step: int, sample: int) -> None:
+def show_sample(data: RunData, objectives: list[Objective], tokenizer: Tokenizer, step: int, sample: int) -> None:
     """Print a window's segments with their documents, its text with the masks, and what its targets are shown as.
 
     Steps count from 1, the windows of a step from 0.
     """
-    from pretrain.training.loader import Batches  # imports torch
-
-    run = run.resolved()
-    whole_words = run.objective.kind == "masked_lm" and run.objective.unit == "word"
-    order = run_data.order(run.data, corpora, branch.reading(run.phases, run.skips), run.seed, whole_words)
-    reads = branch.reads(step - 1, run.phases, run.skips)
+    order, reads = data.order, branch.reads(step - 1, data.phases, data.skips)
     position = locate(reads, order.phases)
     number = position.first_sample + sample
     window = [reading for reading in order.step(reads) if reading.sample == number]
-    over = len(order.phases)  # no phase needs to divide among ranks
-    batches = Batches(order.corpora, run.objective, order.phases, run.seed, micro_batch=1, rank=0, world=1, begun=over)
-    batch = batches.take(position.number, number, 1).batch
+    objective = objectives[position.number]
+    samples = order.samples(position.number, number, 1)
+    batch = objective.batch(order.rows(samples, position.phase.seq_len, objective.wants_words), samples.keys)
     print(f"sample {sample} of step {step:,}: {_place(window)}")
-    shown, counts = _marked(batch, tokenizer, corpora[0].train.specials.get("mask"))
-    segments = np.zeros(batch.inputs.shape[1], int) if batch.segments is None else batch.segments[0].numpy()
+    shown, counts = objective.marked(batch, tokenizer)
+    segments = np.zeros(batch.inputs.shape[1], int) if batch.segments is None else batch.segments[0]
     edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(segments)]
     for segment, (first, last) in enumerate(pairwise(edges)):
         inside = [reading for reading in window if reading.at <= first < reading.at + reading.tokens]
@@ -255,31 +204,12 @@ def show_sample(run: "RunConfig", corpora: list[Corpus], tokenizer: Tokenizer, s
     print(f"\n{counts}")
 
 
-def _marked(batch, tokenizer: Tokenizer, mask: int | None) -> tuple[list[str], str]:
-    """The window's tokens as text, targets of a masked LM as ⟨shown → truth⟩, and how many targets are shown how."""
-    inputs = batch.inputs[0].tolist()
-    shown = [tokenizer.token_text(token) for token in inputs]
-    if batch.target_index is None:
-        return shown, f"{batch.filled()} targets: every token's successor"
-    kinds = Counter()
-    for at, truth, weight in zip(
-        batch.target_index[0].tolist(), batch.targets[0].tolist(), batch.weights[0].tolist(), strict=True
-    ):
-        if not weight:
-            kinds["empty"] += 1
-            continue
-        kind = "[MASK]" if inputs[at] == mask else "left as it is" if inputs[at] == truth else "another token"
-        kinds[kind] += 1
-        shown[at] = f"⟨{shown[at]} → {tokenizer.token_text(truth)}⟩"
-    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    return shown, f"{kinds.total()} targets of {len(inputs)} tokens: {said}"
-
-
 # Steps of a document
 
 
-def show_readings(order: Order, corpora: list[Corpus], plan: Plan, where: str, done: int | None) -> None:
+def show_readings(data: RunData, where: str, done: int | None) -> None:
     """Print every step that reads a document, and which the run has done. Raises ShardError for one that is nowhere."""
+    order, corpora = data.order, data.corpora
     found = [(corpus.name, number) for corpus in corpora for number in _documents(corpus.train, where)]
     if not found:
         for corpus in corpora:
@@ -296,7 +226,7 @@ def show_readings(order: Order, corpora: list[Corpus], plan: Plan, where: str, d
         corpus = f"{name}, " if name else ""
         print(f"{where}: {corpus}document {number:,}, {end - begin:,} tokens, from {begin:,} of the stream")
         readings = order.readings(name, begin, end)
-        steps = [branch.read_by(reading.step, plan.phases, plan.skips) for reading in readings]
+        steps = [branch.read_by(reading.step, data.phases, data.skips) for reading in readings]
         for step, reading in zip(steps, readings, strict=True):
             first, last = max(begin, reading.start), min(end, reading.start + reading.tokens)
             sample = reading.sample % locate(reading.step, order.phases).phase.batch

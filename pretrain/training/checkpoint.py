@@ -2,7 +2,7 @@
 
     step_00000400/
       weights.safetensors      fp32 master weights, named as in transformer.py
-      exp_avg.safetensors      AdamW's moments under the same names
+      exp_avg.safetensors      what the optimizer keeps for each weight, a file a kind: here AdamW's moments
       exp_avg_sq.safetensors
       config.yaml              the resolved configuration of the run
       index.json               step, tokens, fingerprints of shards and tokenizer, world; written last
@@ -37,14 +37,13 @@ from pretrain.errors import ResumeError, UserError, refusal
 from pretrain.storage.files import digest, finished
 from pretrain.storage.index import INDEX, check_sizes, intact, listed, read_index, write_index
 from pretrain.tokenizer import Tokenizer
-from pretrain.training.engine.engine import STATES, Engine
+from pretrain.training.engine.engine import Engine
 from pretrain.training.engine.peers import Peers
-from pretrain.training.watch.metrics import say
+from pretrain.training.watch.log import say
 
 CONFIG = "config.yaml"
 STEP = re.compile(r"step_(\d{8,})")
-TENSORS = re.compile(r"(weights|exp_avg|exp_avg_sq)(-\d{5}-of-\d{5})?\.safetensors")
-KINDS = ("weights", *STATES)
+TENSORS = re.compile(r"([a-z]\w*?)(-\d{5}-of-\d{5})?\.safetensors")
 PART_BYTES = 4 << 30  # of one file; a tensor that is larger has a file of its own
 CHUNK_BYTES = 8 << 20  # written and hashed at once, so that the hash reads what is still in the processor's cache
 AHEAD = 2  # tensors that wait in memory for a rank's writer
@@ -57,12 +56,12 @@ class TrainState:
     """Where a run stands: `step` optimizer steps are behind it. The rest follows from it or is for reports."""
 
     step: int = 0
-    steps_applied: int = 0  # Adam's own count: the steps since it began, less the skipped ones
-    adam_began: int = 0  # the step it began at: 0, or where a branch began it anew
+    steps_applied: int = 0  # the optimizer's own count: the steps since it began, less the skipped ones
+    adam_began: int = 0  # the step at which the optimizer began: 0, or where a branch began it anew
 
     @property
     def skipped(self) -> int:
-        """Steps without a finite gradient, since Adam began."""
+        """Steps without a finite gradient, since the optimizer began."""
         return self.step - self.adam_began - self.steps_applied
 
     def next(self, applied: bool) -> "TrainState":
@@ -111,7 +110,7 @@ def _write(aside: Path, engine: Engine, peers: Peers) -> dict[str, dict]:
     the next tensor is gathered for another. Ranks meet before each tensor in the group of `peers`: a rank whose disk is
     slow is waited for there, and not in a collective of the engine, whose time limit is that of a step.
     """
-    files, world = _files(aside, engine.shapes()), peers.world
+    files, world = _files(aside, engine.shapes(), engine.kinds), peers.world
     mine = {key: file for number, (key, file) in enumerate(files.items()) if number % world.size == world.rank}
     behind: deque[Future] = deque()
     failure: BaseException | None = None
@@ -132,7 +131,7 @@ def _write(aside: Path, engine: Engine, peers: Peers) -> dict[str, dict]:
     return {file.path.name: file.digest for file in mine.values() if file.digest}
 
 
-def _files(folder: Path, shapes: Shapes) -> dict[tuple[str, int], "_File"]:
+def _files(folder: Path, shapes: Shapes, kinds: tuple[str, ...]) -> dict[tuple[str, int], "_File"]:
     """The files of a checkpoint by kind and part. Each part is a stretch of the weights in the model's order."""
     parts: list[Shapes] = [{}]
     size = 0
@@ -145,7 +144,7 @@ def _files(folder: Path, shapes: Shapes) -> dict[tuple[str, int], "_File"]:
     return {
         (kind, part): _File(folder / f"{_name(kind, part, len(parts))}.safetensors", parts[part])
         for part in range(len(parts))
-        for kind in KINDS
+        for kind in kinds
     }
 
 
@@ -331,7 +330,7 @@ class Checkpoint:
             )
 
     def tensors(self) -> Callable[[str, str], Tensor]:
-        """`load(kind, name)`: one whole fp32 tensor, mapped from "weights", "exp_avg" or "exp_avg_sq"."""
+        """`load(kind, name)`: one whole fp32 tensor, mapped. `kind`: "weights", or a state of the optimizer."""
         files = self._files()
 
         def load(kind: str, name: str) -> Tensor:

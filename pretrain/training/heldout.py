@@ -6,33 +6,38 @@ raw text that the targets cover. Runs on windows of whole documents are scored o
 
 Beside each loss stands the no-context loss: the entropy of the distribution of the scored targets. No predictor that
 ignores the context can score below it, so the gain over it is what a model makes of the context. For this to hold,
-masked models are shown [MASK] in the place of every target: where some are shown as they are, as in training, a model
-may copy them. They are asked for 15 % of the tokens whatever they train with (as ModernBERT does), so that runs stay
-comparable.
+masked models are shown [MASK] in the place of every target, whatever they train with (`Objective.heldout`).
 
 The standard error of a loss is that of the mean over windows, taken as independent samples of text. Windows of one long
 document are not quite independent, so it is a little too small where few documents are held out.
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from pretrain.config import Config
 from pretrain.errors import ConfigError
 from pretrain.hashing import CHOICE, permute
-from pretrain.objectives.objectives import OBJECTIVES, Batch, MaskedLMConfig, ObjectiveConfig
+from pretrain.objectives import OBJECTIVES
+from pretrain.objectives.batch import Batch
 from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows
+from pretrain.order.phases import Phase
 from pretrain.order.stream import Windows
 from pretrain.processes.signals import Interrupt
 from pretrain.shards import Shards
 from pretrain.training.engine.engine import Engine
 from pretrain.training.engine.ranks import World
+from pretrain.training.watch.log import duration
+from pretrain.training.watch.metrics import flat_steps
+from pretrain.training.watch.observer import Findings, Moment
 
 EVALUATION_SEED = 15  # fixed, so that two runs of different seeds are scored alike
-MASK_RATIO = 0.15
 LEARNT = 0.02  # of the no-context loss: a gain of less is no sign that a model uses the context
 STANDARD_ERRORS = 3  # nor is a gain of less of these
 
@@ -104,24 +109,24 @@ def together(scores: list[Scores], weights: tuple[int, ...]) -> Scores:
     )
 
 
+Sides = dict[str, "HeldOut"]  # held-out windows by the name of their corpus
+
+
 class HeldOut:
     """The held-out windows of a run: up to `max_tokens`, spread over the held-out side."""
 
     def __init__(
         self,
         shards: Shards,
-        objective: ObjectiveConfig,
+        objective: Config,
         seq_len: int,
         max_tokens: int,
         token_bytes: np.ndarray | None,
         packed: bool,
     ):
-        """`packed`: windows of whole documents."""
-        if objective.kind == "masked_lm":
-            objective = MaskedLMConfig(kind="masked_lm", mask_ratio=MASK_RATIO, mask_share=1, random_share=0)
-        self.objective = OBJECTIVES[objective.kind](
-            objective, shards.specials, shards.vocab_size, seq_len, EVALUATION_SEED
-        )
+        """`objective`: the section of a run that trains with it. `packed`: windows of whole documents."""
+        kind = OBJECTIVES[objective.kind]
+        self.objective = kind(kind.heldout(objective), shards.specials, shards.vocab_size, seq_len, EVALUATION_SEED)
         self.seq_len, self.token_bytes, self.packed = seq_len, token_bytes, packed
         whole = shards.tokens // seq_len
         if packed:  # blocks of at most 64 windows that leave out less than a window for each of them
@@ -142,15 +147,15 @@ class HeldOut:
         if self.packed:
             blocks, parts = np.divmod(numbers, self.windows.per_block(T))
             starts = self.windows.starts(blocks * self.windows.block_tokens + parts)
-            rows, laid = self.windows.rows(starts, T, self.objective.lead), self.windows.layout(starts, T)
-            batch = self.objective.batch(rows, numbers, laid=laid)
-            return batch if batch.weights is not None else _weighted(batch, torch.ones(batch.targets.shape))
-        starts = np.minimum(numbers * T, max(0, tokens - T))
-        batch = self.objective.batch(self.windows.rows(starts, T, self.objective.lead), numbers)
-        seen = torch.from_numpy(numbers * T - starts)[:, None]  # targets that an earlier window scores
-        position = torch.arange(T)[None] if batch.target_index is None else batch.target_index
-        weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
-        return _weighted(batch, weights * (position >= seen))
+        else:
+            starts = np.minimum(numbers * T, max(0, tokens - T))
+        batch = self.objective.batch(self.windows.rows(starts, T, self.objective.wants_words), numbers)
+        weights = np.ones(batch.targets.shape, np.float32) if batch.weights is None else batch.weights
+        if not self.packed:
+            seen = (numbers * T - starts)[:, None]  # targets that an earlier window scores
+            position = np.arange(T)[None] if batch.target_index is None else batch.target_index
+            weights = weights * (position >= seen)
+        return batch.weighted(weights)
 
     def score(
         self, engine: Engine, world: World, micro_batch: int, interrupt: Interrupt | None = None
@@ -168,12 +173,12 @@ class HeldOut:
                 if interrupt and engine.total(torch.tensor([float(interrupt.asked)])).item():
                     engine.train(True)
                     return None
-                nll, likeliest = engine(batch, each=True)
-                weights, targets = batch.weights.double(), batch.targets.long()
-                right = (likeliest.cpu() == batch.targets) * weights
+                nll, likeliest = engine(self.objective, batch, each=True)
+                weights, targets = torch.from_numpy(batch.weights).double(), torch.from_numpy(batch.targets).long()
+                right = (likeliest.cpu() == targets) * weights
                 nbytes = 0.0
                 if self.token_bytes is not None:
-                    nbytes = float((torch.from_numpy(self.token_bytes[targets.numpy()]) * weights).sum())
+                    nbytes = float((torch.from_numpy(self.token_bytes[batch.targets]) * weights).sum())
                 counts.index_add_(0, targets.flatten(), weights.flatten())
                 loss, asked = (nll.cpu().double() * weights).sum(1), weights.sum(1)  # of each window
                 found = (loss, right, asked, asked > 0, loss * loss, loss * asked, asked * asked)
@@ -205,11 +210,95 @@ class HeldOut:
         for round_ in range(-(-count // (micro_batch * world.size))):
             at = (round_ * world.size + world.rank) * micro_batch + np.arange(micro_batch)
             batch = self.batch(self.numbers[np.minimum(at, count - 1)])
-            yield _weighted(batch, batch.weights * torch.from_numpy(at < count)[:, None])
+            yield batch.weighted(batch.weights * (at < count)[:, None])
 
 
-def _weighted(batch: Batch, weights: torch.Tensor) -> Batch:
-    return Batch(**{**vars(batch), "weights": weights})
+class HeldOutLoss:
+    """The observer that scores the held-out text of every corpus.
+
+    Its windows are as long as those of the step before it, and it scores what that step learnt. It does not take the
+    last phase's: a model knows nothing of positions that it has not trained yet, and the curve of a length curriculum
+    would stand still until its end.
+    """
+
+    name = "heldout"
+
+    def __init__(
+        self, run: Path, every_steps: int, phases: list[Phase], at_once: list[int], sides: list[Sides], world: World
+    ):
+        """`sides`: for each phase the held-out windows of every corpus by name; `at_once`: windows of a micro-batch."""
+        self.every_steps = every_steps
+        self._run, self._phases, self._at_once, self._sides, self._world = run, phases, at_once, sides, world
+
+    def measure(self, engine: Engine, moment: Moment, interrupt: Interrupt) -> Findings | None:
+        """The scores of each corpus, and under "" those of the mixture of the last step's phase."""
+        started = time.perf_counter()
+        each = {}
+        for name, corpus in self._sides[moment.phase].items():
+            scores = corpus.score(engine, self._world, self._at_once[moment.phase], interrupt)
+            if scores is None:
+                return None
+            each[name] = scores
+        mixture = together(list(each.values()), self._phases[moment.phase].weights(list(each)))
+        ruined = f"the held-out loss at step {moment.step} is not finite: its weights are ruined"
+        found, took = {**each, "": mixture}, duration(time.perf_counter() - started)
+        return Findings(
+            values={
+                (f"heldout/{name}/" if name else "heldout/") + key: value
+                for name, scores in found.items()
+                for key, value in scores.values().items()
+            },
+            records={name: scores.record() for name, scores in found.items()},
+            summary=_summary(found),
+            lines=self._lines(found, moment, took) if self._world.speaks else [],
+            ruined="" if math.isfinite(mixture.loss) else ruined,
+        )
+
+    def _lines(self, found: dict[str, Scores], moment: Moment, took: str) -> list[str]:
+        lines = [f"held-out at step {moment.step}: {_shown(found[''], took)}"]
+        names = [name for name in found if name]
+        lines += [f"  {name.ljust(max(map(len, names)))}  {_shown(found[name])}" for name in names]
+        if math.isfinite(found[""].loss) and not found[""].learnt:
+            flat = flat_steps(self._run)
+            if flat or moment.last:
+                lines.append(_unlearnt(found[""], flat))
+        return lines
+
+
+def _summary(found: dict[str, Scores]) -> dict:
+    """The entries of summary.json."""
+    mixture = found[""]
+    summary = {
+        "heldout_loss": mixture.loss,
+        "heldout_accuracy": mixture.accuracy,
+        "heldout_bits_per_byte": mixture.bits_per_byte,
+        "heldout_targets": mixture.targets,
+        "heldout_standard_error": mixture.standard_error,  # of heldout_loss, over windows
+        "no_context_loss": mixture.no_context_loss,  # the least of a predictor that ignores context, on these targets
+        "heldout_gain": mixture.gain,  # over it
+    }
+    each = {name: scores.values() for name, scores in found.items() if name}
+    return summary | ({"heldout": each} if each else {})
+
+
+def _unlearnt(scores: Scores, flat: int) -> str:
+    """In plain words that a model makes nothing of context; `flat`: steps in which its training loss did not fall."""
+    lines = [
+        "warning: this model predicts held-out text no better than token frequencies do",
+        f"loss {scores.loss:.4f}; without any context {scores.no_context_loss:.4f} can be reached",
+        f"the training loss has not fallen in the last {flat:,} steps" if flat else "",
+        "train longer, try another optim.lr, or see what it reads: python launch/explain.py RUN --step N --sample 0",
+    ]
+    return "\n  ".join(filter(None, lines))
+
+
+def _shown(scores: Scores, *notes: str) -> str:
+    """`loss 3.8412 ± 0.0123  gain 2.1588  accuracy 0.3331  (12,345 targets, 0m02s)`."""
+    values = scores.values()
+    error = f" ± {values['standard_error']:.4f}" if "standard_error" in values else ""
+    shown = (f"{key} {values[key]:.4f}" for key in ("gain", "accuracy", "bits_per_byte") if key in values)
+    said = ", ".join([f"{scores.targets:,} targets", *notes])
+    return "  ".join([f"loss {scores.loss:.4f}{error}", *shown, f"({said})"])
 
 
 def entropy(frequencies: np.ndarray) -> float:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
-import torch
 
 from pretrain.errors import ConfigError
 from pretrain.hashing import DIGEST, GOLDEN, hash64
-from pretrain.objectives.objectives import OBJECTIVES, Batch, Objective, ObjectiveConfig
-from pretrain.order import branch
-from pretrain.order.order import Order
-from pretrain.order.phases import Phase, locate
-from pretrain.order.stream import Windows
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.objective import Objective
+from pretrain.order.phases import Phase
+from pretrain.order.run_data import RunData
 from pretrain.processes.memory import keep_freed
 from pretrain.processes.prefetch import ahead
 
@@ -57,29 +55,20 @@ class Batches:
 
     def __init__(
         self,
-        corpora: dict[str, Windows],
-        objective: ObjectiveConfig,
-        phases: list[Phase],
-        seed: int,
+        data: RunData,
+        objectives: list[Objective],
         micro_batch: int,
-        rank: int,
-        world: int,
+        rank: int = 0,
+        world: int = 1,
         begun: int = 0,
-        skips: branch.Skips = (),
     ):
-        """`begun` leading phases are over: they need not divide among the ranks of today. The data of the steps in
-        `skips` are not read."""
-        self.order = Order(corpora, branch.reading(phases, skips))
-        self.phases, self.rank, self.skips = phases, rank, skips
-        shards = self.order.windows[0].shards  # of the same tokenizer as all others
-        build = OBJECTIVES[objective.kind]
-        self.objectives: dict[int, Objective] = {
-            phase.seq_len: build(objective, shards.specials, shards.vocab_size, phase.seq_len, seed) for phase in phases
-        }
-        self.at_once = [windows_at_once(phase, phases, micro_batch) for phase in phases]
+        """`objectives`: one for each phase. `begun` leading phases are over: they need not divide among the ranks of
+        today."""
+        self.data, self.objectives, self.phases, self.rank = data, objectives, data.phases, rank
+        self.at_once = [windows_at_once(phase, self.phases, micro_batch) for phase in self.phases]
         self.rounds = [
             accumulation(phase, n, world) if number >= begun else 1
-            for number, (phase, n) in enumerate(zip(phases, self.at_once, strict=True))
+            for number, (phase, n) in enumerate(zip(self.phases, self.at_once, strict=True))
         ]
 
     def first_item(self, step: int) -> int:
@@ -100,26 +89,25 @@ class Batches:
         """Have the system begin to read micro-batch `item`, if there is one; nothing waits for it."""
         if item < len(self):
             phase, first, count = self._samples(item)
-            self.order.ahead(self.order.samples(phase, first, count), self.phases[phase].seq_len)
+            order = self.data.order
+            order.ahead(order.samples(phase, first, count), self.phases[phase].seq_len)
 
     def _samples(self, item: int) -> tuple[int, int, int]:
         """The number of a micro-batch's phase, its first sample there, and how many it has."""
         begun = 0  # steps of earlier phases
         for phase, rounds, at_once in zip(self.phases, self.rounds, self.at_once, strict=True):
             if item < phase.steps * rounds:
-                position = locate(branch.reads(begun + item // rounds, self.phases, self.skips), self.order.phases)
+                position = self.data.position(begun + item // rounds)
                 return position.number, position.first_sample + (self.rank * rounds + item % rounds) * at_once, at_once
             item, begun = item - phase.steps * rounds, begun + phase.steps
         raise IndexError("past the last step")
 
     def take(self, phase: int, first: int, count: int) -> MicroBatch:
         """Samples first … first + count - 1 of the phase of that number."""
-        seq_len = self.phases[phase].seq_len
-        objective = self.objectives[seq_len]
-        samples = self.order.samples(phase, first, count)
-        rows, laid = self.order.rows(samples, seq_len, objective.lead), self.order.layout(samples, seq_len)
-        words = self.order.words(samples, seq_len) if objective.wants_words else None
-        batch = objective.batch(rows, samples.keys, words, laid)
+        objective, order = self.objectives[phase], self.data.order
+        samples = order.samples(phase, first, count)
+        rows = order.rows(samples, self.phases[phase].seq_len, objective.wants_words)
+        batch = objective.batch(rows, samples.keys)
         return MicroBatch(batch, first, batch.filled(), digest(batch, first))
 
 
@@ -130,7 +118,7 @@ def digest(batch: Batch, first: int) -> int:
     string hashing is fast") and multiplied by an odd one of its sample's: 1 G tokens a second, where a cryptographic
     hash of each row took 0.13 G.
     """
-    inputs, targets = batch.inputs.numpy(), batch.targets.numpy()
+    inputs, targets = batch.inputs, batch.targets
     if batch.target_index is None and batch.weights is None:  # all but the last of them are inputs
         targets = targets[:, -1:]
     words, marks = _weights(inputs.shape[1], targets.shape[1])
@@ -159,7 +147,7 @@ def steps(
     items = range(batches.first_item(first_step), len(batches))
     apart = max(1, workers) if read_ahead else 0
     if workers:
-        found = map(_unpacked, ahead(partial(_packed, batches, apart), items, workers, prefetch))
+        found = ahead(partial(_of_worker, batches, apart), items, workers, prefetch)
     else:
         found = (_item(batches, apart, item) for item in items)
     for phase, rounds in zip(batches.phases, batches.rounds, strict=True):
@@ -176,16 +164,7 @@ def _item(batches: Batches, apart: int, item: int) -> MicroBatch:
     return batches[item]
 
 
-def _packed(batches: Batches, apart: int, item: int) -> tuple[dict, dict]:
-    """A micro-batch as arrays, which pickle in a tenth of the time of tensors."""
-    torch.set_num_threads(1)  # the threads of the rank do not live on in a fork
+def _of_worker(batches: Batches, apart: int, item: int) -> MicroBatch:
+    """A micro-batch made in a process of its own."""
     keep_freed()
-    micro = _item(batches, apart, item)
-    arrays = {name: None if tensor is None else tensor.numpy() for name, tensor in vars(micro.batch).items()}
-    return {**vars(micro), "batch": None}, arrays
-
-
-def _unpacked(packed: tuple[dict, dict]) -> MicroBatch:
-    numbers, arrays = packed
-    tensors = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
-    return MicroBatch(**{**numbers, "batch": Batch(**tensors)})
+    return _item(batches, apart, item)

@@ -12,26 +12,16 @@ from pretrain.errors import PretrainError
 from pretrain.hashing import DROPOUT, hash64
 from pretrain.order.phases import Phase, locate, tokens_after
 from pretrain.processes.signals import Interrupt
-from pretrain.tokenizer import Tokenizer
 from pretrain.training import checkpoint, loader
 from pretrain.training.checkpoint import TrainState
 from pretrain.training.engine.engine import Engine, seed_everything
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import World
-from pretrain.training.heldout import HeldOut, Scores, together
-from pretrain.training.optim.optim import OptimConfig, lr_at
-from pretrain.training.previews import sample_texts
-from pretrain.training.watch.metrics import (
-    Interval,
-    Metrics,
-    StepReport,
-    duration,
-    flat_steps,
-    log_line,
-    memory_gib,
-    peak_flops,
-    say,
-)
+from pretrain.training.loader import MicroBatch
+from pretrain.training.optim.schedule import OptimConfig, lr_at
+from pretrain.training.watch.log import Interval, StepReport, log_line, memory_gib, peak_flops, say
+from pretrain.training.watch.metrics import Metrics
+from pretrain.training.watch.observer import Findings, Moment, Observer
 
 RUINED_IN_A_ROW = 20  # steps without a finite loss and gradient after which a run is given up
 
@@ -41,7 +31,6 @@ class Intervals:
     """In optimizer steps, where nothing else is said; 0: never, but at the end."""
 
     log: int
-    evaluate: int
     checkpoint: int
     checkpoint_s: float  # seconds since the last checkpoint
     keep: int  # checkpoints
@@ -64,11 +53,9 @@ class Job:
     workers: int
     prefetch: int
     read_ahead: bool
-    heldout: dict[int, dict[str, HeldOut]]  # by sequence length and corpus
-    micro_batch: int
+    observers: list[Observer]  # who looks at the run at intervals, in this order
     dropout: bool  # whether a step draws random numbers
-    tokenizer: Tokenizer
-    flops_per_token: dict[int, float]  # by sequence length
+    flops_per_token: list[float]  # of each phase
     low_precision: bool  # matrices in bf16: only then do the listed peaks apply
     identity: dict  # what a checkpoint's index says about its run
     begun: int  # steps behind the checkpoint at which a branch began; else 0
@@ -79,11 +66,11 @@ class Job:
         return sum(phase.steps for phase in self.phases)
 
 
-def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | None]:
+def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | None]:
     """Train from `state` to the last step, or until interrupted.
 
-    Returns where the run stands, and the held-out scores of its end: None when it was interrupted before it had them.
-    A checkpoint is saved before anything is evaluated. Raises PretrainError when the weights are ruined.
+    Returns where the run stands, and what its observers found at its end: None when it was interrupted before that.
+    A checkpoint is saved before anybody looks. Raises PretrainError when the weights are ruined.
 
     The mean loss of a step is over the targets of its global batch: Σ loss / N, with N summed over ranks before the
     first backward, so micro-batches and ranks with fewer filled slots weigh less.
@@ -96,31 +83,29 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
     metrics = Metrics(*records) if world.speaks else None
     interval = Interval(metrics.before if metrics else [])
     saves = Saves(job, state)
-    scores = None
+    found = None
     stop = False
     engine.train(True)
     batches = loader.steps(job.batches, state.step, job.workers, job.prefetch, job.read_ahead)
     with Interrupt(watch_launcher=world.launched) as interrupt:
-        # A step is saved before it is evaluated: an attempt that ended in between has left that to this one.
-        due = job.begun < state.step < job.steps and _due(state.step, job.intervals.evaluate)
+        # A step is saved before anybody looks at it: an attempt that ended in between has left that to this one.
+        due = observers_due(job, state.step) if job.begun < state.step < job.steps else []
         if due and job.peers.any(metrics is not None and not metrics.scored):
-            stop = evaluate(job, state, tokens, metrics, interrupt) is None
+            stop = look(job, due, state, tokens, metrics, interrupt) is None
         while state.step < job.steps and not stop:
             started = time.perf_counter()
             micro_batches = next(batches)
             data_wait_s = time.perf_counter() - started
 
-            phase = locate(state.step, job.phases).phase
+            position = locate(state.step, job.phases)
+            phase, objective = position.phase, job.batches.objectives[position.number]
             lr = lr_at(state.step, job.optim, job.phases, state.adam_began)
-            digests = sum(micro.digest for micro in micro_batches) % 2**62  # two ranks' sum stays below 2^63
-            agreed = torch.tensor([sum(micro.filled for micro in micro_batches), digests >> 31, digests & (2**31 - 1)])
-            filled, high, low = engine.total(agreed).tolist()
-            filled = max(1, filled)  # a batch may be one window, and that one empty
+            filled, digest = _agreed(engine, micro_batches)
             loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
             for micro in micro_batches:
                 if job.dropout:
                     seed_everything(int(hash64(DROPOUT, job.seed, state.step, micro.first_sample) >> np.uint64(1)))
-                loss = engine(micro.batch)
+                loss = engine(objective, micro.batch)
                 engine.backward(loss, 1.0 / filled)
                 loss_sum += loss.detach().double()
             grad_norm = engine.step(lr)
@@ -134,7 +119,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
                 loss=loss_sum / filled if math.isfinite(loss_sum) else None,
                 lr=lr,
                 grad_norm=grad_norm,
-                digest=f"{((high << 31) + low) % 2**62:016x}",
+                digest=digest,
                 tokens=tokens,
                 step_s=time.perf_counter() - started,
                 data_wait_s=data_wait_s,
@@ -154,31 +139,74 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, dict[str, Scores] | 
                 saves.wanted = True
             if saves.wanted and report.finite:
                 saves.save(state, metrics)
-            if not stop and not last and _due(state.step, job.intervals.evaluate):
-                stop = evaluate(job, state, tokens, metrics, interrupt) is None
+            due = observers_due(job, state.step)
+            if due and not stop and not last:
+                stop = look(job, due, state, tokens, metrics, interrupt) is None
                 if stop and report.finite and saves.step < state.step:
                     saves.save(state, metrics)
         if state.step == job.steps:
-            scores = evaluate(job, state, tokens, metrics, interrupt)
-            if scores:
-                saves.end(state, scores, metrics)
-        if scores is None and world.speaks:
+            found = look(job, job.observers, state, tokens, metrics, interrupt)
+            if found is not None:
+                saves.end(state, found, metrics)
+        if found is None and world.speaks:
             reason = interrupt.reason if interrupt.asked else "another rank was asked to"
             say(f"stopped at step {state.step} ({reason}): {saves.said(state)}")
         job.peers.any(False)  # a launcher ends the other ranks as soon as one has ended: not before all is said
     if metrics:
         metrics.close()
-    return state, scores
+    return state, found
+
+
+def _agreed(engine: Engine, micro_batches: list[MicroBatch]) -> tuple[int, str]:
+    """Of the global batch the number of filled slots and the digest, summed over the ranks; a collective.
+
+    A digest has 62 bits, and is summed in two halves: so the sum over any number of ranks stays below 2^63.
+    """
+    digests = sum(micro.digest for micro in micro_batches) % 2**62
+    sums = torch.tensor([sum(micro.filled for micro in micro_batches), digests >> 31, digests & (2**31 - 1)])
+    filled, high, low = engine.total(sums).tolist()
+    return max(1, filled), f"{((high << 31) + low) % 2**62:016x}"  # a batch may be one window, and that one empty
+
+
+def observers_due(job: Job, step: int) -> list[Observer]:
+    """The observers that look at the run after `step`."""
+    return [observer for observer in job.observers if _due(step, observer.every_steps)]
+
+
+def look(
+    job: Job,
+    observers: list[Observer],
+    state: TrainState,
+    tokens: int,
+    metrics: Metrics | None,
+    interrupt: Interrupt,
+) -> list[Findings] | None:
+    """Have observers look at the run, and record what they find; a collective. None: a rank was asked to stop."""
+    every = []
+    moment = Moment(state.step, locate(state.step - 1, job.phases).number, state.step == job.steps)
+    for observer in observers:
+        found = observer.measure(job.engine, moment, interrupt)
+        if found is None:
+            return None
+        every.append(found)
+        if metrics:
+            metrics.found(found, state.step, tokens)
+            for line in found.lines:
+                say(line)
+    return every
 
 
 def _log(job: Job, state: TrainState, tokens: int, interval: Interval, metrics: Metrics) -> None:
     """One line of the log, and a point of each of its series."""
-    phase = locate(state.step - 1, job.phases).phase
+    position = locate(state.step - 1, job.phases)
+    phase = position.phase
     values = interval.values(job.optim.clip, phase.batch_tokens)
     values["optim/skipped_steps"] = state.skipped
     peak = peak_flops(job.engine.device) if job.low_precision else None
     if peak:
-        values["speed/mfu"] = values["speed/tokens_per_s"] * job.flops_per_token[phase.seq_len] / peak / job.world.size
+        values["speed/mfu"] = (
+            values["speed/tokens_per_s"] * job.flops_per_token[position.number] / peak / job.world.size
+        )
     values["memory/gib"] = memory_gib(job.engine.device)
     metrics.scalars(values, state.step, tokens)
     eta_s = interval.step_s * (job.steps - state.step)
@@ -227,19 +255,17 @@ class Saves:
             metrics.sync()
         job = self._job
         with job.peers.one_fate():
-            for windows in job.batches.order.windows:
-                windows.check_unchanged()
+            job.batches.data.check_unchanged()
         checkpoint.publish(job.folder, state, job.engine, job.peers, job.config_yaml, job.identity)
         self.step, self.wanted, self._proven, self._at = state.step, False, False, time.monotonic()
 
-    def end(self, state: TrainState, scores: dict[str, Scores], metrics: Metrics | None) -> None:
-        """Take in the held-out scores of the last step: they prove its weights, or show that they are ruined.
+    def end(self, state: TrainState, found: list[Findings], metrics: Metrics | None) -> None:
+        """Take in what observers found after the last step: it proves the weights, or shows that they are ruined.
 
         A last step that was skipped left the weights as they were, and they are saved once they are proven so.
         """
-        if not math.isfinite(scores[""].loss):
-            what = f"the held-out loss at step {state.step} is not finite: its weights are ruined"
-            raise PretrainError("\n  ".join((what, *self._remedy())))
+        if faults := [findings.ruined for findings in found if findings.ruined]:
+            raise PretrainError("\n  ".join((faults[0], *self._remedy())))
         if self.step < state.step:
             self.save(state, metrics)
         self._prove()
@@ -270,67 +296,6 @@ class Saves:
         older = checkpoint.newest(self._job.folder, speak=False, before=self.step)
         doubt = f"the newest checkpoint is {newest}; no finite step has followed it, so its weights may be ruined"
         return [doubt, f"if so, remove it to continue from {older}" if older else "there is no older one"]
-
-
-def evaluate(
-    job: Job, state: TrainState, tokens: int, metrics: Metrics | None, interrupt: Interrupt
-) -> dict[str, Scores] | None:
-    """Score held-out windows as long as those of the last step, and show samples; a collective.
-
-    Not as long as the last phase's: of positions it has not trained yet a model knows nothing, and the curve of a
-    length curriculum would stand still until its end. Returns the scores of each corpus by name, and under "" those of
-    the mixture of the last step's phase; None when a rank is asked to stop meanwhile.
-    """
-    started = time.perf_counter()
-    phase = locate(state.step - 1, job.phases).phase
-    heldout = job.heldout[phase.seq_len]
-    at_once = loader.windows_at_once(phase, job.phases, job.micro_batch)
-    each = {}
-    for name, corpus in heldout.items():
-        scores = corpus.score(job.engine, job.world, at_once, interrupt)
-        if scores is None:
-            return None
-        each[name] = scores
-    weights = phase.weights(list(heldout))
-    found = {**each, "": together(list(each.values()), weights)}
-    drawn = [name for name, weight in zip(heldout, weights, strict=True) if weight]
-    samples = sample_texts([heldout[name] for name in drawn], job.engine, job.world, job.tokenizer)
-    if metrics:
-        for name, scores in found.items():
-            within = f"heldout/{name}/" if name else "heldout/"
-            metrics.scalars({within + key: value for key, value in scores.values().items()}, state.step, tokens)
-            metrics.evaluation(state.step, name, scores.record())
-        for name, sample in zip(drawn, samples, strict=True):
-            metrics.text(f"sample/{name}" if name else "sample", sample, state.step)
-        took = duration(time.perf_counter() - started)
-        say(f"held-out at step {state.step}: {_shown(found[''], took)}")
-        for name in filter(None, each):
-            say(f"  {name.ljust(max(map(len, each)))}  {_shown(each[name])}")
-        if math.isfinite(found[""].loss) and not found[""].learnt:
-            flat = flat_steps(job.folder)
-            if flat or state.step == job.steps:
-                say(_unlearnt(found[""], flat))
-    return found
-
-
-def _unlearnt(scores: Scores, flat: int) -> str:
-    """In plain words that a model makes nothing of context; `flat`: steps in which its training loss did not fall."""
-    lines = [
-        "warning: this model predicts held-out text no better than token frequencies do",
-        f"loss {scores.loss:.4f}; without any context {scores.no_context_loss:.4f} can be reached",
-        f"the training loss has not fallen in the last {flat:,} steps" if flat else "",
-        "train longer, try another optim.lr, or see what it reads: python launch/explain.py RUN --step N --sample 0",
-    ]
-    return "\n  ".join(filter(None, lines))
-
-
-def _shown(scores: Scores, *notes: str) -> str:
-    """`loss 3.8412 ± 0.0123  gain 2.1588  accuracy 0.3331  (12,345 targets, 0m02s)`."""
-    values = scores.values()
-    error = f" ± {values['standard_error']:.4f}" if "standard_error" in values else ""
-    shown = (f"{key} {values[key]:.4f}" for key in ("gain", "accuracy", "bits_per_byte") if key in values)
-    said = ", ".join([f"{scores.targets:,} targets", *notes])
-    return "  ".join([f"loss {scores.loss:.4f}{error}", *shown, f"({said})"])
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,12 +1,12 @@
 """Every folder here is a real export: a checkpoint written by an engine, opened by transformers in a fresh process."""
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,21 +14,29 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pretrain import export
+from pretrain import config, export
 from pretrain import tokenizer as tokenizer_stage
-from pretrain.errors import ExportError
-from pretrain.export import DIALECTS, ExportConfig, card, provenance, reference, verify
-from pretrain.model.transformer import ModelConfig, Transformer
-from pretrain.objectives.objectives import CausalLM, CausalLMConfig, Learner, MaskedLM, MaskedLMConfig
+from pretrain.dialects import DIALECTS, Dialect, check_expressible
+from pretrain.errors import ConfigError, ExportError
+from pretrain.export import ExportConfig, card, provenance, reference
+from pretrain.export.stage import verify
+from pretrain.model.attention import Layout
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import Transformer
+from pretrain.objectives.causal_lm import CausalLM, CausalLMConfig
+from pretrain.objectives.learner import Learner
+from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig
+from pretrain.order.rows import of_stream
 from pretrain.shards import Shards
 from pretrain.storage.index import listed
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from pretrain.training import checkpoint
 from pretrain.training.checkpoint import Checkpoint, TrainState
 from pretrain.training.engine.config import EngineConfig
-from pretrain.training.engine.engine import LocalEngine
+from pretrain.training.engine.local import LocalEngine
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import World
+from pretrain.training.optim.adamw import AdamW, AdamWConfig
 from tests.conftest import DECODER, ENCODER
 from tests.helpers.entries import entries
 
@@ -89,12 +97,9 @@ def trained(run, vocabulary, settings: dict):
         for weight in transformer.parameters():
             weight.copy_(torch.normal(float(weight.ndim == 1), 0.4, weight.shape, generator=generator))
 
-    def optimizer(module):
-        return torch.optim.AdamW(module.parameters())
-
-    engine = LocalEngine(Learner(transformer), optimizer, EngineConfig(micro_batch=2), 1.0, World())
-    ids = np.arange(2 * (16 + objective.lead)).reshape(2, -1)
-    engine.backward(engine(objective.batch(ids, np.arange(2))), 1 / 32)
+    engine = LocalEngine(Learner(transformer), AdamW(AdamWConfig(lr=1)), EngineConfig(micro_batch=2), 1.0, World())
+    rows = of_stream(np.arange(2 * 17).reshape(2, -1), end=-1)
+    engine.backward(engine(objective, objective.batch(rows, np.arange(2))), 1 / 32)
     engine.step(1e-3)
     text = {
         "data": {"tokenizer": str(vocabulary), "shards": "shards"},
@@ -254,7 +259,7 @@ def test_packed_documents_get_the_logits_each_gets_alone(dialect, settings, tmp_
     segments = torch.tensor([[0] * 9 + [1] * 14])
     positions = torch.cat((torch.arange(9), torch.arange(14)))[None]
     with torch.no_grad():
-        packed = ours.logits(ours.eval()(torch.cat((first, second), 1), segments, positions))
+        packed = ours.logits(ours.eval()(torch.cat((first, second), 1), Layout(segments, positions, config.causal)))
         alone = torch.cat((theirs(first).logits, theirs(second).logits), 1)
     assert packed.std() > 0.5
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-4)
@@ -280,7 +285,7 @@ def test_exporting_again_replaces_the_folder_and_keeps_its_identity(encoder_hf, 
     assert entries(folder.parent) == [folder.name]
 
 
-def with_weights(dialect, change) -> SimpleNamespace:
+def with_weights(dialect: Dialect, change) -> Dialect:
     """A further dialect: `dialect` with `change` made to its tensors."""
 
     def weights(model, ours):
@@ -288,7 +293,9 @@ def with_weights(dialect, change) -> SimpleNamespace:
         change(theirs)
         return theirs
 
-    return SimpleNamespace(**{**vars(dialect), "weights": weights})
+    changed = copy.copy(dialect)
+    changed.weights = weights
+    return changed
 
 
 def test_one_wrong_weight_is_found_and_nothing_is_left(encoder, tmp_path, monkeypatch):
@@ -320,7 +327,7 @@ def test_everything_else_that_differs_is_named(decoder_hf, decoder, vocabularies
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "right"}))
     model = export.opened(ModelConfig(**QWEN3 | UNLIKE_QWEN3_8B), Checkpoint(checkpoint.resolve(decoder)).weights())
-    reference.write(tmp_path / "said", model, open_tokenizer(vocabularies["byte"]))
+    reference.write(tmp_path / "said", model, open_tokenizer(vocabularies["byte"]), DIALECTS["qwen3"].auto_class)
     with pytest.raises(ExportError) as caught:
         verify(folder, tmp_path / "said")
     said = "\n".join(caught.value.details)
@@ -371,28 +378,28 @@ def test_another_tokenizer_is_refused(encoder, vocabularies, tmp_path):
     ],
 )
 def test_a_model_that_a_dialect_cannot_express_is_refused_with_the_key(dialect, fitting, change, line):
-    export.check(ModelConfig(**fitting), dialect)
+    check_expressible(ModelConfig(**fitting), dialect, DIALECTS[dialect].tokenizer_kind)
     with pytest.raises(ExportError) as caught:
-        export.check(ModelConfig(**fitting | change), dialect)
+        check_expressible(ModelConfig(**fitting | change), dialect, DIALECTS[dialect].tokenizer_kind)
     assert caught.value.details == (line,)
 
 
 def test_export_without_transformers_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ExportError, match="needs transformers\n  pip install"):
-        export.check(ModelConfig(**QWEN3), "qwen3")
+        check_expressible(ModelConfig(**QWEN3), "qwen3", "byte")
 
 
 def test_training_does_not_import_transformers_and_the_check_does_not_import_ours():
     command = "import sys, pretrain.export; sys.exit('transformers' in sys.modules)"
     package = Path(export.__file__).parent
     subprocess.run([sys.executable, "-c", command], cwd=package.parent.parent, check=True)
-    imports = [line for line in (package / "verify.py").read_text().splitlines() if "import" in line.split()]
+    imports = [line for line in (package / "parity.py").read_text().splitlines() if "import" in line.split()]
     assert imports and not any("pretrain" in line for line in imports)
 
 
 def test_an_unknown_dialect_and_a_tokenizer_of_the_wrong_kind_are_refused():
-    with pytest.raises(ExportError, match="did you mean qwen3"):
-        export.check(ModelConfig(**QWEN3), "qwen")
+    with pytest.raises(ConfigError, match="dialect = 'qwen': input should be 'bert' or 'qwen3'"):
+        config.build(ExportConfig, {"checkpoint": "run", "dialect": "qwen", "out": "hf"}, "export.yaml")
     with pytest.raises(ExportError, match="the tokenizer is of kind bert: qwen3 has byte"):
-        export.check(ModelConfig(**QWEN3), "qwen3", "bert")
+        check_expressible(ModelConfig(**QWEN3), "qwen3", "bert")

@@ -6,9 +6,15 @@ import torch
 
 from pretrain import config
 from pretrain.errors import ConfigError
-from pretrain.model import transformer
-from pretrain.model.transformer import ModelConfig, Transformer, initialise
-from pretrain.objectives.objectives import Batch, Learner, MaskedLM, MaskedLMConfig
+from pretrain.model import attention
+from pretrain.model.attention import Layout
+from pretrain.model.config import ModelConfig
+from pretrain.model.init import initialise
+from pretrain.model.transformer import RMSNorm, Transformer
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.learner import Learner
+from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig
+from pretrain.order.rows import of_stream
 from tests.conftest import DECODER, ENCODER
 
 BERT = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -27,29 +33,30 @@ def build(name: str, **changes) -> Transformer:
     return built.eval()
 
 
-def packed() -> Batch:
-    """One masked window of three documents."""
+def packed() -> tuple[MaskedLM, Batch]:
+    """One masked window of three documents, and its objective."""
     text = np.random.default_rng(0).integers(5, V, (1, T)).astype(np.int32)
     text[0, [16, 30]], text[0, [0, 17, 31]] = BERT["sep"], BERT["cls"]
     objective = MaskedLM(MaskedLMConfig(kind="masked_lm", mask_ratio=0.3), BERT, V, T, 0)
-    return objective.batch(text, np.zeros(1, np.int64))
+    return objective, objective.batch(of_stream(np.concatenate([text[:, 1:2], text], 1), BERT["sep"]), np.zeros(1))
 
 
 @pytest.mark.parametrize("flat", [None, torch.zeros(1, T, dtype=torch.long)], ids=["one document", "mask"])
 def test_changing_token_t_leaves_earlier_outputs_of_a_decoder_alone(flat):
     net = build("decoder")
     ids, positions = torch.randint(5, V, (1, T)), torch.arange(T)[None]
-    before = net(ids, flat, positions)
+    before = net(ids, Layout(flat, positions, True))
     ids[0, 20] = 5 + (ids[0, 20] + 1) % (V - 5)
-    after = net(ids, flat, positions)
+    after = net(ids, Layout(flat, positions, True))
     assert torch.equal(before[0, :20], after[0, :20]) and not torch.equal(before[0, 20:], after[0, 20:])
 
 
 def test_the_loss_on_k_rows_is_the_loss_picked_from_all_rows():
     net = build("encoder")
-    batch = packed()
-    loss = Learner(net)(batch)
-    logits = net.logits(net(batch.inputs, batch.segments, batch.position_ids))
+    objective, batch = packed()
+    batch = batch.to(torch.device("cpu"))
+    loss = Learner(net)(objective, batch)
+    logits = net.logits(net(batch.inputs, Layout(batch.segments, batch.position_ids, False)))
     marked = torch.full((1, T), -100)
     marked.scatter_(1, batch.target_index.long(), batch.targets.long())
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), marked, ignore_index=-100, reduction="sum")
@@ -67,8 +74,8 @@ def test_attention_equals_a_slow_loop(segments, causal, dtype):
     torch.manual_seed(0)
     heads = [torch.randn(2, 4, 6, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
     numbers = torch.zeros(2, 6, dtype=torch.int32) if segments is None else torch.tensor(segments)
-    mask = None if segments is None else transformer.attention_mask(numbers, causal, dtype)
-    found = transformer.attend(*heads, mask, causal, 0.0)
+    mask = None if segments is None else attention.attention_mask(numbers, causal, dtype)
+    found = attention.attend(*heads, mask, causal, 0.0)
     exact = [x.detach().double().requires_grad_() for x in heads]
     expected = slow_attention(*exact, numbers, causal)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
@@ -98,7 +105,7 @@ def test_a_window_of_one_document_gives_the_same_with_a_mask_and_without(name):
     gradients = []
     for segments in (None, torch.zeros(3, T, dtype=torch.int32)):
         net.zero_grad()
-        net.logits(net(ids, segments, positions)).square().sum().backward()
+        net.logits(net(ids, Layout(segments, positions, net.config.causal))).square().sum().backward()
         gradients.append([p.grad.clone() for p in net.parameters()])
     for without, with_mask in zip(*gradients, strict=True):
         torch.testing.assert_close(without, with_mask, rtol=1e-4, atol=1e-5)
@@ -108,13 +115,12 @@ def test_a_window_of_one_document_gives_the_same_with_a_mask_and_without(name):
 def test_one_mask_is_made_a_forward_in_the_dtype_of_queries_and_keys(dtype, monkeypatch):
     """Another dtype would be converted by every layer, and each copy kept for the backward pass."""
     made, seen = [], []
-    mask_of, attend = transformer.attention_mask, transformer.attend
-    monkeypatch.setattr(transformer, "attention_mask", lambda *args: made.append(mask_of(*args)) or made[-1])
-    monkeypatch.setattr(transformer, "attend", lambda q, *rest: seen.append(rest[2]) or attend(q, *rest))
+    mask_of, attend = attention.attention_mask, attention.attend
+    monkeypatch.setattr(attention, "attention_mask", lambda *args: made.append(mask_of(*args)) or made[-1])
+    monkeypatch.setattr("pretrain.model.transformer.attend", lambda q, *rest: seen.append(rest[2]) or attend(q, *rest))
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        build("encoder")(
-            torch.randint(5, V, (2, T)), torch.tensor([[0] * 9 + [1] * (T - 9)] * 2), torch.arange(T)[None]
-        )
+        layout = Layout(torch.tensor([[0] * 9 + [1] * (T - 9)] * 2), torch.arange(T)[None], False)
+        build("encoder")(torch.randint(5, V, (2, T)), layout)
     assert len(made) == 1 and made[0].dtype == dtype
     assert len(seen) == 2 and all(mask is made[0] for mask in seen)
 
@@ -123,13 +129,13 @@ def test_norm_and_rotation_equal_the_formulas_of_torch():
     """Outputs and gradients of what has a backward pass of its own here."""
     torch.manual_seed(0)
     x, weight, turned = (torch.randn(shape, requires_grad=True) for shape in ((3, 5, 16), (16,), (2, 3, 5, 16)))
-    norm = transformer.RMSNorm(16, eps=1e-6)
+    norm = RMSNorm(16, eps=1e-6)
     norm.weight.data = weight.detach()
-    cos, sin = transformer.rope(torch.arange(5).expand(2, -1), 16, 10_000.0, torch.float32)
+    cos, sin = attention.rope(torch.arange(5).expand(2, -1), 16, 10_000.0, torch.float32)
     left, right = turned.chunk(2, dim=-1)
     pairs = [
         (norm(x), torch.nn.functional.rms_norm(x, (16,), weight, 1e-6), [x, norm.weight], [x, weight]),
-        (transformer.rotate(turned, cos, sin), turned * cos + torch.cat((-right, left), -1) * sin, [turned], [turned]),
+        (attention.rotate(turned, cos, sin), turned * cos + torch.cat((-right, left), -1) * sin, [turned], [turned]),
     ]
     for ours, theirs, by, by_theirs in pairs:
         torch.testing.assert_close(ours, theirs)
@@ -144,8 +150,8 @@ def test_rotation_depends_on_distance_only():
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
 
     def score(a: int, b: int) -> float:
-        turn = [transformer.rope(torch.tensor([[at]]), 16, 10_000.0, torch.float32) for at in (a, b)]
-        return float((transformer.rotate(q, *turn[0]) * transformer.rotate(k, *turn[1])).sum())
+        turn = [attention.rope(torch.tensor([[at]]), 16, 10_000.0, torch.float32) for at in (a, b)]
+        return float((attention.rotate(q, *turn[0]) * attention.rotate(k, *turn[1])).sum())
 
     assert score(3, 7) == pytest.approx(score(103, 107), abs=1e-4)
     assert score(3, 7) != pytest.approx(score(3, 8), abs=1e-3)

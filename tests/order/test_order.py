@@ -118,7 +118,7 @@ def test_windows_as_long_as_blocks_are_read_in_the_order_of_blocks():
         samples = plain.samples(number, 0, phase.samples)
         found = (first + np.arange(phase.samples)) * BLOCK
         assert np.array_equal(samples.keys, found) and np.array_equal(samples.starts, windows.starts(found))
-        assert np.array_equal(plain.rows(samples, BLOCK, 1), windows.rows(samples.starts, BLOCK, 1))
+        assert np.array_equal(plain.rows(samples, BLOCK).ids, windows.rows(samples.starts, BLOCK).ids)
         first += phase.samples
     named = Order({"en": windows}, [phase.model_copy(update={"mixture": {"en": 3}}) for phase in phases])
     assert [(r.step, r.start) for r in everything(named)] == [(r.step, r.start) for r in everything(plain)]
@@ -224,7 +224,7 @@ def test_rows_of_several_corpora_stand_where_their_samples_do():
     of = order()
     samples = of.samples(1, 3, 40)
     assert len(set(samples.corpora)) == 3
-    assert np.array_equal(of.rows(samples, 32, 0), samples.starts[:, None] + np.arange(32))
+    assert np.array_equal(of.rows(samples, 32).ids, samples.starts[:, None] + np.arange(32))
 
 
 def test_what_a_phase_draws_is_counted_to_the_token():

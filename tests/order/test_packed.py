@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.objectives.objectives import OBJECTIVES, CausalLMConfig, MaskedLMConfig
+from pretrain.objectives import OBJECTIVES
+from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.order.order import Order, Reading
-from pretrain.order.packed import BEGINS, FREE, GOES_ON, PackedWindows, best_fit, pack
+from pretrain.order.packed import PackedWindows, best_fit, pack
 from pretrain.order.phases import Phase
 from pretrain.shards import Shards
 
@@ -120,15 +122,15 @@ def test_an_epoch_has_every_token_of_its_blocks_once(seq_len):
     per_block, seen = windows.per_block(seq_len), np.zeros(text.tokens, int)
     places = (np.arange(windows.blocks)[:, None] * BLOCK + np.arange(per_block)).ravel()
     starts = windows.starts(places)
-    rows, laid = windows.rows(starts, seq_len, 0), windows.layout(starts, seq_len)
-    assert np.array_equal(rows == PAD, laid == FREE)
-    np.add.at(seen, rows[laid != FREE], 1)
+    rows = windows.rows(starts, seq_len)
+    assert np.array_equal(rows.ids == PAD, ~rows.text)
+    np.add.at(seen, rows.ids[rows.text], 1)
     assert seen.max() == 1
     # Left out: what lies before the first block and behind the last, and the rest of a document begun before.
     left = np.flatnonzero(seen == 0)
     assert len(left) < BLOCK + 2 * seq_len
     assert np.array_equal(windows.places_of(starts, 0), places)
-    assert 0.01 < (laid == FREE).mean() < 0.25
+    assert 0.01 < (~rows.text).mean() < 0.25
 
 
 def test_documents_that_fit_are_whole_but_for_a_few_and_longer_ones_are_cut_every_window():
@@ -174,7 +176,7 @@ def test_the_waste_is_counted_as_documents_and_places_show_it(block):
     ]
     padding, cut = windows.waste(64)
     assert cut == pytest.approx(sum(one not in whole for one in short) / len(short))
-    assert padding == pytest.approx((windows.layout(windows.starts(places), 64) == FREE).mean(), abs=0.005)
+    assert padding == pytest.approx((~windows.rows(windows.starts(places), 64).text).mean(), abs=0.005)
     assert (cut > 0.005) == (block < 64 * 64)
 
 
@@ -217,16 +219,16 @@ def test_readings_are_what_the_rows_hold():
     of = order()
     for number, phase in enumerate(PHASES):
         samples = of.samples(number, 0, phase.samples)
-        rows, laid = of.rows(samples, phase.seq_len, 0), of.layout(samples, phase.seq_len)
-        expected = np.full_like(rows, PAD)
-        begins = np.zeros_like(laid)
+        rows = of.rows(samples, phase.seq_len)
+        expected = np.full_like(rows.ids, PAD)
+        begins = np.zeros_like(rows.begins)
         first = sum(phase.steps for phase in PHASES[:number])
         for step in range(first, first + phase.steps):
             for r in of.step(step):
                 expected[r.sample, r.at : r.at + r.tokens] = np.arange(r.start, r.start + r.tokens)
-                begins[r.sample, r.at] = BEGINS
-        assert np.array_equal(rows, expected)
-        assert np.array_equal(laid, np.where(rows == PAD, FREE, np.where(begins, BEGINS, GOES_ON)))
+                begins[r.sample, r.at] = True
+        assert np.array_equal(rows.ids, expected) and np.array_equal(rows.text, expected != PAD)
+        assert np.array_equal(rows.begins, begins)
 
 
 def test_a_phase_has_its_mixture_in_tokens_of_text():
@@ -235,7 +237,7 @@ def test_a_phase_has_its_mixture_in_tokens_of_text():
     assert of.per_block[0][1] > 1.2 * of.per_block[0][0]
     for number, phase in enumerate(PHASES):
         samples = of.samples(number, 0, phase.samples)
-        tokens = (of.layout(samples, phase.seq_len) != FREE).sum(1)
+        tokens = of.rows(samples, phase.seq_len).text.sum(1)
         for name, weight in phase.mixture.items():
             mine = samples.corpora == of.names.index(name)
             assert mine.sum() * phase.seq_len * (1 - of.padding(number)[of.names.index(name)]) == pytest.approx(
@@ -252,14 +254,15 @@ def test_no_two_samples_share_a_key_and_any_cut_gives_the_same():
     assert len(np.unique(keys)) == len(keys)
     part = order().samples(1, 7, 30)
     assert all(np.array_equal(a, b[7:37]) for a, b in zip(part, every[1], strict=True))
-    assert np.array_equal(order().rows(part, 64, 1), of.rows(every[1], 64, 1)[7:37])
+    assert np.array_equal(order().rows(part, 64).ids, of.rows(every[1], 64).ids[7:37])
 
 
 def test_before_a_document_stands_the_mark_that_ends_another_and_before_a_rest_what_precedes_it():
     text = Documents(np.array([5, 40, 3, 60, 20, 31, 9, 7, 50, 31]))
     windows = PackedWindows(text, 64, 5)
     starts = windows.starts(np.arange(windows.per_block(16) * windows.blocks) % windows.per_block(16))
-    before, tokens = windows.rows(starts, 16, 1).swapaxes(0, 1)
+    rows = windows.rows(starts, 16)
+    before, tokens = rows.before, rows.ids
     held = tokens != PAD
     assert np.array_equal(before[held], np.where(tokens[held] > 0, tokens[held] - 1, END))
     assert (before[~held] == PAD).all()
@@ -275,10 +278,10 @@ def test_words_of_windows_are_those_of_their_tokens():
     text = Documents(TEXTS["zh"])
     windows = PackedWindows(text, BLOCK, 5, EveryThird())
     starts = windows.starts(np.arange(windows.per_block(32)) + 3 * BLOCK)
-    rows = windows.rows(starts, 32, 0)
-    assert np.array_equal(windows.words(starts, 32), (rows == PAD) | (rows % 3 == 0))
+    rows = windows.rows(starts, 32, words=True)
+    assert np.array_equal(rows.words, (rows.ids == PAD) | (rows.ids % 3 == 0))
     with pytest.raises(AssertionError, match="without its words"):
-        PackedWindows(text, BLOCK, 5).words(starts, 32)
+        PackedWindows(text, BLOCK, 5).rows(starts, 32, words=True)
 
 
 def test_a_trillion_tokens_cost_what_a_million_do():
@@ -296,8 +299,8 @@ def test_a_trillion_tokens_cost_what_a_million_do():
     phase = Phase(steps=10**8 - 1, seq_len=512, batch_tokens=512 * 80)
     of = Order({"": PackedWindows(Endless(), 64 * 512, 5)}, [phase])
     for step in (0, 10**8 - 2):
-        rows = of.rows(of.samples(0, step * 80, 8), 512, 0)
-        assert rows.shape == (8, 512) and (rows != PAD).mean() > 0.5
+        rows = of.rows(of.samples(0, step * 80, 8), 512)
+        assert rows.ids.shape == (8, 512) and rows.text.mean() > 0.5
         reading = of.step(step)[-1]
         assert reading in of.readings("", reading.start, reading.start + 1)
     _, peak = tracemalloc.get_traced_memory()
@@ -341,43 +344,45 @@ BYTE = {"pad": 0, "unk": 1, "eod": 2}
 
 
 def batch(config, samples: int = 500):
-    """A batch of packed windows of 64, their rows and how they are laid out."""
+    """A batch of packed windows of 64, and their rows."""
     specials = BERT if config.kind == "masked_lm" else BYTE
     text = Text(lengths(4, 3000, 3.3), specials)
     of = Order({"": PackedWindows(text, 64 * 16, 3)}, [Phase(steps=1, seq_len=64, batch_tokens=samples * 64)])
     objective = OBJECTIVES[config.kind](config, specials, 505, 64, 3)
     found = of.samples(0, 0, samples)
-    rows, laid = of.rows(found, 64, objective.lead), of.layout(found, 64)
-    return objective.batch(rows, found.keys, None, laid), rows, laid
+    rows = of.rows(found, 64)
+    return objective.batch(rows, found.keys), rows
 
 
 @pytest.mark.parametrize("kind", ["masked_lm", "causal_lm"])
 def test_every_part_of_a_document_is_a_segment_and_so_is_the_padding(kind):
     config = MaskedLMConfig(kind=kind) if kind == "masked_lm" else CausalLMConfig(kind=kind)
-    made, _, laid = batch(config)
-    for row in range(len(laid)):
+    made, rows = batch(config)
+    for row, (begins, text) in enumerate(zip(rows.begins.tolist(), rows.text.tolist(), strict=True)):
         number, begin = -1, 0
-        for at in range(laid.shape[1]):
-            if laid[row, at] == BEGINS or (laid[row, at] == FREE and (at == 0 or laid[row, at - 1] != FREE)):
+        for at in range(len(text)):
+            if begins[at] or (not text[at] and (at == 0 or text[at - 1])):
                 number, begin = number + 1, at
             assert made.segments[row, at] - made.segments[row, 0] == number
             assert made.position_ids[row, at] == at - begin
 
 
 def test_masked_parts_begin_and_end_with_their_marks_and_padding_is_never_asked_for():
-    made, rows, laid = batch(MaskedLMConfig(kind="masked_lm", mask_ratio=0.3))
+    made, found = batch(MaskedLMConfig(kind="masked_lm", mask_ratio=0.3))
+    rows, begins, free = found.ids, found.begins, ~found.text
+    goes_on = ~begins & ~free
     cls, sep, pad = (BERT[name] for name in ("cls", "sep", "pad"))
-    shown, targets = made.inputs.numpy(), made.targets.numpy()
-    filled, at = made.weights.numpy() > 0, made.target_index.numpy()
+    shown, targets = made.inputs, made.targets
+    filled, at = made.weights > 0, made.target_index
     lines = np.arange(len(rows))[:, None]
-    assert (shown[laid == BEGINS] == cls).all() and (shown[laid == FREE] == pad).all()
-    last = np.concatenate([laid[:, 1:] != GOES_ON, np.ones((len(laid), 1), bool)], axis=1) & (laid == GOES_ON)
+    assert (shown[begins] == cls).all() and (shown[free] == pad).all()
+    last = np.concatenate([~goes_on[:, 1:], np.ones((len(rows), 1), bool)], axis=1) & goes_on
     assert (shown[last] == sep).all()
     assert np.array_equal(targets[filled], rows[lines, at][filled]), "asked for is what stands in the text"
-    assert not np.isin(targets[filled], [cls, sep, pad]).any() and not (laid[lines, at][filled] == FREE).any()
+    assert not np.isin(targets[filled], [cls, sep, pad]).any() and not free[lines, at][filled].any()
     assert (np.diff(at, axis=1) > 0).all()
     # Each token is asked for with the same probability, in windows with much padding as in others.
-    text = (laid != FREE) & (laid != BEGINS) & ~last
+    text = goes_on & ~last
     text, filled = text[text.any(1)], filled[text.any(1)]  # a window may be empty
     share, asked = text.mean(1), filled.sum(1) / text.sum(1)
     empty, full = asked[share < np.quantile(share, 0.2)].mean(), asked[share >= np.quantile(share, 0.8)].mean()
@@ -385,11 +390,10 @@ def test_masked_parts_begin_and_end_with_their_marks_and_padding_is_never_asked_
 
 
 def test_causal_parts_are_predicted_from_their_document_alone():
-    made, rows, laid = batch(CausalLMConfig(kind="causal_lm"))
-    assert np.array_equal(made.weights.numpy() > 0, laid != FREE)
-    assert made.filled() == (laid != FREE).sum()
-    inputs, targets = made.inputs.numpy(), made.targets.numpy()
-    assert np.array_equal(inputs, rows[:, 0]) and np.array_equal(targets, rows[:, 1])
-    goes_on = laid[:, 1:] == GOES_ON
+    made, rows = batch(CausalLMConfig(kind="causal_lm"))
+    assert np.array_equal(made.weights > 0, rows.text) and made.filled() == rows.text.sum()
+    inputs, targets = made.inputs, made.targets
+    assert np.array_equal(inputs, rows.before) and np.array_equal(targets, rows.ids)
+    goes_on = (~rows.begins & rows.text)[:, 1:]
     assert np.array_equal(inputs[:, 1:][goes_on], targets[:, :-1][goes_on])
-    assert (inputs[laid == BEGINS] == BYTE["eod"]).mean() > 0.5  # the others are rests of documents that were cut
+    assert (inputs[rows.begins] == BYTE["eod"]).mean() > 0.5  # the others are rests of documents that were cut

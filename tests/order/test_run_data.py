@@ -10,10 +10,9 @@ import yaml
 
 from pretrain import config, shards
 from pretrain.errors import ConfigError, ResumeError, ShardError
-from pretrain.order import run_data
-from pretrain.order.packed import FREE
+from pretrain.order.config import DataConfig, mixed
 from pretrain.order.phases import Phase
-from pretrain.order.run_data import DataConfig, mixed, open_corpora
+from pretrain.order.run_data import RunData, open_run_data
 from pretrain.shards import words
 from pretrain.tokenizer import open_tokenizer
 from pretrain.training import checkpoint
@@ -104,10 +103,16 @@ def test_a_weight_too_fine_is_told_one_that_fits():
 # Opening
 
 
+def opened_with(wanted: DataConfig, prepared, phases=None) -> RunData:
+    phases = phases or [Phase(steps=4, seq_len=16, batch_tokens=64)]
+    written = mixed(phases, wanted) if all(corpus.weight for corpus in wanted.corpora) else phases
+    return open_run_data(wanted, written, 7, open_tokenizer(prepared.tokenizer["bert"]))
+
+
 def test_corpora_of_different_tokenizers_are_refused_naming_both(prepared, two):
     wanted = section({"name": "en", "shards": two["en-bert"]}, {"name": "zh", "shards": two["zh-byte"]})
     with pytest.raises(ShardError, match="the corpora en and zh were built with different tokenizers") as error:
-        open_corpora(wanted, open_tokenizer(prepared.tokenizer["bert"]))
+        opened_with(wanted, prepared)
     assert two["en-bert"] in str(error.value) and two["zh-byte"] in str(error.value)
 
 
@@ -118,9 +123,9 @@ def test_a_flipped_bit_in_a_large_set_is_found_where_checksums_are_asked_for(pre
     ids.write_bytes(bytes([ids.read_bytes()[0] ^ 1]) + ids.read_bytes()[1:])
     monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # as if it were too large to be hashed by every start
     wanted = {"shards": str(folder), "tokenizer": str(tokenizer.folder)}
-    open_corpora(DataConfig(**wanted), tokenizer)
+    opened_with(DataConfig(**wanted), prepared)
     with pytest.raises(ShardError) as error:
-        open_corpora(DataConfig(**wanted, checksums=True), tokenizer)
+        opened_with(DataConfig(**wanted, checksums=True), prepared)
     assert "train-00000.bin: altered" in str(error.value)
 
 
@@ -128,7 +133,7 @@ def test_the_same_shards_under_two_names_are_refused(prepared, two, tmp_path):
     shutil.copytree(two["en-bert"], tmp_path / "copy")
     wanted = section({"name": "en", "shards": two["en-bert"]}, {"name": "old", "shards": str(tmp_path / "copy")})
     with pytest.raises(ShardError, match="the corpora en and old are the same shards"):
-        open_corpora(wanted, open_tokenizer(prepared.tokenizer["bert"]))
+        opened_with(wanted, prepared)
 
 
 # Plans
@@ -136,13 +141,12 @@ def test_the_same_shards_under_two_names_are_refused(prepared, two, tmp_path):
 
 def planned(prepared, two, phases, **changes):
     wanted = DataConfig(corpora=corpora(two, **changes), tokenizer=str(prepared.tokenizer["bert"]), block_tokens=64)
-    opened = open_corpora(wanted, open_tokenizer(prepared.tokenizer["bert"]))
-    return opened, run_data.order(wanted, opened, mixed(phases, wanted), 7, words=False)
+    return opened_with(wanted, prepared, phases)
 
 
 def test_the_plan_says_what_every_phase_draws_of_every_corpus(prepared, two):
-    opened, plan = planned(prepared, two, [phase(steps=100, tokens=640), phase(steps=50, tokens=640, zh=1)])
-    lines = [line.split() for line in run_data.plan_lines(plan)]
+    data = planned(prepared, two, [phase(steps=100, tokens=640), phase(steps=50, tokens=640, zh=1)])
+    opened, lines = data.corpora, [line.split() for line in data.table()]
     assert lines[0] == ["corpus", "tokens", "phase", "part", "drawn", "epochs", "windows/step", "places/step"]
     en, zh = (f"{corpus.train.tokens:,}" for corpus in opened)
     assert [line[:5] for line in lines[1:]] == [
@@ -156,7 +160,7 @@ def test_the_plan_says_what_every_phase_draws_of_every_corpus(prepared, two):
     assert [line[6:] for line in lines[1:]] == [["14", "14"], [], ["6", "6"], ["20", "20"], []]
     ends = {
         line.index(cell) + len(cell)
-        for line, cell in zip(run_data.plan_lines(plan), ("epochs", *(x[5] for x in lines[1:])), strict=True)
+        for line, cell in zip(data.table(), ("epochs", *(x[5] for x in lines[1:])), strict=True)
     }
     assert len(ends) == 1, "aligned"
 
@@ -165,29 +169,29 @@ def test_the_plan_of_packed_windows_says_how_much_of_them_is_padding(prepared, t
     wanted = DataConfig(
         corpora=corpora(two), tokenizer=str(prepared.tokenizer["bert"]), windows="documents", block_tokens=1024
     )
-    opened = open_corpora(wanted, open_tokenizer(wanted.tokenizer))
-    plan = run_data.order(wanted, opened, mixed([phase(steps=100, tokens=640)], wanted), 7, words=False)
-    header, en, zh = (line.split() for line in run_data.plan_lines(plan))
+    data = opened_with(wanted, prepared, [phase(steps=100, tokens=640)])
+    header, en, zh = (line.split() for line in data.table())
+    plan = data.order
     assert header[-1] == "padding"
     for number, line in enumerate((en, zh)):
         samples = plan.samples(0, 0, plan.phases[0].samples)
-        free = (plan.layout(samples, plan.phases[0].seq_len) == FREE)[samples.corpora == number].mean()
+        free = (~plan.rows(samples, plan.phases[0].seq_len).text)[samples.corpora == number].mean()
         assert float(line[-1].rstrip("%")) / 100 == pytest.approx(free, abs=0.02)
 
 
 def test_a_corpus_seen_too_often_is_refused_before_the_run(prepared, two):
     phases = [phase(steps=100, tokens=640)]
-    opened, plan = planned(prepared, two, phases, zh={"max_epochs": 1.5})
-    assert plan.epochs()[1] > 1.5
+    data = planned(prepared, two, phases, zh={"max_epochs": 1.5})
+    assert data.order.epochs()[1] > 1.5
     with pytest.raises(ConfigError, match="a corpus would be seen too often") as error:
-        run_data.check_epochs(opened, plan)
-    tokens = opened[1].train.tokens
+        data.check_epochs()
+    tokens = data.corpora[1].train.tokens
     assert f"data.corpora.1, zh: 19,200 of the run's 64,000 tokens, from {tokens:,}" in str(error.value)
     assert f"may be at most {1.5 * tokens / 64_000:.1%}, {int(1.5 * tokens):,} tokens" in str(error.value)
-    most = float(plan.epochs()[1])
-    run_data.check_epochs(*planned(prepared, two, phases, zh={"max_epochs": most}))
+    most = float(data.order.epochs()[1])
+    planned(prepared, two, phases, zh={"max_epochs": most}).check_epochs()
     with pytest.raises(ConfigError, match="seen too often"):
-        run_data.check_epochs(*planned(prepared, two, phases, zh={"max_epochs": most - 1e-6}))
+        planned(prepared, two, phases, zh={"max_epochs": most - 1e-6}).check_epochs()
 
 
 # Runs
@@ -313,10 +317,9 @@ def test_a_run_begun_with_another_order_of_windows_is_not_continued_where_it_rea
 ):
     wanted = DataConfig(shards=two["en-bert"], tokenizer=str(prepared.tokenizer["bert"]), block_tokens=block_tokens)
     phases = [Phase(steps=4, seq_len=16, batch_tokens=64)]
-    opened = open_corpora(wanted, open_tokenizer(wanted.tokenizer))
-    plan = run_data.order(wanted, opened, phases, 7, words=False)
-    index = run_data.identity(opened, plan)
-    assert run_data.conflicts(index, phases, opened, plan) == []
+    data = opened_with(wanted, prepared, phases)
+    index = data.identity()
+    assert data.conflicts(index, phases) == []
     older = {key: value for key, value in index.items() if key != "order"}
-    found = run_data.conflicts(older, phases, opened, plan)
+    found = data.conflicts(older, phases)
     assert [line.split(":")[0] for line in found] == ["order"] * refused

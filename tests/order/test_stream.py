@@ -38,7 +38,7 @@ def test_phases_of_other_lengths_repeat_nothing_within_an_epoch(prepared):
 def test_the_stream_is_preceded_by_an_end_mark(prepared):
     shards = Shards(prepared.shards["byte"])
     windows = Windows(shards, 32, 0)
-    rows = windows.rows(np.array([0, 1, 32]), 32, lead=1)
+    rows = windows.tokens(np.array([0, 1, 32]), 32)
     stream = shards.gather(np.array([0]), 64)[0]
     assert rows[0, 0] == shards.specials["eod"] and np.array_equal(rows[0, 1:], stream[:32])
     assert np.array_equal(rows[1], stream[:33]) and np.array_equal(rows[2], stream[31:64])
@@ -80,7 +80,7 @@ def test_words_come_from_what_the_set_was_opened_with(prepared):
             return (starts[:, None] + np.arange(length)) % 2 == 0
 
     shards = Shards(prepared.shards["bert"])
-    words = Windows(shards, 64, 5, EverySecond()).words(np.array([3, 4]), 4)
+    words = Windows(shards, 64, 5, EverySecond()).rows(np.array([3, 4]), 4, words=True).words
     assert words.tolist() == [[False, True, False, True], [True, False, True, False]]
     with pytest.raises(AssertionError, match="without its words"):
-        Windows(shards, 64, 5).words(np.array([0]), 4)
+        Windows(shards, 64, 5).rows(np.array([0]), 4, words=True)

@@ -287,7 +287,7 @@ ROWS = [  # what is wrong, stage, how it comes about, fragments of the message: 
     ("a model that its dialect cannot express", "pretrain", nothing_but("export.dialect=qwen3"),
      ["cannot be exported as qwen3", "model.norm = layernorm: qwen3 has rmsnorm"]),
     ("an unknown dialect", "pretrain", nothing_but("export.dialect=bret"),
-     ["no dialect 'bret'", "did you mean bert?", "known: bert, qwen3"]),
+     ["export.dialect = 'bret'", "'bert' or 'qwen3'"]),
     ("an unknown dialect", "export", nothing_but("dialect=bret"),
      ["dialect = 'bret'", "'bert' or 'qwen3'"]),
     ("a model that the dialect cannot express", "export", nothing_but("dialect=qwen3"),

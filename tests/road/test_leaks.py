@@ -5,6 +5,7 @@ of a row are rests of longer ones; or windows of whole documents, with padding b
 replaced, all of its tokens, and the others' logits and gradients must stay what they were, to the last bit on the CPU.
 """
 
+import dataclasses
 from contextlib import nullcontext
 
 import numpy as np
@@ -12,10 +13,17 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pretrain.model import transformer
-from pretrain.model.transformer import ModelConfig, Transformer, initialise
-from pretrain.objectives.objectives import OBJECTIVES, Batch, CausalLMConfig, MaskedLMConfig
-from pretrain.order.packed import BEGINS, FREE, PackedWindows
+from pretrain.model import attention as attention_module
+from pretrain.model.attention import Layout
+from pretrain.model.config import ModelConfig
+from pretrain.model.init import initialise
+from pretrain.model.transformer import Transformer
+from pretrain.objectives import OBJECTIVES
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.objectives.masked_lm import MaskedLMConfig
+from pretrain.order.packed import PackedWindows
+from pretrain.order.rows import of_stream
 from tests.conftest import DECODER, ENCODER
 
 BERT = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -92,22 +100,22 @@ def batch_of(name: str, objective: str, kind: str = "stream") -> Batch:
     causal = MODELS[name]["causal"]
     config, specials = (CAUSAL if causal else MASKED)[objective], BYTE if causal else BERT
     made = OBJECTIVES[config.kind](config, specials, V, T, 1)
-    if kind == "whole":
-        ids, laid = np.random.default_rng(2).integers(5, V, B * T + 1).astype(np.int32), None
-        rows = np.stack([ids[1 + b * T - made.lead : 1 + (b + 1) * T] for b in range(B)])
-    elif kind == "stream":
-        ids, laid = stream(causal, 5 + B * T + 1)[4:], None
-        rows = np.stack([ids[1 + b * T - made.lead : 1 + (b + 1) * T] for b in range(B)])
-    else:
+    end, words = specials.get("eod", specials.get("sep")), None
+    if made.wants_words:
+        words = np.random.default_rng(1).random((B, T)) < 0.7
+    if kind == "documents":
         windows = PackedWindows(Text(stream(causal, 400), specials), 4 * T, 3)
         places = np.arange(windows.blocks)[:, None] * windows.block_tokens + np.arange(windows.per_block(T))
         starts = windows.starts(places.ravel())
-        laid = windows.layout(starts, T)
-        padded, several = (laid == FREE).any(1), (laid == BEGINS).sum(1) > 2
+        every = windows.rows(starts, T)
+        padded, several = (~every.text).any(1), every.begins.sum(1) > 2
         chosen = [np.flatnonzero(padded & several)[0], np.flatnonzero(~padded & several)[0]]
-        rows, laid = windows.rows(starts[chosen], T, made.lead), laid[chosen]
-    words = np.random.default_rng(1).random((B, T)) < 0.7 if made.wants_words else None
-    return made.batch(rows, np.arange(B) * T, words, laid).to(DEVICE)
+        rows = dataclasses.replace(windows.rows(starts[chosen], T), words=words)
+    else:
+        whole = np.random.default_rng(2).integers(5, V, B * T + 1).astype(np.int32)
+        ids = whole if kind == "whole" else stream(causal, 5 + B * T + 1)[4:]
+        rows = of_stream(np.stack([ids[b * T : 1 + (b + 1) * T] for b in range(B)]), end, words)
+    return made.batch(rows, np.arange(B) * T).to(DEVICE)
 
 
 def documents(batch: Batch, row: int) -> dict[int, torch.Tensor]:
@@ -124,11 +132,15 @@ def replaced(batch: Batch, row: int, document: torch.Tensor) -> Batch:
     return Batch(**{**vars(batch), "inputs": inputs})
 
 
+def layout(net: Transformer, batch: Batch) -> Layout:
+    return Layout(batch.segments, batch.position_ids, net.config.causal)
+
+
 def run(net: Transformer, batch: Batch, scored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (B, T, V), and the gradient of `scored` (B, T) positions' summed squares by every input embedding."""
     kept = {}
     handle = net.embed.register_forward_hook(lambda _, __, output: kept.update(x=output) or output.retain_grad())
-    logits = net.logits(net(batch.inputs, batch.segments, batch.position_ids))
+    logits = net.logits(net(batch.inputs, layout(net, batch)))
     handle.remove()
     logits[scored].square().sum().backward()
     net.zero_grad()
@@ -171,7 +183,7 @@ def attention(request):
     mask = torch.zeros(1, 1, 4, 4, device=DEVICE)
     with backend(request.param):
         try:
-            transformer.attend(q, q, q, mask, False, 0.0).sum().backward()
+            attention_module.attend(q, q, q, mask, False, 0.0).sum().backward()
         except RuntimeError as error:
             pytest.skip(f"{request.param} cannot run here with a mask: {str(error).splitlines()[0]}")
         yield request.param
@@ -219,14 +231,14 @@ def one_token(segments, causal, dtype):
     return mask
 
 
-model_mask = transformer.attention_mask
+model_mask = attention_module.attention_mask
 
 
 @pytest.mark.parametrize("leak", [no_segments, neighbours, one_token])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_mask_that_leaks_is_found(name, leak, monkeypatch):
     """A control of the tests above."""
-    monkeypatch.setattr(transformer, "attention_mask", leak)
+    monkeypatch.setattr(attention_module, "attention_mask", leak)
     batch = batch_of(name, "causal" if MODELS[name]["causal"] else "token")
     assert leaks(build(name), batch, 1) != []
 
@@ -236,10 +248,10 @@ def test_a_mask_that_leaks_is_found(name, leak, monkeypatch):
 def test_positions_begin_anew_in_every_document(name, kind):
     """A document is computed as it is alone: how long its neighbours are is not seen either."""
     batch, net = batch_of(name, "causal" if MODELS[name]["causal"] else "span", kind), build(name)
-    together = net(batch.inputs, batch.segments, batch.position_ids)
+    together = net(batch.inputs, layout(net, batch))
     for row in range(B):
         for tokens in documents(batch, row).values():
             ids = batch.inputs[row : row + 1, tokens]
             positions = torch.arange(ids.shape[1], device=DEVICE)[None]
-            alone = net(ids, torch.zeros_like(ids), positions)
+            alone = net(ids, Layout(None, positions, net.config.causal))
             torch.testing.assert_close(together[row, tokens], alone[0], rtol=1e-5, atol=1e-5)

@@ -227,7 +227,7 @@ shards = Shards(folder)
 note("opened")
 windows = Windows(shards, 512, 7)
 for step in (0, 10**9):
-    windows.rows(windows.starts(np.arange(step * 32, step * 32 + 32) * 512), 512, 1)
+    windows.rows(windows.starts(np.arange(step * 32, step * 32 + 32) * 512), 512)
     note(f"step {step}")
     opened.clear()
 found["documents"] = [shards.document_at(position) for position in (0, 10**11 + 5, shards.tokens - 1)]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from pretrain.errors import ConfigError, ShardError
-from pretrain.objectives.objectives import MaskedLM, MaskedLMConfig
+from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig
+from pretrain.order.stream import Windows
 from pretrain.shards import Shards, words
 from pretrain.shards.words import HAN, Segmenter, Words, WordsConfig, open_words
 from pretrain.tokenizer import Tokenizer, open_tokenizer
@@ -277,12 +278,13 @@ def test_whole_chinese_and_english_words_are_masked(found, bert):
     shards, T = Shards(found["bert"]), 64
     read = Words(shards)
     starts = np.arange(0, shards.tokens - T, 37)
-    ids, begins = shards.gather(starts, T), read.gather(starts, T)
+    rows = Windows(shards, T, 5, read).rows(starts, T, words=True)
+    ids, begins = rows.ids, rows.words
     config = MaskedLMConfig(kind="masked_lm", mask_ratio=0.2, mask_share=1, random_share=0, unit="word")
     objective = MaskedLM(config, shards.specials, shards.vocab_size, T, seed=5)
     assert objective.wants_words
-    batch = objective.batch(ids, starts, begins)
-    masked = (batch.inputs == shards.specials["mask"]).numpy()
+    batch = objective.batch(rows, starts)
+    masked = batch.inputs == shards.specials["mask"]
     assert batch.inputs.shape == ids.shape and (masked.sum(axis=1) <= 13).all()
     assert (masked.sum(axis=1) == 13).mean() > 0.95  # but for windows of almost nothing but marks or [UNK]
     whole_characters = cut = 0

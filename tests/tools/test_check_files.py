@@ -290,7 +290,7 @@ def test_every_corpus_of_a_run_that_mixes_some_is_followed(prepared, tmp_path, c
 
 def test_nothing_is_written_and_torch_is_not_needed(chain):
     before = {path: path.stat().st_mtime_ns for path in chain.rglob("*")}
-    code = "import sys; from pretrain.verify import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    code = "import sys; from pretrain.tools.check_files import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     command = [sys.executable, "-c", code, chain / "shards", chain / "run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr

@@ -9,18 +9,24 @@ import torch
 
 from pretrain import config
 from pretrain.errors import ConfigError
-from pretrain.model.transformer import ModelConfig, Transformer, initialise, parameters_of
-from pretrain.objectives.objectives import Learner, MaskedLMConfig
+from pretrain.model.config import ModelConfig
+from pretrain.model.init import initialise
+from pretrain.model.transformer import Transformer, parameters_of
+from pretrain.objectives.learner import Learner
+from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.order.phases import Phase
 from pretrain.order.stream import Windows
 from pretrain.shards import Shards
 from pretrain.training.engine.config import EngineConfig, deepspeed_config
-from pretrain.training.engine.engine import DeepSpeedEngine, LocalEngine, engine_for, state_bytes
+from pretrain.training.engine.deepspeed import DeepSpeedEngine
+from pretrain.training.engine.engine import engine_for, state_bytes
+from pretrain.training.engine.local import LocalEngine
 from pretrain.training.engine.ranks import World, find_world, join
 from pretrain.training.loader import Batches
-from pretrain.training.optim.optim import OptimConfig, adamw
+from pretrain.training.optim.adamw import AdamW, AdamWConfig
 from tests.conftest import DECODER, ENCODER, run_values
 from tests.helpers import cases
+from tests.helpers.batches import batches as batches_of
 from tests.helpers.ranks import on_ranks
 
 TWENTY = [{"steps": 20, "seq_len": 32, "batch_tokens": 256, "decay_steps": 5}]
@@ -79,11 +85,11 @@ def test_bf16_gradients_are_summed_in_fp32(prepared):
     assert {p.dtype for p in engine.module.parameters()} == {torch.bfloat16}
     each = []
     for item in range(4):
-        engine.backward(engine(batches[item].batch), 0.1)
+        engine.backward(engine(batches.objectives[0], batches[item].batch), 0.1)
         each.append([p.grad.clone() for p in engine.masters.parameters()])
         engine.optimizer.zero_grad()
     for item in range(4):
-        engine.backward(engine(batches[item].batch), 0.1)
+        engine.backward(engine(batches.objectives[0], batches[item].batch), 0.1)
     for p, *parts in zip(engine.masters.parameters(), *each, strict=True):
         assert all(torch.equal(part.bfloat16().float(), part) for part in parts)
         assert torch.equal(p.grad, ((parts[0] + parts[1]) + parts[2]) + parts[3])
@@ -97,17 +103,17 @@ def test_the_state_of_bf16_in_plain_torch_goes_to_every_stage_and_precision_and_
     """Masters and moments, to the last bit."""
     engine, batches = local_engine(prepared, 2, precision="bf16")
     for item in range(2):
-        engine.backward(engine(batches[item].batch), 0.01)
+        engine.backward(engine(batches.objectives[0], batches[item].batch), 0.01)
         engine.step(1e-3)
     state = {(kind, name): engine.whole(kind, name).clone() for kind in KINDS for name in engine.shapes()}
     for precision in ("fp32", "bf16"):
         other, _ = local_engine(prepared, 2, precision=precision)
-        other.restore(lambda kind, name: state[kind, name], 2, batches[0].batch)
+        other.restore(lambda kind, name: state[kind, name], 2, batches.objectives[0], batches[0].batch)
         assert all(torch.equal(other.whole(*key), tensor) for key, tensor in state.items())
         assert all(float(inner["step"]) == 2 for inner in other.optimizer.state.values())
         if precision == "bf16":  # and goes on as the one that was never saved
-            engine.backward(engine(batches[2].batch), 0.01)
-            other.backward(other(batches[2].batch), 0.01)
+            engine.backward(engine(batches.objectives[0], batches[2].batch), 0.01)
+            other.backward(other(batches.objectives[0], batches[2].batch), 0.01)
             assert engine.step(1e-3) == other.step(1e-3)
             assert all(torch.equal(engine.whole(*key), other.whole(*key)) for key in state)
     for lost in on_ranks(2, restored_by_deepspeed, prepared, state, log=tmp_path / "restored.log"):
@@ -129,8 +135,8 @@ def restored_by_deepspeed(prepared, state: dict) -> list[str]:
             for name, p in model.named_parameters():
                 p.copy_(state["weights", name])
         config = EngineConfig(micro_batch=2, zero_stage=stage, precision=precision)
-        engine = DeepSpeedEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1)), config, 1.0, world)
-        engine.restore(lambda kind, name: state[kind, name], 2, batches[0].batch)
+        engine = DeepSpeedEngine(Learner(model), AdamW(AdamWConfig(lr=1)), config, 1.0, world)
+        engine.restore(lambda kind, name: state[kind, name], 2, batches.objectives[0], batches[0].batch)
         found = {key: engine.whole(*key) for key in state}
         lost += [f"{key} at stage {stage}, {precision}" for key in state if not torch.equal(found[key], state[key])]
     return lost
@@ -182,13 +188,13 @@ def test_slots_count_alike_whatever_micro_batch_they_are_in(prepared):
         micros = [batches[item] for item in range(8 // micro_batch)]
         emptied = []
         for micro in micros:
-            weights = micro.batch.weights.clone()
+            weights = micro.batch.weights.copy()
             even = torch.arange(micro.first_sample, micro.first_sample + micro_batch) % 2 == 0
             weights[even, 3:] = 0  # every other sample keeps three targets
             emptied.append(type(micro.batch)(**{**vars(micro.batch), "weights": weights}))
         filled = sum(batch.filled() for batch in emptied)
         for batch in emptied:
-            engine.backward(engine(batch), 1 / filled)
+            engine.backward(engine(batches.objectives[0], batch), 1 / filled)
         gradients.append([p.grad.clone() for p in engine.module.parameters()])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
@@ -197,7 +203,7 @@ def test_slots_count_alike_whatever_micro_batch_they_are_in(prepared):
 def test_a_gradient_that_is_not_finite_is_skipped(prepared):
     engine, batches = local_engine(prepared, 2)
     before = [p.detach().clone() for p in engine.module.parameters()]
-    engine.backward(engine(batches[0].batch) * float("nan"), 1.0)
+    engine.backward(engine(batches.objectives[0], batches[0].batch) * float("nan"), 1.0)
     assert engine.step(1e-3) is None
     assert all(torch.equal(p, old) for p, old in zip(engine.module.parameters(), before, strict=True))
 
@@ -217,10 +223,10 @@ def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
     join(world, 60)
     model, batches = model_and_batches(prepared, 2)
     engine_config = EngineConfig(micro_batch=2, zero_stage=stage)
-    engine = DeepSpeedEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1)), engine_config, 1.0, world)
+    engine = DeepSpeedEngine(Learner(model), AdamW(AdamWConfig(lr=1)), engine_config, 1.0, world)
     states, norms = [], []
     for factor in (float("nan") if world.rank == 1 else 1.0, 1.0):
-        engine.backward(engine(batches[0].batch) * factor, 1.0)
+        engine.backward(engine(batches.objectives[0], batches[0].batch) * factor, 1.0)
         norms.append(engine.step(1e-3))
         states.append({name: engine.whole("weights", name).clone() for name in engine.shapes()})
     fresh, _ = model_and_batches(prepared, 2)
@@ -232,7 +238,7 @@ def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
 def model_and_batches(prepared, micro_batch: int) -> tuple[Transformer, Batches]:
     shards = Shards(prepared.shards["bert"])
     phase = Phase(steps=4, seq_len=32, batch_tokens=256)
-    batches = Batches({"": Windows(shards, 32, 7)}, MaskedLMConfig(kind="masked_lm"), [phase], 7, micro_batch, 0, 1)
+    batches = batches_of({"": Windows(shards, 32, 7)}, MaskedLMConfig(kind="masked_lm"), [phase], 7, micro_batch)
     model = Transformer(ModelConfig(**ENCODER), shards.vocab_size)
     initialise(model, 7)
     return model, batches
@@ -241,7 +247,7 @@ def model_and_batches(prepared, micro_batch: int) -> tuple[Transformer, Batches]
 def local_engine(prepared, micro_batch: int, **engine) -> tuple[LocalEngine, Batches]:
     model, batches = model_and_batches(prepared, micro_batch)
     engine_config = EngineConfig(micro_batch=micro_batch, **engine)
-    engine = LocalEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1)), engine_config, 1.0, World())
+    engine = LocalEngine(Learner(model), AdamW(AdamWConfig(lr=1)), engine_config, 1.0, World())
     return engine, batches
 
 
@@ -353,9 +359,9 @@ def test_a_model_takes_as_much_memory_as_is_said(precision, a_weight, prepared):
     model, batches = model_and_batches(prepared, 2)
     parameters = sum(p.numel() for p in model.parameters())
     engine_config = EngineConfig(micro_batch=2, precision=precision)
-    assert state_bytes(parameters, engine_config, World()) == (a_weight * parameters, 0)
-    engine = LocalEngine(Learner(model), lambda m: adamw(m, OptimConfig(lr=1)), engine_config, 1.0, World())
-    engine.backward(engine(batches[0].batch), 1.0)
+    assert state_bytes(parameters, 2, engine_config, World()) == (a_weight * parameters, 0)
+    engine = LocalEngine(Learner(model), AdamW(AdamWConfig(lr=1)), engine_config, 1.0, World())
+    engine.backward(engine(batches.objectives[0], batches[0].batch), 1.0)
     tensors = [*engine.module.parameters(), *engine.masters.parameters()]
     tensors += [p.grad for p in engine.masters.parameters()]
     tensors += [value for state in engine.optimizer.state.values() for value in state.values() if value.ndim]
@@ -368,7 +374,7 @@ def test_a_model_takes_as_much_memory_as_is_said(precision, a_weight, prepared):
 )
 def test_zero_divides_what_each_of_four_ranks_keeps(precision, stage, a_weight):
     engine_config = EngineConfig(micro_batch=1, precision=precision, zero_stage=stage)
-    assert state_bytes(100, engine_config, World(0, 4)) == (100 * a_weight, 0)
+    assert state_bytes(100, 2, engine_config, World(0, 4)) == (100 * a_weight, 0)
 
 
 @pytest.mark.parametrize("changes", [{"width": 4096000}, {"layers": 10**12}, {"mlp_width": 2**62}, {"width": 2**63}])

@@ -8,16 +8,21 @@ import pytest
 import torch
 
 from pretrain.errors import ConfigError
-from pretrain.model.transformer import ModelConfig, Transformer, initialise
-from pretrain.objectives.objectives import CausalLMConfig, Learner, MaskedLMConfig
+from pretrain.model.attention import Layout
+from pretrain.model.config import ModelConfig
+from pretrain.model.init import initialise
+from pretrain.model.transformer import Transformer
+from pretrain.objectives.causal_lm import CONTINUED_TOKENS, CausalLMConfig
+from pretrain.objectives.learner import Learner
+from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.shards import Shards
 from pretrain.tokenizer import open_tokenizer
 from pretrain.training.engine.config import EngineConfig
-from pretrain.training.engine.engine import LocalEngine
+from pretrain.training.engine.local import LocalEngine
 from pretrain.training.engine.ranks import World
 from pretrain.training.heldout import HeldOut, entropy
-from pretrain.training.optim.optim import OptimConfig, adamw
-from pretrain.training.previews import CONTINUED_TOKENS, sample_texts
+from pretrain.training.optim.adamw import AdamW, AdamWConfig
+from pretrain.training.previews import preview_texts
 from tests.conftest import DECODER, ENCODER, run_values
 from tests.helpers import cases
 from tests.helpers.ranks import on_ranks
@@ -28,8 +33,7 @@ T = 32
 def engine_of(values: dict, vocab_size: int) -> LocalEngine:
     model = Transformer(ModelConfig(**values), vocab_size)
     initialise(model, 5)
-    optimizer = OptimConfig(lr=1.0)
-    return LocalEngine(Learner(model), lambda m: adamw(m, optimizer), EngineConfig(micro_batch=1), 1.0, World())
+    return LocalEngine(Learner(model), AdamW(AdamWConfig(lr=1.0)), EngineConfig(micro_batch=1), 1.0, World())
 
 
 CAUSAL, MASKED = CausalLMConfig(kind="causal_lm"), MaskedLMConfig(kind="masked_lm")
@@ -73,7 +77,7 @@ def test_causal_scores_are_those_of_every_token_of_the_stream_once(micro_batch, 
             asked.append([])
             for first, last, counted in window:
                 ids = torch.from_numpy(before[first:last])[None]
-                hidden = model(ids, torch.zeros_like(ids), torch.arange(last - first)[None])
+                hidden = model(ids, Layout(None, torch.arange(last - first)[None], True))
                 logits = model.logits(hidden)[0].double().log_softmax(-1)
                 for at in range(counted, last):
                     sums[-1] -= float(logits[at - first, stream[at]])
@@ -124,9 +128,9 @@ def test_every_masked_target_is_shown_as_a_mask_so_that_no_predictor_without_con
     shards = Shards(prepared.shards["bert"], "heldout")
     heldout = HeldOut(shards, MASKED, T, 1 << 20, None, packed)
     batch = heldout.batch(heldout.numbers)
-    shown = batch.inputs.gather(1, batch.target_index.long())
+    shown = np.take_along_axis(batch.inputs, batch.target_index, 1)
     assert (shown[batch.weights > 0] == shards.specials["mask"]).all()
-    targets = batch.targets[batch.weights > 0].numpy()
+    targets = batch.targets[batch.weights > 0]
     shares = np.unique(targets, return_counts=True)[1] / len(targets)
     scores = heldout.score(engine_of(ENCODER, shards.vocab_size), World(), 4)
     assert scores.targets == len(targets)
@@ -153,14 +157,14 @@ def test_samples_cost_a_few_short_forwards_and_are_greedy(prepared):
     heldout = HeldOut(shards, CAUSAL, 256, 1 << 20, None, packed=False)
     model, forwarded = engine.module.model, []
     handle = model.register_forward_hook(lambda module, given, found: forwarded.append(given[0].numel()))
-    (text, again) = sample_texts([heldout, heldout], engine, World(), tokenizer)
+    (text, again) = preview_texts([heldout, heldout], engine, World(), tokenizer)
     handle.remove()
     assert text == again and len(forwarded) == CONTINUED_TOKENS == 16 and sum(forwarded) == 2 * 16 * 64
-    row = heldout.batch(heldout.spread[:1]).inputs[0, :49].long()
+    row = torch.from_numpy(heldout.batch(heldout.spread[:1]).inputs[0, :49]).long()
     for _ in range(16):
         begins = int((row == shards.specials["eod"]).nonzero().max()) if (row == shards.specials["eod"]).any() else 0
         ids = row[None, begins:]
-        hidden = model(ids, torch.zeros_like(ids), torch.arange(ids.shape[1])[None])
+        hidden = model(ids, Layout(None, torch.arange(ids.shape[1])[None], True))
         row = torch.cat([row, model.logits(hidden)[0, -1].argmax()[None]])
     given, continued = (tokenizer.decode(part.tolist()) for part in (row[1:49], row[49:]))
     assert text == f"{given} **▸** {continued}"
@@ -202,7 +206,8 @@ def test_windows_without_a_target_are_refused(prepared, monkeypatch):
     with pytest.raises(ConfigError, match="seq_len = 2 leaves nothing to mask"):
         HeldOut(shards, MASKED, 2, 1 << 20, None, packed=False)
     heldout = HeldOut(shards, MASKED, 3, 3, None, packed=False)
-    monkeypatch.setattr(heldout.windows, "rows", lambda starts, *_: np.full((len(starts), 3), shards.specials["sep"]))
+    marks = np.full((1, 4), shards.specials["sep"], np.int32)
+    monkeypatch.setattr(heldout.windows, "tokens", lambda starts, *_: marks.repeat(len(starts), axis=0))
     with pytest.raises(ConfigError, match=r"no token to score(?s:.*)1 windows of 3 tokens"):
         heldout.score(engine_of(ENCODER, shards.vocab_size), World(), 4)
 

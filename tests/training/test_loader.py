@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pretrain.errors import ConfigError, PretrainError
-from pretrain.objectives.objectives import CausalLMConfig, MaskedLMConfig
+from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.order.packed import PackedWindows
 from pretrain.order.phases import Phase
 from pretrain.order.stream import Windows
 from pretrain.processes.prefetch import ahead
 from pretrain.shards import Shards
 from pretrain.training import loader
+from tests.helpers.batches import batches as batches_of
 from tests.helpers.simulated import simulate
 
 PHASES = [Phase(steps=5, seq_len=32, batch_tokens=256), Phase(steps=3, seq_len=64, batch_tokens=1024)]
@@ -34,32 +35,30 @@ def batches(
     block_tokens = 64 if windows is Windows else 1024
     folder = prepared.shards["bert" if objective.kind == "masked_lm" else "byte"]
     if not mixed:
-        return loader.Batches(
-            {"": Windows(Shards(folder), 64, seed)}, objective, PHASES, seed, micro_batch, rank, world
-        )
+        return batches_of({"": Windows(Shards(folder), 64, seed)}, objective, PHASES, seed, micro_batch, rank, world)
     corpora = {
         name: windows(Shards(folder, side), block_tokens, seed, corpus=number)
         for number, (name, side) in enumerate((("a", "train"), ("b", "heldout")))
     }
     mixtures = [{"a": 5, "b": 3}, {"a": 1, "b": 2}]
     phases = [phase.model_copy(update={"mixture": m}) for phase, m in zip(PHASES, mixtures, strict=True)]
-    return loader.Batches(corpora, objective, phases, seed, micro_batch, rank, world)
+    return batches_of(corpora, objective, phases, seed, micro_batch, rank, world)
 
 
 OBJECTIVES = [MaskedLMConfig(kind="masked_lm", mask_ratio=0.3), CausalLMConfig(kind="causal_lm")]
 
 
-def global_batch(prepared, objective, step, micro_batch, world, workers=0, **changes) -> dict[str, torch.Tensor]:
-    """All tensors of step `step`, put together from its ranks and micro-batches. Documents are numbered from the first
+def global_batch(prepared, objective, step, micro_batch, world, workers=0, **changes) -> dict[str, np.ndarray]:
+    """All arrays of step `step`, put together from its ranks and micro-batches. Documents are numbered from the first
     of each window on: where a micro-batch holds one document a window, it has no numbers, and others begin elsewhere.
     """
     parts = []
     for rank in range(world):
         steps = loader.steps(batches(prepared, objective, micro_batch, rank, world, **changes), step, workers)
         for batch in (micro.batch for micro in next(steps)):
-            numbers = torch.zeros_like(batch.inputs) if batch.segments is None else batch.segments
+            numbers = np.zeros_like(batch.inputs) if batch.segments is None else batch.segments
             parts.append({**vars(batch), "segments": numbers - numbers[:, :1]})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if parts[0][name] is not None}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if parts[0][name] is not None}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
@@ -71,7 +70,7 @@ def test_ranks_and_micro_batches_cut_the_same_batch(objective, windows, step, pr
         other = global_batch(prepared, objective, step, micro_batch, world, windows=windows)
         assert whole.keys() == other.keys()
         for name, tensor in whole.items():
-            assert torch.equal(tensor, other[name]), (name, micro_batch, world)
+            assert np.array_equal(tensor, other[name]), (name, micro_batch, world)
 
 
 GRID = itertools.product((Windows, PackedWindows), (1, 2), (1, 2), ((0, 1), (1, 1), (1, 5), (3, 1), (3, 5)))
@@ -98,7 +97,7 @@ def test_workers_change_nothing(objective, prepared):
         for micro, same in zip(step, other, strict=True):
             assert micro.digest == same.digest
             for name, tensor in vars(micro.batch).items():
-                assert tensor is None or torch.equal(tensor, getattr(same.batch, name)), name
+                assert tensor is None or np.array_equal(tensor, getattr(same.batch, name)), name
 
 
 @pytest.mark.parametrize("windows", [Windows, PackedWindows])
@@ -120,7 +119,7 @@ def test_a_micro_batch_that_was_read_ahead_is_not_asked_for_page_by_page(tmp_pat
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     phase = Phase(steps=10, seq_len=64, batch_tokens=64 * 64)
-    items = loader.Batches({"": Windows(Shards(folder), 64, 3)}, OBJECTIVES[0], [phase], 3, 64, 0, 1)
+    items = batches_of({"": Windows(Shards(folder), 64, 3)}, OBJECTIVES[0], [phase], 3, 64, 0, 1)
     waits = [resource.getrusage(resource.RUSAGE_SELF).ru_majflt]
     for item in (2, 5):
         if item == 5:
@@ -163,7 +162,7 @@ def test_a_worker_killed_in_the_middle_of_a_result_is_the_same_error():
 def long_run(prepared) -> loader.Batches:
     """More than processes compute while a test looks elsewhere."""
     windows, phase = Windows(Shards(prepared.shards["bert"]), 64, 3), Phase(steps=10**6, seq_len=64, batch_tokens=256)
-    return loader.Batches({"": windows}, OBJECTIVES[0], [phase], 3, micro_batch=1, rank=0, world=1)
+    return batches_of({"": windows}, OBJECTIVES[0], [phase], 3, micro_batch=1, rank=0, world=1)
 
 
 def children() -> list[int]:
@@ -223,7 +222,7 @@ def test_any_step_is_reached_at_once(prepared):
     shards = Shards(prepared.shards["bert"])
     phases = [Phase(steps=10**9, seq_len=32, batch_tokens=1024), Phase(steps=10**9, seq_len=64, batch_tokens=1024)]
     for step in (0, 999_999_999, 10**9, 2 * 10**9 - 1):
-        items = loader.Batches({"": Windows(shards, 64, 3)}, OBJECTIVES[0], phases, 3, 2, 0, 1)
+        items = batches_of({"": Windows(shards, 64, 3)}, OBJECTIVES[0], phases, 3, 2, 0, 1)
         tracemalloc.start()
         counted = sum(1 for _ in _calls(lambda at=step, items=items: items[items.first_item(at)]))
         _, peak = tracemalloc.get_traced_memory()

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.training.heldout import VALUES
 from pretrain.training.watch import metrics
-from pretrain.training.watch.metrics import Interval, Metrics, StepReport, flat_steps, log_line
+from pretrain.training.watch.log import Interval, StepReport, log_line, peak_flops
+from pretrain.training.watch.metrics import Metrics, flat_steps
 from tests.conftest import ROOT, run_values
 from tests.helpers import cases
 
@@ -117,7 +118,7 @@ def test_the_log_line_shows_units_and_never_a_guess():
 def test_mfu_is_known_only_for_listed_devices():
     import torch
 
-    assert metrics.peak_flops(torch.device("cpu")) is None
+    assert peak_flops(torch.device("cpu")) is None
 
 
 def report(step: int) -> StepReport:
@@ -219,7 +220,7 @@ def test_records_that_are_removed_or_cannot_be_written_are_warned_of_once_and_be
 
 
 def test_a_log_that_cannot_be_written_does_not_end_a_run():
-    code = "from pretrain.training.watch.metrics import say; say('a'); say('b')"
+    code = "from pretrain.training.watch.log import say; say('a'); say('b')"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0 and done.stderr.count("the log cannot be written: No space left") == 1, done.stderr

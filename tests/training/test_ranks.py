@@ -139,7 +139,7 @@ MANY_STEPS = [{"steps": 100_000, "seq_len": 32, "batch_tokens": 256}]
 
 def train_but_stop_before_a_step(values: dict) -> None:
     """Train; rank 1 is stopped by SIGSTOP as it is about to make its fifth optimizer step."""
-    from pretrain.training.engine.engine import DeepSpeedEngine
+    from pretrain.training.engine.deepspeed import DeepSpeedEngine
 
     step, made = DeepSpeedEngine.step, []
 

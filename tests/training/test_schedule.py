@@ -5,14 +5,18 @@ import math
 import pytest
 import torch
 
-from pretrain.model.transformer import ModelConfig, Transformer
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import Transformer
 from pretrain.order.phases import Phase
-from pretrain.training.optim.optim import OptimConfig, adamw, check_schedule, lr_at, past_conflicts, schedule_notes
+from pretrain.training.config import TrainingPhase
+from pretrain.training.optim.adamw import AdamW, AdamWConfig
+from pretrain.training.optim.schedule import OptimConfig, check_schedule, lr_at, schedule_notes
+from pretrain.training.resume import past_conflicts
 from tests.conftest import ENCODER
 
 
 def phase(steps: int, decay_steps: int = 0, **keys) -> Phase:
-    return Phase(**{"steps": steps, "seq_len": 8, "batch_tokens": 64, "decay_steps": decay_steps, **keys})
+    return TrainingPhase(**{"steps": steps, "seq_len": 8, "batch_tokens": 64, "decay_steps": decay_steps, **keys})
 
 
 def rates(optim: OptimConfig, *phases: Phase, anew: int = 0) -> list[float]:
@@ -150,7 +154,7 @@ def test_other_rates_are_refused_with_the_step_that_would_have_had_another():
 
 def test_matrices_decay_and_vectors_do_not():
     net = Transformer(ModelConfig(**ENCODER), 50)
-    groups = adamw(net, OptimConfig(lr=1.0, weight_decay=0.3)).param_groups
+    groups = AdamW(AdamWConfig(lr=1.0, weight_decay=0.3)).build(net).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert all(p.ndim >= 2 for p in groups[0]["params"]) and all(p.ndim == 1 for p in groups[1]["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.errors import ConfigError, PretrainError, Stopped
 from pretrain.training import checkpoint, trainer
-from pretrain.training.engine.engine import LocalEngine
+from pretrain.training.engine.local import LocalEngine
 from pretrain.training.heldout import HeldOut
 from tests.conftest import run_values
 from tests.helpers import cases
@@ -125,8 +125,8 @@ def begin(monkeypatch, bad: int) -> None:
         done[0] += 1
         return step(self, lr)
 
-    def poisoned(self, batch, each=False):
-        loss = forward(self, batch, each)
+    def poisoned(self, objective, batch, each=False):
+        loss = forward(self, objective, batch, each)
         return loss * float("nan") if done[0] == bad - 1 and self.module.training else loss
 
     monkeypatch.setattr(LocalEngine, "step", counted)

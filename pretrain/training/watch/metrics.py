@@ -11,60 +11,25 @@ warning that names the file and the steps that are missing.
 """
 
 import contextlib
-import io
 import json
 import math
 import os
-import resource
-import socket
 import statistics
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from itertools import count
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+from pretrain.training.watch.dashboard import event, event_file, first_events
+from pretrain.training.watch.log import StepReport, say
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets; a device not listed has no MFU, never a guess.
-# The first name that occurs in the device's counts.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "B200": 2250e12,
-}
+if TYPE_CHECKING:
+    from pretrain.training.watch.observer import Findings
+
 JSONL = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 FLAT_STEPS = 200  # the fewest that are compared before a loss is called flat
 END_BYTES = 1 << 20  # of a file of metrics: about 4,000 steps
-_numbers = count()  # of event files of this process
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimizer step, as measured."""
-
-    step: int  # steps done, this one included
-    loss: float | None  # mean nats per target of the global batch; None: not finite
-    lr: float
-    grad_norm: float | None  # before clipping; None: not finite, the step was skipped
-    digest: str  # of the global batch
-    tokens: int  # of the run so far
-    step_s: float
-    data_wait_s: float
-
-    @property
-    def finite(self) -> bool:
-        return self.loss is not None and self.grad_norm is not None
 
 
 class Metrics:
@@ -77,8 +42,8 @@ class Metrics:
     def __init__(self, run: Path, step: int, tokens: int, since: int, scored: int, config_yaml: str, begun: int = 0):
         path = run / JSONL
         self._jsonl, self._evaluations = _Record(path), _Record(run / EVALUATIONS)
-        self._steps = _Record(_event_file(run / "tensorboard"), _first_events(step + 1))
-        self._tokens = _Record(_event_file(run / "tensorboard" / "by_tokens"), _first_events(tokens + 1))
+        self._steps = _Record(event_file(run / "tensorboard"), first_events(step + 1))
+        self._tokens = _Record(event_file(run / "tensorboard" / "by_tokens"), first_events(tokens + 1))
         self.before: list[StepReport] = []
         self.scored = False  # whether step `scored` has been evaluated; its line "" is the last to be written
         kept, damaged = {}, 0
@@ -101,7 +66,16 @@ class Metrics:
         """Every step, to metrics.jsonl."""
         self._jsonl.append(json.dumps(vars(report), allow_nan=False).encode() + b"\n")
 
-    def evaluation(self, step: int, corpus: str, scores: dict[str, float | int | None]) -> None:
+    def found(self, findings: "Findings", step: int, tokens: int) -> None:
+        """Record what an observer found."""
+        if findings.values:
+            self.scalars(findings.values, step, tokens)
+        for corpus, record in findings.records.items():
+            self._evaluation(step, corpus, record)
+        for tag, text in findings.texts.items():
+            self.text(tag, text, step)
+
+    def _evaluation(self, step: int, corpus: str, scores: dict[str, float | int | None]) -> None:
         """The held-out scores of a corpus, or under "" of the mixture, to evaluations.jsonl."""
         values = {name: value if value is None or math.isfinite(value) else None for name, value in scores.items()}
         line = json.dumps({"step": step, "corpus": corpus, **values}, ensure_ascii=False, allow_nan=False)
@@ -130,14 +104,14 @@ class Metrics:
         from torch.utils.tensorboard.summary import scalar
 
         values = {tag: value for tag, value in values.items() if math.isfinite(value)}
-        self._steps.append(b"".join(_event(scalar(tag, value), step) for tag, value in values.items()))
+        self._steps.append(b"".join(event(scalar(tag, value), step) for tag, value in values.items()))
         tags = {f"by_tokens/{tag.replace('/', '_')}": value for tag, value in values.items()}
-        self._tokens.append(b"".join(_event(scalar(tag, value), tokens) for tag, value in tags.items()))
+        self._tokens.append(b"".join(event(scalar(tag, value), tokens) for tag, value in tags.items()))
 
     def text(self, tag: str, text: str, step: int) -> None:
         from torch.utils.tensorboard.summary import text as summary
 
-        self._steps.append(_event(summary(tag, text), step))
+        self._steps.append(event(summary(tag, text), step))
 
     def sync(self) -> None:
         """Push the lines to disk: before a checkpoint is published, which a power cut leaves whole."""
@@ -250,105 +224,6 @@ def last_step(run: Path) -> int | None:
     return next((report.step for report in map(_parsed, reversed(lines)) if report), 0)
 
 
-def say(line: str) -> None:
-    """Print a line of the log. If it cannot be written (a full disk, a closed pipe) the run goes on in silence."""
-    try:
-        print(line, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            found = error.strerror or error
-            print(f"warning: the log cannot be written: {found}; the training goes on without it", file=sys.stderr)
-
-
-def peak_flops(device: "torch.device") -> float | None:
-    import torch
-
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
-
-
-def memory_gib(device: "torch.device") -> float:
-    """Largest memory used so far: of the GPU's allocator, or of this process (resident set) on a CPU."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
-
-
-class Interval:
-    """The steps since the last log line, evaluations and saves between them notwithstanding.
-
-    Losses and norms are of the finite steps alone. `before` are steps of this interval that an earlier attempt
-    recorded: they count for the means, and not for the speed.
-    """
-
-    def __init__(self, before: list[StepReport] = ()):
-        self.steps = list(before)
-        self._before = len(before)
-
-    def add(self, report: StepReport) -> None:
-        self.steps.append(report)
-
-    @property
-    def step_s(self) -> float:
-        timed = self.steps[self._before :]
-        return sum(step.step_s for step in timed) / len(timed)
-
-    @property
-    def skipped(self) -> int:
-        return sum(step.grad_norm is None for step in self.steps)
-
-    def values(self, clip: float | None, batch_tokens: int) -> dict[str, float]:
-        """The series of a log line by name. A step has `batch_tokens`; norms above `clip` are clipped."""
-        timed = self.steps[self._before :]
-        seconds = sum(step.step_s for step in timed)
-        values = {
-            "optim/lr": timed[-1].lr,
-            "speed/tokens_per_s": (timed[-1].tokens - timed[0].tokens + batch_tokens) / seconds,
-            "speed/data_wait_share": sum(step.data_wait_s for step in timed) / seconds,
-        }
-        if losses := [step.loss for step in self.steps if step.loss is not None]:
-            values["train/loss"] = sum(losses) / len(losses)
-        if norms := [step.grad_norm for step in self.steps if step.grad_norm is not None]:
-            values["optim/grad_norm"] = norms[-1]
-            values["optim/grad_norm_max"] = max(norms)
-            if clip is not None:
-                values["optim/clipped_share"] = sum(norm > clip for norm in norms) / len(norms)
-        return values
-
-
-def log_line(step: int, steps: int, values: dict[str, float], eta_s: float, skipped: int = 0) -> str:
-    """`step  120/1000  loss 3.412  lr 4.1e-04  grad 0.62  412k tok/s  mfu ?  eta 3m12s`."""
-    parts = [f"step {step:>{len(str(steps))}}/{steps}"]
-    parts.append(f"loss {values['train/loss']:.3f}" if "train/loss" in values else "loss not finite")
-    parts.append(f"lr {values['optim/lr']:.1e}")
-    parts.append(f"grad {values['optim/grad_norm']:.2f}" if "optim/grad_norm" in values else "grad not finite")
-    if skipped:
-        parts.append(f"skipped {skipped} step{'s'[: skipped != 1]} since the last line")
-    parts.append(f"{_short(values['speed/tokens_per_s'])} tok/s")
-    parts.append(f"mfu {values['speed/mfu']:.0%}" if "speed/mfu" in values else "mfu ?")
-    parts.append(f"wait {values['speed/data_wait_share']:.0%}")
-    return "  ".join([*parts, f"eta {duration(eta_s)}"])
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
-
-
-def _short(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"
-
-
 def _lines(path: Path) -> Iterator[tuple[bytes, StepReport | None]]:
     """Each line of a file of metrics with the step it records, None if it is damaged.
 
@@ -405,32 +280,3 @@ def _ranges(numbers: list[int]) -> str:
     ends = [number for number, after in zip(numbers, [*numbers[1:], None], strict=True) if number + 1 != after]
     found = [f"{a} to {b}" if a < b else f"{a}" for a, b in zip(begins, ends, strict=True)]
     return ", ".join(found[:5]) + (f" and others, {len(numbers)} in all" if len(found) > 5 else "")
-
-
-def _event_file(folder: Path) -> Path:
-    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-    return folder / name
-
-
-def _first_events(purge: int) -> bytes:
-    """The beginning of an event file: its version, and that points from `purge` on in older files do not count."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    version = Event(wall_time=time.time(), file_version="brain.Event:2")
-    start = Event(wall_time=time.time(), step=purge, session_log=SessionLog(status=SessionLog.START))
-    return _framed(version) + _framed(start)
-
-
-def _event(summary: "Summary", step: int) -> bytes:
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    return _framed(Event(wall_time=time.time(), step=step, summary=summary))
-
-
-def _framed(event: "Event") -> bytes:
-    """An event as it stands in a file. Torch's SummaryWriter has a thread, whose errors nobody can catch."""
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    buffer = io.BytesIO()
-    RecordWriter(buffer).write(event.SerializeToString())
-    return buffer.getvalue()

@@ -1,25 +1,20 @@
-"""AdamW with the usual two groups, and the learning rate as a pure function of the step."""
+"""The learning rate as a pure function of the step, and what all optimizers are told."""
 
 import math
 from collections.abc import Callable
-from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import nn
 
 from pretrain.config import Config, past
-from pretrain.order.phases import Phase, done_in, locate
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
+from pretrain.order.phases import Phase
 
 
 class OptimConfig(Config):
+    """The keys of the section `optim` that every optimizer has; each optimizer adds its own."""
+
     lr: float = past(gt=0, lt=1e9)  # the peak
     warmup_steps: int = past(0, ge=0, lt=2**40)
     floor: float = past(0.0, ge=0, le=1)  # of the peak: where a decay ends
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: float = Field(1e-8, ge=1e-30)  # in fp32 a smaller one is next to nothing, and 0 / 0 is not a number
     weight_decay: float = Field(0.1, ge=0)
     clip: float | None = Field(1.0, gt=0)  # largest global gradient norm; null: gradients are not clipped
 
@@ -48,8 +43,8 @@ def lr_at(step: int, optim: OptimConfig, phases: list[Phase], anew: int = 0) -> 
     (1 + cos(π·x)) / 2 or 1 - x. `warmup_steps` is that of the phase; in the first phase optim.warmup_steps stands for
     it, and if that is longer than the phase, the warm-up goes on in the next. After the last step the rate stays.
 
-    `anew`: the step at which a branch began AdamW anew, or 0. Its first optim.warmup_steps steps n from there on have
-    (n + 1) / optim.warmup_steps of the rate above.
+    `anew`: the step at which a branch began the optimizer anew, or 0. Of the steps from there on, step n (0-based) has
+    (n + 1) / optim.warmup_steps of the rate above, for the first optim.warmup_steps of them.
 
     Source of 1-sqrt: Hägele et al. 2024, arXiv:2405.18392, section 3.
     """
@@ -124,53 +119,3 @@ def schedule_notes(optim: OptimConfig, phases: list[Phase]) -> list[str]:
                 f"rate gets to {highest:.2g}, not to {optim.lr:.2g}"
             ]
     return []
-
-
-RATE_KEYS = ("steps", "lr", "warmup_steps", "decay_steps", "decay")  # of a phase
-DATA_KEYS = ("seq_len", "batch_tokens", "mixture")
-
-
-def past_conflicts(
-    old: tuple[OptimConfig, list[Phase]], new: tuple[OptimConfig, list[Phase]], step: int, anew: int = 0
-) -> list[str]:
-    """Lines `key: old → new` for the settings by which one of the first `step` steps would be another.
-
-    What counts is what those steps did: the samples they read, their batch and their learning rate. A phase that is
-    running may become longer, or get a decay that begins later. Without a difference the list is empty.
-    """
-    if old == new:
-        return []
-    (old_optim, old_phases), (new_optim, new_phases) = old, new
-    was, would_be = done_in(old_phases, step), done_in(new_phases, step)
-    lines = []
-    for number, (phase, done) in enumerate(zip(old_phases, was, strict=False)):
-        if number >= len(new_phases):
-            lines.append(f"phases.{number}: {done:,} steps of it are done → no such phase")
-            continue
-        keys = DATA_KEYS if number >= len(would_be) or done == would_be[number] else ("steps", *DATA_KEYS)
-        lines += _differences(f"phases.{number}", phase, new_phases[number], keys)
-    if lines:
-        return lines
-    for past_step in range(step):
-        rate, instead = lr_at(past_step, old_optim, old_phases, anew), lr_at(past_step, new_optim, new_phases, anew)
-        if rate != instead:
-            lines = _differences("optim", old_optim, new_optim, ("lr", "warmup_steps", "floor"))
-            for number in range(locate(past_step, old_phases).number + 1):
-                lines += _differences(f"phases.{number}", old_phases[number], new_phases[number], RATE_KEYS)
-            return [*lines, f"step {past_step + 1:,} was made with a learning rate of {rate:.3g}, not of {instead:.3g}"]
-    return []
-
-
-def _differences(where: str, old: Config, new: Config, keys: tuple[str, ...]) -> list[str]:
-    pairs = ((key, getattr(old, key), getattr(new, key)) for key in keys)
-    return [f"{where}.{key}: {a} → {b}" for key, a, b in pairs if a != b]
-
-
-def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) that decays matrices and leaves vectors (norms, biases) alone."""
-    weights = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from pretrain.errors import ConfigError
-from pretrain.objectives.objectives import CausalLM, CausalLMConfig, MaskedLM, MaskedLMConfig, layout
-from pretrain.order.packed import BEGINS, FREE, GOES_ON
+from pretrain.objectives.batch import documents
+from pretrain.objectives.causal_lm import CausalLM, CausalLMConfig
+from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig
+from pretrain.order.rows import Rows, of_stream
 
 SPECIALS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 V = 1000
@@ -24,40 +26,45 @@ def rows(B: int, T: int) -> np.ndarray:
     return ids
 
 
+def shown(objective: MaskedLM, ids: np.ndarray, keys: np.ndarray, words: np.ndarray | None = None):
+    """The batch of windows that hold `ids` (B, T), and before them any token of text."""
+    return objective.batch(of_stream(np.concatenate([ids[:, 1:2], ids], axis=1), SPECIALS["sep"], words), keys)
+
+
 def test_every_row_has_exactly_k_targets_and_they_are_what_stood_there():
     ids = rows(200, 64)
-    batch = masked(mask_ratio=0.3).batch(ids, np.arange(200))
+    batch = shown(masked(mask_ratio=0.3), ids, np.arange(200))
     assert batch.targets.shape == (200, 19) and bool((batch.weights == 1).all())
-    assert np.array_equal(np.take_along_axis(ids, batch.target_index.numpy(), 1), batch.targets.numpy())
+    assert np.array_equal(np.take_along_axis(ids, batch.target_index, 1), batch.targets)
     assert all(len(set(row)) == 19 for row in batch.target_index.tolist())
-    assert not np.isin(batch.targets.numpy(), list(SPECIALS.values())).any()
+    assert not np.isin(batch.targets, list(SPECIALS.values())).any()
 
 
 def test_what_is_not_a_target_is_shown_as_it_is_between_the_marks():
     ids = rows(50, 64)
-    batch = masked().batch(ids, np.arange(50))
-    shown = batch.inputs.numpy().copy()
-    np.put_along_axis(shown, batch.target_index.numpy(), batch.targets.numpy(), 1)
-    assert np.array_equal(shown[:, 1:-1], ids[:, 1:-1])
-    assert (shown[:, 0] == SPECIALS["cls"]).all() and (shown[:, -1] == SPECIALS["sep"]).all()
+    batch = shown(masked(), ids, np.arange(50))
+    restored = batch.inputs.copy()
+    np.put_along_axis(restored, batch.target_index, batch.targets, 1)
+    assert np.array_equal(restored[:, 1:-1], ids[:, 1:-1])
+    assert (restored[:, 0] == SPECIALS["cls"]).all() and (restored[:, -1] == SPECIALS["sep"]).all()
 
 
 def test_targets_are_shown_as_mask_random_and_unchanged_in_80_10_10():
     ids = rows(4000, 64)
-    batch = masked(mask_ratio=0.3).batch(ids, np.arange(4000))
-    shown = np.take_along_axis(batch.inputs.numpy(), batch.target_index.numpy(), 1)
-    n = shown.size
+    batch = shown(masked(mask_ratio=0.3), ids, np.arange(4000))
+    given = np.take_along_axis(batch.inputs, batch.target_index, 1)
+    n = given.size
     sigma = (0.1 * 0.9 / n) ** 0.5
-    assert abs(np.mean(shown == SPECIALS["mask"]) - 0.8) < 5 * sigma * 4 / 3
-    assert abs(np.mean(shown == batch.targets.numpy()) - (0.1 + 0.1 / (V - 5))) < 5 * sigma
-    other = shown[(shown != SPECIALS["mask"]) & (shown != batch.targets.numpy())]
+    assert abs(np.mean(given == SPECIALS["mask"]) - 0.8) < 5 * sigma * 4 / 3
+    assert abs(np.mean(given == batch.targets) - (0.1 + 0.1 / (V - 5))) < 5 * sigma
+    other = given[(given != SPECIALS["mask"]) & (given != batch.targets)]
     assert not np.isin(other, list(SPECIALS.values())).any()
     assert np.bincount(other, minlength=V)[5:].min() > 0  # every ordinary token is drawn
 
 
 def test_every_position_that_holds_text_is_drawn_alike():
-    batch = masked(mask_ratio=0.3).batch(rows(8000, 64), np.arange(8000))
-    counts = np.bincount(batch.target_index.numpy().ravel(), minlength=64)
+    batch = shown(masked(mask_ratio=0.3), rows(8000, 64), np.arange(8000))
+    counts = np.bincount(batch.target_index.ravel(), minlength=64)
     text = np.ones(64, bool)
     text[[0, 63, 19, 20, 39, 40, 59, 60]] = False
     assert (counts[~text] == 0).all()
@@ -68,20 +75,20 @@ def test_every_position_that_holds_text_is_drawn_alike():
 
 def test_masks_of_another_epoch_another_seed_and_another_sample_are_independent():
     ids = np.tile(rows(1, 64), (2000, 1))
-    chosen = masked(mask_ratio=0.3).batch(ids, np.arange(2000)).target_index.numpy()
-    other = masked(mask_ratio=0.3, seed=2).batch(ids, np.arange(2000)).target_index.numpy()
+    chosen = shown(masked(mask_ratio=0.3), ids, np.arange(2000)).target_index
+    other = shown(masked(mask_ratio=0.3, seed=2), ids, np.arange(2000)).target_index
     text = 56
     for a, b in ((chosen[:-1], chosen[1:]), (chosen, other)):
         shared = np.mean([len(set(x) & set(y)) for x, y in zip(a.tolist(), b.tolist(), strict=True)])
         assert abs(shared - 19 * 19 / text) < 0.3  # hypergeometric mean 6.45; σ of this average is 0.04
-    again = masked(mask_ratio=0.3).batch(ids[5:7], np.arange(5, 7)).target_index.numpy()
+    again = shown(masked(mask_ratio=0.3), ids[5:7], np.arange(5, 7)).target_index
     assert np.array_equal(again, chosen[5:7])
 
 
 def test_a_window_of_almost_only_marks_leaves_slots_empty():
-    ids = np.full((1, 64), SPECIALS["sep"], np.int32)
+    ids = np.full((1, 64), SPECIALS["unk"], np.int32)
     ids[0, 10:14] = [50, 51, 52, 53]
-    batch = masked(mask_ratio=0.3).batch(ids, np.zeros(1, np.int64))
+    batch = shown(masked(mask_ratio=0.3), ids, np.zeros(1, np.int64))
     assert batch.filled() == 4 and sorted(batch.targets[batch.weights > 0].tolist()) == [50, 51, 52, 53]
 
 
@@ -92,7 +99,9 @@ def test_masked_lm_needs_a_mask_token():
 
 def test_causal_targets_are_the_next_tokens_and_documents_begin_at_their_end_mark():
     objective = CausalLM(CausalLMConfig(kind="causal_lm"), {"pad": 0, "unk": 1, "eod": 2}, V, 8, 0)
-    batch = objective.batch(np.array([[9, 10, 11, 2, 20, 21, 2, 30, 31]], np.int32), np.zeros(1, np.int64))
+    batch = objective.batch(
+        of_stream(np.array([[9, 10, 11, 2, 20, 21, 2, 30, 31]], np.int32), 2), np.zeros(1, np.int64)
+    )
     assert batch.inputs.tolist() == [[9, 10, 11, 2, 20, 21, 2, 30]]
     assert batch.targets.tolist() == [[10, 11, 2, 20, 21, 2, 30, 31]]
     assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2]]
@@ -102,8 +111,8 @@ def test_causal_targets_are_the_next_tokens_and_documents_begin_at_their_end_mar
 
 def test_layout_numbers_documents_and_restarts_positions():
     starts = np.array([[1, 0, 0, 1, 0], [0, 0, 1, 1, 0]], bool)
-    segments, positions = layout(starts)
-    assert segments.tolist() == [[1, 1, 1, 2, 2], [0, 0, 1, 2, 2]]
+    segments, positions = documents(starts)
+    assert segments.tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 2, 2]]
     assert positions.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 1]]
 
 
@@ -112,28 +121,32 @@ def test_a_batch_says_on_the_host_that_each_of_its_windows_holds_one_document(ki
     """Only then has it no segments. One more document in one window, or one free place behind it, brings them back."""
     causal = CausalLM(CausalLMConfig(kind="causal_lm"), {"pad": 0, "unk": 1, "eod": 2}, V, 8, 0)
     objective = causal if kind == "causal" else masked(T=8)
-    begin = 2 if kind == "causal" else SPECIALS["cls"]
-    ids = np.arange(10, 10 + 2 * (8 + objective.lead), dtype=np.int32).reshape(2, -1)
-    assert objective.batch(ids, np.arange(2)).segments is None
-    ids[0, 0] = begin  # where a document begins a window, it is still alone in it
-    whole = objective.batch(ids, np.arange(2))
-    assert whole.segments is None and whole.position_ids.tolist() == [list(range(8))] * 2
-    ids[1, 4 + objective.lead] = begin
-    several = objective.batch(ids, np.arange(2))
-    assert [len(row.unique()) for row in several.segments] == [1, 2]
+    end = 2 if kind == "causal" else SPECIALS["sep"]
+    tokens = np.arange(10, 10 + 2 * 9, dtype=np.int32).reshape(2, -1)
 
-    rows = np.stack([ids[:, :8], ids[:, :8]], 1) if kind == "causal" else ids
-    laid = np.full((2, 8), GOES_ON)
-    laid[:, 0] = BEGINS
-    assert objective.batch(rows, np.arange(2), laid=laid).segments is None
-    laid[1, 7] = FREE
-    assert [len(row.unique()) for row in objective.batch(rows, np.arange(2), laid=laid).segments] == [1, 2]
+    def segments(rows: Rows) -> np.ndarray | None:
+        return objective.batch(rows, np.arange(2)).segments
+
+    assert segments(of_stream(tokens, end)) is None
+    tokens[0, 0] = end  # where a document begins a window, it is still alone in it
+    whole = objective.batch(of_stream(tokens, end), np.arange(2))
+    assert whole.segments is None and whole.position_ids.tolist() == [list(range(8))] * 2
+    tokens[1, 4] = end
+    assert [len(set(row)) for row in segments(of_stream(tokens, end)).tolist()] == [1, 2]
+
+    begins, text = np.zeros((2, 8), bool), np.ones((2, 8), bool)
+    begins[:, 0] = True
+    tokens[1, 4] = 99
+    assert segments(Rows(tokens[:, 1:], tokens[:, :-1], begins, text)) is None
+    text[1, 7] = False
+    assert [len(set(row)) for row in segments(Rows(tokens[:, 1:], tokens[:, :-1], begins, text)).tolist()] == [1, 2]
 
 
 def test_batches_move_between_devices_whole():
-    batch = masked().batch(rows(2, 64), np.arange(2))
+    batch = shown(masked(), rows(2, 64), np.arange(2))
     moved = batch.to(torch.device("cpu"))
-    assert all(torch.equal(a, b) for a, b in zip(vars(batch).values(), vars(moved).values(), strict=True))
+    for a, b in zip(vars(batch).values(), vars(moved).values(), strict=True):
+        assert torch.equal(torch.from_numpy(a), b)
 
 
 # Words and spans
@@ -156,13 +169,13 @@ def test_a_word_or_span_is_shown_in_one_way_and_80_10_10_of_them_are(kind):
     ids, begins = worded(n, T)
     objective = masked(T=T, mask_ratio=0.3, mask_share=0.7, random_share=0.2, **WHOLE[kind])
     words = begins if objective.wants_words else None
-    batch = objective.batch(ids, np.arange(n), words)
+    batch = shown(objective, ids, np.arange(n), words)
     assert batch.targets.shape == (n, 19) and bool((batch.weights == 1).all())
-    at = batch.target_index.numpy()
-    assert np.array_equal(np.take_along_axis(ids, at, 1), batch.targets.numpy())
-    shown = np.take_along_axis(batch.inputs.numpy(), at, 1)
+    at = batch.target_index
+    assert np.array_equal(np.take_along_axis(ids, at, 1), batch.targets)
+    given = np.take_along_axis(batch.inputs, at, 1)
     # 0: [MASK], 1: another token, 2: itself (or, one time in 995, a random token that is the same)
-    how = np.where(shown == SPECIALS["mask"], 0, np.where(shown != batch.targets.numpy(), 1, 2))
+    how = np.where(given == SPECIALS["mask"], 0, np.where(given != batch.targets, 1, 2))
     share = np.bincount(how.ravel(), minlength=3) / how.size
     assert np.abs(share - [0.7, 0.2, 0.1]).max() < 0.02  # units of up to 40 tokens: σ below 0.004
     neighbours = np.diff(at, axis=1) == 1
@@ -185,40 +198,41 @@ def test_words_and_spans_of_the_next_epoch_are_others(kind):
     ids, begins = np.tile(ids, (n, 1)), np.tile(begins, (n, 1))
     objective = masked(T=T, mask_ratio=0.3, **WHOLE[kind])
     words = begins if objective.wants_words else None
-    now = objective.batch(ids, np.arange(n), words).target_index.numpy()
-    later = objective.batch(ids, np.arange(n) + 10**9, words).target_index.numpy()
+    now = shown(objective, ids, np.arange(n), words).target_index
+    later = shown(objective, ids, np.arange(n) + 10**9, words).target_index
     tables = np.zeros((2, n, T), bool)
     for table, at in zip(tables, (now, later), strict=True):
         np.put_along_axis(table, at, True, axis=1)
     shared = (tables[0] & tables[1]).sum(axis=1).mean()
     assert abs(shared - 19 * 19 / 56) < 0.5, shared  # σ of this mean: 0.1 for spans
     assert np.array_equal(
-        objective.batch(ids[:9], np.arange(9), None if words is None else words[:9]).inputs.numpy(),
-        objective.batch(ids, np.arange(n), words).inputs.numpy()[:9],
+        shown(objective, ids[:9], np.arange(9), None if words is None else words[:9]).inputs,
+        shown(objective, ids, np.arange(n), words).inputs[:9],
     )
 
 
 def test_all_targets_can_be_masks():
     ids = rows(300, 64)
-    batch = masked(mask_ratio=0.3, mask_share=1, random_share=0).batch(ids, np.arange(300))
-    assert (np.take_along_axis(batch.inputs.numpy(), batch.target_index.numpy(), 1) == SPECIALS["mask"]).all()
+    batch = shown(masked(mask_ratio=0.3, mask_share=1, random_share=0), ids, np.arange(300))
+    assert (np.take_along_axis(batch.inputs, batch.target_index, 1) == SPECIALS["mask"]).all()
     assert (batch.inputs == SPECIALS["mask"]).sum() == 300 * 19
 
 
 def test_lengths_and_layout_are_those_of_plain_masks():
     ids, begins = worded(20, 64)
-    plain = masked(mask_ratio=0.3).batch(ids, np.arange(20))
+    plain = shown(masked(mask_ratio=0.3), ids, np.arange(20))
     for settings in WHOLE.values():
         objective = masked(mask_ratio=0.3, **settings)
-        batch = objective.batch(ids, np.arange(20), begins if objective.wants_words else None)
+        batch = shown(objective, ids, np.arange(20), begins if objective.wants_words else None)
         for name in ("inputs", "targets", "target_index", "weights", "segments", "position_ids"):
             assert getattr(batch, name).shape == getattr(plain, name).shape
             assert getattr(batch, name).dtype == getattr(plain, name).dtype
-        assert torch.equal(batch.segments, plain.segments) and torch.equal(batch.position_ids, plain.position_ids)
+        assert np.array_equal(batch.segments, plain.segments)
+        assert np.array_equal(batch.position_ids, plain.position_ids)
 
 
 def test_the_masks_of_earlier_versions_are_drawn_again():
     """The positions and tokens that seed 1 gave window 7 before words and spans came: they are a promise."""
-    batch = masked(T=16, mask_ratio=0.4).batch(rows(8, 16), np.arange(8))
+    batch = shown(masked(T=16, mask_ratio=0.4), rows(8, 16), np.arange(8))
     assert batch.target_index[7].tolist() == [1, 2, 5, 9, 11, 14]
     assert batch.inputs[7].tolist() == [2, 4, 4, 33, 40, 47, 54, 61, 68, 4, 82, 4, 96, 103, 4, 3]

@@ -1,0 +1,173 @@
+"""Masked language modelling: predict tokens that were replaced, from the text on both sides of them."""
+
+from collections import Counter
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pretrain.config import Config
+from pretrain.errors import ConfigError
+from pretrain.hashing import RANDOM_TOKEN, REPLACE
+from pretrain.objectives import masking
+from pretrain.objectives.batch import Batch, documents, joined
+from pretrain.objectives.objective import Ask, Objective
+from pretrain.order.rows import Rows
+from pretrain.tokenizer import Tokenizer
+
+HELD_OUT_RATIO = 0.15  # of the tokens, whatever a run trains with (as ModernBERT does): so that runs stay comparable
+
+
+class SpanConfig(Config):
+    """Runs of units masked together: their length is geometric (Joshi et al. 2020, arXiv:1907.10529, section 3.1)."""
+
+    p: float = Field(0.2, gt=0, lt=1)  # of a span to end after each unit; 3.8 units in the mean at 0.2 and 10
+    longest: int = Field(10, gt=0, le=1000)
+
+
+class MaskedLMConfig(Config):
+    kind: Literal["masked_lm"]
+    mask_ratio: float = Field(0.15, gt=0, lt=1)  # of a window's tokens: K = round(mask_ratio · T)
+    mask_share: float = Field(0.8, ge=0, le=1)  # of the targets: replaced by [MASK]
+    random_share: float = Field(0.1, ge=0, le=1)  # replaced by a random token; the rest stays
+    unit: Literal["token", "word"] = "token"  # what is masked as a whole; Chinese words need the stage `words`
+    span: SpanConfig | None = None  # mask spans of several units
+
+    @model_validator(mode="after")
+    def _shares(self) -> "MaskedLMConfig":
+        if self.mask_share + self.random_share > 1:
+            raise ValueError(
+                f"objective.mask_share = {self.mask_share} and objective.random_share = {self.random_share} "
+                "are more than 1 together"
+            )
+        return self
+
+
+class MaskedLM(Objective):
+    """Predict K masked tokens of a window from both sides (Devlin et al. 2018, arXiv:1810.04805, section 3.1).
+
+    Exactly K = round(mask_ratio · T) of the tokens that hold text are asked for, each with the same probability, alone
+    or in words or spans (masking.py); what is drawn is a hash of (seed, place of the window in the run), so the next
+    epoch draws anew. The window's first and last position become [CLS] and [SEP] unless they are: a cut document loses
+    at most 2 tokens a window. So do the first and the last of every part of a document in a packed window. A window of
+    almost nothing but marks leaves slots empty (weight 0), and one with padding as many as its share of it.
+
+    A word or a span is shown as [MASK], as random tokens or as it is in one piece: one draw for all of its tokens, as
+    SpanBERT has it. (BERT's own whole-word code draws for each token, which shows the model words half masked.)
+    """
+
+    Config = MaskedLMConfig
+    causal = False
+    asked = "tokens shown as the mask, 15 % of the text"
+
+    def __init__(self, config: MaskedLMConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
+        if "mask" not in specials:
+            raise ConfigError(
+                "objective masked_lm needs a vocabulary with a mask token",
+                f"this tokenizer has only: {', '.join(specials)}",
+                "use a tokenizer of kind bert, or objective.kind=causal_lm",
+            )
+        if seq_len < 3:
+            raise ConfigError(
+                f"seq_len = {seq_len} leaves nothing to mask",
+                "a window of objective masked_lm has [CLS] and [SEP] in it, and text between them",
+                "set seq_len to at least 3",
+            )
+        self.config, self.specials, self.seed = config, specials, seed
+        self.wants_words = self.needs_words(config)
+        self.targets = max(1, round(config.mask_ratio * seq_len))
+        self.special = np.zeros(vocab_size, bool)
+        self.special[list(specials.values())] = True
+        self.plain = np.flatnonzero(~self.special).astype(np.int32)  # what a random token may be
+
+    @classmethod
+    def needs_words(cls, config: MaskedLMConfig) -> bool:
+        return config.unit == "word"
+
+    @classmethod
+    def heldout(cls, config: MaskedLMConfig) -> MaskedLMConfig:
+        """15 % of the tokens, one by one, all shown as [MASK].
+
+        Where some targets are shown as they are, as in training, a model may copy them. Then the entropy of the targets
+        would not be the least loss that a predictor without context can reach.
+        """
+        return MaskedLMConfig(kind="masked_lm", mask_ratio=HELD_OUT_RATIO, mask_share=1, random_share=0)
+
+    def batch(self, rows: Rows, keys: np.ndarray) -> Batch:
+        inputs = rows.ids.astype(np.int32)
+        inputs[rows.part_ends()] = self.specials["sep"]
+        inputs[rows.begins] = self.specials["cls"]
+        marks = np.take(self.special, inputs)
+        # A free place is drawn like a token, and its slot left empty: tokens beside padding are not drawn more often.
+        never = marks if rows.text is None else marks & rows.text
+        draws = masking.Draws(self.seed, keys, inputs.shape[1])
+        chosen, unit = self._chosen(never, draws, rows.words)
+        at = chosen + np.arange(0, inputs.size, inputs.shape[1])[:, None]
+        targets = inputs.ravel()[at]
+        filled = ~marks.ravel()[at]
+        inputs.ravel()[at] = self._shown(targets, filled, chosen, unit, draws)
+        segments, position_ids = documents(rows.part_starts())
+        return Batch(
+            inputs=inputs,
+            targets=targets,
+            target_index=chosen.astype(np.int32),
+            weights=filled.astype(np.float32),
+            segments=segments,
+            position_ids=position_ids,
+        )
+
+    def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
+        """The likeliest token of every target, (B, K)."""
+        return ask(joined(windows))
+
+    def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:
+        """The window's text with every target as [guess], or [guess ≠ truth]."""
+        shown = [tokenizer.token_text(i) for i in window.inputs[0].tolist()]
+        columns = (window.target_index[0], window.targets[0], predicted, window.weights[0])
+        for at, truth, guess, weight in zip(*(column.tolist() for column in columns), strict=True):
+            if weight:
+                text = tokenizer.token_text(guess)
+                shown[at] = f"**[{text}]**" if guess == truth else f"**[{text} ≠ {tokenizer.token_text(truth)}]**"
+        return " ".join(shown)
+
+    def marked(self, window: Batch, tokenizer: Tokenizer) -> tuple[list[str], str]:
+        """Targets stand as ⟨shown → truth⟩; the line says how many of them are shown how."""
+        inputs, kinds = window.inputs[0].tolist(), Counter()
+        shown = [tokenizer.token_text(token) for token in inputs]
+        columns = (window.target_index[0], window.targets[0], window.weights[0])
+        for at, truth, weight in zip(*(column.tolist() for column in columns), strict=True):
+            if not weight:
+                kinds["empty"] += 1
+                continue
+            mask = inputs[at] == self.specials["mask"]
+            kinds["[MASK]" if mask else "left as it is" if inputs[at] == truth else "another token"] += 1
+            shown[at] = f"⟨{shown[at]} → {tokenizer.token_text(truth)}⟩"
+        said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        return shown, f"{kinds.total()} targets of {len(inputs)} tokens: {said}"
+
+    def _chosen(self, marks: np.ndarray, draws: masking.Draws, words: np.ndarray | None):
+        """The positions asked for and the first position of the unit of each, both (B, K)."""
+        assert self.wants_words == (words is not None), "words are given where, and only where, they are wanted"
+        span = self.config.span
+        if words is None and span is None:
+            chosen = masking.tokens(marks, draws, self.targets)
+            return chosen, chosen
+        begins = ~marks if words is None else words
+        if span is not None:
+            begins = masking.spans(begins, marks, draws, span.p, span.longest)
+        return masking.units(begins, marks, draws, self.targets)
+
+    def _shown(
+        self, targets: np.ndarray, filled: np.ndarray, chosen: np.ndarray, unit: np.ndarray, draws: masking.Draws
+    ):
+        """What stands in the place of the targets, (B, K)."""
+        config = self.config
+        rows = np.arange(len(unit))[:, None]
+        share = (draws.at(REPLACE, rows, unit) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+        masked = filled & (share < config.mask_share)
+        random = filled & (share >= config.mask_share) & (share < config.mask_share + config.random_share)
+        shown = np.where(masked, np.int32(self.specials["mask"]), targets)
+        at = masking.flat(random)
+        other = draws.at(RANDOM_TOKEN, at // self.targets, chosen.ravel()[at]) % np.uint64(len(self.plain))
+        shown.ravel()[at] = self.plain[other.astype(np.int64)]
+        return shown

@@ -1,0 +1,176 @@
+"""The engine for any number of ranks: DeepSpeed. Facts about DeepSpeed 0.19.8 quoted in comments were measured."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.errors import ConfigError
+from pretrain.objectives import Objective
+from pretrain.objectives.batch import Batch
+from pretrain.training.engine.config import EngineConfig, deepspeed_config, dotted
+from pretrain.training.engine.ranks import World, device_of, new_group, on_cuda
+from pretrain.training.engine.weights import clipped, named, set_lr
+from pretrain.training.optim import Optimizer
+
+SMALL = 1 << 16  # numbers of a gradient that is summed over ranks together with others
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO 0–3 over any number of ranks. `join` must have been called.
+
+    At stage 0 DeepSpeed only runs forward and backward. We sum the gradients, in place: DeepSpeed copies all of them
+    into one buffer and back, which takes two to four times as long (gloo, two ranks, 14 M weights). We also clip, and
+    skip what is not finite.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, config: EngineConfig, clip: float, world: World):
+        import deepspeed
+
+        self.device = device_of(world)
+        self.world = world
+        self.module = module.to(self.device)
+        settings = deepspeed_config(config, clip)
+        try:
+            built = optimizer.build(module)
+            self.engine, *_ = deepspeed.initialize(model=self.module, optimizer=built, config=settings)
+        except Exception as error:
+            if not config.deepspeed or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                raise
+            keys = ", ".join(".".join(key) for key, _ in dotted(config.deepspeed))
+            raise ConfigError(
+                "DeepSpeed cannot start with the keys of engine.deepspeed",
+                f"it was given {keys}, and says {type(error).__name__}: {error}",
+                "leave out or correct what it names",
+            ) from error
+        self.rules, self.kinds = optimizer, ("weights", *optimizer.states)
+        self.stage, self.clip = config.zero_stage, clip
+        self.name = f"DeepSpeed ZeRO {self.stage}"
+        self._weights = dict(named(self.module))
+        if self.stage == 0:
+            self.engine.enable_backward_allreduce = False
+        self._begin()
+        self._control = new_group(config.timeout_s) if on_cuda() else None
+
+    def train(self, training: bool) -> None:
+        self.engine.train(training)
+
+    def __call__(self, objective: Objective, batch: Batch, each: bool = False) -> Any:
+        return self.engine(objective, batch.to(self.device), each)
+
+    def backward(self, loss: Tensor, scale: float) -> None:
+        averaged = self.stage > 0  # by DeepSpeed, over ranks, where we sum
+        self.engine.backward(loss * (scale * self.world.size if averaged else scale))
+
+    def step(self, lr: float) -> float | None:
+        set_lr(self.engine.optimizer, lr)
+        if self.stage == 0:
+            if self.world.size > 1:
+                _sum_over_ranks([p.grad for p in self.module.parameters() if p.grad is not None])
+            norm = clipped(self.module.parameters(), self.clip)
+            if norm is None:
+                self.engine.zero_grad()
+            else:
+                self.engine.step()
+            return norm
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks of a small CPU tensor, off the accelerator's stream."""
+        if self.world.size > 1:
+            torch.distributed.all_reduce(values, group=self._control)
+        return values
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """As LocalEngine.shapes; at ZeRO 3 a weight itself has only the shape of this rank's part."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._weights.items()}
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """As LocalEngine.whole; a collective: every rank asks for the same tensors in the same order."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        p = self._weights[name]
+        if self.stage == 0:
+            tensor = p.detach() if kind == "weights" else self.engine.optimizer.state[p][kind]
+        else:
+            tensor = safe_get_full_fp32_param(p) if kind == "weights" else safe_get_full_optimizer_state(p, kind)
+        return tensor.float().cpu()
+
+    def restore(
+        self, load: Callable[[str, str], Tensor], steps_applied: int, objective: Objective, batch: Batch
+    ) -> None:
+        """As LocalEngine.restore; the module must have held these weights when the engine was built.
+
+        DeepSpeed has made its bf16 weights from the module's; what is set here are the fp32 masters and the moments.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if self.stage == 3:
+            # Its first step traces the order of weights and gathers them otherwise than all later ones: under
+            # autocast with several micro-batches in another precision. So that one is spent on nothing.
+            self.backward(self(objective, batch), 0.0)
+            self.step(0.0)
+
+        inner = self._inner
+        with torch.no_grad():
+            for name, p in named(self.module):
+                for kind in self.kinds:
+                    value = load(kind, name).to(self.device)
+                    if self.stage == 3:
+                        self._set_part(p, value, kind)
+                    elif self.stage == 0:
+                        (p if kind == "weights" else inner.state[p][kind]).copy_(value)
+                    elif kind == "weights":
+                        safe_set_full_fp32_param(p, value)
+                    else:
+                        safe_set_full_optimizer_state(p, value, kind)
+        for state in inner.state.values():
+            self.rules.count_steps(state, steps_applied)
+
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
+
+    def _begin(self) -> None:
+        """Give the optimizer its first state now; at stages 1 and 2 also link it to the weights it belongs to.
+
+        DeepSpeed 0.19.8 does that itself after the first step of the first parameter *group*, when the second group
+        has no state yet: its state could then never be read.
+        """
+        if self.stage == 3:
+            held = self.engine.optimizer.fp32_partitioned_groups_flat
+        else:
+            held = [p for group in self._inner.param_groups for p in group["params"]]
+        for p in held:
+            self._inner.state[p] = self.rules.first_state(p)
+        if self.stage in (1, 2):
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set_part(self, p: nn.Parameter, value: Tensor, kind: str) -> None:
+        """Stage 3: this rank's part of a whole value, the last part padded (the full-value setter cannot pad)."""
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        size = p.ds_tensor.numel()
+        flat = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+        part = flat[self.world.rank * size :][:size]
+        if kind == "weights":
+            safe_set_local_fp32_param(p, part)
+        else:
+            safe_set_local_optimizer_state(p, part, kind)
+
+
+def _sum_over_ranks(gradients: list[Tensor]) -> None:
+    """All-reduce, in place. The small ones, most of them and little of the whole, travel as one."""
+    small = [gradient for gradient in gradients if gradient.numel() < SMALL]
+    together = torch.cat([gradient.flatten() for gradient in small]) if small else None
+    large = [gradient for gradient in gradients if gradient.numel() >= SMALL]
+    for work in [
+        torch.distributed.all_reduce(tensor, async_op=True)
+        for tensor in (*large, *([] if together is None else [together]))
+    ]:
+        work.wait()
+    if small:
+        parts = together.split([gradient.numel() for gradient in small])
+        torch._foreach_copy_(small, [part.view_as(to) for part, to in zip(parts, small, strict=True)])

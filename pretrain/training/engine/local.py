@@ -1,0 +1,104 @@
+"""The engine for one rank: plain torch."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.errors import ConfigError
+from pretrain.objectives import Objective
+from pretrain.objectives.batch import Batch
+from pretrain.training.engine.config import EngineConfig, dotted
+from pretrain.training.engine.ranks import World, device_of
+from pretrain.training.engine.weights import clipped, named, set_lr
+from pretrain.training.optim import Optimizer
+
+
+class LocalEngine:
+    """One process, plain torch, and the reference that DeepSpeed is compared with.
+
+    The optimizer updates `masters`, which are fp32. They are the module itself, except for `precision` bf16: then the
+    module is a copy in bf16, made again after each step, and the masters' gradients are the fp32 sums of its own.
+    """
+
+    name = "plain torch"
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, config: EngineConfig, clip: float, world: World):
+        if config.deepspeed:
+            raise ConfigError(
+                "engine.deepspeed is for DeepSpeed, and a plain process trains without it",
+                f"it would ignore {', '.join('.'.join(key) for key, _ in dotted(config.deepspeed))}",
+                "start it with: deepspeed --num_accelerators 1 launch/pretrain.py …, or say engine.deepspeed={}",
+            )
+        self.device = device_of(world)
+        self.module = self.masters = module.to(self.device)
+        if config.precision == "bf16":
+            self.masters = copy.deepcopy(module)
+            self.module.bfloat16()
+            for p, master in zip(self.module.parameters(), self.masters.parameters(), strict=True):
+                p.register_post_accumulate_grad_hook(partial(_add_gradient, master))
+        self.rules, self.kinds = optimizer, ("weights", *optimizer.states)
+        self.optimizer = optimizer.build(self.masters)
+        self._weights = dict(named(self.masters))
+        for p in self.masters.parameters():
+            self.optimizer.state[p] = optimizer.first_state(p)
+        self.clip, self.precision = clip, config.precision
+
+    def train(self, training: bool) -> None:
+        self.module.train(training)
+
+    def __call__(self, objective: Objective, batch: Batch, each: bool = False) -> Any:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "autocast"):
+            return self.module(objective, batch.to(self.device), each)
+
+    def backward(self, loss: Tensor, scale: float) -> None:
+        (loss * scale).backward()
+
+    def step(self, lr: float) -> float | None:
+        norm = clipped(self._weights.values(), self.clip)
+        if norm is not None:
+            set_lr(self.optimizer, lr)
+            self.optimizer.step()
+            self._copy_masters()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _copy_masters(self) -> None:
+        """Make the module's bf16 weights from the masters, where these are not the module's own."""
+        if self.masters is not self.module:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.module.parameters()), list(self.masters.parameters()))
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks of a small tensor; here the tensor itself."""
+        return values
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every whole weight by its name, in the model's order."""
+        return {name: tuple(p.shape) for name, p in self._weights.items()}
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """One whole fp32 tensor on the CPU: the weight of that name (`kind` "weights"), or a state of the optimizer."""
+        p = self._weights[name]
+        return (p.detach() if kind == "weights" else self.optimizer.state[p][kind]).float().cpu()
+
+    def restore(
+        self, load: Callable[[str, str], Tensor], steps_applied: int, objective: Objective, batch: Batch
+    ) -> None:
+        """Take over a saved state: `load(kind, name)` gives each whole fp32 tensor; `batch` is any valid one."""
+        with torch.no_grad():
+            for name, p in self._weights.items():
+                p.copy_(load("weights", name))
+                for kind in self.rules.states:
+                    self.optimizer.state[p][kind].copy_(load(kind, name))
+                self.rules.count_steps(self.optimizer.state[p], steps_applied)
+        self._copy_masters()
+
+
+def _add_gradient(master: nn.Parameter, p: nn.Parameter) -> None:
+    """Add the gradient of one backward pass to the fp32 sum of its master, and free it."""
+    gradient, p.grad = p.grad, None
+    master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)

@@ -1,0 +1,29 @@
+"""What both engines do with weights and gradients in a step."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+
+def named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's weights by name, each once, without the Learner's prefix."""
+    return ((name.removeprefix("model."), p) for name, p in module.named_parameters())
+
+
+def clipped(weights: Iterable[nn.Parameter], clip: float) -> float | None:
+    """Scale the gradients so that their global norm is at most `clip`. The norm before; None where it is not finite."""
+    weights = list(weights)
+    norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+    length = float(norm)
+    if not math.isfinite(length):
+        return None
+    if length > clip:
+        nn.utils.clip_grads_with_norm_(weights, clip, norm)
+    return length
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

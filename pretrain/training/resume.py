@@ -1,0 +1,182 @@
+"""Where a run begins: at its own newest checkpoint, at one of the run that it branched off, or from scratch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pretrain import config
+from pretrain.config import Config, short
+from pretrain.errors import ConfigError, ResumeError
+from pretrain.order import branch
+from pretrain.order.phases import done_in, locate
+from pretrain.order.run_data import RunData
+from pretrain.storage.index import INDEX, RECORDED
+from pretrain.tokenizer import Tokenizer
+from pretrain.training import checkpoint
+from pretrain.training.checkpoint import Checkpoint, TrainState
+from pretrain.training.config import RunConfig, TrainingPhase
+from pretrain.training.engine.peers import Peers
+from pretrain.training.engine.ranks import World
+from pretrain.training.optim import Optimizer
+from pretrain.training.optim.schedule import OptimConfig, lr_at
+
+Load = Callable[[str, str], torch.Tensor]  # the kind and name of a tensor of a checkpoint → the tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """The state in which a run begins, and the checkpoint that has it; without one the run begins from scratch."""
+
+    state: TrainState
+    checkpoint: Checkpoint | None = None
+    branches: bool = False  # whether the checkpoint is one of another run
+
+    @property
+    def fingerprint(self) -> str:
+        return self.checkpoint.index["fingerprint"] if self.checkpoint else "none"
+
+    def tensors(self, optimizer: Optimizer) -> Load | None:
+        """What gives each tensor to begin with; the state of an optimizer that begins anew is its first state."""
+        if self.checkpoint is None:
+            return None
+        load = self.checkpoint.tensors()
+        if self.state.adam_began != self.state.step:
+            return load
+        return lambda kind, name: (
+            load(kind, name) if kind == "weights" else optimizer.first_state(load("weights", name))[kind]
+        )
+
+    def identity(self) -> dict:
+        """The entries about the parent of a branch in the index of its checkpoints: its fingerprint and its place."""
+        if self.branches:
+            return {"parent": self.fingerprint, RECORDED: {"parent": str(self.checkpoint.folder)}}
+        if self.checkpoint and "parent" in self.checkpoint.index:
+            index = self.checkpoint.index
+            return {"parent": index["parent"], RECORDED: {"parent": index.get(RECORDED, {}).get("parent")}}
+        return {}
+
+
+def find_start(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, peers: Peers) -> Start:
+    """Find where the run begins; a collective. Raises ResumeError when a checkpoint does not fit the run."""
+    with peers.one_fate():
+        found = _own_checkpoint(cfg, tokenizer, data, peers.world)
+        if found is not None:
+            return Start(found.state, found)
+        if cfg.branch_from is None:
+            return Start(TrainState())
+        parent = _parent(cfg, tokenizer, peers.world)
+        fresh = cfg.branch_from.optimizer == "fresh"
+        state = TrainState(parent.state.step, adam_began=parent.state.step) if fresh else parent.state
+        return Start(state, parent, branches=True)
+
+
+def _own_checkpoint(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, world: World) -> Checkpoint | None:
+    """The newest checkpoint of this run, if there is one. Raises ResumeError unless `cfg` may continue it."""
+    folder = Path(cfg.out)
+    newest = checkpoint.newest(folder, world.speaks)
+    if newest is None:
+        return None
+    found = Checkpoint(newest, world.rank, world.size)
+    old, state = _named(_configuration(found), cfg), found.state
+    lines = config.resume_conflicts(old, cfg)
+    lines += past_conflicts((old.optim, old.phases), (cfg.optim, cfg.phases), state.step, state.adam_began)
+    lines += data.conflicts(found.index, old.phases[: len(done_in(old.phases, state.step))])
+    if found.index["tokenizer"] != tokenizer.fingerprint:
+        began = f"tokenizer: this run began with {found.index['tokenizer'][:12]}…"
+        lines.append(f"{began}, {cfg.data.tokenizer} is {tokenizer.fingerprint[:12]}…")
+    if lines:
+        raise ResumeError(
+            f"{folder} was begun with other settings and cannot be continued with these",
+            *lines,
+            "set them back; append a phase to go on otherwise; or choose another out= for a new run",
+        )
+    return found
+
+
+def _parent(cfg: RunConfig, tokenizer: Tokenizer, world: World) -> Checkpoint:
+    """The checkpoint at which a branch begins. Raises ResumeError unless it is there and has the branch's model."""
+    begin = cfg.branch_from
+    run = begin.folder.parent.parent
+    if run.resolve() == Path(cfg.out).resolve():
+        raise ConfigError("a branch needs a folder of its own", f"out and branch_from.run are both {run}")
+    if not (begin.folder / INDEX).is_file():
+        there = ", ".join(f"{step:,}" for step in checkpoint.steps_of(run)) or "no checkpoint"
+        remedy = "take one of these steps; checkpoint.keep_every keeps more of a run"
+        raise ResumeError(f"there is no checkpoint to branch from: {begin.folder}", f"{run} has {there}", remedy)
+    parent = Checkpoint(begin.folder, world.rank, world.size)
+    old = _configuration(parent)
+    lines = config.resume_conflicts(old.model, cfg.model, "model.")
+    if parent.index["tokenizer"] != tokenizer.fingerprint:
+        theirs, ours = parent.index["tokenizer"][:12], tokenizer.fingerprint[:12]
+        lines.append(f"tokenizer: {theirs}… → {ours}…, {tokenizer.folder}")
+    if lines:
+        raise ResumeError("a branch keeps the model and the tokenizer of its parent", *lines, "set them back")
+    if begin.optimizer == "keep" and old.optim.kind != cfg.optim.kind:
+        raise ResumeError(
+            "a branch cannot keep the state of another optimizer",
+            f"optim.kind: {old.optim.kind} → {cfg.optim.kind}",
+            "set it back, or set branch_from.optimizer to fresh",
+        )
+    branch.check_skips(begin, old.branch_from)
+    return parent
+
+
+def branch_notes(cfg: RunConfig, parent: Checkpoint) -> list[str]:
+    """Lines about the settings of a branch by which its parent would have gone another way, and what it skips."""
+    old = _named(_configuration(parent), cfg)
+    lines = [line for line in config.resume_conflicts(old, cfg) if not line.startswith("branch_from")]
+    lines += past_conflicts((old.optim, old.phases), (cfg.optim, cfg.phases), old.steps)
+    return [f"  other than in the parent: {line}" for line in lines]
+
+
+def _configuration(found: Checkpoint) -> RunConfig:
+    """The configuration a checkpoint was made with."""
+    source = f"{found.folder}/{checkpoint.CONFIG}"
+    return config.build(RunConfig, config.parse(found.config_text, source), source)
+
+
+def _named(old: RunConfig, cfg: RunConfig) -> RunConfig:
+    """`old`, its one corpus with the name that it has in `cfg`, if it had none."""
+    return old.named(cfg.data.corpora[0].name) if cfg.data.corpora and not old.data.corpora else old
+
+
+RATE_KEYS = ("steps", "lr", "warmup_steps", "decay_steps", "decay")  # of a phase
+DATA_KEYS = ("seq_len", "batch_tokens", "mixture", "objective")
+
+
+def past_conflicts(
+    old: tuple[OptimConfig, list[TrainingPhase]], new: tuple[OptimConfig, list[TrainingPhase]], step: int, anew: int = 0
+) -> list[str]:
+    """Lines `key: old → new` for the settings by which one of the first `step` steps would be another.
+
+    What counts is what those steps did: the samples they read, their batch, their objective and their learning rate. A
+    phase that is running may become longer, or get a decay that begins later. The list is empty where nothing differs.
+    """
+    if old == new:
+        return []
+    (old_optim, old_phases), (new_optim, new_phases) = old, new
+    was, would_be = done_in(old_phases, step), done_in(new_phases, step)
+    lines = []
+    for number, (phase, done) in enumerate(zip(old_phases, was, strict=False)):
+        if number >= len(new_phases):
+            lines.append(f"phases.{number}: {done:,} steps of it are done → no such phase")
+            continue
+        keys = DATA_KEYS if number >= len(would_be) or done == would_be[number] else ("steps", *DATA_KEYS)
+        lines += _changed(f"phases.{number}", phase, new_phases[number], keys)
+    if lines:
+        return lines
+    for past_step in range(step):
+        rate, instead = lr_at(past_step, old_optim, old_phases, anew), lr_at(past_step, new_optim, new_phases, anew)
+        if rate != instead:
+            lines = _changed("optim", old_optim, new_optim, ("lr", "warmup_steps", "floor"))
+            for number in range(locate(past_step, old_phases).number + 1):
+                lines += _changed(f"phases.{number}", old_phases[number], new_phases[number], RATE_KEYS)
+            return [*lines, f"step {past_step + 1:,} was made with a learning rate of {rate:.3g}, not of {instead:.3g}"]
+    return []
+
+
+def _changed(where: str, old: Config, new: Config, keys: tuple[str, ...]) -> list[str]:
+    pairs = ((key, getattr(old, key), getattr(new, key)) for key in keys)
+    return [f"{where}.{key}: {short(a)} → {short(b)}" for key, a, b in pairs if a != b]
