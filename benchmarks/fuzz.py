@@ -41,7 +41,7 @@ from pretrain import cleaning, config, shards, tokenizer
 from pretrain.corpus import open_corpus
 from pretrain.errors import PretrainError, refusal
 from pretrain.finetune.task import read_task
-from pretrain.shards import Shards, import_megatron, words
+from pretrain.shards import Shards, import_megatron, segment
 from pretrain.shards.writer import PieceWriter
 from pretrain.storage.index import checksum, fingerprint
 from pretrain.tools import check_files
@@ -308,7 +308,7 @@ def world(root: Path) -> list[Kind]:
         values = {"corpus": corpus, "tokenizer": values["out"], "out": str(root / f"sh-{kind}"), "piece_tokens": 9000}
         shards.run(config.build(shards.ShardsConfig, values, "fuzz"))
     bert, byte = root / "tok-bert", root / "tok-byte"
-    words.run(words.WordsConfig(shards=str(root / "sh-bert"), tokenizer=str(bert)))
+    segment.run(segment.WordsConfig(shards=str(root / "sh-bert"), tokenizer=str(bert)))
     cleaned = {
         "corpus": corpus,
         "out": str(root / "clean"),

@@ -53,7 +53,7 @@ WORDS = ("HF collator, whole words",)
 def prepare(text: Path, folder: Path, megabytes: float, streaming: str | None) -> None:
     """Vocabulary, shards and words of a text in `folder`, and its ids as the others want them."""
     from pretrain import shards, tokenizer
-    from pretrain.shards import words
+    from pretrain.shards import segment
 
     with open(folder / "text.txt", "w", encoding="utf-8") as file:
         for document in documents(text, megabytes):
@@ -62,7 +62,7 @@ def prepare(text: Path, folder: Path, megabytes: float, streaming: str | None) -
     made = {"corpus": corpus, "out": str(folder / "tokenizer"), "kind": "bert", "vocab_size": VOCABULARY}
     tokenizer.run(tokenizer.TokenizerConfig(**made, plot=False))
     shards.run(shards.ShardsConfig(corpus=corpus, tokenizer=made["out"], out=str(folder / "shards")))
-    words.run(words.WordsConfig(shards=str(folder / "shards"), tokenizer=made["out"]))
+    segment.run(segment.WordsConfig(shards=str(folder / "shards"), tokenizer=made["out"]))
 
     opened = shards.Shards(folder / "shards")
     rows = opened.gather(np.arange(opened.tokens // T) * T, T)
@@ -93,14 +93,14 @@ def ours(folder: Path, who: str, count: int):
     from pretrain.order.stream import Windows
     from pretrain.processes.memory import keep_freed
     from pretrain.shards import Shards
-    from pretrain.shards.words import Words
+    from pretrain.shards.word_starts import StoredWordStarts
     from tests.helpers.batches import batches as batches_of
 
     keep_freed()  # as the processes of our loader do
     shards = Shards(folder / "shards")
     wanted = OURS[who.removesuffix(", as trained")]
     config = OBJECTIVES[wanted["kind"]].Config(**wanted)
-    windows = Windows(shards, T, 1, Words(shards))
+    windows = Windows(shards, T, 1, StoredWordStarts(shards))
     if who in TRAINED:
         phase = Phase(steps=10**6, seq_len=T, batch_tokens=count * T)
         batches, number = batches_of({"": windows}, config, [phase], 1, count), iter(range(10**6))

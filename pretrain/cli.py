@@ -24,7 +24,7 @@ STAGES = {
     "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
     "compare_tokenizers": ("pretrain.tokenizer.compare", "CompareConfig"),
     "shards": ("pretrain.shards", "ShardsConfig"),
-    "words": ("pretrain.shards.words", "WordsConfig"),
+    "words": ("pretrain.shards.segment", "WordsConfig"),
     "import_megatron": ("pretrain.shards.import_megatron", "ImportConfig"),
     "reshard": ("pretrain.shards.reshard", "ReshardConfig"),
     "pretrain": ("pretrain.training.run", "RunConfig"),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.cleaning.corpus_wide.contamination import Evaluation, Found
+from pretrain.cleaning.corpus_wide.contamination import Evaluation, FoundTexts
 from pretrain.cleaning.corpus_wide.duplicates import Duplicates, band_keys, document_hash, long_paragraphs, signature
 from pretrain.cleaning.limits import Distribution, Rule
 from pretrain.cleaning.pipeline import StepsConfig, steps
@@ -44,7 +44,7 @@ PIECE_LEVEL, PART_LEVEL = 1, 3  # of zstd
 
 
 @dataclass(frozen=True)
-class Job:
+class CleanJob:
     """What a process has to know of the settings; everything here decides what a piece holds."""
 
     corpus: Corpus
@@ -72,29 +72,29 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Piece:
+class CleanPiece:
     key: str
     rows: int  # documents
     paragraphs: int  # that are long enough to be compared
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class CleanedChunk:
     """What a piece adds to the report."""
 
-    piece: Piece
+    piece: CleanPiece
     funnel: Funnel
     skipped: Skipped
-    found: Found  # of evaluation texts
+    found: FoundTexts  # of evaluation texts
 
 
-def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
+def clean_chunk(job: CleanJob, chunk: Chunk) -> CleanedChunk:
     """Make the piece of a chunk, unless it is there."""
     key = chunk.key
     done = job.folder / f"{key}.done"
     if (kept := recorded(done)) is not None:
         return _of_json(job, kept)
-    funnel, skipped, found = job.funnel(), Skipped(), Found()
+    funnel, skipped, found = job.funnel(), Skipped(), FoundTexts()
     numbers = _Numbers(job)
     chains = {source.language: _steps(job.steps, source.language) for source in job.corpus.recipe.sources}
     zstandard = library("zstandard")
@@ -107,7 +107,9 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
                 writer.write(_line({**asdict(document), "text": cleaned}))
     arrays = BytesIO()
     np.savez(arrays, **numbers.arrays())
-    cleaned = Cleaned(Piece(key, len(numbers.hashes), len(numbers.paragraphs)), funnel.trimmed(), skipped, found)
+    cleaned = CleanedChunk(
+        CleanPiece(key, len(numbers.hashes), len(numbers.paragraphs)), funnel.trimmed(), skipped, found
+    )
     files = {}
     for name, data in ((f"{key}.jsonl.zst", text.getbuffer()), (f"{key}.npz", arrays.getbuffer())):
         with finished(job.folder / name) as file:
@@ -117,7 +119,7 @@ def clean_chunk(job: Job, chunk: Chunk) -> Cleaned:
     return cleaned
 
 
-def _as_json(cleaned: Cleaned) -> dict:
+def _as_json(cleaned: CleanedChunk) -> dict:
     flows = {
         source: {
             step: {
@@ -137,7 +139,7 @@ def _as_json(cleaned: Cleaned) -> dict:
     return {"piece": asdict(cleaned.piece), "flows": flows, "skipped": asdict(cleaned.skipped), "found": found}
 
 
-def _of_json(job: Job, values: dict) -> Cleaned:
+def _of_json(job: CleanJob, values: dict) -> CleanedChunk:
     funnel = Funnel({}, job.samples)
     for source, flows in values["flows"].items():
         funnel.flows[source] = {
@@ -153,11 +155,11 @@ def _of_json(job: Job, values: dict) -> Cleaned:
     found = values["found"]
     shares = Counter({tuple(key): documents for key, documents in found["shares"]})
     examples = {number: tuple(example) for number, example in found["examples"]}
-    found = Found(Counter(dict(found["items"])), shares, examples)
-    return Cleaned(Piece(**values["piece"]), funnel, Skipped.of(values["skipped"]), found)
+    found = FoundTexts(Counter(dict(found["items"])), shares, examples)
+    return CleanedChunk(CleanPiece(**values["piece"]), funnel, Skipped.of(values["skipped"]), found)
 
 
-def _clean(job: Job, chain: list[Step], document: Document, funnel: Funnel, found: Found) -> str | None:
+def _clean(job: CleanJob, chain: list[Step], document: Document, funnel: Funnel, found: FoundTexts) -> str | None:
     """The cleaned text of a document; None: a step dropped it. Counted in `funnel` and `found`."""
     text, size, heldout = document.text, len(document.text.encode()), document.side == "heldout"
     flows = funnel.flows[document.source]
@@ -192,7 +194,7 @@ def _clean(job: Job, chain: list[Step], document: Document, funnel: Funnel, foun
 class _Numbers:
     """The arrays of a piece, one row a document; paragraphs of all documents in one."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: CleanJob):
         self._duplicates = job.duplicates
         self._sources = {source.name: number for number, source in enumerate(job.corpus.recipe.sources)}
         self.sources, self.heldout, self.bytes, self.hashes = [], [], [], []
@@ -229,13 +231,13 @@ class _Numbers:
 
 
 @dataclass(frozen=True)
-class Part:
+class OutputPart:
     """A file of the output: rows `first` to `last`, which lie in `pieces`, whose rows and paragraphs begin at …"""
 
     number: int
     first: int
     last: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[CleanPiece, ...]
     first_row: int
     first_paragraph: int
 
@@ -247,7 +249,7 @@ class Written:
     excerpts: dict[int, dict[str, str]]  # row → its place and the beginning of its text, where it is shown
 
 
-def write_part(job: Job, folder: Path, part: Part) -> Written:
+def write_part(job: CleanJob, folder: Path, part: OutputPart) -> Written:
     """Write the documents of a part that stay, in order, without the paragraphs that go."""
     stays, repeated, shown = (np.load(job.folder / f"{name}.npy", mmap_mode="r") for name in VERDICT)
     written = Written(job.funnel(), {}, {})
@@ -270,7 +272,7 @@ def write_part(job: Job, folder: Path, part: Part) -> Written:
     return written
 
 
-def _without(document: dict, copies: np.ndarray, job: Job, funnel: Funnel) -> bool:
+def _without(document: dict, copies: np.ndarray, job: CleanJob, funnel: Funnel) -> bool:
     """Take out of `document` the long paragraphs that are `copies` (paragraphs,) of earlier ones; whether it stays."""
     if not job.duplicates.paragraphs.use:
         return True
@@ -289,7 +291,7 @@ def _without(document: dict, copies: np.ndarray, job: Job, funnel: Funnel) -> bo
     return True
 
 
-def _documents(folder: Path, part: Part) -> Iterator[tuple[int, bytes, slice]]:
+def _documents(folder: Path, part: OutputPart) -> Iterator[tuple[int, bytes, slice]]:
     """(row, line, where its long paragraphs are among all) of every document of a part."""
     row, paragraph = part.first_row, part.first_paragraph
     for piece in part.pieces:
@@ -301,7 +303,7 @@ def _documents(folder: Path, part: Part) -> Iterator[tuple[int, bytes, slice]]:
                 row, paragraph = row + 1, paragraph + count
 
 
-def load(folder: Path, piece: Piece, name: str) -> np.ndarray:
+def load(folder: Path, piece: CleanPiece, name: str) -> np.ndarray:
     """One of the arrays of a piece."""
     with np.load(folder / f"{piece.key}.npz") as arrays:
         return arrays[name]

@@ -25,7 +25,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What a rule found of one document."""
 
     rule: Rule
@@ -40,10 +40,10 @@ class Measured:
         return f"{self.rule.name} {self.value:.4g} {self.rule.sign} {self.rule.limit:g}"
 
 
-def measured(name: str, value: float, sign: str, limit: float | None) -> Iterator[Measured]:
+def measured(name: str, value: float, sign: str, limit: float | None) -> Iterator[Measurement]:
     """One, or none where there is no such rule (`limit` None)."""
     if limit is not None:
-        yield Measured(Rule(name, sign, limit), value)
+        yield Measurement(Rule(name, sign, limit), value)
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Distribution:
     values: Counter[float] = field(default_factory=Counter)
     dropped: int = 0
 
-    def add(self, one: Measured) -> None:
+    def add(self, one: Measurement) -> None:
         self.values[float(f"{one.value:.1e}")] += 1
         self.dropped += one.broken
 

@@ -20,16 +20,16 @@ from pretrain.cleaning.chunk import (
     CONTAMINATION,
     PARAGRAPHS,
     VERDICT,
-    Cleaned,
-    Job,
-    Part,
-    Piece,
+    CleanedChunk,
+    CleanJob,
+    CleanPiece,
+    OutputPart,
     Written,
     clean_chunk,
     write_part,
 )
 from pretrain.cleaning.corpus_wide import contamination
-from pretrain.cleaning.corpus_wide.contamination import Decontaminate, Evaluated, Found
+from pretrain.cleaning.corpus_wide.contamination import Decontaminate, Evaluated, FoundTexts
 from pretrain.cleaning.corpus_wide.decisions import Picked, Verdict, count, gather, histogram, judge, pick, shown
 from pretrain.cleaning.corpus_wide.duplicates import Duplicates, Near, bands_of
 from pretrain.cleaning.pipeline import STEPS, StepsConfig, steps
@@ -119,7 +119,7 @@ def run(config: CleanConfig) -> dict:
     return index
 
 
-def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluated | None]:
+def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[CleanJob, Evaluated | None]:
     """What the processes have to know, and the evaluation texts. Pieces that other settings left are removed."""
     sources, near = corpus.recipe.sources, config.duplicates.near
     # All that is needed, although it is used in other processes or much later: what is missing ends the run at once.
@@ -148,13 +148,13 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[Job, Evaluate
     }
     folder = settled(work, "pieces", settings)
     share = config.decontaminate.share
-    return Job(corpus, config.steps, config.duplicates, evaluation, share, config.samples, folder), evaluated
+    return CleanJob(corpus, config.steps, config.duplicates, evaluation, share, config.samples, folder), evaluated
 
 
-def _first_pass(job: Job, chunk_bytes: int, workers: int) -> tuple[list[Piece], Cleaned]:
+def _first_pass(job: CleanJob, chunk_bytes: int, workers: int) -> tuple[list[CleanPiece], CleanedChunk]:
     """The pieces in order, and what all of them add to the report."""
     pieces = []
-    total = Cleaned(Piece("", 0, 0), job.funnel(), Skipped(), Found())
+    total = CleanedChunk(CleanPiece("", 0, 0), job.funnel(), Skipped(), FoundTexts())
     stored: deque[int] = deque()  # bytes of the chunks on their way
     with progress("cleaning", "documents", reads=job.corpus.stored) as advance:
         chunks = noted(job.corpus.chunks(chunk_bytes), attrgetter("stored"), stored)
@@ -170,7 +170,7 @@ def _first_pass(job: Job, chunk_bytes: int, workers: int) -> tuple[list[Piece], 
     return pieces, total
 
 
-def _parts(pieces: list[Piece], left: np.ndarray, part_bytes: int) -> list[Part]:
+def _parts(pieces: list[CleanPiece], left: np.ndarray, part_bytes: int) -> list[OutputPart]:
     """The files of the output; `left` (rows,) are the bytes of text of what stays, 0 for the rest.
 
     They are cut by documents, not by pieces: `chunk_bytes` does not show in the output.
@@ -183,11 +183,11 @@ def _parts(pieces: list[Piece], left: np.ndarray, part_bytes: int) -> list[Part]
     for number, (first, last) in enumerate(pairwise(edges)):
         low, high = np.searchsorted(begins, first, "right") - 1, np.searchsorted(begins, last, "left")
         held = tuple(pieces[low:high])
-        parts.append(Part(number, first, last, held, int(begins[low]), int(paragraphs[low])))
+        parts.append(OutputPart(number, first, last, held, int(begins[low]), int(paragraphs[low])))
     return parts
 
 
-def _third_pass(job: Job, folder: Path, parts: list[Part], workers: int) -> Written:
+def _third_pass(job: CleanJob, folder: Path, parts: list[OutputPart], workers: int) -> Written:
     """Write every part; what all of them add to the report."""
     total = Written(job.funnel(), {}, {})
     with progress("writing", unit="files", total=len(parts)) as advance:

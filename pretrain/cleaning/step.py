@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pretrain.cleaning.limits import Measured
+from pretrain.cleaning.limits import Measurement
 from pretrain.config import NULL, Config
 from pretrain.errors import CorpusError
 
@@ -25,10 +25,10 @@ class Outcome:
     text: str
     changes: int = 0
     dropped: str | None = None
-    measured: tuple[Measured, ...] = field(default=(), compare=False)  # by the rules the document came to
+    measured: tuple[Measurement, ...] = field(default=(), compare=False)  # by the rules the document came to
 
 
-def judged(text: str, found: Iterable[Measured], changes: int = 0) -> Outcome:
+def judged(text: str, found: Iterable[Measurement], changes: int = 0) -> Outcome:
     """Drop the document for the first rule it breaks; the rules after that one are not evaluated."""
     measured = []
     for one in found:

@@ -22,17 +22,17 @@ Memory, whatever the size of a corpus: a few chunks of CHUNK_BYTES; a longer doc
 """
 
 from pretrain.corpus.bad_records import Skipped
-from pretrain.corpus.cleaned import Cleaned
+from pretrain.corpus.chunks import Chunk
+from pretrain.corpus.cleaned import CleanedCorpus
 from pretrain.corpus.corpus import Corpus, check_apart, listing, open_corpus
 from pretrain.corpus.documents import CHUNK_BYTES, Document, Group
-from pretrain.corpus.records import Chunk
 from pretrain.corpus.shares import SIDES, Shares
 
 __all__ = [
     "CHUNK_BYTES",
     "SIDES",
     "Chunk",
-    "Cleaned",
+    "CleanedCorpus",
     "Corpus",
     "Document",
     "Group",

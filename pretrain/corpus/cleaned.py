@@ -8,11 +8,12 @@ from pathlib import Path
 
 from pretrain.config import build
 from pretrain.corpus.bad_records import Skipped
+from pretrain.corpus.chunks import Chunk, FilePart, chunks_of, together
 from pretrain.corpus.compressed import COPY_AGAIN, HashedFile
 from pretrain.corpus.documents import CHUNK_BYTES, Document, Group, of_sides
 from pretrain.corpus.files import reached
 from pretrain.corpus.recipe import SPLIT, Recipe
-from pretrain.corpus.records import Chunk, Part, chunks_of, parts_of, together
+from pretrain.corpus.records import parts_of
 from pretrain.corpus.shares import SIDES, Shares
 from pretrain.errors import CorpusError
 from pretrain.storage.index import INDEX, check_contents
@@ -20,7 +21,7 @@ from pretrain.storage.index import INDEX, check_contents
 CLEAN_BY = "python launch/clean.py CONFIG.yaml"
 
 
-class Cleaned:
+class CleanedCorpus:
     """A corpus that the stage `clean` published, read as a `Corpus` is. Sides and places are as they were written."""
 
     def __init__(self, folder: Path, index: dict):
@@ -39,7 +40,7 @@ class Cleaned:
         for one in self.groups(size) if group is None else (group,):
             yield from chunks_of(chain.from_iterable(self._parts(name, size) for name in one.files), 0, size)
 
-    def _parts(self, name: str, size: int) -> Iterator[Part]:
+    def _parts(self, name: str, size: int) -> Iterator[FilePart]:
         """The parts of a file, which is hashed while it is read. Raises CorpusError if it is not what was written."""
         path = self.folder / name
         with reached(self.recipe.name):

@@ -15,11 +15,12 @@ from pathlib import Path
 from pretrain.config import load
 from pretrain.corpus import hub
 from pretrain.corpus.bad_records import EMPTY, Bad, BadRecord, Skipped, bad_lines
-from pretrain.corpus.cleaned import CLEAN_BY, Cleaned
+from pretrain.corpus.chunks import Chunk, FilePart, chunks_of, together
+from pretrain.corpus.cleaned import CLEAN_BY, CleanedCorpus
 from pretrain.corpus.documents import CHUNK_BYTES, Document, Group, of_sides
 from pretrain.corpus.files import expand, format_of, reached
 from pretrain.corpus.recipe import Recipe, Source
-from pretrain.corpus.records import Chunk, Part, Record, chunks_of, parts_of, passages, records_of, together
+from pretrain.corpus.records import Record, parts_of, passages, records_of
 from pretrain.corpus.shares import SIDES, Shares
 from pretrain.corpus.sides import draw_of
 from pretrain.display.progress import progress
@@ -230,7 +231,7 @@ class Corpus:
     def _format(self, source: Source, file: str) -> str:
         return source.format or format_of(self.root / file)
 
-    def _parts(self, source: Source, files: tuple[str, ...], size: int) -> Iterator[Part]:
+    def _parts(self, source: Source, files: tuple[str, ...], size: int) -> Iterator[FilePart]:
         for file in files:
             path, form = self.root / file, self._format(source, file)
             if form in ("parquet", "arrow"):
@@ -267,7 +268,7 @@ class Corpus:
         return [self.root / file for file in self.files(source)]
 
 
-def open_corpus(path: Path | str) -> Corpus | Cleaned:
+def open_corpus(path: Path | str) -> Corpus | CleanedCorpus:
     """A corpus from `recipe.yaml`, a folder that holds one, a folder of the stage `clean`, or a single text file."""
     path = Path(path)
     if (path / RECIPE).exists():
@@ -275,7 +276,7 @@ def open_corpus(path: Path | str) -> Corpus | Cleaned:
     if path.suffix in (".yaml", ".yml"):
         corpus = Corpus(load(Recipe, path), path.parent)
     elif (path / INDEX).is_file():
-        corpus = Cleaned(path, read_index(path, CorpusError, CLEAN_BY, stage="clean"))
+        corpus = CleanedCorpus(path, read_index(path, CorpusError, CLEAN_BY, stage="clean"))
     elif path.is_file():
         # Not named after the file: a source's name is part of the fingerprint, a path is not.
         corpus = Corpus(Recipe(name="text", sources=[Source(name="text", files=[path.name])]), path.parent)
@@ -290,7 +291,7 @@ def open_corpus(path: Path | str) -> Corpus | Cleaned:
 
 
 @contextmanager
-def listing(corpus: Corpus | Cleaned, map: Callable) -> Iterator[None]:
+def listing(corpus: Corpus | CleanedCorpus, map: Callable) -> Iterator[None]:
     """Where a bad record ends the work inside, read on, by `map`, to name the first of each kind and source: whoever
     has to repair records should not learn of them one at a time.
     """
@@ -303,7 +304,7 @@ def listing(corpus: Corpus | Cleaned, map: Callable) -> Iterator[None]:
         raise CorpusError(*found) if found else error from None
 
 
-def check_apart(corpus: Corpus | Cleaned, out: Path | str) -> None:
+def check_apart(corpus: Corpus | CleanedCorpus, out: Path | str) -> None:
     """Raise CorpusError when `out`, which is to be written, holds a file of the corpus."""
     if held := corpus.held_in(Path(out)):
         found = f"{held} is in {out}"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.config import Config
+from pretrain.corpus.chunks import FilePart
 from pretrain.corpus.files import saved
-from pretrain.corpus.records import Part
 from pretrain.errors import CorpusError
 
 
@@ -64,7 +64,7 @@ def resolve(dataset: HubDataset, root: Path) -> Resolved:
     return Resolved(dataset, str(folder), None, [Path(name) for name in found[dataset.split]])
 
 
-def parts_of(resolved: Resolved, field: str, size: int) -> Iterator[Part]:
+def parts_of(resolved: Resolved, field: str, size: int) -> Iterator[FilePart]:
     """The split in parts of at most about `size` bytes. Raises CorpusError for what cannot be loaded.
 
     Memory: what `datasets` holds to stream it, and tables.ROWS rows.

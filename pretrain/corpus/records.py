@@ -14,11 +14,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from pretrain.corpus.bad_records import ARRAY, EMPTY, NO_TEXT, NOT_JSON, NOT_UNICODE, NOT_UTF8, TOO_DEEP, TOO_LONG, Bad
+from pretrain.corpus.chunks import FilePart
 from pretrain.corpus.compressed import READ_BYTES, HashedFile, check_text, open_file, position, read
 from pretrain.errors import CorpusError
 
@@ -33,7 +33,6 @@ LEADING = re.compile(rb"(?:%b\n)*+(?:%b\Z)?" % (SPACES, SPACES))  # blank lines 
 LINE_END = re.compile(rb"\r{1,2}\n|\r")  # besides \n: of Windows (also what was converted twice), of old Macs
 BREAK = re.compile(rb"\n(?:(?:%b\n)++(?:%b\Z)?|%b\Z)" % (SPACES, SPACES, SPACES))  # between blocks, after the last
 BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # of decoded text
-PART_BYTES = 256  # what a part takes beside its data: a million empty files are not one chunk
 JSON_NAMES = {
     str: "a text",
     dict: "an object",
@@ -50,43 +49,6 @@ NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]')
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stretch of one file: whole records, as stored (decompressed; lines of text end with \\n)."""
-
-    file: str  # as the recipe has it
-    cut: str
-    first: int  # number of its first line or row, from 1
-    data: bytes
-    too_long: int = 0  # bytes of the one record it stands for, which was not kept
-    stored: int = 0  # bytes of the file that were read for it, compressed ones if it is compressed: for progress only
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Whole records of one source."""
-
-    source: int  # its number in the recipe
-    parts: tuple[Part, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(len(part.data) + part.too_long for part in self.parts)
-
-    @property
-    def stored(self) -> int:
-        return sum(part.stored for part in self.parts)
-
-    @property
-    def key(self) -> str:
-        """Its identity: of its bytes and their place."""
-        found = blake2b(str(self.source).encode(), digest_size=16)
-        for part in self.parts:
-            found.update(repr((part.file, part.cut, part.first, len(part.data), part.too_long)).encode())
-            found.update(part.data)
-        return found.hexdigest()
-
-
-@dataclass(frozen=True)
 class Record:
     text: str
     where: str  # "en.jsonl, line 12"
@@ -96,28 +58,9 @@ class NoText(Exception):
     """What a record has where its text should be."""
 
 
-def chunks_of(parts: Iterable[Part], source: int, size: int) -> Iterator[Chunk]:
-    """Parts together until they have about `size` bytes: small files share a chunk.
-
-    A stretch of a long file ends with a record, and is mostly a little less.
-    """
-    return (Chunk(source, held) for held, _ in together(((part, len(part.data)) for part in parts), size * 3 // 4))
-
-
-def together(items: Iterable[tuple[Any, int]], size: int) -> Iterator[tuple[tuple, int]]:
-    """Things with their bytes, in order, as many together as reach `size` bytes; and what these have together."""
-    held, held_bytes = [], 0
-    for item, item_bytes in items:
-        held.append(item)
-        held_bytes += item_bytes
-        if held_bytes + PART_BYTES * len(held) >= size:
-            yield tuple(held), held_bytes
-            held, held_bytes = [], 0
-    if held:
-        yield tuple(held), held_bytes
-
-
-def parts_of(path: Path, file: str, cut: str, size: int, limit: int, raw: HashedFile | None = None) -> Iterator[Part]:
+def parts_of(
+    path: Path, file: str, cut: str, size: int, limit: int, raw: HashedFile | None = None
+) -> Iterator[FilePart]:
     """A text file in stretches of about `size` bytes, each a whole number of records. Raises CorpusError if damaged.
 
     A .zst file is read from `raw` if it is given. Memory: two stretches. A longer record is kept up to `limit` bytes;
@@ -132,21 +75,21 @@ def parts_of(path: Path, file: str, cut: str, size: int, limit: int, raw: Hashed
             end = _last_end(held, cut) if len(held) >= size else 0
             at = position(stream)
             if end:
-                yield Part(file, cut, first, held[:end], stored=at - before)
+                yield FilePart(file, cut, first, held[:end], stored=at - before)
                 before, first, held = at, first + held.count(b"\n", 0, end), held[end:]
             elif len(held) > limit + size:  # surely too long; what is a little longer is found when it is read
                 length, lines, held = _past_record(held, pieces, cut)
                 at = position(stream)
-                yield Part(file, cut, first, b"", length, at - before)
+                yield FilePart(file, cut, first, b"", length, at - before)
                 if cut == "file":
                     return
                 before, first = at, first + lines
         at = position(stream)
     if held or cut == "file":
-        yield Part(file, cut, first, held, stored=at - before)
+        yield FilePart(file, cut, first, held, stored=at - before)
 
 
-def records_of(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
+def records_of(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
     """The records of a part, in order, each of at most `limit` bytes; lines and rows have their text under `field`."""
     if part.too_long:
         yield Bad(TOO_LONG, f"{part.file}, line {part.first}", _too_long(part.too_long, limit))
@@ -263,7 +206,7 @@ def _past_record(held: bytes, pieces: Iterator[bytes], cut: str) -> tuple[int, i
 # Records of text
 
 
-def _blocks(part: Part, limit: int) -> Iterator[Record | Bad]:
+def _blocks(part: FilePart, limit: int) -> Iterator[Record | Bad]:
     """What is between blank lines, or between the first line that is not blank and the end of the file."""
     data, whole = part.data, part.cut == "file"
     after = LEADING.match(data, _start(part)).end()
@@ -278,7 +221,7 @@ def _blocks(part: Part, limit: int) -> Iterator[Record | Bad]:
         line += data.count(b"\n", begin, after)
 
 
-def _block(part: Part, begin: int, end: int, line: int, limit: int) -> Record | Bad:
+def _block(part: FilePart, begin: int, end: int, line: int, limit: int) -> Record | Bad:
     where = f"{part.file}, line {line}"
     if end - begin > limit:
         return Bad(TOO_LONG, where, _too_long(end - begin, limit))
@@ -288,7 +231,7 @@ def _block(part: Part, begin: int, end: int, line: int, limit: int) -> Record | 
     return Record(text.rstrip() if part.cut == "file" else text, where)
 
 
-def _json_lines(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
+def _json_lines(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
     data, begin, line = part.data, _start(part), part.first
     while begin < len(data):
         end = data.find(b"\n", begin)
@@ -299,7 +242,7 @@ def _json_lines(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
         begin, line = end + 1, line + 1
 
 
-def _json_line(part: Part, begin: int, end: int, line: int, field: str, limit: int) -> Record | Bad | None:
+def _json_line(part: FilePart, begin: int, end: int, line: int, field: str, limit: int) -> Record | Bad | None:
     """None for a blank line."""
     where = f"{part.file}, line {line}"
     if end - begin > limit:
@@ -368,7 +311,7 @@ def _unpacked(value: Any, field: str) -> str | None:
     return None
 
 
-def _rows(part: Part, field: str, limit: int) -> Iterator[Record | Bad]:
+def _rows(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
     from pretrain.corpus.tables import column_of  # imports pyarrow
 
     name, values = column_of(part.data)
@@ -421,7 +364,7 @@ def _checked(text: str, where: str) -> Record | Bad:
     return Bad(EMPTY, where, "no text in it") if not text or text.isspace() else Record(text, where)
 
 
-def _decoded(part: Part, begin: int, end: int, line: int) -> str | Bad:
+def _decoded(part: FilePart, begin: int, end: int, line: int) -> str | Bad:
     """Text of some bytes of a part, of which the first is in line `line`."""
     try:
         return part.data[begin:end].decode("utf-8")
@@ -432,7 +375,7 @@ def _decoded(part: Part, begin: int, end: int, line: int) -> str | Bad:
         return Bad(NOT_UTF8, f"{part.file}, line {line}, byte {byte} of the line", f"{part.data[at]:#04x}")
 
 
-def _start(part: Part) -> int:
+def _start(part: FilePart) -> int:
     """A file's leading byte-order mark is no text."""
     return len(BOM) if part.first == 1 and part.data.startswith(BOM) else 0
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pretrain.corpus.chunks import FilePart
 from pretrain.corpus.compressed import COPY_AGAIN, other_than
-from pretrain.corpus.records import Part
 from pretrain.errors import CorpusError
 
 ROWS = 256  # decoded at a time
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def parts_of(path: Path, file: str, form: str, field: str, size: int) -> Iterator[Part]:
+def parts_of(path: Path, file: str, form: str, field: str, size: int) -> Iterator[FilePart]:
     """A parquet or Arrow file in parts of at most about `size` bytes; a row is never cut.
 
     Raises CorpusError for a damaged file or a missing column. Memory: ROWS rows of the column and the compressed
@@ -40,7 +40,7 @@ def parts_of(path: Path, file: str, form: str, field: str, size: int) -> Iterato
         raise CorpusError(what, f"{path}: {str(error).splitlines()[0]}", COPY_AGAIN) from None
 
 
-def cut(batches: Iterator[tuple[pa.RecordBatch, int]], file: str, size: int) -> Iterator[Part]:
+def cut(batches: Iterator[tuple[pa.RecordBatch, int]], file: str, size: int) -> Iterator[FilePart]:
     """Batches of one column, each with the bytes of the file up to its end, as parts of at most about `size` bytes."""
     first, before = 1, 0
     for batch, at in batches:
@@ -50,7 +50,7 @@ def cut(batches: Iterator[tuple[pa.RecordBatch, int]], file: str, size: int) -> 
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, batch.schema) as stream:
                 stream.write_batch(piece)
-            yield Part(file, "rows", first + begin, sink.getvalue().to_pybytes(), stored=at - before)
+            yield FilePart(file, "rows", first + begin, sink.getvalue().to_pybytes(), stored=at - before)
             before = at
         first += batch.num_rows
 

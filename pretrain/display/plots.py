@@ -1,7 +1,11 @@
-"""Fonts of this machine for the labels of plots; needs matplotlib."""
+"""The one door to matplotlib: figures, and fonts of this machine that can write their labels."""
 
 import sys
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 USUAL = "DejaVu Sans"  # comes with matplotlib
 INSTALL = (
@@ -10,6 +14,13 @@ INSTALL = (
 )
 
 _said: list[str] = []  # names that no font can write, once there was one
+
+
+def figure(inches: tuple[float, float]) -> "Figure":
+    """An empty figure. It is no figure of pyplot: no window opens, and nothing of the process changes."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=inches, layout="constrained")
 
 
 @cache

@@ -8,7 +8,7 @@ import re
 
 from pretrain.config import write_values
 from pretrain.dialects import DIALECTS
-from pretrain.export.provenance import Text
+from pretrain.export.provenance import CorpusText
 from pretrain.export.reference import FUZZED, TOLERANCE
 from pretrain.model.config import ModelConfig
 from pretrain.objectives import OBJECTIVES
@@ -68,7 +68,7 @@ def card(
     tokenizer: Tokenizer,
     settings: dict,
     index: dict,
-    texts: list[Text],
+    texts: list[CorpusText],
     scores: list[dict],
 ) -> str:
     """README.md for a model whose run had `settings` (config.yaml as values) and whose checkpoint has `index`."""
@@ -113,7 +113,7 @@ def _given(value: object) -> object:
     return [_given(inner) for inner in value] if isinstance(value, list) else value
 
 
-def front_matter(pipeline: str, texts: list[Text]) -> str:
+def front_matter(pipeline: str, texts: list[CorpusText]) -> str:
     """The fields that the hub reads: languages by their two or three letters, a licence by the hub's own names."""
     sources = [source for text in texts for source in text.sources or [{"language": "und", "licence": "unstated"}]]
     languages = sorted({re.split("[-_]", source["language"])[0].lower() for source in sources} - {"und"})
@@ -152,7 +152,7 @@ def quality(scores: list[dict], step: int, asked: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def data(texts: list[Text]) -> str:
+def data(texts: list[CorpusText]) -> str:
     """The corpora with their sizes, and their sources with language and licence."""
     lines = ["| corpus | train tokens | bytes | held-out tokens | bytes |", "|---|---|---|---|---|"]
     for text in texts:

@@ -16,7 +16,7 @@ NUMBERS = ("standard_error", "no_context_loss", "gain", "accuracy", "bits_per_by
 
 
 @dataclass(frozen=True)
-class Text:
+class CorpusText:
     """A corpus that a model was trained on. `index` is that of its shards; None where they were not found."""
 
     name: str
@@ -35,14 +35,14 @@ class Text:
         return self.index and self.index["sides"][side]["raw_bytes"]
 
 
-def texts(settings: dict, index: dict) -> list[Text]:
+def texts(settings: dict, index: dict) -> list[CorpusText]:
     """The corpora of a run with `settings` (config.yaml as values) whose checkpoint has `index`."""
     if "shards" in index:
         found = _index(settings["data"].get("shards"), index["shards"])
         name = (found or {}).get(RECORDED, {}).get("name", "")
-        return [Text(name, index["shards"], found)]
+        return [CorpusText(name, index["shards"], found)]
     places = {corpus["name"]: corpus["shards"] for corpus in settings["data"].get("corpora") or []}
-    return [Text(name, mark, _index(places.get(name), mark)) for name, mark in index["corpora"]]
+    return [CorpusText(name, mark, _index(places.get(name), mark)) for name, mark in index["corpora"]]
 
 
 def scores(checkpoint: Path, step: int) -> list[dict]:

@@ -33,7 +33,18 @@ from pretrain.display.progress import progress
 from pretrain.errors import TaskError
 from pretrain.finetune import compare, scores
 from pretrain.finetune.task import Example, Task, class_lines, read_task, stratified
-from pretrain.finetune.train import Row, Schedule, Start, accuracy, answers, build, check, encode, fit, open_tokenizer
+from pretrain.finetune.train import (
+    FinetuneStart,
+    Row,
+    Schedule,
+    accuracy,
+    answers,
+    build,
+    check,
+    encode,
+    fit,
+    open_tokenizer,
+)
 from pretrain.huggingface import identity, library, model_folder, must_differ, quiet
 from pretrain.storage.files import write_json
 from pretrain.storage.index import write_index
@@ -151,7 +162,7 @@ def run(config: FinetuneConfig) -> dict:
         for name, examples in texts.items():
             rows[name], truncated[name] = encode(examples, task.labels, tokenizer, config.max_length)
         rank = config.lora_rank if config.method == "lora" else None
-        start = Start(config.model, task.labels, config.init, config.dropout, rank)
+        start = FinetuneStart(config.model, task.labels, config.init, config.dropout, rank)
         report = {
             "method": config.method,
             "init": config.init,
@@ -230,7 +241,7 @@ class _Fitted:
 
 def _search(
     config: FinetuneConfig,
-    start: Start,
+    start: FinetuneStart,
     tokenizer: "PreTrainedTokenizerBase",
     rows: dict[str, list[Row]],
     scratch: Path,

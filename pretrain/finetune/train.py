@@ -26,7 +26,7 @@ LOSS_EVERY = 10  # steps whose mean loss is shown
 
 
 @dataclass(frozen=True)
-class Start:
+class FinetuneStart:
     """What every training begins with."""
 
     folder: str
@@ -78,7 +78,7 @@ def encode(
     return rows, sum(len(ids) > max_length for ids in whole)
 
 
-def build(start: Start, seed: int) -> "PreTrainedModel | PeftModel":
+def build(start: FinetuneStart, seed: int) -> "PreTrainedModel | PeftModel":
     """A classifier in fp32; whatever is not read from the folder is drawn from `seed`.
 
     Raises TaskError when the folder's weights are not those of its config.json, or its head is for other labels.
@@ -86,7 +86,7 @@ def build(start: Start, seed: int) -> "PreTrainedModel | PeftModel":
     return _built(start, seed)[0]
 
 
-def check(start: Start) -> dict:
+def check(start: FinetuneStart) -> dict:
     """The model of `build`, before a training is paid for: how many weights, and whether the head is new or continued.
 
     Raises TaskError where `build` would.
@@ -95,7 +95,7 @@ def check(start: Start) -> dict:
     return {"weights": weights(model), "head": "continued" if continued else "new"}
 
 
-def _built(start: Start, seed: int) -> "tuple[PreTrainedModel | PeftModel, bool]":
+def _built(start: FinetuneStart, seed: int) -> "tuple[PreTrainedModel | PeftModel, bool]":
     """The classifier, and whether it has the head that the folder was fine-tuned with."""
     transformers = library("transformers")
     numbered = dict(enumerate(start.labels))
@@ -122,7 +122,9 @@ def _may_be_new(name: str, model: "PreTrainedModel") -> bool:
     return _is_of_head(name, model) or ".pooler." in name
 
 
-def _continues_head(start: Start, model: "PreTrainedModel", missing: set[str], shapes: dict[str, tuple]) -> bool:
+def _continues_head(
+    start: FinetuneStart, model: "PreTrainedModel", missing: set[str], shapes: dict[str, tuple]
+) -> bool:
     """Whether the whole head came from the folder: then it was fine-tuned, and must have been for the same labels."""
     if shapes or not any(_is_of_head(name, model) for name in missing):
         labels = huggingface.open_config(start.folder).id2label

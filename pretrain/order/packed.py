@@ -27,7 +27,7 @@ import numpy as np
 
 from pretrain.hashing import PACK, hash64
 from pretrain.order.rows import Rows
-from pretrain.order.stream import Part, Windows, WordStarts
+from pretrain.order.stream import WindowPart, Windows, WordStarts
 from pretrain.shards import Shards
 
 BLOCK_WINDOWS = 64  # that a block has space for unless the user says: 1.5 % of it is padding,
@@ -116,13 +116,13 @@ class PackedWindows(Windows):
             found.append(start << NUMBER_BITS | np.unique(block.windows[here]))
         return np.concatenate(found)
 
-    def parts(self, start: int, seq_len: int) -> list[Part]:
+    def parts(self, start: int, seq_len: int) -> list[WindowPart]:
         """What the window `start` holds, from left to right. Behind the last part it is empty."""
         start, number = _block_and_number(start)
         block = self._block(start, seq_len)
         here = block.windows == number
         columns = (column[here].tolist() for column in (block.places, block.begins, block.lengths))
-        return sorted(Part(*part) for part in zip(*columns, strict=True))
+        return sorted(WindowPart(*part) for part in zip(*columns, strict=True))
 
     def ahead(self, starts: np.ndarray, seq_len: int) -> None:
         self.shards.ahead(np.unique(starts >> NUMBER_BITS), self.block_tokens)

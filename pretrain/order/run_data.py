@@ -18,7 +18,7 @@ from pretrain.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Corpus:
+class RunCorpus:
     """One opened set of shards. The name is empty where a run has one corpus without a name."""
 
     name: str
@@ -32,7 +32,7 @@ class Corpus:
 class RunData:
     """The corpora of a run, and the order in which its steps read them."""
 
-    corpora: list[Corpus]
+    corpora: list[RunCorpus]
     order: Order  # its phases are longer than those of the run by the steps whose data are skipped
     phases: list[Phase]  # of the run, with every mixture written out
     skips: Skips = ()
@@ -164,7 +164,7 @@ def open_run_data(
     block_tokens = block_tokens_of(data, phases)
     _check_sizes(corpora, block_tokens, max(phase.seq_len for phase in phases))
     if words:
-        from pretrain.shards.words import open_words
+        from pretrain.shards.word_starts import open_words
     kind, windows = Windows if data.windows == "stream" else PackedWindows, {}
     for number, corpus in enumerate(corpora):
         begins = open_words(corpus.train, tokenizer) if words else None
@@ -172,10 +172,10 @@ def open_run_data(
     return RunData(corpora, Order(windows, branch.reading(phases, skips)), phases, skips)
 
 
-def _open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
+def _open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[RunCorpus]:
     """Every corpus of a run. Raises ShardError unless all are intact, different, and made with `tokenizer`."""
     configured = data.corpora or [CorpusConfig.model_construct(name="", shards=data.shards, max_epochs=None)]
-    found: list[Corpus] = []
+    found: list[RunCorpus] = []
     for corpus in configured:
         train, heldout = Shards(corpus.shards, "train", data.checksums), Shards(corpus.shards, "heldout")
         for other in found:
@@ -195,13 +195,13 @@ def _open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
                     f"{other.folder} and {corpus.shards} are both {train.fingerprint[:12]}…",
                     "name it once, with the weight of both",
                 )
-        found.append(Corpus(corpus.name, corpus.shards, corpus.max_epochs, train, heldout))
+        found.append(RunCorpus(corpus.name, corpus.shards, corpus.max_epochs, train, heldout))
     for corpus in found:
         check_tokenizer(corpus.train.index, corpus.folder, tokenizer)
     return found
 
 
-def _check_sizes(corpora: list[Corpus], block_tokens: int, longest: int) -> None:
+def _check_sizes(corpora: list[RunCorpus], block_tokens: int, longest: int) -> None:
     """Raise ShardError unless the training side fills at least one block, and the held-out side one window."""
     for corpus in corpora:
         for side, need, what, key, remedy in (

@@ -18,7 +18,7 @@ from pretrain.shards import Shards
 
 
 class WordStarts(Protocol):
-    """Which tokens of a stream begin a word; `pretrain.shards.words` makes it."""
+    """Which tokens of a stream begin a word; see shards/word_starts.py."""
 
     fingerprint: str
 
@@ -29,7 +29,7 @@ class WordStarts(Protocol):
         """Raise ShardError if what it reads is no longer what it was when it was opened."""
 
 
-class Part(NamedTuple):
+class WindowPart(NamedTuple):
     """A stretch of the stream inside a window."""
 
     at: int  # position in the window
@@ -123,9 +123,9 @@ class Windows:
         spare = self.shards.tokens - self.blocks * self.block_tokens
         return int(hash64(OFFSET, *self._key(epoch)) % np.uint64(spare + 1))
 
-    def parts(self, start: int, seq_len: int) -> list[Part]:
+    def parts(self, start: int, seq_len: int) -> list[WindowPart]:
         """What the window at `start` holds, from left to right."""
-        return [Part(0, start, seq_len)]
+        return [WindowPart(0, start, seq_len)]
 
     def ahead(self, starts: np.ndarray, seq_len: int) -> None:
         """Have the system begin to read windows that will be asked for."""

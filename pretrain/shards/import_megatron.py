@@ -71,7 +71,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckedPair:
     """Some documents of a pair without their marks, and what was noticed."""
 
     ids: np.ndarray  # (tokens,) int64
@@ -221,7 +221,7 @@ def _share(rows: list[np.ndarray], others: list[np.ndarray]) -> float:
     return common / max(total, 1)
 
 
-def documents(pair: Pair, tokenizer: Tokenizer, inner_marks: str) -> Iterator[Found]:
+def documents(pair: Pair, tokenizer: Tokenizer, inner_marks: str) -> Iterator[CheckedPair]:
     """The documents of a pair, about BATCH_TOKENS together. Raises ShardError."""
     token = first = 0
     while first < len(pair.documents) - 1:
@@ -244,7 +244,7 @@ def _found(
     first: int,
     tokenizer: Tokenizer,
     remove: bool,
-) -> Found:
+) -> CheckedPair:
     """Documents `first` … of a pair, of sequences of `lengths`, those of document d from bounds[d] to bounds[d + 1]."""
     ends = np.cumsum(lengths)
     begins = ends - lengths
@@ -272,7 +272,7 @@ def _found(
         )
     counts = np.append(0, np.cumsum(keep))[edges]
     lengths = np.diff(counts)
-    return Found(ids[keep], lengths[lengths > 0], first + np.flatnonzero(lengths), len(lengths), int(inner.sum()))
+    return CheckedPair(ids[keep], lengths[lengths > 0], first + np.flatnonzero(lengths), len(lengths), int(inner.sum()))
 
 
 def _outer(is_mark: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -284,7 +284,7 @@ def _outer(is_mark: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndar
 
 def _write(
     writers: dict[str, SideWriter],
-    found: Found,
+    found: CheckedPair,
     pair: int,
     tokenizer: Tokenizer,
     spelling: list[bytes],
@@ -306,7 +306,7 @@ def _write(
         writer.add(ids[np.repeat(here, lengths)], lengths[here], {"raw": raw[here], "origin": origin[here]})
 
 
-def _with_template(found: Found, specials: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _with_template(found: CheckedPair, specials: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """(ids, lengths) of the documents with our marks around them."""
     before = [specials["cls"]] if "eod" not in specials else []
     after = [specials["eod" if "eod" in specials else "sep"]]

@@ -36,7 +36,7 @@ from pretrain.storage.publish import publish
 COPY_TOKENS = 1 << 22  # tokens that are copied at a time
 
 
-class Part(Config):
+class ReshardPart(Config):
     """A set, or some of its documents: those that meet every condition given here."""
 
     shards: str
@@ -46,7 +46,7 @@ class Part(Config):
     fraction: float | tuple[float, float] | None = None
 
     @model_validator(mode="after")
-    def _range(self) -> "Part":
+    def _range(self) -> "ReshardPart":
         first, last = self.range
         if not 0 <= first < last <= 1:
             raise ValueError(f"fraction = {self.fraction} must be a range within 0 and 1 that is not empty")
@@ -66,7 +66,7 @@ class Part(Config):
 class ReshardConfig(StageConfig):
     """What `launch/reshard.py` reads."""
 
-    parts: list[Part] = Field(min_length=1)
+    parts: list[ReshardPart] = Field(min_length=1)
     out: str
     seed: int = Field(0, ge=0, lt=2**64)  # of the hashes that `fraction` compares
     piece_tokens: int = Field(1 << 30, gt=0)  # a written piece is closed by the document that reaches this size
@@ -122,7 +122,7 @@ def run(config: ReshardConfig) -> dict:
     return index
 
 
-def _lineage(part: Part, index: dict) -> dict:
+def _lineage(part: ReshardPart, index: dict) -> dict:
     """What the index records of a part: its fingerprint, what was chosen, and the same of the sets it was made of."""
     made = {"seed": index["seed"], "parts": index["parts"]} if "parts" in index else {}
     return {"shards": index["fingerprint"], **part.choice, **made}
@@ -149,7 +149,7 @@ def _described(indexes: list[dict]) -> dict:
 Choose = Callable[[int], np.ndarray]  # piece → (documents,) bool
 
 
-def _files(source: Shards, part: Part) -> np.ndarray | None:
+def _files(source: Shards, part: ReshardPart) -> np.ndarray | None:
     """(files,) bool: the files of the set that the patterns of `part` match."""
     if part.files is None:
         return None
@@ -161,7 +161,7 @@ def _files(source: Shards, part: Part) -> np.ndarray | None:
     return np.array([any(fnmatchcase(place, pattern) for pattern in part.files) for place in places])
 
 
-def _chooser(source: Shards, part: Part, files: np.ndarray | None, seed: int) -> Choose:
+def _chooser(source: Shards, part: ReshardPart, files: np.ndarray | None, seed: int) -> Choose:
     """A function that says which documents of a piece `part` chooses."""
     low, high = (int(share * 2**64) for share in part.range)
 

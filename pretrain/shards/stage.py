@@ -14,14 +14,24 @@ import numpy as np
 from pydantic import Field
 
 from pretrain.config import StageConfig, free
-from pretrain.corpus import CHUNK_BYTES, SIDES, Cleaned, Corpus, Shares, Skipped, check_apart, listing, open_corpus
+from pretrain.corpus import (
+    CHUNK_BYTES,
+    SIDES,
+    CleanedCorpus,
+    Corpus,
+    Shares,
+    Skipped,
+    check_apart,
+    listing,
+    open_corpus,
+)
 from pretrain.display.progress import closing_line, progress
 from pretrain.errors import CorpusError, ShardError, TokenizerError
 from pretrain.processes.pool import cluster, noted, ordered, processes
 from pretrain.shards.build.blocks import (
-    Block,
-    Job,
-    Piece,
+    BuildJob,
+    ShardBlock,
+    ShardPiece,
     Written,
     counted,
     items_of,
@@ -103,7 +113,7 @@ def run(config: ShardsConfig) -> dict:
     return index
 
 
-def _described(corpus: Corpus | Cleaned, shares: Shares) -> dict:
+def _described(corpus: Corpus | CleanedCorpus, shares: Shares) -> dict:
     """The text, for a model card. Language and licence change no token, so they are no part of the identity."""
     sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
     return {"name": corpus.recipe.name, "sources": sources, "shares": shares.counts}
@@ -129,7 +139,7 @@ def _processes(config: ShardsConfig) -> Iterator[tuple[Each, int]]:
             yield partial(ordered, workers=config.workers, executor=executor), config.workers
 
 
-def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, work: Path) -> Job:
+def _job(config: ShardsConfig, corpus: Corpus | CleanedCorpus, tokenizer: Tokenizer, work: Path) -> BuildJob:
     """What the processes have to know. Chunks that other settings left are removed."""
     settings = {
         "format": FORMAT,
@@ -142,10 +152,10 @@ def _job(config: ShardsConfig, corpus: Corpus | Cleaned, tokenizer: Tokenizer, w
     }
     folder = settled(work, "chunks", settings)
     dtype = dtype_of(tokenizer.vocab_size)
-    return Job(corpus, tokenizer.folder, tokenizer.fingerprint, dtype, folder, config.chunk_bytes)
+    return BuildJob(corpus, tokenizer.folder, tokenizer.fingerprint, dtype, folder, config.chunk_bytes)
 
 
-def _tokenise(job: Job, each: Each, workers: int) -> tuple[list[Block], Shares]:
+def _tokenise(job: BuildJob, each: Each, workers: int) -> tuple[list[ShardBlock], Shares]:
     """The blocks of the corpus, in order, and what each source holds of either side."""
     blocks, skipped, shares = [], Skipped(), Shares()
     names = [source.name for source in job.corpus.recipe.sources]
@@ -165,10 +175,10 @@ def _tokenise(job: Job, each: Each, workers: int) -> tuple[list[Block], Shares]:
     if skipped:
         print(skipped.line())
     # A cleaned corpus has documents of all its sources in every file, and knows how many.
-    return blocks, job.corpus.shares if isinstance(job.corpus, Cleaned) else shares
+    return blocks, job.corpus.shares if isinstance(job.corpus, CleanedCorpus) else shares
 
 
-def _check(blocks: list[Block], config: ShardsConfig, corpus: Corpus | Cleaned) -> None:
+def _check(blocks: list[ShardBlock], config: ShardsConfig, corpus: Corpus | CleanedCorpus) -> None:
     """Raise CorpusError when a side of the corpus is empty."""
     counts = [sum(block.sides[number].documents for block in blocks) for number in range(len(SIDES))]
     for side, count in zip(SIDES, counts, strict=True):
@@ -183,8 +193,8 @@ def _check(blocks: list[Block], config: ShardsConfig, corpus: Corpus | Cleaned) 
 
 
 def _plan(
-    job: Job, blocks: list[Block], places: list[str], config: ShardsConfig, each: Each
-) -> tuple[Path, Iterator[Piece]]:
+    job: BuildJob, blocks: list[ShardBlock], places: list[str], config: ShardsConfig, each: Each
+) -> tuple[Path, Iterator[ShardPiece]]:
     """The folder for what is decided here, and the pieces of the output. When documents are shuffled, runs are made."""
     numbers = {place: number for number, place in enumerate(places)}
     files = [np.array([numbers[place] for place in block.places], np.uint32) for block in blocks]
@@ -194,7 +204,7 @@ def _plan(
         pieces = (pieces_of(side, blocks, files, config.piece_tokens) for side in sides)
     else:
         folder = settled(job.folder.parent, "runs", decided)
-        runs: list[Block] = []
+        runs: list[ShardBlock] = []
         with progress("shuffling", unit="runs") as advance:
             for run in each(partial(make_run, seed, job.dtype), runs_of(folder, blocks, files)):
                 runs.append(run)
@@ -203,11 +213,11 @@ def _plan(
     return settled(job.folder.parent, "pieces", [decided, config.piece_tokens]), chain.from_iterable(pieces)
 
 
-def _groups(blocks: list[Block]) -> Iterator[list[Block]]:
+def _groups(blocks: list[ShardBlock]) -> Iterator[list[ShardBlock]]:
     return (blocks[first : first + COUNTED] for first in range(0, len(blocks), COUNTED))
 
 
-def _written(pieces: Iterator[Written], blocks: list[Block]) -> tuple[dict[str, dict], dict[str, dict]]:
+def _written(pieces: Iterator[Written], blocks: list[ShardBlock]) -> tuple[dict[str, dict], dict[str, dict]]:
     """What each side holds, and the digest of each file."""
     sides = {
         side: {"pieces": [], **vars(reduce(add, (block.sides[number] for block in blocks)))}

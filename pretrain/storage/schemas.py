@@ -27,22 +27,22 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, AfterValidator(_inside)]
 
 
-class Part(BaseModel):
+class IndexSection(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class File(Part):
+class File(IndexSection):
     bytes: Count
     sha256: Digest
 
 
-class Source(Part):
+class SourceEntry(IndexSection):
     name: str
     language: str
     licence: str
 
 
-class Recorded(Part):
+class Recorded(IndexSection):
     """Places: `verify` looks there for what a folder was made with; a card names the sources."""
 
     files: dict[Name, File] = {}
@@ -53,10 +53,10 @@ class Recorded(Part):
     checkpoint: str | None = None
     model: str | None = None
     name: str = ""
-    sources: list[Source] = []
+    sources: list[SourceEntry] = []
 
 
-class Index(Part):
+class Index(IndexSection):
     """Of any stage."""
 
     stage: str
@@ -70,14 +70,14 @@ class Index(Part):
     base: str | None = None
 
 
-class Side(Part):
+class Side(IndexSection):
     pieces: list[Name]
     documents: Count
     tokens: Count
     raw_bytes: Count | None
 
 
-class Lineage(Part):
+class Lineage(IndexSection):
     """A set of which another was made, as `reshard` records it."""
 
     shards: Digest
@@ -91,7 +91,7 @@ class Places(Recorded):
     parts: list[str] = []
 
 
-class Shards(Index):
+class ShardsIndex(Index):
     kind: str
     dtype: Literal["uint16", "int32"]
     vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
@@ -105,7 +105,7 @@ class Shards(Index):
     recorded: Places = Places()
 
     @model_validator(mode="after")
-    def _agree(self) -> "Shards":
+    def _agree(self) -> "ShardsIndex":
         if len(self.parts) != len(self.recorded.parts):
             raise ValueError(f"parts: {len(self.parts)}, of which {len(self.recorded.parts)} have a place")
         for role, number in self.specials.items():
@@ -141,7 +141,7 @@ class Rules(BaseModel):
     width: Literal["keep", "fold"] = "keep"
 
 
-class Tokenizer(Index):
+class TokenizerIndex(Index):
     kind: Literal["bert", "byte"]
     vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
     specials: dict[str, Count]
@@ -152,7 +152,7 @@ class Tokenizer(Index):
     reserved: list[Count]
 
     @model_validator(mode="after")
-    def _agree(self) -> "Tokenizer":
+    def _agree(self) -> "TokenizerIndex":
         if "tokenizer.json" not in self.files:
             raise ValueError("files: tokenizer.json is missing")
         for number in (*self.specials.values(), *self.special_tokens.values(), *self.reserved):
@@ -161,12 +161,12 @@ class Tokenizer(Index):
         return self
 
 
-class Amount(Part):
+class Amount(IndexSection):
     documents: Count
     bytes: Count
 
 
-class Share(Part):
+class Share(IndexSection):
     train: Amount
     heldout: Amount
 
@@ -175,7 +175,7 @@ class Counted(Recorded):
     shares: dict[str, Share] = {}
 
 
-class Split(Part):
+class Split(IndexSection):
     """A source of the text that was cleaned, with what it said of its sides."""
 
     name: str
@@ -184,23 +184,23 @@ class Split(Part):
     split_characters: int | None = None
 
 
-class Origin(Part):
+class Origin(IndexSection):
     sources: list[Split] = []
 
 
-class Clean(Index):
+class CleanIndex(Index):
     name: str
     heldout_fraction: Annotated[float, Field(ge=0, le=1)]
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: Annotated[list[SourceEntry], Field(min_length=1)]
     corpus: Origin = Origin()
     recorded: Counted = Counted()
 
 
-class Words(Index):
+class WordsIndex(Index):
     shards: Digest
 
 
-class Checkpoint(Index):
+class CheckpointIndex(Index):
     step: Annotated[int, Field(ge=0, lt=10**10)]
     steps_applied: Count
     adam_began: Count = 0
@@ -211,7 +211,7 @@ class Checkpoint(Index):
     words: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _agree(self) -> "Checkpoint":
+    def _agree(self) -> "CheckpointIndex":
         if not self.shards and not self.corpora:
             raise ValueError("shards: neither they nor corpora are named")
         if "config.yaml" not in self.recorded.files:
@@ -219,18 +219,18 @@ class Checkpoint(Index):
         return self
 
 
-class Finetune(Index):
+class FinetuneIndex(Index):
     task: Any = None
     options: dict[str, Any] = {}
 
 
 STAGES: dict[str, type[Index]] = {
-    "shards": Shards,
-    "tokenizer": Tokenizer,
-    "clean": Clean,
-    "words": Words,
-    "checkpoint": Checkpoint,
-    "finetune": Finetune,
+    "shards": ShardsIndex,
+    "tokenizer": TokenizerIndex,
+    "clean": CleanIndex,
+    "words": WordsIndex,
+    "checkpoint": CheckpointIndex,
+    "finetune": FinetuneIndex,
 }
 
 

@@ -21,7 +21,7 @@ from pretrain.storage.files import digest
 from pretrain.storage.index import INDEX, listed, read_index
 from pretrain.tokenizer.config import TokenizerConfig
 from pretrain.tokenizer.kinds import PREFIX, ROLES, SPECIALS, WORD_CHARACTERS, Rules, build, is_reserved, template
-from pretrain.tokenizer.training.learn import Made, check_special_tokens, free_slots
+from pretrain.tokenizer.training.learn import MadeVocabulary, check_special_tokens, free_slots
 from pretrain.tokenizer.vocabulary import Vocabulary, vocabulary_of
 
 TOKENIZER, VOCAB = "tokenizer.json", "vocab.txt"
@@ -39,7 +39,7 @@ class Foreign:
     files: dict[str, Path]  # the files that were read, by name
 
 
-def adopt(config: TokenizerConfig, corpus: Corpus) -> Made:
+def adopt(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
     """The vocabulary in `config.adopt`, ready to build shards with. Only the held-out text of `corpus` is read.
 
     Raises TokenizerError when a file is missing or broken, or when a special token that a run needs is missing.
@@ -65,7 +65,7 @@ def adopt(config: TokenizerConfig, corpus: Corpus) -> Made:
     others = sorted(vocabulary.marks - reserved - set(specials.values()))
     lossless, counts_bytes = _probed(vocabulary)
     skipped, shares = Skipped(), Shares()
-    return Made(
+    return MadeVocabulary(
         vocabulary=vocabulary,
         kind=kind,
         rules=rules,

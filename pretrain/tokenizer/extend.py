@@ -13,7 +13,7 @@ from pretrain.tokenizer.kinds import PREFIX, WORD_CHARACTERS, build
 from pretrain.tokenizer.tokenizer import Tokenizer, open_tokenizer
 from pretrain.tokenizer.training.count import alphabet
 from pretrain.tokenizer.training.learn import (
-    Made,
+    MadeVocabulary,
     characters_of,
     check_special_tokens,
     filled,
@@ -24,7 +24,7 @@ from pretrain.tokenizer.training.learn import (
 from pretrain.tokenizer.training.merge import merge
 
 
-def extend(config: TokenizerConfig, corpus: Corpus) -> Made:
+def extend(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
     """The vocabulary in `config.extend` with the tokens that the train side of `corpus` adds to it.
 
     Raises TokenizerError when it cannot be extended or leaves no room, CorpusError when a side is empty.

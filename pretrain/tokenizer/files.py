@@ -6,12 +6,12 @@ from tokenizers import models
 
 from pretrain.storage.files import write_json
 from pretrain.tokenizer.kinds import PREFIX
-from pretrain.tokenizer.training.learn import Made
+from pretrain.tokenizer.training.learn import MadeVocabulary
 
 FAST = "PreTrainedTokenizerFast"  # this class uses tokenizer.json unchanged
 
 
-def write(folder: Path, made: Made) -> None:
+def write(folder: Path, made: MadeVocabulary) -> None:
     """Write tokenizer.json, tokenizer_config.json and, for a WordPiece vocabulary with the prefix `##`, vocab.txt."""
     engine = made.vocabulary.engine
     (folder / "tokenizer.json").write_bytes((engine.to_str(pretty=True) + "\n").encode("utf-8"))
@@ -38,11 +38,11 @@ def write(folder: Path, made: Made) -> None:
     write_json(folder / "tokenizer_config.json", {**config, "clean_up_tokenization_spaces": False})
 
 
-def is_stock(made: Made) -> bool:
+def is_stock(made: MadeVocabulary) -> bool:
     """Whether `BertTokenizer`, which knows only vocab.txt and three switches, can express the vocabulary."""
     rules = made.rules
     return _is_wordpiece(made) and rules is not None and (rules.digits, rules.width) == ("whole", "keep")
 
 
-def _is_wordpiece(made: Made) -> bool:
+def _is_wordpiece(made: MadeVocabulary) -> bool:
     return isinstance(made.vocabulary.engine.model, models.WordPiece) and made.vocabulary.prefix == PREFIX["bert"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.display.plots import families, label
+from pretrain.display.plots import figure as new_figure
 from pretrain.errors import TokenizerError
 
 INCHES = (10, 4.2)
@@ -23,13 +24,11 @@ def write(path: Path, counts: dict[str, np.ndarray], lengths: dict[str, np.ndarr
 
     `counts` has for each curve (V,) how often each token was produced, `lengths` how many characters each entry has.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display, no state
-
     counts, lengths = (
         {label(name, f"curve {number}"): found for number, (name, found) in enumerate(part.items(), 1)}
         for part in (counts, lengths)
     )
-    figure = Figure(figsize=INCHES, layout="constrained")
+    figure = new_figure(INCHES)
     frequency, length = figure.subplots(1, 2)
     for name, found in counts.items():
         found = np.sort(found[found > 0])[::-1]

@@ -22,17 +22,17 @@ from pretrain.storage.index import INDEX, RECORDED, faults, index_faults, listed
 MADE_BY = "python launch/STAGE.py CONFIG.yaml"
 
 
-class Corpus(schemas.Part):
+class CorpusPlace(schemas.IndexSection):
     name: str
     shards: str
 
 
-class RunData(schemas.Part):
+class RunData(schemas.IndexSection):
     """The keys that are read from the section `data` of a run's configuration."""
 
     tokenizer: str | None = None
     shards: str | None = None
-    corpora: list[Corpus] | None = None
+    corpora: list[CorpusPlace] | None = None
 
 
 PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}

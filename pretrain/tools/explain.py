@@ -26,7 +26,7 @@ from pretrain.order import branch
 from pretrain.order.order import Order, Reading
 from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows
 from pretrain.order.phases import locate
-from pretrain.order.run_data import Corpus, RunData, open_run_data
+from pretrain.order.run_data import RunCorpus, RunData, open_run_data
 from pretrain.shards import Shards
 from pretrain.shards.reader import sidecars
 from pretrain.tokenizer import Tokenizer, open_tokenizer
@@ -86,7 +86,7 @@ def _answer(arguments: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class DocumentStretch:
     """A part of one document inside a window."""
 
     first: int  # position in the window, and one past the last
@@ -96,14 +96,14 @@ class Stretch:
     length: int  # of the whole document, in tokens
 
 
-def stretches(shards: Shards, start: int, tokens: int) -> Iterator[Stretch]:
+def stretches(shards: Shards, start: int, tokens: int) -> Iterator[DocumentStretch]:
     """The documents of the `tokens` stream positions from `start` on, in order."""
     document, _ = shards.document_at(start)
     at = start
     while at < start + tokens:
         begin, end = shards.span(document)
         last = min(end, start + tokens)
-        yield Stretch(at - start, last - start, document, at - begin, end - begin)
+        yield DocumentStretch(at - start, last - start, document, at - begin, end - begin)
         at, document = last, document + 1
 
 
@@ -127,7 +127,7 @@ def show_step(order: Order, tokenizer: Tokenizer, name: str, step: int) -> None:
             print(f"  {_stretch(shards, part)}  {_one_line(tokenizer.decode(row[:SHOWN].tolist()))}")
 
 
-def _held(order: Order, window: list[Reading]) -> Iterator[tuple[Reading, Stretch]]:
+def _held(order: Order, window: list[Reading]) -> Iterator[tuple[Reading, DocumentStretch]]:
     """What a window reads, with the documents in it, from left to right."""
     for reading in window:
         for part in stretches(order.corpora[reading.corpus].shards, reading.start, reading.tokens):
@@ -157,7 +157,7 @@ def _place(window: list[Reading]) -> str:
     return f"{corpus}epoch {reading.epoch}, {packed}tokens {first:,} to {last:,} of the stream"
 
 
-def _stretch(shards: Shards, part: Stretch) -> str:
+def _stretch(shards: Shards, part: DocumentStretch) -> str:
     tokens = f"{part.first:5} to {part.last - 1:<5}"
     inside = "whole" if part.last - part.first == part.length else f"from {part.offset:,} of {part.length:,}"
     return f"{tokens} document {part.document:,} ({inside})  {_origin(shards, part.document)}"
@@ -199,7 +199,7 @@ def show_sample(data: RunData, objectives: list[Objective], tokenizer: Tokenizer
         shards, start = order.corpora[inside[0].corpus].shards, inside[0].start + first - inside[0].at
         document, offset = shards.document_at(start)
         begin, end = shards.span(document)
-        part = Stretch(first, last, document, offset, end - begin)
+        part = DocumentStretch(first, last, document, offset, end - begin)
         print(f"\nsegment {segment}: {_stretch(shards, part)}\n{' '.join(shown[first:last])}")
     print(f"\n{counts}")
 
@@ -256,7 +256,7 @@ def _documents(shards: Shards, where: str) -> Iterator[int]:
 # Lengths
 
 
-def show_lengths(corpora: list[Corpus], longest: int, seed: int) -> None:
+def show_lengths(corpora: list[RunCorpus], longest: int, seed: int) -> None:
     """Print, for each corpus and side, how many documents and tokens are in documents of which length, and what windows
     of either kind would cut.
 

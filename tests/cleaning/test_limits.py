@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pretrain.cleaning.limits import BROKEN, SHARES, Distribution, Measured, Rule
+from pretrain.cleaning.limits import BROKEN, SHARES, Distribution, Measurement, Rule
 from tests.helpers.cleaning import step
 
 VALUES = {
@@ -18,7 +18,7 @@ VALUES = {
 def distribution(rule: Rule, values: list[float]) -> Distribution:
     found = Distribution()
     for value in values:
-        found.add(Measured(rule, value))
+        found.add(Measurement(rule, value))
     return found
 
 
@@ -51,7 +51,7 @@ def test_parts_merge_to_the_whole_in_any_order():
 def test_memory_does_not_grow_with_the_documents():
     found = distribution(Rule("x", ">", 0.5), [random.Random(2).random() for _ in range(10)])
     for n in range(1, 20_000):
-        found.add(Measured(Rule("x", ">", 0.5), n / 20_000))
+        found.add(Measurement(Rule("x", ">", 0.5), n / 20_000))
     assert len(found.values) <= 5 * 90
 
 

@@ -23,8 +23,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pretrain.corpus import SIDES, Chunk, Corpus, Shares, open_corpus
+from pretrain.corpus.chunks import FilePart
 from pretrain.corpus.recipe import Recipe, Source
-from pretrain.corpus.records import Part, Record, passages
+from pretrain.corpus.records import Record, passages
 from pretrain.corpus.sides import side_of
 from pretrain.errors import ConfigError, CorpusError
 from pretrain.processes.pool import ordered
@@ -326,7 +327,7 @@ def heldout_of(folder: Path, texts: list[str], **keys) -> set[str]:
 
 
 def chunks_of_lines(content: str) -> list[Chunk]:
-    return [Chunk(0, (Part("a.jsonl", "lines", 1, content.encode()),))]
+    return [Chunk(0, (FilePart("a.jsonl", "lines", 1, content.encode()),))]
 
 
 def test_a_source_may_hold_out_a_fraction_of_its_own_or_a_least_number_of_documents(tmp_path):

@@ -79,5 +79,5 @@ def test_a_stage_ends_with_its_time_and_the_largest_memory_of_any_process():
 
 
 def test_every_long_stage_ends_with_that_line():
-    for name in ("cleaning/stage", "tokenizer/stage", "shards/stage", "shards/words", "shards/import_megatron"):
+    for name in ("cleaning/stage", "tokenizer/stage", "shards/stage", "shards/segment", "shards/import_megatron"):
         assert f"{closing_line.__name__}(" in (ROOT / f"pretrain/{name}.py").read_text(encoding="utf-8")

@@ -195,7 +195,7 @@ def test_a_card_names_sources_languages_and_licences_as_the_hub_reads_them(prepa
 )
 def test_the_licence_of_a_card_is_one_of_the_hub_s_or_other(licences, wanted):
     sources = [{"name": f"{n}", "language": "zh-Hant", "licence": licence} for n, licence in enumerate(licences)]
-    text = provenance.Text("x", "0", {"recorded": {"sources": sources}})
+    text = provenance.CorpusText("x", "0", {"recorded": {"sources": sources}})
     read = huggingface_hub.ModelCard(card.front_matter("fill-mask", [text]) + "text").data
     assert (read.license, read.license_name) == wanted and read.language == ["zh"]
 

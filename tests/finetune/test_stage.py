@@ -397,7 +397,7 @@ def test_a_pair_is_one_row_with_two_segment_types(encoder):
 # The model
 
 
-def start(encoder: Path, **changes) -> train.Start:
+def start(encoder: Path, **changes) -> train.FinetuneStart:
     values = {
         "folder": str(encoder),
         "labels": ["a", "b", "c"],
@@ -405,7 +405,7 @@ def start(encoder: Path, **changes) -> train.Start:
         "dropout": None,
         "lora_rank": None,
     }
-    return train.Start(**values | changes)
+    return train.FinetuneStart(**values | changes)
 
 
 def test_a_pretrained_start_has_the_weights_of_the_folder_and_a_head_drawn_from_the_seed(encoder):

@@ -13,7 +13,7 @@ from pretrain.errors import ConfigError, ResumeError, ShardError
 from pretrain.order.config import DataConfig, mixed
 from pretrain.order.phases import Phase
 from pretrain.order.run_data import RunData, open_run_data
-from pretrain.shards import words
+from pretrain.shards import segment
 from pretrain.tokenizer import open_tokenizer
 from pretrain.training import checkpoint
 from pretrain.training.config import RunConfig
@@ -293,13 +293,13 @@ def test_whole_words_of_every_corpus_are_part_of_the_run(prepared, two, tmp_path
     with pytest.raises(ShardError, match="Chinese words are not seen from the ids"):
         cases.train(given)
     wanted = {"shards": listed[1]["shards"], "tokenizer": str(prepared.tokenizer["bert"])}
-    words.run(words.WordsConfig(**wanted))
+    segment.run(segment.WordsConfig(**wanted))
     on_ranks(1, cases.train, given, log=tmp_path / "run.log", launched=False)
     index = json.loads((checkpoint.newest(tmp_path / "run") / "index.json").read_text())
     assert set(index["words"]) == {"en", "zh"}
 
     (tmp_path / "mine.txt").write_text("明月\n春風\n", encoding="utf-8")
-    words.run(words.WordsConfig(**wanted, user_dictionary=str(tmp_path / "mine.txt"), replace=True))
+    segment.run(segment.WordsConfig(**wanted, user_dictionary=str(tmp_path / "mine.txt"), replace=True))
     with pytest.raises(ResumeError, match=r"data.corpora.1, zh, words: this run began with"):
         cases.train(given)
 

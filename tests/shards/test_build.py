@@ -31,8 +31,8 @@ from pretrain.shards.build import blocks, shuffle
 from pretrain.shards.build.blocks import (
     COUNT,
     ROW,
-    Piece,
-    Stretch,
+    BlockStretch,
+    ShardPiece,
     begins,
     counted,
     items_of,
@@ -205,8 +205,8 @@ def test_ids_of_a_large_vocabulary_are_int32(tmp_path, vocab_size, dtype):
     assert np.array_equal(counted(np.dtype(dtype), vocab_size, [block, read_block(block.path)]), 2 * np.array(times))
     for side, name in enumerate(SIDES):
         documents = block.sides[side].documents
-        parts = [Stretch(block, side, *ends, np.array([4])) for ends in ((0, 1), (1, documents))]
-        write_piece(tmp_path, np.dtype(dtype), Piece.of(side, 0, documents, parts))
+        parts = [BlockStretch(block, side, *ends, np.array([4])) for ends in ((0, 1), (1, documents))]
+        write_piece(tmp_path, np.dtype(dtype), ShardPiece.of(side, 0, documents, parts))
         data = np.fromfile(tmp_path / f"{name}-00000.bin", dtype)
         assert np.array_equal(data, ids[side])
         found, lengths, offsets = read_idx(tmp_path / f"{name}-00000.idx")

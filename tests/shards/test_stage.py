@@ -10,9 +10,9 @@ import pytest
 from pretrain.corpus import SIDES, open_corpus
 from pretrain.corpus.sides import side_of
 from pretrain.errors import CorpusError, ShardError
-from pretrain.shards import Shards, ShardsConfig, check_tokenizer, run, words
+from pretrain.shards import Shards, ShardsConfig, check_tokenizer, run, segment
 from pretrain.shards.megatron import read_idx, write_idx
-from pretrain.shards.words import WordsConfig
+from pretrain.shards.segment import WordsConfig
 from pretrain.shards.writer import PieceWriter
 from pretrain.storage.index import read_index
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
@@ -389,7 +389,7 @@ def test_nothing_but_its_words_is_published_in_a_published_folder(prepared, copy
             build(prepared, "bert", out)
         assert f"{out} is in {above}, the result of stage {stage}" in str(error.value)
         assert contents(tmp_path) == before
-    words.run(WordsConfig(shards=str(copy), tokenizer=str(tokenizer)))
+    segment.run(WordsConfig(shards=str(copy), tokenizer=str(tokenizer)))
     assert (copy / "words" / "index.json").exists()
     shutil.rmtree(copy / "words")
     (tmp_path / "index.json").write_text('{"stage": "of a rocket"}', encoding="utf-8")  # not an index of ours

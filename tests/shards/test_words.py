@@ -14,8 +14,9 @@ import pytest
 from pretrain.errors import ConfigError, ShardError
 from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig
 from pretrain.order.stream import Windows
-from pretrain.shards import Shards, words
-from pretrain.shards.words import HAN, Segmenter, Words, WordsConfig, open_words
+from pretrain.shards import Shards, segment
+from pretrain.shards.segment import Segmenter, WordsConfig
+from pretrain.shards.word_starts import HAN, StoredWordStarts, open_words
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.tokenizer.report import han_in
 from tests.conftest import ROOT
@@ -31,7 +32,7 @@ def found(prepared, tmp_path_factory) -> dict:
     made = {}
     for kind, folder in prepared.shards.items():
         made[kind] = shutil.copytree(folder, root / kind)
-        words.run(WordsConfig(shards=str(made[kind]), tokenizer=str(prepared.tokenizer[kind])))
+        segment.run(WordsConfig(shards=str(made[kind]), tokenizer=str(prepared.tokenizer[kind])))
     return made
 
 
@@ -138,7 +139,7 @@ def test_a_run_of_a_hundred_thousand_characters_is_cut(bert):
 def test_the_stage_says_of_every_document_what_its_ids_say(kind, side, found, prepared):
     shards, tokens = Shards(found[kind], side), words._Tokens(open_tokenizer(prepared.tokenizer[kind]))
     cut = Segmenter("jieba", b"").cut()
-    read = Words(shards)
+    read = StoredWordStarts(shards)
     for document in range(shards.documents):
         begin, end = shards.span(document)
         expected = tokens.begins(shards.document(document), cut)
@@ -147,7 +148,7 @@ def test_the_stage_says_of_every_document_what_its_ids_say(kind, side, found, pr
 
 def test_windows_are_read_from_any_position_whatever_their_length(found):
     shards = Shards(found["bert"])
-    read = Words(shards)
+    read = StoredWordStarts(shards)
     stream = read.gather(np.zeros(1, np.int64), shards.tokens)[0]
     rng = np.random.default_rng(0)
     for length in (1, 7, 8, 9, 64, 513):
@@ -160,12 +161,12 @@ def test_windows_are_read_from_any_position_whatever_their_length(found):
 def test_workers_and_stretches_change_no_byte(found, prepared, tmp_path, monkeypatch):
     shards = shutil.copytree(prepared.shards["bert"], tmp_path / "shards")
     config = WordsConfig(shards=str(shards), tokenizer=str(prepared.tokenizer["bert"]), workers=2)
-    words.run(config)
+    segment.run(config)
     files = ["train.bits", "heldout.bits"]
     whole = [(found["bert"] / "words" / name).read_bytes() for name in files]
     assert [(shards / "words" / name).read_bytes() for name in files] == whole
-    monkeypatch.setattr(words, "STRETCH_TOKENS", 100)
-    words.run(config.model_copy(update={"workers": 1}))
+    monkeypatch.setattr(segment, "STRETCH_TOKENS", 100)
+    segment.run(config.model_copy(update={"workers": 1}))
     assert [(shards / "words" / name).read_bytes() for name in files] == whole
     first, second = (json.loads((f / "words/index.json").read_text())["fingerprint"] for f in (found["bert"], shards))
     assert first == second
@@ -182,9 +183,9 @@ def counted(function, calls: list):
 KILLED = """
 import sys
 sys.path.insert(0, {root!r})
-from pretrain.shards import words
-words.STRETCH_TOKENS = 100
-words.run(words.WordsConfig(shards={shards!r}, tokenizer={tokenizer!r}))
+from pretrain.shards import segment
+segment.STRETCH_TOKENS = 100
+segment.run(segment.WordsConfig(shards={shards!r}, tokenizer={tokenizer!r}))
 """
 
 
@@ -199,12 +200,12 @@ def test_a_killed_stage_goes_on_where_it_was(found, prepared, tmp_path, monkeypa
     made = [path for path in shards.glob(".words.work/stretches-*/*") if path.suffix != ".tmp"]
     Shards(shards)  # what is half made is no part of the set
     made[0].write_bytes(bytes([made[0].read_bytes()[0] ^ 1]) + made[0].read_bytes()[1:])  # so it is made again
-    monkeypatch.setattr(words, "STRETCH_TOKENS", 100)
+    monkeypatch.setattr(segment, "STRETCH_TOKENS", 100)
     segmented = []
     monkeypatch.setattr(words._Tokens, "begins", counted(words._Tokens.begins, segmented))
-    words.run(WordsConfig(shards=str(shards), tokenizer=str(prepared.tokenizer["bert"])))
+    segment.run(WordsConfig(shards=str(shards), tokenizer=str(prepared.tokenizer["bert"])))
     opened = [Shards(shards, side) for side in words.SIDES]
-    assert len(segmented) == sum(len(list(words._stretches(one))) for one in opened) - len(made) + 1
+    assert len(segmented) == sum(len(list(segment._stretches(one))) for one in opened) - len(made) + 1
     for name in ("train.bits", "heldout.bits"):
         assert (shards / "words" / name).read_bytes() == (found["bert"] / "words" / name).read_bytes()
     assert not [name for name in entries(shards) if name.startswith(".")]
@@ -215,13 +216,13 @@ def test_a_users_dictionary_joins_what_it_names(prepared, tmp_path, bert):
     assert text not in jieba.lcut(text)
     dictionary = tmp_path / "mine.txt"
     dictionary.write_text(f"{text} 100000 n\n", encoding="utf-8")
-    cut = Segmenter("jieba", words._dictionary(str(dictionary))).cut()
+    cut = Segmenter("jieba", segment._dictionary(str(dictionary))).cut()
     assert cut(text) == [text]
     dictionary.write_text("春风 many words here\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="line 1"):
-        words._dictionary(str(dictionary))
+        segment._dictionary(str(dictionary))
     with pytest.raises(ConfigError, match="cannot be read"):
-        words._dictionary(str(tmp_path / "nosuch.txt"))
+        segment._dictionary(str(tmp_path / "nosuch.txt"))
 
 
 # Use
@@ -232,7 +233,7 @@ def test_chinese_without_its_words_is_refused(prepared, found, bert, byte):
         open_words(Shards(prepared.shards["bert"]), bert)
     with pytest.raises(ShardError, match="are bytes"):
         open_words(Shards(prepared.shards["byte"]), byte)
-    assert isinstance(open_words(Shards(found["bert"]), bert), Words)
+    assert isinstance(open_words(Shards(found["bert"]), bert), StoredWordStarts)
 
 
 def test_english_needs_no_stage(tmp_path, prepared, bert):
@@ -249,7 +250,7 @@ def test_english_needs_no_stage(tmp_path, prepared, bert):
     ids = opened.gather(starts, 40)
     text = [[not bert.token_text(i).startswith("##") for i in row] for row in ids.tolist()]
     assert read.gather(starts, 40).tolist() == text
-    words.run(WordsConfig(shards=str(out), tokenizer=str(prepared.tokenizer["bert"])))
+    segment.run(WordsConfig(shards=str(out), tokenizer=str(prepared.tokenizer["bert"])))
     assert np.array_equal(open_words(opened, bert).gather(starts, 40), read.gather(starts, 40))
 
 
@@ -257,7 +258,7 @@ def test_words_of_other_shards_are_refused(found, prepared, tmp_path):
     other = shutil.copytree(prepared.shards["byte"], tmp_path / "shards")
     shutil.copytree(found["bert"] / "words", other / "words")
     with pytest.raises(ShardError, match="found in other shards"):
-        Words(Shards(other))
+        StoredWordStarts(Shards(other))
 
 
 def test_damaged_words_are_refused(found, prepared, tmp_path):
@@ -267,16 +268,16 @@ def test_damaged_words_are_refused(found, prepared, tmp_path):
     data[50] ^= 4
     path.write_bytes(data)
     with pytest.raises(ShardError, match=r"(?s)altered.*train\.bits"):
-        Words(Shards(shards))
+        StoredWordStarts(Shards(shards))
     path.write_bytes(data[:-1])
     with pytest.raises(ShardError, match="truncated"):
-        Words(Shards(shards))
+        StoredWordStarts(Shards(shards))
 
 
 def test_whole_chinese_and_english_words_are_masked(found, bert):
     """Windows of the shards, cut anywhere: but for two words a window, a word is masked whole or not at all."""
     shards, T = Shards(found["bert"]), 64
-    read = Words(shards)
+    read = StoredWordStarts(shards)
     starts = np.arange(0, shards.tokens - T, 37)
     rows = Windows(shards, T, 5, read).rows(starts, T, words=True)
     ids, begins = rows.ids, rows.words

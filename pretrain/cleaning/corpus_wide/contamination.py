@@ -108,7 +108,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundTexts:
     """What of the evaluation texts was found. Memory: a few numbers an item."""
 
     items: Counter[int] = field(default_factory=Counter)  # item → documents dropped for it
@@ -122,7 +122,7 @@ class Found:
             self.items[match.item] += 1
         self._offer(number, (draw(where), {"where": where, **asdict(match), "text": excerpt(text)}))
 
-    def merge(self, other: "Found") -> None:
+    def merge(self, other: "FoundTexts") -> None:
         self.items.update(other.items)
         self.shares.update(other.shares)
         for number, example in other.examples.items():
@@ -150,7 +150,7 @@ class Evaluated:
         """A sample with file and place for the number of its item."""
         return {**sample, "item": asdict(self.items[sample["item"]])}
 
-    def report(self, found: Found, share: float) -> dict:
+    def report(self, found: FoundTexts, share: float) -> dict:
         """Per file its items, how many were found and the documents that went for them; documents by share."""
         files = {name: {**counts, "items found": 0, "documents dropped": 0} for name, counts in self.files.items()}
         for item, documents in found.items.items():
@@ -159,7 +159,7 @@ class Evaluated:
             counts["documents dropped"] += documents
         return {"share": share, "files": files, "histogram": [self._bin(found, number) for number in range(BINS)]}
 
-    def _bin(self, found: Found, number: int) -> dict:
+    def _bin(self, found: FoundTexts, number: int) -> dict:
         dropped, stayed = found.shares[number, True], found.shares[number, False]
         entry = {"from": number / BINS, "to": (number + 1) / BINS, "documents": dropped + stayed, "dropped": dropped}
         example = found.examples.get(number)

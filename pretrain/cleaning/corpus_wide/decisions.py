@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.cleaning.chunk import EXACT, NEAR, Piece, load
+from pretrain.cleaning.chunk import EXACT, NEAR, CleanPiece, load
 from pretrain.cleaning.corpus_wide.duplicates import NONE, Duplicates, Twins, bands_of, exact_twins, near_twins
 from pretrain.cleaning.corpus_wide.ngrams import combined
 from pretrain.cleaning.report.funnel import WHAT, Funnel
@@ -31,7 +31,7 @@ REASONS = {  # is it held out, is the one it repeats
 
 
 @dataclass(frozen=True)
-class Rows:
+class DocumentRows:
     """Numbers of all documents, in the corpus's order, and of all their long paragraphs."""
 
     sources: np.ndarray  # (rows,) uint16, numbers of the recipe's sources
@@ -52,7 +52,7 @@ class Verdict:
     repeated: np.ndarray  # (paragraphs,) bool: a copy of an earlier one
 
 
-def gather(folder: Path, pieces: list[Piece], duplicates: Duplicates) -> Rows:
+def gather(folder: Path, pieces: list[CleanPiece], duplicates: Duplicates) -> DocumentRows:
     """The arrays of all pieces, each as one."""
     rows, near = sum(piece.rows for piece in pieces), duplicates.near
     small = {
@@ -60,7 +60,7 @@ def gather(folder: Path, pieces: list[Piece], duplicates: Duplicates) -> Rows:
         for name, dtype in SMALL.items()
     }
     if not near.use or not rows:
-        return Rows(**small, signatures=np.empty((0, 0), np.uint32), keys=np.empty((0, 0), np.uint64))
+        return DocumentRows(**small, signatures=np.empty((0, 0), np.uint32), keys=np.empty((0, 0), np.uint64))
     shape = (rows, near.permutations)
     signatures = _mapped(folder / "signatures.npy", np.uint32, shape)
     keys = _mapped(folder / "keys.npy", np.uint64, (bands_of(near)[0], rows))
@@ -69,7 +69,7 @@ def gather(folder: Path, pieces: list[Piece], duplicates: Duplicates) -> Rows:
         signatures[row : row + piece.rows] = load(folder, piece, "signatures")
         keys[:, row : row + piece.rows] = load(folder, piece, "keys")
         row += piece.rows
-    return Rows(**small, signatures=signatures, keys=keys)
+    return DocumentRows(**small, signatures=signatures, keys=keys)
 
 
 def _mapped(path: Path, dtype: type, shape: tuple[int, int]) -> np.ndarray:
@@ -81,7 +81,7 @@ def _mapped(path: Path, dtype: type, shape: tuple[int, int]) -> np.ndarray:
     return found
 
 
-def judge(rows: Rows, duplicates: Duplicates) -> Verdict:
+def judge(rows: DocumentRows, duplicates: Duplicates) -> Verdict:
     """Exact copies first, then near ones of what is left, then paragraphs of what is left then."""
     count = len(rows.hashes)
     exact = np.full(count, NONE)
@@ -106,7 +106,7 @@ class Picked:
     pairs: dict[int, int]  # bin → row; the other one is its nearest
 
 
-def pick(rows: Rows, verdict: Verdict, samples: int) -> Picked:
+def pick(rows: DocumentRows, verdict: Verdict, samples: int) -> Picked:
     copies = {}
     for step, first in ((EXACT, verdict.exact), (NEAR, verdict.near.first)):
         gone = np.flatnonzero(first != NONE)
@@ -128,7 +128,9 @@ def shown(picked: Picked, verdict: Verdict) -> np.ndarray:
     return found
 
 
-def count(funnel: Funnel, rows: Rows, verdict: Verdict, picked: Picked, excerpts: dict, names: list[str]) -> None:
+def count(
+    funnel: Funnel, rows: DocumentRows, verdict: Verdict, picked: Picked, excerpts: dict, names: list[str]
+) -> None:
     """Enter exact and near copies into `funnel`; `names` are the sources', `excerpts` the texts of what was picked."""
     before = np.ones(len(verdict.exact), bool)
     for step, first in ((EXACT, verdict.exact), (NEAR, verdict.near.first)):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from pretrain.cleaning.limits import SHARES, Distribution, Measured, Rule
+from pretrain.cleaning.limits import SHARES, Distribution, Measurement, Rule
 from pretrain.display import tables
 
 EXCERPT = 240  # characters of a sample
@@ -36,7 +36,7 @@ class Flow:
     changed: list[tuple[str, dict]] = field(default_factory=list)
     rules: dict[Rule, Distribution] = field(default_factory=dict)
 
-    def measure(self, measured: Iterable[Measured]) -> None:
+    def measure(self, measured: Iterable[Measurement]) -> None:
         """What the rules of the step found of one document."""
         for one in measured:
             self.rules.setdefault(one.rule, Distribution()).add(one)

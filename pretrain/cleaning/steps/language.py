@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pretrain.cleaning.limits import Measured, Rule
+from pretrain.cleaning.limits import Measurement, Rule
 from pretrain.cleaning.step import Outcome, Section, library, primary
 from pretrain.errors import ConfigError
 
@@ -57,12 +57,12 @@ def language(section: Language, source: str) -> Callable[[str], Outcome]:
         if len(sample.encode("utf-8", "surrogatepass")) < section.min_bytes or (own == "zh" and _is_han(sample)):
             return Outcome(text)
         if family(identifier.classify(sample)[0]) == own:
-            return Outcome(text, measured=(Measured(rule, 0.0),))
+            return Outcome(text, measured=(Measurement(rule, 0.0),))
         scores: dict[str, float] = {}
         for label, score in identifier.rank(sample):
             scores[family(label)] = scores.get(family(label), 0.0) + score
         found, score = max(scores.items(), key=lambda item: item[1])
-        one = Measured(rule, 0.0 if found in (own, NO_LANGUAGE) else score)
+        one = Measurement(rule, 0.0 if found in (own, NO_LANGUAGE) else score)
         reason = f"language {found} {score:.2f}, not {source}" if one.broken else None
         return Outcome(text, dropped=reason, measured=(one,))
 

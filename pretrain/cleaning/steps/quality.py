@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from pretrain.cleaning.limits import Measured, measured
+from pretrain.cleaning.limits import Measurement, measured
 from pretrain.cleaning.step import Outcome, Section, Share, judged, primary
 from pretrain.cleaning.steps.repetition import duplicate_fractions
 from pretrain.cleaning.steps.units import (
@@ -44,7 +44,7 @@ def length(section: Length, language: str) -> Callable[[str], Outcome]:
     """
     spaced = primary(language) not in UNSPACED
 
-    def rules(text: str) -> Iterator[Measured]:
+    def rules(text: str) -> Iterator[Measurement]:
         words = folded(text).decode()
         spaces = words.count(" ")
         characters = len(words) - spaces
@@ -119,7 +119,7 @@ def gopher_quality(section: GopherQuality, language: str) -> Callable[[str], Out
     return lambda text: judged(text, _word_quality(text, section.words, common))
 
 
-def _word_quality(text: str, limits: WordQuality, common: frozenset[str]) -> Iterator[Measured]:
+def _word_quality(text: str, limits: WordQuality, common: frozenset[str]) -> Iterator[Measurement]:
     words = text.split()
     yield from measured("words", len(words), "<", limits.min_words)
     yield from measured("words", len(words), ">", limits.max_words)
@@ -136,7 +136,7 @@ def _word_quality(text: str, limits: WordQuality, common: frozenset[str]) -> Ite
         yield from measured("stop words", len(common & set(map(str.lower, set(words)))), "<", limits.min_stop_words)
 
 
-def _chinese_quality(text: str, limits: ChineseQuality, common: frozenset[str]) -> Iterator[Measured]:
+def _chinese_quality(text: str, limits: ChineseQuality, common: frozenset[str]) -> Iterator[Measurement]:
     characters = "".join(text.split())
     yield from measured("characters", len(characters), "<", limits.min_characters)
     yield from measured("characters", len(characters), ">", limits.max_characters)
@@ -152,7 +152,7 @@ def _chinese_quality(text: str, limits: ChineseQuality, common: frozenset[str]) 
     yield from measured("stop words", len(common & set(characters)), "<", limits.min_stop_words)
 
 
-def _line_shares(text: str, limits: WordQuality | ChineseQuality) -> Iterator[Measured]:
+def _line_shares(text: str, limits: WordQuality | ChineseQuality) -> Iterator[Measurement]:
     lines = lines_of(text)
     n_lines = max(len(lines), 1)
     bullets = sum(line.startswith(BULLETS) for line in lines)
@@ -284,7 +284,7 @@ def fineweb(section: FineWeb, language: str) -> Callable[[str], Outcome]:
     units = units_of(language, "fineweb")
     limits = section.chinese if units == "chinese" else section.words
 
-    def rules(text: str) -> Iterator[Measured]:
+    def rules(text: str) -> Iterator[Measurement]:
         lines = lines_of(text)
         n_lines = max(len(lines), 1)
         punctuated = sum(ends_sentence(line, units) for line in lines) / n_lines

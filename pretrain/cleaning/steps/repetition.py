@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from pretrain.cleaning.limits import Measured, measured
+from pretrain.cleaning.limits import Measurement, measured
 from pretrain.cleaning.step import Outcome, Section, Share, judged
 from pretrain.cleaning.steps.units import lines_of, units_of
 from pretrain.config import Config
@@ -64,7 +64,7 @@ def gopher_repetition(section: GopherRepetition, language: str) -> Callable[[str
     return apply
 
 
-def _line_rules(text: str, limits: WordRepetition) -> Iterator[Measured]:
+def _line_rules(text: str, limits: WordRepetition) -> Iterator[Measurement]:
     for name, pieces, of_pieces, of_characters in (
         ("line", lines_of(text), limits.duplicate_lines, limits.duplicate_line_characters),
         (
@@ -82,7 +82,7 @@ def _line_rules(text: str, limits: WordRepetition) -> Iterator[Measured]:
 PARAGRAPH_END = re.compile(r"\n{2,}")
 
 
-def _ngram_rules(text: str, limits: WordRepetition, split: Callable) -> Iterator[Measured]:
+def _ngram_rules(text: str, limits: WordRepetition, split: Callable) -> Iterator[Measurement]:
     top, duplicate = ngram_fractions(*split(text), set(limits.top_ngrams), set(limits.duplicate_ngrams))
     for name, found, allowed in (("top", top, limits.top_ngrams), ("duplicate", duplicate, limits.duplicate_ngrams)):
         for n, limit in allowed.items():

@@ -26,7 +26,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pretrain.corpus import SIDES, Chunk, Cleaned, Corpus, Document, Group, Skipped
+from pretrain.corpus import SIDES, Chunk, CleanedCorpus, Corpus, Document, Group, Skipped
 from pretrain.errors import TokenizerError
 from pretrain.shards.reader import ORIGIN
 from pretrain.shards.writer import SIDECARS, PieceWriter
@@ -59,7 +59,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Block:
+class ShardBlock:
     """A finished file: the rows (ROW) of its documents, those of the first side first, then their ids in that order.
 
     `files` of its rows are numbers into `places`, where documents came from: "en.jsonl, line". Last, of a chunk, how
@@ -110,10 +110,10 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """What a process has to know to tokenise a chunk; with the chunk, everything that decides what a block holds."""
 
-    corpus: Corpus | Cleaned
+    corpus: Corpus | CleanedCorpus
     tokenizer: Path
     fingerprint: str  # of the tokenizer
     dtype: np.dtype  # of its ids
@@ -121,13 +121,13 @@ class Job:
     chunk_bytes: int
 
 
-def tokenise(job: Job, item: Group | Chunk) -> list[Block]:
+def tokenise(job: BuildJob, item: Group | Chunk) -> list[ShardBlock]:
     """The blocks of a chunk, or of the chunks of some files, which are read here; those that are there are not made."""
     chunks = [item] if isinstance(item, Chunk) else job.corpus.chunks(job.chunk_bytes, item)
     return [_block(job, chunk) for chunk in chunks]
 
 
-def items_of(corpus: Corpus | Cleaned, chunk_bytes: int, workers: int) -> Iterator[Group | Chunk]:
+def items_of(corpus: Corpus | CleanedCorpus, chunk_bytes: int, workers: int) -> Iterator[Group | Chunk]:
     """What is sent to processes: the names of files while there is a fair share of them for each, or else their text.
 
     One process reads and unpacks 100 to 500 MB/s, which feeds 10 to 40 of them: a thousand must read for themselves.
@@ -151,7 +151,7 @@ def opened(folder: Path, fingerprint: str) -> Tokenizer:
     return tokenizer
 
 
-def _block(job: Job, chunk: Chunk) -> Block:
+def _block(job: BuildJob, chunk: Chunk) -> ShardBlock:
     path = job.folder / chunk.key
     if usable(path):
         return read_block(path)
@@ -209,13 +209,13 @@ def write_block(
     places: tuple[str, ...],
     skipped: Skipped,
     counts: Sequence[np.ndarray] = (),
-) -> Block:
+) -> ShardBlock:
     """Write the rows of each side, the ids, which come in stretches, and their counts; then what is known of them.
 
     The end of the file is a JSON head, its length in 8 bytes, and the seal of `sealed.sealed`.
     """
     sides = tuple(Side(len(r), int(r["length"].sum(dtype=np.int64)), int(r["raw"].sum(dtype=np.int64))) for r in rows)
-    block = Block(path, sides, places, skipped, tuple(map(len, counts)))
+    block = ShardBlock(path, sides, places, skipped, tuple(map(len, counts)))
     with sealed(path) as file:
         for array in chain(rows, chain.from_iterable(ids), counts):
             file.write(array)
@@ -224,7 +224,7 @@ def write_block(
     return block
 
 
-def read_block(path: Path) -> Block:
+def read_block(path: Path) -> ShardBlock:
     """The block in a file that is `sealed.usable`."""
     with open(path, "rb") as file:
         file.seek(-8 - SEAL_BYTES, os.SEEK_END)
@@ -232,10 +232,10 @@ def read_block(path: Path) -> Block:
         file.seek(-8 - size - SEAL_BYTES, os.SEEK_END)
         head = json.loads(file.read(size))
     sides, skipped = tuple(Side(**side) for side in head["sides"]), Skipped.of(head["skipped"])
-    return Block(path, sides, tuple(head["places"]), skipped, tuple(head["distinct"]))
+    return ShardBlock(path, sides, tuple(head["places"]), skipped, tuple(head["distinct"]))
 
 
-def counted(dtype: np.dtype, vocab_size: int, blocks: Sequence[Block]) -> np.ndarray:
+def counted(dtype: np.dtype, vocab_size: int, blocks: Sequence[ShardBlock]) -> np.ndarray:
     """How often each id occurs on each side of the blocks of some chunks: (sides, V) int64."""
     counts = np.zeros((len(SIDES), vocab_size), np.int64)
     for block in blocks:
@@ -249,10 +249,10 @@ def counted(dtype: np.dtype, vocab_size: int, blocks: Sequence[Block]) -> np.nda
 
 
 @dataclass(frozen=True)
-class Stretch:
+class BlockStretch:
     """Neighbouring documents of one side of a block, at least one."""
 
-    block: Block
+    block: ShardBlock
     side: int
     first: int
     last: int
@@ -272,7 +272,7 @@ class Stretch:
             yield self.block.ids(self.side, dtype, begin, min(BUFFER_TOKENS, end - begin))
 
 
-class Part(Protocol):
+class PiecePart(Protocol):
     """Some documents of a piece, in order."""
 
     def rows(self) -> np.ndarray: ...
@@ -281,36 +281,36 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardPiece:
     """A `.bin` with what lies beside it."""
 
     name: str
     side: int
     documents: int
-    parts: tuple[Part, ...]
+    parts: tuple[PiecePart, ...]
 
     @classmethod
-    def of(cls, side: int, number: int, documents: int, parts: Iterable[Part]) -> "Piece":
+    def of(cls, side: int, number: int, documents: int, parts: Iterable[PiecePart]) -> "ShardPiece":
         return cls(f"{SIDES[side]}-{number:05d}", side, documents, tuple(parts))
 
 
-def pieces_of(side: int, blocks: list[Block], files: list[np.ndarray], piece_tokens: int) -> Iterator[Piece]:
+def pieces_of(side: int, blocks: list[ShardBlock], files: list[np.ndarray], piece_tokens: int) -> Iterator[ShardPiece]:
     """The pieces of a side: the document that reaches `piece_tokens` closes one."""
     parts, filled, documents, made = [], 0, 0, 0
     for block, table in zip(blocks, files, strict=True):
         first = before = 0
         for last, tokens in _cuts(block, side, piece_tokens - filled, piece_tokens):
-            parts.append(Stretch(block, side, first, last, table))
+            parts.append(BlockStretch(block, side, first, last, table))
             documents, filled = documents + last - first, filled + tokens - before
             first, before = last, tokens
             if filled >= piece_tokens:
-                yield Piece.of(side, made, documents, parts)
+                yield ShardPiece.of(side, made, documents, parts)
                 parts, filled, documents, made = [], 0, 0, made + 1
     if parts:
-        yield Piece.of(side, made, documents, parts)
+        yield ShardPiece.of(side, made, documents, parts)
 
 
-def _cuts(block: Block, side: int, room: int, piece_tokens: int) -> list[tuple[int, int]]:
+def _cuts(block: ShardBlock, side: int, room: int, piece_tokens: int) -> list[tuple[int, int]]:
     """Where the pieces in a block end, each as (documents, tokens) up to there; the end of the block is the last.
 
     `room` is what the first of them still takes. Only blocks in which one ends are opened.
@@ -333,7 +333,7 @@ class Written:
     files: dict[str, dict]  # name → {"bytes", "sha256"}
 
 
-def write_piece(folder: Path, dtype: np.dtype, piece: Piece) -> Written:
+def write_piece(folder: Path, dtype: np.dtype, piece: ShardPiece) -> Written:
     """Write the files of a piece, unless they are there. Memory: a part's rows, or what it puts in order."""
     done = folder / f"{piece.name}.done"
     if (found := recorded(done)) is not None:
@@ -348,7 +348,7 @@ def write_piece(folder: Path, dtype: np.dtype, piece: Piece) -> Written:
     return written
 
 
-def _rows(part: Part) -> dict[str, np.ndarray]:
+def _rows(part: PiecePart) -> dict[str, np.ndarray]:
     """The rows of a part's documents, as `PieceWriter` takes them."""
     rows = part.rows()
     origin = np.empty(len(rows), ORIGIN)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pretrain.corpus import SIDES, Skipped
 from pretrain.hashing import SHUFFLE, hash64
-from pretrain.shards.build.blocks import ROW, Block, Piece, Stretch, begins, read_block, write_block
+from pretrain.shards.build.blocks import ROW, BlockStretch, ShardBlock, ShardPiece, begins, read_block, write_block
 from pretrain.storage.sealed import usable
 
 RUN_TOKENS = 1 << 26  # 128 MB of ids, which are held twice
@@ -29,12 +29,12 @@ class Run:
     """Neighbouring blocks that become one."""
 
     path: Path
-    blocks: tuple[Block, ...]
+    blocks: tuple[ShardBlock, ...]
     files: tuple[np.ndarray, ...]  # for each, as in Stretch
     numbers: tuple[int, ...]  # of the first document of each side, among all of that side
 
 
-def runs_of(folder: Path, blocks: list[Block], files: list[np.ndarray]) -> Iterator[Run]:
+def runs_of(folder: Path, blocks: list[ShardBlock], files: list[np.ndarray]) -> Iterator[Run]:
     """As many neighbouring blocks together as reach RUN_TOKENS."""
     held, tokens, made, numbers = [], 0, 0, [0] * len(SIDES)
     begun = tuple(numbers)
@@ -47,14 +47,14 @@ def runs_of(folder: Path, blocks: list[Block], files: list[np.ndarray]) -> Itera
             held, tokens, made, begun = [], 0, made + 1, tuple(numbers)
 
 
-def make_run(seed: int, dtype: np.dtype, run: Run) -> Block:
+def make_run(seed: int, dtype: np.dtype, run: Run) -> ShardBlock:
     """Write a run, unless it is there."""
     if usable(run.path):
         return read_block(run.path)
     rows, ids = [], []
     for side, number in enumerate(run.numbers):
         stretches = [
-            Stretch(block, side, 0, block.sides[side].documents, table)
+            BlockStretch(block, side, 0, block.sides[side].documents, table)
             for block, table in zip(run.blocks, run.files, strict=True)
             if block.sides[side].documents
         ]
@@ -72,7 +72,7 @@ def make_run(seed: int, dtype: np.dtype, run: Run) -> Block:
 class Merge:
     """Documents of one side of several runs: those with a key from `first` to `last`, in its order."""
 
-    runs: tuple[Block, ...]
+    runs: tuple[ShardBlock, ...]
     side: int
     first: int
     last: int
@@ -84,16 +84,16 @@ class Merge:
         rows, order, stretches = self._sorted()
         return _ids(stretches, dtype, rows["length"], order)
 
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray, list[Stretch]]:
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray, list[BlockStretch]]:
         """Rows in order, the place of each in the stretches, and these."""
         found = [(run, *run.between(self.side, self.first, self.last)) for run in self.runs]
-        stretches = [Stretch(run, self.side, first, last) for run, first, last in found if last > first]
+        stretches = [BlockStretch(run, self.side, first, last) for run, first, last in found if last > first]
         rows = np.concatenate([np.zeros(0, ROW), *(stretch.rows() for stretch in stretches)])
         order = np.argsort(rows["key"])
         return rows[order], order, stretches
 
 
-def shuffled_pieces(side: int, runs: tuple[Block, ...], piece_tokens: int) -> Iterator[Piece]:
+def shuffled_pieces(side: int, runs: tuple[ShardBlock, ...], piece_tokens: int) -> Iterator[ShardPiece]:
     """The pieces of a side: the document that reaches `piece_tokens` closes one, as when nothing is shuffled.
 
     The lengths of all documents are read here, PLAN_DOCUMENTS at a time.
@@ -111,13 +111,15 @@ def shuffled_pieces(side: int, runs: tuple[Block, ...], piece_tokens: int) -> It
             documents, filled = documents + last - first, filled + int(ends[last - 1]) - begin
             first, begin = last, int(ends[last - 1])
             if filled >= piece_tokens:
-                yield Piece.of(side, made, documents, parts)
+                yield ShardPiece.of(side, made, documents, parts)
                 parts, filled, documents, made = [], 0, 0, made + 1
     if parts:
-        yield Piece.of(side, made, documents, parts)
+        yield ShardPiece.of(side, made, documents, parts)
 
 
-def _ids(stretches: list[Stretch], dtype: np.dtype, lengths: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
+def _ids(
+    stretches: list[BlockStretch], dtype: np.dtype, lengths: np.ndarray, order: np.ndarray
+) -> Iterator[np.ndarray]:
     """Ids of the documents of stretches in another order, with `lengths` (n,) in it, about GATHER_TOKENS at a time."""
     ids = np.concatenate([np.zeros(0, dtype), *(ids for stretch in stretches for ids in stretch.ids(dtype))])
     before = np.empty_like(lengths)

@@ -25,7 +25,7 @@ RUN = 24  # code points, as in kinds.BYTE_WORDS
 
 
 @dataclass
-class Words:
+class CutText:
     """A batch of documents in one buffer, and where its words are."""
 
     buffer: np.ndarray  # (bytes + PADDING,) uint8: the documents, normalised, each between BEGIN and END
@@ -103,7 +103,7 @@ class BertWords:
         letters[BEGIN] = letters[END] = letters[ord(" ")] = 0
         self._classes = bytes(letters)
 
-    def __call__(self, documents: list[bytes]) -> Words:
+    def __call__(self, documents: list[bytes]) -> CutText:
         raw = _joined(documents).translate(self._changed, self._dropped) + bytes(PADDING)
         buffer = np.frombuffer(raw, np.uint8)
         places, codes = _characters(buffer)
@@ -127,7 +127,7 @@ class BertWords:
         letters = classes == self.LETTER
         starts = np.flatnonzero(letters[1:] > letters[:-1]) + 1
         ends = np.flatnonzero(letters[1:] < letters[:-1]) + 1
-        return Words(buffer, starts, ends, ids, foreign)
+        return CutText(buffer, starts, ends, ids, foreign)
 
     @staticmethod
     def spelled(token: str) -> bytes:
@@ -183,7 +183,7 @@ class ByteWords:
         self._classes = bytes(classes)
         self._byte = byte_of_symbol()
 
-    def __call__(self, documents: list[bytes]) -> Words:
+    def __call__(self, documents: list[bytes]) -> CutText:
         raw = _joined(documents)
         size = len(raw)
         raw += bytes(PADDING)
@@ -203,7 +203,7 @@ class ByteWords:
         borders = np.flatnonzero(begins)
         words = np.flatnonzero(classes[borders[:-1]] != self.MARK)
         ids = np.full(len(buffer), -1, np.int32)
-        return Words(buffer, borders[words], borders[words + 1], ids, np.zeros(0, np.int64))
+        return CutText(buffer, borders[words], borders[words + 1], ids, np.zeros(0, np.int64))
 
     def spelled(self, token: str) -> bytes:
         """The bytes of a token in the buffer; b"" if it has other symbols, like prefixes and special tokens."""

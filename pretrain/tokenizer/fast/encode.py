@@ -22,7 +22,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from pretrain.tokenizer.fast.cut import BEGIN, END, BertWords, ByteWords, Words
+from pretrain.tokenizer.fast.cut import BEGIN, END, BertWords, ByteWords, CutText
 from pretrain.tokenizer.fast.prefixes import Prefixes
 from pretrain.tokenizer.kinds import BYTE_WORDS, SPECIALS, WORD_CHARACTERS, Rules, build
 
@@ -113,7 +113,7 @@ class _Fast:
             rows[n] = encoding.ids
         return _flat(rows)
 
-    def _match(self, words: Words) -> None:
+    def _match(self, words: CutText) -> None:
         """Write the tokens of all words. A word is unknown if it is too long or if no token matches a part of it."""
         starts, ends = words.starts, words.ends
         long = np.flatnonzero(ends - starts > self._longest)  # first by bytes, then by characters

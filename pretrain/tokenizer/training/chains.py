@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
             yield Pair(*pair, gathered[begin:end])
 
 
-class Made(NamedTuple):
+class NewPair(NamedTuple):
     """The pairs of neighbours that contain a symbol just made."""
 
     new: int  # the symbol
@@ -146,7 +146,7 @@ class Chains:
         """How often a pair of equal symbols would be merged: once in `aaa`."""
         return int(self._apart(symbol, *self.find(symbol, symbol, places))[1].sum())
 
-    def merge(self, left: int, right: int, here: np.ndarray, weight: np.ndarray, new: int) -> Made:
+    def merge(self, left: int, right: int, here: np.ndarray, weight: np.ndarray, new: int) -> NewPair:
         """Write the symbol `new` over the pair at the places `here`; where places overlap, the leftmost is merged."""
         if left == right:
             here, weight = self._apart(left, here, weight)
@@ -165,7 +165,7 @@ class Chains:
         # Where two new symbols are neighbours, both see the same pair: it is counted once, for the right one.
         kept = (others >= 0) & ~((others == new) & first)
         places, both = np.concatenate((before, here)), np.concatenate((weight, weight))
-        return Made(new, int(weight.sum()), first[kept], others[kept], places[kept], both[kept])
+        return NewPair(new, int(weight.sum()), first[kept], others[kept], places[kept], both[kept])
 
     def _apart(self, symbol: int, here: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of the places of a pair of equal symbols those that are merged: every other one of each run."""

@@ -23,12 +23,12 @@ from operator import attrgetter
 
 import numpy as np
 
-from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, Cleaned, Corpus, Document, Shares, Skipped, listing
+from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, CleanedCorpus, Corpus, Document, Shares, Skipped, listing
 from pretrain.corpus.spool import Aside
 from pretrain.display.progress import progress
 from pretrain.errors import TokenizerError
 from pretrain.processes.pool import noted, ordered
-from pretrain.tokenizer.fast.cut import BEGIN, BertWords, ByteWords, Words
+from pretrain.tokenizer.fast.cut import BEGIN, BertWords, ByteWords, CutText
 from pretrain.tokenizer.kinds import PREFIX, SPECIALS, WORD_CHARACTERS, Rules, build, byte_of_symbol, words_of
 from pretrain.tokenizer.training.tally import BREAK, Tally
 
@@ -88,7 +88,7 @@ def count_words(texts: Iterable[str], rules: Rules) -> Counter[str]:
 
 
 def count_corpus(
-    corpus: Corpus | Cleaned,
+    corpus: Corpus | CleanedCorpus,
     rules: Rules,
     heldout: Aside,
     *,
@@ -240,7 +240,7 @@ class _Cutter:
         tally.add(b"".join(strings), ends[:-1], ends[1:], np.array([*others.values()], dtype=np.int64))
         return tally
 
-    def _words(self, texts: list[str], others: Counter[str]) -> Words:
+    def _words(self, texts: list[str], others: Counter[str]) -> CutText:
         """The words of the texts. A text with a character that only the library can split is counted in `others`."""
         words = self._cut([text.encode("utf-8") for text in texts])
         if not len(words.foreign):

@@ -29,7 +29,7 @@ from pretrain.tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeVocabulary:
     """A vocabulary before it is published, with what its index and its report record about its origin."""
 
     vocabulary: Vocabulary
@@ -51,7 +51,7 @@ class Made:
     parents: tuple[Vocabulary, ...] = ()  # the vocabulary that it extends, measured for comparison
 
 
-def train(config: TokenizerConfig, corpus: Corpus) -> Made:
+def train(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
     """The vocabulary learned from the train side of `corpus`.
 
     Raises CorpusError if a side is empty or has no words, TokenizerError if a special token could be a word or the
@@ -98,14 +98,14 @@ def train(config: TokenizerConfig, corpus: Corpus) -> Made:
     )
 
 
-def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest) -> Made:
+def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest) -> MadeVocabulary:
     """The vocabulary that has these tokens and splits text by `rules`."""
     engine = build(tokens, rules, special_tokens)
     ids = {token: number for number, token in enumerate(tokens)}
     specials = {role: ids[token] for role, token in SPECIALS[rules.kind].items()}
     extra = {token: ids[token] for token in special_tokens}
     reserved = [n for token, n in ids.items() if is_reserved(token) and token not in extra]
-    return Made(
+    return MadeVocabulary(
         vocabulary=Vocabulary(engine, len(tokens), [*specials.values(), *extra.values(), *reserved]),
         kind=rules.kind,
         rules=rules,
