@@ -41,7 +41,7 @@ from pretrain import cleaning, config, shards, tokenizer
 from pretrain.corpus import open_corpus
 from pretrain.errors import PretrainError, refusal
 from pretrain.finetune.task import read_task
-from pretrain.shards import Shards, import_megatron, segment
+from pretrain.shards import Shards, import_megatron, segment, word_starts
 from pretrain.shards.writer import PieceWriter
 from pretrain.storage.index import checksum, fingerprint
 from pretrain.tools import check_files
@@ -246,7 +246,7 @@ def read_shards(folder: Path) -> str:
 
 
 def read_words(folder: Path, vocabulary: Path) -> str:
-    opened = words.open_words(Shards(folder), tokenizer.open_tokenizer(vocabulary))
+    opened = word_starts.open_words(Shards(folder), tokenizer.open_tokenizer(vocabulary))
     return _digest(opened.gather(np.arange(0, opened.tokens - 64, 64), 64))
 
 
@@ -274,12 +274,9 @@ def read_pair(prefix: Path, vocabulary: Path, out: Path) -> str:
 
 
 def read_config(name: str, path: Path) -> str:
-    import importlib
+    from pretrain.cli import config_of
 
-    from pretrain.cli import STAGES
-
-    module, kind = STAGES[name]
-    return repr(config.load(getattr(importlib.import_module(module), kind), path))
+    return repr(config.load(config_of(name), path))
 
 
 # The world

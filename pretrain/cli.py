@@ -1,59 +1,120 @@
-"""How a stage is started: `python launch/STAGE.py CONFIG.yaml [key=value ...]`.
+"""How a stage is started: `pretrain STAGE CONFIG.yaml [key=value ...]`, or `python launch/STAGE.py …`.
 
 Exit 0: done. Exit 2: the user's mistake, said in a few lines without a traceback. Exit 1: ours, with the traceback.
 Exit 75: a training was stopped by a signal before its end, and has saved. Exit 130: Ctrl-C anywhere else.
 """
 
 import argparse
+import difflib
 import importlib
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from pretrain import config
+from pretrain import __version__, config
+from pretrain.config_reference import keys
 from pretrain.errors import PretrainError, Stopped, SystemRefusal, UserError, refusal
 from pretrain.processes.bus_error import explain_bus_errors
 from pretrain.processes.signals import launcher
 
-# stage → module with `run(config)`, and the class of its configuration. Imported when asked for: the data stages
-# start in a fraction of a second because nothing makes them import torch.
+
+class Stage(NamedTuple):
+    """A stage of the road. Its modules are imported when it is asked for: no stage waits for what it does not use."""
+
+    module: str  # has `run(config)`
+    config: str  # the module and the name of the class of its configuration
+    about: str  # what the list of commands says about it
+
+
+class Tool(NamedTuple):
+    """A command with arguments of its own."""
+
+    module: str  # has `main(argv)`
+    about: str
+
+
 STAGES = {
-    "clean": ("pretrain.cleaning", "CleanConfig"),
-    "tokenizer": ("pretrain.tokenizer", "TokenizerConfig"),
-    "compare_tokenizers": ("pretrain.tokenizer.compare", "CompareConfig"),
-    "shards": ("pretrain.shards", "ShardsConfig"),
-    "words": ("pretrain.shards.segment", "WordsConfig"),
-    "import_megatron": ("pretrain.shards.import_megatron", "ImportConfig"),
-    "reshard": ("pretrain.shards.reshard", "ReshardConfig"),
-    "pretrain": ("pretrain.training.run", "RunConfig"),
-    "evaluate": ("pretrain.evaluation.stage", "ScoringConfig"),
-    "export": ("pretrain.export", "ExportConfig"),
-    "finetune": ("pretrain.finetune", "FinetuneConfig"),
-    "generate": ("pretrain.prompting.generate", "GenerateConfig"),
-    "demo": ("pretrain.tools.demo", "DemoConfig"),
+    "clean": Stage("pretrain.cleaning", "pretrain.cleaning.stage.CleanConfig", "clean a corpus"),
+    "tokenizer": Stage("pretrain.tokenizer", "pretrain.tokenizer.config.TokenizerConfig", "make a vocabulary"),
+    "compare_tokenizers": Stage(
+        "pretrain.tokenizer.compare", "pretrain.tokenizer.compare.CompareConfig", "put vocabularies side by side"
+    ),
+    "shards": Stage("pretrain.shards", "pretrain.shards.stage.ShardsConfig", "tokenise a corpus into shards"),
+    "words": Stage(
+        "pretrain.shards.segment", "pretrain.shards.segment.WordsConfig", "find where words begin in shards"
+    ),
+    "import_megatron": Stage(
+        "pretrain.shards.import_megatron",
+        "pretrain.shards.import_megatron.ImportConfig",
+        "make shards of Megatron's token files",
+    ),
+    "reshard": Stage("pretrain.shards.reshard", "pretrain.shards.reshard.ReshardConfig", "put sets of shards together"),
+    "pretrain": Stage(
+        "pretrain.training.run", "pretrain.training.config.RunConfig", "train a model, or continue a run"
+    ),
+    "evaluate": Stage("pretrain.evaluation.stage", "pretrain.evaluation.stage.ScoringConfig", "score a run again"),
+    "export": Stage("pretrain.export", "pretrain.export.stage.ExportConfig", "write a checkpoint for transformers"),
+    "finetune": Stage("pretrain.finetune", "pretrain.finetune.stage.FinetuneConfig", "fine-tune on a labelled task"),
+    "generate": Stage(
+        "pretrain.prompting.generate", "pretrain.prompting.generate.GenerateConfig", "continue prompts with a decoder"
+    ),
+    "demo": Stage("pretrain.tools.demo", "pretrain.tools.demo.DemoConfig", "walk the whole road on a CPU"),
+}
+TOOLS = {
+    "explain": Tool("pretrain.tools.explain", "say what a run reads, and when"),
+    "check_files": Tool("pretrain.tools.check_files", "check every byte of published folders"),
 }
 RANK0_HEAD_START_S = 30.0  # on busy cores the launcher needed more than 3 to end the others
 
 
-def main(stage: str, argv: list[str] | None = None) -> int:
+def command(argv: list[str] | None = None) -> int:
+    """The command `pretrain NAME …`: any stage or tool by its name; the exit status."""
+    print_what_can_be_printed()
+    argv = sys.argv[1:] if argv is None else argv
+    known = {name: entry.about for name, entry in (STAGES | TOOLS).items()}
+    name = argv[0] if argv else "--help"
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name in ("-h", "--help"):
+        print("usage: pretrain COMMAND …\n\nFrom raw text to a pre-trained Transformer.")
+        print("`pretrain COMMAND --help` shows what a command takes, with every key of its configuration.\n")
+        for known_name, about in known.items():
+            print(f"  {known_name.ljust(max(map(len, known)))}  {about}")
+        return 0 if argv else 2
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return guarded(lambda: _raise(UserError(f"there is no command {name!r}", remedy)))
+    if name in TOOLS:
+        return importlib.import_module(TOOLS[name].module).main(argv[1:])
+    return main(name, argv[1:], prog=f"pretrain {name}")
+
+
+def main(stage: str, argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run one stage on the command line's configuration; the exit status. A rank of several exits here."""
     print_what_can_be_printed()
-    parser = argparse.ArgumentParser(
-        prog=f"launch/{stage}.py",
-        description=f"Run the stage {stage!r}.",
-        epilog="Keys: the Config class in the stage's module; configs/sample has an example of each.",
-    )
-    parser.add_argument("config", help="YAML file")
+    parser = argparse.ArgumentParser(prog=prog or f"launch/{stage}.py", description=STAGES[stage].about, add_help=False)
+    parser.add_argument("config", help="YAML file; configs/sample has an example for each stage")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over the file")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help with every key, and exit")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration, and exit")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher inserts it
     if stage == "shards":
         parser.add_argument("--scheduler", metavar="tcp://…", help="of a Dask cluster that does the work: scheduler=…")
-    arguments = parser.parse_intermixed_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(given):
+        print(f"{parser.format_help()}\n{_keys_of(stage)}")
+        return 0
+    arguments = parser.parse_intermixed_args(given)
     if scheduler := getattr(arguments, "scheduler", None):
         arguments.overrides.append(f"scheduler={scheduler}")
-    status = guarded(lambda: _run(stage, arguments.config, arguments.overrides))
+    status = guarded(lambda: _run(stage, arguments))
     if _is_connected_rank():
         # Gloo's threads hold the tensors of a collective a moment longer than its caller. One that is caught by the
         # interpreter's end aborts the process (PyTorch pull request 179291), and disconnecting does not help while
@@ -113,8 +174,32 @@ def _is_connected_rank() -> bool:
     return distributed is not None and distributed.is_initialized()
 
 
-def _run(stage: str, path: str, overrides: list[str]) -> None:
-    module_name, config_name = STAGES[stage]
-    module = importlib.import_module(module_name)
+def _run(stage: str, arguments: argparse.Namespace) -> None:
+    read = config.load(config_of(stage), Path(arguments.config), arguments.overrides)
+    if arguments.print_config:
+        resolved = getattr(read, "resolved", lambda: read)()
+        print(config.dump(resolved), end="")
+    else:
+        importlib.import_module(STAGES[stage].module).run(read)
 
-    module.run(config.load(getattr(module, config_name), Path(path), overrides))
+
+def config_of(stage: str) -> type[config.Config]:
+    module, _, name = STAGES[stage].config.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _keys_of(stage: str) -> str:
+    """Every key of a stage's configuration with its type, default and meaning."""
+    width = max(60, shutil.get_terminal_size((120, 24)).columns - 1)
+    lines = ["keys of the configuration:"]
+    for key in keys(config_of(stage)):
+        state = "" if key.section else f", default {key.default}" if key.default is not None else ", must be given"
+        resume = {"free": "", "past": " [fixed for steps that are done]", "frozen": " [fixed]"}[key.resume]
+        when = f" (with {key.when})" if key.when else ""
+        lines.append(f"\n  {key.name}: {key.type}{state}{resume if stage == 'pretrain' else ''}{when}")
+        lines += textwrap.wrap(key.description, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _raise(error: UserError) -> None:
+    raise error

@@ -24,9 +24,14 @@ Resume = Literal["free", "past", "frozen"]
 
 
 class Config(BaseModel):
-    """Base of every section: immutable, no unknown keys, no infinite numbers."""
+    """Base of every section: immutable, no unknown keys, no infinite numbers.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    A string below a key says what the key means: `--help` and the documentation show it.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from pretrain import cli
+from pretrain import __version__, cli, config
+from pretrain.config_reference import keys
 from pretrain.errors import UserError
 from pretrain.storage.publish import publish
 from pretrain.tools import check_files
@@ -79,6 +80,43 @@ def test_a_character_that_cannot_be_printed_costs_no_work(tmp_path, monkeypatch,
     if stream is not None:
         stream.flush()
         assert b"intact" in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_help_shows_every_key_with_its_meaning_and_starts_at_once(stage, capsys):
+    assert cli.main(stage, ["--help"]) == 0
+    said = capsys.readouterr().out
+    for key in keys(cli.config_of(stage)):
+        assert f"\n  {key.name}: {key.type}" in said
+        assert not key.description or key.description.split()[0] in said
+
+
+def test_the_configuration_is_printed_as_a_run_would_have_it_and_loads_back(tmp_path, capsys):
+    overrides = ["phases.0.objective.mask_ratio=0.4", "optim.lr=1e-3"]
+    assert cli.main("pretrain", [f"{ROOT}/configs/sample/encoder.yaml", *overrides, "--print-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    kind = cli.config_of("pretrain")
+    printed = config.load(kind, tmp_path / "printed.yaml")
+    assert printed == config.load(kind, ROOT / "configs/sample/encoder.yaml", overrides).resolved()
+    assert printed.phases[0].objective.mask_ratio == 0.4 and printed.phases[1].objective is None
+
+
+def test_the_command_knows_every_stage_and_tool_by_its_name(tmp_path, capsys):
+    assert cli.command(["--help"]) == 0
+    said = capsys.readouterr().out
+    scripts = {path.stem for path in (ROOT / "launch").glob("*.py")}
+    assert scripts == {*cli.STAGES, *cli.TOOLS} and all(f"\n  {name} " in said for name in scripts)
+    assert cli.command(["tokeniser", "x.yaml"]) == 2
+    assert "there is no command 'tokeniser'\n  did you mean tokenizer?" in capsys.readouterr().err
+    assert cli.command(["tokenizer", f"{tmp_path}/x.yaml"]) == 2
+    assert "no such configuration file" in capsys.readouterr().err
+    assert cli.command(["check_files", str(tmp_path)]) == 2
+    assert cli.command([]) == 2
+
+
+def test_the_package_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "pretrain", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{__version__}\n" and done.returncode == 0
 
 
 def test_a_file_size_limit_is_said(tmp_path):

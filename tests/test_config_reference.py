@@ -1,6 +1,5 @@
 """The reference of a configuration against the configurations themselves: names, defaults, choices, what may change."""
 
-import importlib
 import re
 from typing import Annotated, Literal
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 from pydantic import Field
 
-from pretrain.cli import STAGES
+from pretrain.cli import config_of
 from pretrain.config import Config, StageConfig, free, load, past
 from pretrain.config_reference import Key, keys
 from tests.conftest import ROOT
@@ -56,11 +55,6 @@ class Drawing(StageConfig):
 
 def key_of(name: str) -> Key:
     return next(key for key in keys(Drawing) if key.name == name)
-
-
-def config_of(stage: str) -> type[Config]:
-    module, name = STAGES[stage]
-    return getattr(importlib.import_module(module), name)
 
 
 def test_the_keys_stand_in_the_order_of_the_class_and_what_each_stage_has_comes_last():

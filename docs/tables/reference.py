@@ -1,10 +1,9 @@
 """The reference of the configuration: the keys of every stage, from the classes that check them."""
 
 import html
-import importlib
 import re
 
-from pretrain.cli import STAGES
+from pretrain.cli import STAGES, config_of
 from pretrain.config import Config
 from pretrain.config_reference import Key, keys
 from pretrain.corpus.recipe import Recipe
@@ -43,8 +42,7 @@ TYPES = {  # the words of config_reference in Chinese
 def page(language: str) -> str:
     """A section for each stage and one for the recipe of a corpus."""
     parts = [_section("recipe.yaml", "recipe", Recipe, language)]
-    for stage, (module, name) in STAGES.items():
-        parts.append(_section(stage, stage, getattr(importlib.import_module(module), name), language))
+    parts += [_section(stage, stage, config_of(stage), language) for stage in STAGES]
     return "\n\n".join(parts)
 
 

@@ -362,7 +362,7 @@ def test_bad_records_are_counted_and_left_out_when_the_source_says_so(tmp_path):
     )
 
 
-@pytest.mark.parametrize("stage", ["clean", "tokenizer", "shards", "compare"])
+@pytest.mark.parametrize("stage", ["clean", "tokenizer", "shards", "compare_tokenizers"])
 def test_the_first_bad_record_of_each_kind_and_source_is_named_before_a_stage_ends(tmp_path, prepared, capsys, stage):
     """And the file that cannot be read any further. Sources that skip are none of these."""
     file(tmp_path, "a.jsonl", '{"text": "fine"}\n{"body": 1}\nno JSON\n{"body": 2}\n{"text": ""}\n')

@@ -169,7 +169,7 @@ def test_ctrl_c_waits_neither_for_work_nor_for_the_other_half_of_a_large_result(
         "import sys\n"
         "from pretrain import cli\n"
         "if __name__ == '__main__':\n"
-        "    cli.STAGES['clean'] = ('slow', 'Config')\n"
+        "    cli.STAGES['clean'] = cli.Stage('slow', 'slow.Config', '')\n"
         f"    sys.exit(cli.main('clean', [{str(config)!r}]))\n"
     )
     config.write_text("{}")

@@ -10,7 +10,6 @@ languages hold the same commands, so the English ones are enough.
 """
 
 import ast
-import importlib
 import re
 import shlex
 import subprocess
@@ -22,7 +21,7 @@ import pytest
 import yaml
 
 from pretrain import config
-from pretrain.cli import STAGES
+from pretrain.cli import config_of
 from pretrain.corpus.recipe import Recipe
 from tests.conftest import ROOT
 from tests.road.test_readme import ANSWERED, WALKED, fences
@@ -43,8 +42,7 @@ def commands(page: str) -> list[str]:
 
 def stage_of(script: str) -> type[config.Config]:
     """The class of the configuration that `launch/STAGE.py` reads."""
-    module, name = STAGES[Path(script).stem]
-    return getattr(importlib.import_module(module), name)
+    return config_of(Path(script).stem)
 
 
 def check(command: str) -> None:

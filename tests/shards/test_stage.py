@@ -14,7 +14,7 @@ from pretrain.shards import Shards, ShardsConfig, check_tokenizer, run, segment
 from pretrain.shards.megatron import read_idx, write_idx
 from pretrain.shards.segment import WordsConfig
 from pretrain.shards.writer import PieceWriter
-from pretrain.storage.index import read_index
+from pretrain.storage.index import listed, read_index
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from pretrain.tokenizer import run as train_tokenizer
 from tests.conftest import Prepared
@@ -240,8 +240,8 @@ def test_the_index_names_tokenizer_and_corpus(prepared):
         assert index["tokenizer"] == tokenizer.fingerprint and index["vocab_size"] == tokenizer.vocab_size
         assert index["specials"] == tokenizer.specials and index["kind"] == kind
         assert index["corpus"] == open_corpus(prepared.corpus).fingerprint()
-        listed = {name for name in contents(prepared.shards[kind]) if name != "index.json"}
-        assert set(listed(index)) == listed
+        there = {name for name in contents(prepared.shards[kind]) if name != "index.json"}
+        assert set(listed(index)) == there
 
 
 def test_shards_of_another_tokenizer_are_refused_naming_both(prepared, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from pretrain.errors import ConfigError, ShardError
 from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig
 from pretrain.order.stream import Windows
-from pretrain.shards import Shards, segment
+from pretrain.shards import Shards, segment, word_starts
 from pretrain.shards.segment import Segmenter, WordsConfig
 from pretrain.shards.word_starts import HAN, StoredWordStarts, open_words
 from pretrain.tokenizer import Tokenizer, open_tokenizer
@@ -39,7 +39,7 @@ def found(prepared, tmp_path_factory) -> dict:
 def split(text: str, tokenizer: Tokenizer) -> list[str]:
     """The words of a text as the tokens have them, `|` between the tokens of one; marks left out."""
     ids = tokenizer.encode_batch([text])[0]
-    begins = words._Tokens(tokenizer).begins(ids, Segmenter("jieba", b"").cut())
+    begins = word_starts.TokenKinds(tokenizer).begins(ids, Segmenter("jieba", b"").cut())
     assert len(begins) == len(ids) and begins[0]
     found = []
     for token, begin in zip(ids.tolist(), begins.tolist(), strict=True):
@@ -65,7 +65,7 @@ def byte(prepared) -> Tokenizer:
 def joined(text: str, tokenizer: Tokenizer) -> list[str]:
     """`split`, with the tokens of a word put together as text."""
     ids = tokenizer.encode_batch([text])[0]
-    begins = np.flatnonzero(words._Tokens(tokenizer).begins(ids, Segmenter("jieba", b"").cut()))
+    begins = np.flatnonzero(word_starts.TokenKinds(tokenizer).begins(ids, Segmenter("jieba", b"").cut()))
     ends = [*begins[1:].tolist(), len(ids)]
     raw = [tokenizer.vocabulary.raw(token) for token in ids.tolist()]
     return [text for text in (b"".join(raw[a:b]).decode() for a, b in zip(begins, ends, strict=True)) if text]
@@ -137,7 +137,7 @@ def test_a_run_of_a_hundred_thousand_characters_is_cut(bert):
 @pytest.mark.parametrize("kind", ["bert", "byte"])
 @pytest.mark.parametrize("side", ["train", "heldout"])
 def test_the_stage_says_of_every_document_what_its_ids_say(kind, side, found, prepared):
-    shards, tokens = Shards(found[kind], side), words._Tokens(open_tokenizer(prepared.tokenizer[kind]))
+    shards, tokens = Shards(found[kind], side), word_starts.TokenKinds(open_tokenizer(prepared.tokenizer[kind]))
     cut = Segmenter("jieba", b"").cut()
     read = StoredWordStarts(shards)
     for document in range(shards.documents):
@@ -202,9 +202,9 @@ def test_a_killed_stage_goes_on_where_it_was(found, prepared, tmp_path, monkeypa
     made[0].write_bytes(bytes([made[0].read_bytes()[0] ^ 1]) + made[0].read_bytes()[1:])  # so it is made again
     monkeypatch.setattr(segment, "STRETCH_TOKENS", 100)
     segmented = []
-    monkeypatch.setattr(words._Tokens, "begins", counted(words._Tokens.begins, segmented))
+    monkeypatch.setattr(word_starts.TokenKinds, "begins", counted(word_starts.TokenKinds.begins, segmented))
     segment.run(WordsConfig(shards=str(shards), tokenizer=str(prepared.tokenizer["bert"])))
-    opened = [Shards(shards, side) for side in words.SIDES]
+    opened = [Shards(shards, side) for side in segment.SIDES]
     assert len(segmented) == sum(len(list(segment._stretches(one))) for one in opened) - len(made) + 1
     for name in ("train.bits", "heldout.bits"):
         assert (shards / "words" / name).read_bytes() == (found["bert"] / "words" / name).read_bytes()

@@ -1,0 +1,8 @@
+"""`python -m pretrain COMMAND …`."""
+
+import sys
+
+from pretrain.cli import command
+
+if __name__ == "__main__":
+    sys.exit(command())
