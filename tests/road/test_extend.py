@@ -89,6 +89,25 @@ def test_both_languages_show_the_same_code():
         assert blocks(english) == blocks(chinese), english.name
 
 
+def test_the_objective_of_the_page_trains(checkout):
+    summary = json.loads((checkout / "runs/suffix/summary.json").read_text())
+    assert summary["steps"] == 4
+    assert "suffix_lm" in (checkout / "runs/suffix/config.yaml").read_text()
+
+
+def test_the_optimizer_of_the_page_saves_its_own_state(checkout):
+    (newest,) = (checkout / "runs/sgd/checkpoints").iterdir()
+    assert {path.name for path in newest.glob("*.safetensors")} == {
+        *("weights.safetensors", "momentum_buffer.safetensors")
+    }
+
+
+def test_the_dialect_of_the_page_is_opened_by_transformers(checkout):
+    config = json.loads((checkout / "runs/llama-hf/config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert (checkout / "runs/llama-hf/index.json").is_file()  # it is there only if logits and ids were equal
+
+
 def test_the_cleaning_step_of_the_page_takes_out_page_numbers(checkout):
     report = json.loads((checkout / "runs/clean/report.json").read_text(encoding="utf-8"))
     assert all("page_numbers" in [step["step"] for step in source["steps"]] for source in report["sources"])
