@@ -39,16 +39,24 @@ TIMEOUT_S = 600  # how long a rank waits for the others
 
 
 class ScoringConfig(StageConfig):
-    """The configuration of `launch/evaluate.py`. A key that is None has the value of the run."""
+    """The configuration of `launch/evaluate.py`. A key that is null takes its value from the run."""
 
-    run: str  # its folder, for its newest checkpoint, or one of its checkpoints
-    out: str | None = None  # a folder for scores.json; None: only printed
-    shards: list[str] = []  # folders of the shards stage, whose held-out sides are scored one by one
-    tokenizer: str | None = None  # the folder of the run's tokenizer, where it has moved
-    max_tokens: int | None = Field(None, gt=0)  # of each held-out side
-    seq_len: int | None = Field(None, gt=1)  # of a window; None: that of the checkpoint's last step
+    run: str
+    """The folder of a run, for its newest checkpoint, or the folder of one of its checkpoints."""
+    out: str | None = None
+    """The folder for scores.json; null: the scores are only printed."""
+    shards: list[str] = []
+    """Folders of the shards stage to score, each by its own held-out side; empty: the corpora of the run."""
+    tokenizer: str | None = None
+    """The folder of the run's tokenizer, if it has moved; null: where the run found it."""
+    max_tokens: int | None = Field(None, gt=0)
+    """The largest number of tokens to score of each held-out side; null: as in the run."""
+    seq_len: int | None = Field(None, gt=1)
+    """Tokens per window; null: as in the last step of the checkpoint."""
     windows: Literal["stream", "documents"] | None = None
-    micro_batch: int | None = free(None, gt=0)  # windows at once on a rank
+    """`stream` cuts windows from the stream, `documents` packs whole documents; null: as in the run."""
+    micro_batch: int | None = free(None, gt=0)
+    """Windows per forward pass on each rank. Lower it if memory runs out; the scores do not depend on it."""
 
 
 def run(cfg: ScoringConfig) -> dict:

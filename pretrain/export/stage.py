@@ -29,10 +29,14 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEV
 
 
 class ExportConfig(StageConfig):
-    checkpoint: str  # a run folder (its newest checkpoint) or one of its checkpoints/step_…
+    checkpoint: str
+    """A run's folder, for its newest checkpoint, or the folder of one of its checkpoints (`checkpoints/step_…`)."""
     dialect: DialectName
+    """The architecture of transformers that the model is written as."""
     out: str
-    tokenizer: str | None = None  # default: where the run found it
+    """The folder that the model is published in."""
+    tokenizer: str | None = None
+    """The folder of the run's tokenizer, if it has moved; null: where the run found it."""
 
 
 def run(cfg: ExportConfig) -> dict:

@@ -106,23 +106,42 @@ TOKENIZER_FILES = (
 class FinetuneConfig(StageConfig):
     """The configuration of `launch/finetune.py`; configs/small/finetune.yaml explains every key."""
 
-    model: str  # Hugging Face folder
-    task: str  # folder of train.jsonl, dev.jsonl, test.jsonl
+    model: str
+    """The Hugging Face folder to start from: an export, a result of this stage, or a folder of other origin."""
+    task: str
+    """The folder with train.jsonl, dev.jsonl and test.jsonl."""
     out: str
+    """The folder that the result is published in."""
     method: Literal["full", "lora"]
-    init: Literal["pretrained", "random"] = "pretrained"  # random: the same shape with fresh weights, to compare with
-    labels: int | None = Field(None, gt=0)  # training examples used, stratified; none: all
-    labels_seed: int = Field(0, ge=0, lt=2**63)  # which ones
+    """`full` trains every weight. `lora` trains low-rank adapters and the head, and keeps the base as it is."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random` starts from fresh weights of the same shape, as a twin to compare the pre-trained result with."""
+    labels: int | None = Field(None, gt=0)
+    """The number of training examples to use, each class by its share; null: all of them."""
+    labels_seed: int = Field(0, ge=0, lt=2**63)
+    """The seed that chooses these examples."""
     epochs: int = Field(gt=0, lt=2**31)
+    """The number of passes over the training examples."""
     batch: int = Field(gt=0, lt=2**31)
-    learning_rates: list[float] = Field(min_length=1)  # several: the best mean over dev_seeds wins
-    dev_seeds: list[Seed] = []  # trainings that choose among several learning_rates; one rate needs none
+    """The number of examples per optimizer step."""
+    learning_rates: list[float] = Field(min_length=1)
+    """The peak learning rates to try. Of several, the one with the best mean accuracy on dev is taken."""
+    dev_seeds: list[Seed] = []
+    """The seeds of the trainings that compare several learning rates. A single rate needs none."""
     test_seeds: list[Seed] = Field(min_length=1)
-    max_length: int = Field(gt=2, lt=2**31)  # tokens; longer texts are truncated and counted
-    warmup_share: float = Field(0.1, ge=0, lt=1)  # of all steps; then linear decay to 0
+    """The seeds of the final trainings. Each is scored on test, and the best of them on dev is published."""
+    max_length: int = Field(gt=2, lt=2**31)
+    """The largest number of tokens per example. Longer texts are truncated, and the report counts them."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """The share of all steps in which the learning rate rises; after them it falls linearly to 0."""
     weight_decay: float = Field(0.01, ge=0)
-    dropout: float | None = Field(None, ge=0, lt=1)  # none: as the model's config.json says
-    lora_rank: int = Field(8, gt=0, lt=2**31)  # method lora only
+    """The weight decay of AdamW."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """The dropout rate of all layers; null: the rates of the model's config.json. On little data, a large
+    model may need more.
+    """
+    lora_rank: int = Field(8, gt=0, lt=2**31)
+    """The rank of the adapters; only for `method: lora`. A higher rank trains more weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "FinetuneConfig":

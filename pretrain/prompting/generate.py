@@ -22,15 +22,22 @@ COLDEST = 1e-6
 
 
 class GenerateConfig(StageConfig):
-    """What `launch/generate.py` reads."""
+    """The configuration of `launch/generate.py`."""
 
-    model: str  # Hugging Face folder
+    model: str
+    """The Hugging Face folder of a decoder."""
     prompts: list[str] = Field(min_length=1)
-    out: str | None = None  # none: only printed
+    """The texts to continue."""
+    out: str | None = None
+    """The folder for generations.jsonl; null: the texts are only printed."""
     max_new_tokens: int = Field(64, gt=0)
-    temperature: float = Field(0.8, ge=0, le=1e6)  # 0: always the likeliest token
-    top_k: int = Field(40, ge=0, lt=2**31)  # drawn from so many likeliest tokens; 0: from all
-    seed: int = Field(0, ge=0, lt=2**63)  # of each prompt anew: a prompt's continuation does not depend on the others
+    """The largest number of tokens to add to each prompt."""
+    temperature: float = Field(0.8, ge=0, le=1e6)
+    """Logits are divided by this before a token is drawn; 0 always takes the likeliest token."""
+    top_k: int = Field(40, ge=0, lt=2**31)
+    """Tokens are drawn from this many of the likeliest ones; 0: from all."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """The seed of every prompt anew, so the continuation of a prompt does not depend on the other prompts."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "GenerateConfig":

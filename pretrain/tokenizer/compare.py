@@ -34,10 +34,16 @@ EXAMPLES = 10
 class CompareConfig(StageConfig):
     """The configuration of the comparison of vocabularies."""
 
-    corpus: str  # recipe.yaml, a folder that holds one, or a text file; its held-out side is encoded
+    corpus: str
+    """A recipe.yaml, a folder that holds one, or a text file. Its held-out side is encoded."""
     out: str
-    vocabularies: dict[str, str]  # name → a folder of the tokenizer stage, or what `adopt` takes
-    plot: bool = True  # report.png; needs matplotlib
+    """The folder that the report is published in."""
+    vocabularies: dict[str, str]
+    """A name for each vocabulary, and its place: a folder of the tokenizer stage, or a place that the
+    stage's key `adopt` accepts.
+    """
+    plot: bool = True
+    """Whether to draw report.png; needs matplotlib."""
 
     @field_validator("vocabularies")
     @classmethod

@@ -32,33 +32,58 @@ RULES = tuple(field.name for field in fields(Rules))
 class TokenizerConfig(StageConfig):
     """The configuration of the tokenizer stage. It trains a vocabulary unless `adopt` or `extend` is set."""
 
-    corpus: str  # recipe.yaml, a folder that holds one, or a text file
+    corpus: str
+    """A recipe.yaml, a folder that holds one, or a text file."""
     out: str
-    kind: Literal["bert", "byte"] | None = None  # an adopted vocabulary's kind follows from its special tokens
-    vocab_size: int | None = Field(None, gt=0)  # at most; merging stops earlier on a small corpus
-    multiple_of: int = Field(1, gt=0, le=1 << 16)  # vocab_size is rounded up to a multiple of this
+    """The folder that the tokenizer is published in."""
+    kind: Literal["bert", "byte"] | None = None
+    """`bert` is a WordPiece vocabulary, `byte` a byte-level one that keeps every character. The kind of an
+    adopted vocabulary follows from its special tokens.
+    """
+    vocab_size: int | None = Field(None, gt=0)
+    """The largest number of tokens. On a small corpus, merging stops earlier."""
+    multiple_of: int = Field(1, gt=0, le=1 << 16)
+    """`vocab_size` is rounded up to a multiple of this."""
 
-    lowercase: bool | None = None  # bert only, default true
-    strip_accents: bool | None = None  # bert only: é becomes e; by default the same as lowercase, as in BERT
-    digits: Literal["whole", "single"] = "whole"  # single: every digit is a word, 2024 is four words
-    width: Literal["keep", "fold"] = "keep"  # bert only; fold: Unicode NFKC first, so ＡＢＣ，１２ becomes ABC,12
-    alphabet_min_count: int = Field(1, gt=0)  # bert only: characters seen less often in train text become [UNK]
+    lowercase: bool | None = None
+    """Whether text is lower-cased; null: yes. Only for `kind: bert`."""
+    strip_accents: bool | None = None
+    """Whether é becomes e; null: the same as `lowercase`, as in BERT. Only for `kind: bert`."""
+    digits: Literal["whole", "single"] = "whole"
+    """`single` makes every digit a word of its own, so 2024 is four words."""
+    width: Literal["keep", "fold"] = "keep"
+    """`fold` applies Unicode NFKC first, so ＡＢＣ，１２ becomes ABC,12. Only for `kind: bert`."""
+    alphabet_min_count: int = Field(1, gt=0)
+    """Characters that train text has less often than this become [UNK]. Only for `kind: bert`."""
 
-    special_tokens: list[str] = []  # added to our own; in a corpus their strings are ordinary text
-    reserved: int = Field(0, ge=0, le=1 << 20)  # slots [unused0] … (byte: <unused0> …) for the tokens of later users
+    special_tokens: list[str] = []
+    """Further special tokens beside our own. In a corpus, their strings are ordinary text."""
+    reserved: int = Field(0, ge=0, le=1 << 20)
+    """The number of slots `[unused0]` … (byte: `<unused0>` …) that are kept free for tokens of later users."""
 
-    criterion: Literal["bpe", "wordpiece"] = "bpe"  # which pair is merged first; bpe gives more characters per token
-    # Distinct words held in memory; a word counts once for every 8 bytes. The default takes up to 3.5 GB. If the text
-    # has more, only half of the documents are counted, or a quarter …, chosen by a hash; the report says how many.
+    criterion: Literal["bpe", "wordpiece"] = "bpe"
+    """Which pair is merged next: for `bpe` the most frequent one, for `wordpiece` the one that raises the likelihood
+    of the training text most. `bpe` gives more characters per token.
+    """
     max_distinct: int = Field(MAX_DISTINCT, gt=0)
+    """The largest number of distinct words in memory; a word counts once for every 8 bytes. The default takes up
+    to 3.5 GB. If the text has more, only half of the documents are counted, or a quarter, and so on: a hash
+    chooses them, and the report says how many there were.
+    """
     sample_seed: int = Field(0, ge=0, lt=2**64)
-    workers: int = free(1, ge=1)  # processes that count words; the vocabulary does not depend on it
+    """The seed of the hash that chooses documents where `max_distinct` is exceeded."""
+    workers: int = free(1, ge=1)
+    """The number of processes that count words. The vocabulary does not depend on it."""
 
-    adopt: str | None = None  # a vocab.txt, a tokenizer.json or a folder with one; its tokens and ids are kept
-    roles: dict[str, str] = {}  # role → special token of an adopted vocabulary whose files do not say it: {eod: </s>}
-    extend: str | None = None  # a folder of this stage: its tokens keep their ids, and new tokens follow them
+    adopt: str | None = None
+    """A vocab.txt, a tokenizer.json, or a folder with one of them; its tokens keep their ids."""
+    roles: dict[str, str] = {}
+    """Role and special token of an adopted vocabulary whose files do not say it, such as `{eod: </s>}`."""
+    extend: str | None = None
+    """A folder of this stage. Its tokens keep their ids, and new tokens follow them."""
 
-    plot: bool = True  # report.png; needs matplotlib
+    plot: bool = True
+    """Whether to draw report.png; needs matplotlib."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "TokenizerConfig":

@@ -21,21 +21,31 @@ from pretrain.storage.index import INDEX
 
 
 class ModelRoad(Config):
-    run: str  # configuration of launch/pretrain.py
-    export: str  # configuration of launch/export.py
+    run: str
+    """The configuration file of `launch/pretrain.py`."""
+    export: str
+    """The configuration file of `launch/export.py`."""
 
 
 class DemoConfig(Config):
-    """What `launch/demo.py` reads: the configurations of the stages, in order."""
+    """The configuration of `launch/demo.py`: the configuration files of all stages."""
 
     ranks: int = Field(gt=0)
+    """The number of processes that pre-train together."""
     summary: str
+    """The JSON file that the summary is written to."""
     tokenizers: list[str]
+    """The configuration files of `launch/tokenizer.py`, in order."""
     shards: list[str]
+    """The configuration files of `launch/shards.py`, in order."""
     encoder: ModelRoad
+    """The encoder: its pre-training and its export."""
     decoder: ModelRoad
+    """The decoder: its pre-training and its export."""
     finetune: list[str]
+    """The configuration files of `launch/finetune.py`, in order."""
     generate: str
+    """The configuration file of `launch/generate.py`."""
 
 
 def run(config: DemoConfig) -> dict:
