@@ -1,17 +1,18 @@
-"""Damage every kind of file that the project reads, and count what happens.
+"""Damage every kind of file that the project reads, and count the outcomes.
 
     python benchmarks/fuzz.py --inputs 20000 --seed 1 --out benchmarks/results/fuzz.json
 
-A small world is made first: text, vocabularies, shards, words, work folders of killed builds, a run with checkpoints,
-an export, a task, Megatron pairs. Then, input after input, one file of it is damaged (bits, lengths, structure, types,
-huge numbers, NULs, half of surrogate pairs, versions, another file's contents) and read in a forked process, as the
-stage reads it that a user would start. What counts:
+The program first makes a small world: text, vocabularies, shards, words, work folders of killed builds, a run with
+checkpoints, an export, a task and Megatron pairs. For each input it then damages one file (bits, lengths, structure,
+types, huge numbers, NULs, lone surrogates, versions, another file's contents) and reads it in a forked process, in the
+way the stage that a user would start reads it. The outcomes are:
 
-    the same    it was read, and what would be trained on is what it was
-    another     it was read as something else: only text, tasks and configurations may be, which have no hash, and an
-                index that was signed again, which has another fingerprint: what was made with the old one notices
-    refused     an error of ours: what, where, found, what to do
-    traceback, died, hang, changed    faults: there must be none. `changed`: what has a hash was read as something else
+    the same    the file was read, and its contents, as training would see them, are unchanged
+    another     the file was read with other contents. This is allowed for text, tasks and configurations, which have no
+                hash, and for an index that was signed again: whoever used the old index notices its new fingerprint
+    refused     one of our errors: what is wrong, where, what was found, what to do
+    traceback, died, hang, changed    faults, of which there must be none. `changed`: a file with a hash was read with
+                other contents
 """
 
 import argparse
@@ -38,10 +39,12 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pretrain import cleaning, config, shards, tokenizer
+from pretrain.cleaning import stage as cleaning_stage
 from pretrain.corpus import open_corpus
 from pretrain.errors import PretrainError, refusal
 from pretrain.finetune.task import read_task
 from pretrain.shards import Shards, import_megatron, segment, word_starts
+from pretrain.shards import stage as shards_stage
 from pretrain.shards.writer import PieceWriter
 from pretrain.storage.index import checksum, fingerprint
 from pretrain.tools import check_files
@@ -53,22 +56,22 @@ SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
 
 @dataclass(frozen=True)
 class Kind:
-    """Some files, and what reads them: it returns a text that says what was read."""
+    """Some files, and the function that reads them. It returns a text that identifies their contents."""
 
     name: str
     files: list[Path]
     read: Callable[[], str]
-    hashed: bool = True  # what is read must be what was published
-    weight: float = 1.0  # share of the inputs
-    signs: bool = False  # whether an index that is damaged is signed again, as another release would have done
-    consumes: bool = False  # whether reading takes the files away, as a build does with what a killed one left
+    hashed: bool = True  # the files have hashes: reading them with other contents is a fault
+    weight: float = 1.0  # the relative share of the inputs
+    signs: bool = False  # give most damaged indexes a valid fingerprint again, as if another release had written them
+    consumes: bool = False  # reading removes the files, as a build does with the work folder of a killed build
 
 
 # Damage
 
 
 def damaged(data: bytes, name: str, others: list[Path], rng: random.Random) -> bytes:
-    """The bytes of a file after one kind of damage."""
+    """Return the bytes of a file after one random kind of damage."""
     structured = name.endswith((".json", ".jsonl", ".yaml"))
     ways = [_flipped, _cut, _longer, _zeroed, _repeated, _inserted]
     if structured:
@@ -128,7 +131,7 @@ VALUES = [None, True, False, *NUMBERS, *TEXTS, [], {}, [[]], [None], {"": None},
 
 
 def _restructured(data: bytes, rng: random.Random) -> bytes:
-    """One value of a JSON or YAML file missing, renamed, of another type, or far out of range."""
+    """Remove or rename one value of a JSON or YAML file, or give it another type or a value far out of range."""
     try:
         text = data.decode("utf-8")
         lines = text.splitlines() if text.count("\n") > 1 and not text.startswith(("{\n", "[\n")) else [text]
@@ -157,7 +160,7 @@ def _restructured(data: bytes, rng: random.Random) -> bytes:
 
 
 def _place(value: object, rng: random.Random) -> tuple[object, object]:
-    """A container inside of `value`, and a key of it; (None, None) if there is none."""
+    """Choose a container inside of `value` and one of its keys; (None, None) if there is none."""
     found = (None, None)
     while isinstance(value, (dict, list)) and value:
         key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
@@ -169,7 +172,7 @@ def _place(value: object, rng: random.Random) -> tuple[object, object]:
 
 
 def _respelled(data: bytes, rng: random.Random) -> bytes:
-    """One number or word of the text replaced by something that a parser may stumble over."""
+    """Replace one number or word of the text by something that a parser may stumble over."""
     spots = list(re.finditer(rb"-?\d+(?:\.\d+)?|true|false|null|\"[^\"\n]*\"", data))
     if not spots:
         return _flipped(data, rng)
@@ -205,7 +208,7 @@ def _one_line(data: bytes, rng: random.Random) -> bytes:
 
 
 def signed(data: bytes) -> bytes:
-    """An index with a right fingerprint and checksum for what it says now, if it can have one."""
+    """Give a damaged index the fingerprint and checksum of its new contents. Unreadable bytes stay as they are."""
     try:
         index = json.loads(data)
         index["fingerprint"] = fingerprint(index)
@@ -259,7 +262,7 @@ def read_text(path: Path) -> str:
 
 
 def build(stage: Callable, values: config.Config) -> str:
-    """The fingerprint of what a stage makes, out of what a killed run of it left."""
+    """Let a stage finish the work of a killed run, and return a digest of its output."""
     out = Path(values.out)
     index = stage(values)
     files = {
@@ -283,7 +286,7 @@ def read_config(name: str, path: Path) -> str:
 
 
 def world(root: Path) -> list[Kind]:
-    """Everything that is read before there is a run, small."""
+    """Make small examples of every file that is read before a run exists."""
     recipe = root / "text" / "recipe.yaml"
     recipe.parent.mkdir(parents=True)
     texts = {name: (SAMPLE / f"{name}.txt").read_text(encoding="utf-8").split("\n\n")[:40] for name in ("en", "zh")}
@@ -360,12 +363,12 @@ def _table(folder: Path, texts: list[str]) -> list[dict]:
 
 
 def _configurations(root: Path, torch: bool) -> list[Kind]:
-    """The sample configurations of stages that need torch, or of the others. None is started."""
+    """The sample configurations of stages that need torch, or of the other stages. They are only read, not run."""
     (root / "configs").mkdir(exist_ok=True)
     kinds = []
     for path in sorted((SAMPLE.parent.parent / "configs" / "sample").glob("*.yaml")):
         stage = path.stem.split("-")[0]
-        stage = {"encoder": "pretrain", "decoder": "pretrain"}.get(stage, stage)
+        stage = {"encoder": "pretrain", "decoder": "pretrain", "compare": "compare_tokenizers"}.get(stage, stage)
         if (stage in ("pretrain", "export")) != torch:
             continue
         copy = Path(shutil.copy(path, root / "configs" / path.name))
@@ -375,12 +378,12 @@ def _configurations(root: Path, torch: bool) -> list[Kind]:
 
 
 def _killed(root: Path, corpus: str, byte: Path) -> list[Kind]:
-    """Work folders as builds leave them that are killed while they write: each child goes on from a copy."""
+    """Work folders of builds that were killed while they wrote. Every input lets a build continue from one of them."""
     found = []
     values = {"corpus": corpus, "tokenizer": str(byte), "out": str(root / "k" / "sh"), "chunk_bytes": 8000}
     values |= {"piece_tokens": 5000, "shuffle_seed": 5}
     built = config.build(shards.ShardsConfig, values, "fuzz")
-    _interrupt(shards, "write_piece", lambda: shards.run(built))
+    _interrupt(shards_stage, "write_piece", lambda: shards.run(built))
     work = root / "k" / ".sh.work"
     found.append(
         Kind("killed shards build", _below(work), lambda: build(shards.run, built), weight=0.15, consumes=True)
@@ -388,7 +391,7 @@ def _killed(root: Path, corpus: str, byte: Path) -> list[Kind]:
     values = {"corpus": corpus, "out": str(root / "k" / "cl"), "chunk_bytes": 20000, "part_bytes": 20000}
     values |= {"duplicates": {"near": {"use": False}}}
     clean = config.build(cleaning.CleanConfig, values, "fuzz")
-    _interrupt(cleaning, "write_part", lambda: cleaning.run(clean))
+    _interrupt(cleaning_stage, "write_part", lambda: cleaning.run(clean))
     work = root / "k" / ".cl.work"
     found.append(Kind("killed cleaning", _below(work), lambda: build(cleaning.run, clean), weight=0.02, consumes=True))
     return found
@@ -399,14 +402,14 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _interrupt(module: object, name: str, work: Callable[[], object]) -> None:
-    """Ctrl-C at the second call of a function, in a process of its own."""
+    """Do `work` in a forked process and end that process, like kill -9, at the third call of `module.name`."""
     pid = os.fork()
     if not pid:
         real, calls = getattr(module, name), []
 
         def call(*arguments: object) -> object:
             if len(calls) == 2:
-                os._exit(0)  # as a kill -9 would: nothing is tidied up
+                os._exit(0)  # like kill -9: nothing is tidied up
             calls.append(1)
             return real(*arguments)
 
@@ -417,7 +420,7 @@ def _interrupt(module: object, name: str, work: Callable[[], object]) -> None:
 
 
 def trained(root: Path) -> list[Kind]:
-    """A finished run and its export, read by resume, by the export and by generation. Needs torch."""
+    """Make a finished run and its export; resume, export and generation read them. Needs torch."""
     import torch
 
     from pretrain import export
@@ -440,7 +443,7 @@ def trained(root: Path) -> list[Kind]:
     }  # fmt: skip
     made = config.build(RunConfig, values, "fuzz")
     exported = export.ExportConfig(checkpoint=str(root / "run"), dialect="qwen3", out=str(root / "export"))
-    for work in (lambda: pretrain(made), lambda: export.run(exported)):  # not here: what has trained cannot fork
+    for work in (lambda: pretrain(made), lambda: export.run(exported)):  # in a child: who has trained cannot fork
         pid = os.fork()
         if not pid:
             work()
@@ -483,7 +486,7 @@ def trained(root: Path) -> list[Kind]:
     index = [files[[path.name for path in files].index("index.json")] for files in steps]
     return [
         *_configurations(root, torch=True),
-        Kind("checkpoint", steps[1], weights, hashed=False),  # a damaged one is passed over: the one before it is read
+        Kind("checkpoint", steps[1], weights, hashed=False),  # damaged: the one before is read
         Kind("checkpoint index", index[1:], weights, hashed=False, signs=True),
         Kind("resume from a damaged checkpoint", steps[1], resume, weight=0.12),
         Kind("resume from a damaged index", index[1:], resume, weight=0.08, signs=True),
@@ -503,7 +506,7 @@ def trained(root: Path) -> list[Kind]:
 
 
 def attempt(read: Callable[[], str], place: Path) -> tuple[str, str]:
-    """(outcome, what was read or said) of one reading, in a forked process with a time limit."""
+    """Read in a forked process with a time limit. Return the outcome, and the digest or message."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if not pid:
@@ -546,7 +549,8 @@ def attempt(read: Callable[[], str], place: Path) -> tuple[str, str]:
 def fuzz(
     root: Path, kinds: list[Kind], inputs: int, seed: int, until: float = float("inf")
 ) -> tuple[dict[str, Counter], list[dict]]:
-    """Counts of outcomes by kind, and every fault; of fewer inputs if the clock (time.monotonic) says `until`."""
+    """Read `inputs` damaged files, or fewer if time.monotonic() reaches `until`. Return the number of each outcome by
+    kind, and every fault."""
     signal.signal(signal.SIGALRM, _late)
     before = {path: path.read_bytes() for kind in kinds for path in kind.files}
     scratch = root / "scratch"
@@ -595,7 +599,7 @@ def _snapshot(root: Path) -> set[Path]:
 
 
 def _restore(root: Path, clean: set[Path], before: dict[Path, bytes]) -> None:
-    """Put the damaged file back, and what a reader removed; remove what it made."""
+    """Restore the files in `before`, and remove every file that the reader made."""
     for path in sorted(_snapshot(root) - clean, reverse=True):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     for path, data in before.items():
@@ -604,7 +608,7 @@ def _restore(root: Path, clean: set[Path], before: dict[Path, bytes]) -> None:
 
 
 def one(inputs: int, seed: int, trained_share: float, only: str, until: float) -> dict:
-    """The inputs of one process: a world of its own, and of its run."""
+    """Do the share of one process: it makes its own world and its own run."""
     counts: dict[str, Counter] = {}
     faults = []
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as root:
@@ -622,10 +626,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=1, help="each with its own seed, from --seed on")
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many, with what was done until then")
-    parser.add_argument("--only", default="", help="kinds whose name has this")
-    parser.add_argument("--trained", type=float, default=0.03, help="share of inputs that need a run, which are slow")
+    parser.add_argument("--processes", type=int, default=1, help="processes; number n uses the seed --seed + n")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many minutes and report")
+    parser.add_argument("--only", default="", help="only kinds with this in their name")
+    parser.add_argument(
+        "--trained", type=float, default=0.03, help="share of the (slow) inputs that need a trained run"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     begun = time.monotonic()

@@ -131,7 +131,7 @@ def test_sigterm_to_a_plain_process_saves_ends_cleanly_and_the_run_goes_on(prepa
 
 def test_only_the_deepspeed_launcher_is_watched_beyond_the_parent():
     """Under torchrun the grandparent is the user's shell: a run must outlive a log-out."""
-    code = "from pretrain.interrupt import _lineage; print(*_lineage())"
+    code = "from pretrain.processes.signals import _lineage; print(*_lineage())"
     shell = ["sh", "-c", f'"{sys.executable}" -c "{code}"; true']
     parent, above = subprocess.check_output(shell, cwd=ROOT, text=True).split()
     assert int(parent) > 1 and above == "0"
