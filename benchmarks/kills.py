@@ -1,12 +1,13 @@
-"""kill -9 at seeded points of small runs of two ranks; the end is compared with that of a run that nobody killed.
+"""Kill small runs of two ranks with kill -9 at random points; compare their results with those of an unkilled run.
 
     python benchmarks/kills.py [--points 50] [--seed 0] [--out benchmarks/results/kills.json]
 
-A run of 20 steps in two phases saves every 2 steps and evaluates every 4. It is killed five times, each time at a
-point drawn from the seed: while it starts or restores, at a step (the switch of phases among them), in a save, in an
-evaluation. Sometimes both ranks are killed, sometimes one, and the other has to end by itself. Then it runs to its end.
-The same must come out to the last bit: every line of metrics.jsonl (loss, rate, gradient norm, digest of the batch) and
-the checksum of every file of the last checkpoint. Half of the runs use ZeRO 1, half ZeRO 3.
+A run has 20 steps in two phases. It saves every 2 steps and evaluates every 4. It is killed five times, each time at a
+point drawn from the seed: while it starts or restores, at a step (which may be the switch of phases), during a save, or
+during an evaluation. Some kills hit both ranks, some only one; the other rank must then end by itself. After the fifth
+kill the run continues to its end. Its result must equal the unkilled run's to the last bit: every line of metrics.jsonl
+(loss, learning rate, gradient norm, batch digest) and the checksum of every file of the last checkpoint. Half of the
+runs use ZeRO 1, half ZeRO 3.
 """
 
 import argparse
@@ -35,20 +36,20 @@ from tests.helpers import cases, ranks  # noqa: E402
 from tests.helpers.ranks import Ranks, on_ranks  # noqa: E402
 
 STAGES = (1, 3)
-KILLS = 5  # of one run
+KILLS = 5  # in one run
 STEPS, SAVE, EVALUATE = 20, 2, 4
 PHASES = [
     {"steps": STEPS // 2, "seq_len": 16, "batch_tokens": 256},
     {"steps": STEPS // 2, "seq_len": 32, "batch_tokens": 256, "decay_steps": STEPS // 4},
 ]
 PLACES = ("start", "step", "save", "evaluation")
-GIVEN_UP_S = 900  # on busy cores
-WAIT_S = 30  # engine.timeout_s: where one rank is killed before the ranks have met, the other waits as long
+GIVEN_UP_S = 900  # the time limit for a start; long, because the cores may be busy
+WAIT_S = 30  # engine.timeout_s: a rank waits this long for another that was killed before the two connected
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where to kill: a place, the step it belongs to, a delay behind it in seconds, and whom (all ranks, or one)."""
+    """Where to kill a run: the place, its step, the delay after reaching it in seconds, and the ranks to kill."""
 
     place: str
     step: int
@@ -57,7 +58,7 @@ class Point:
 
 
 def points(stage: int, run: int, seed: int) -> list[Point]:
-    """The points of one run, each in a later part of it than the one before; every run has one of each place."""
+    """Draw the kill points of one run in the order of its steps. Every place occurs at least once."""
     draw = random.Random(f"{seed} {stage} {run}")
     places = [*PLACES, draw.choice(PLACES[1:])]
     draw.shuffle(places)
@@ -73,7 +74,7 @@ def points(stage: int, run: int, seed: int) -> list[Point]:
 
 
 def values(folder: Path, out: Path, stage: int) -> dict:
-    """A small decoder with dropout: its masks must come again too."""
+    """The configuration of a small decoder. It uses dropout, so resuming must also restore the dropout masks."""
     return {
         "out": str(out),
         "seed": 7,
@@ -94,7 +95,7 @@ def values(folder: Path, out: Path, stage: int) -> dict:
 
 
 def kill(run: dict, point: Point, log: Path) -> str:
-    """Start or continue a run and kill it at a point. Where it was hit, in the end: one of PLACES, or "over"."""
+    """Start or continue a run and kill it at a point. Return the place that was hit, or "over" if the run had ended."""
     out = Path(run["out"])
     started = Ranks(2, cases.train, run, log=log)
     deadline = time.monotonic() + GIVEN_UP_S
@@ -128,7 +129,7 @@ def _reached(out: Path, point: Point) -> bool:
 
 
 def _hit(out: Path, log: Path) -> str:
-    """Where a killed run was, by what it left, if not in a save."""
+    """Deduce from the log and the checkpoints where a run was when it was killed outside of a save."""
     said = log.with_suffix(".0.log").read_text()
     step = metrics.last_step(out) or 0
     if "from scratch" not in said and "continuing after" not in said:
@@ -138,14 +139,14 @@ def _hit(out: Path, log: Path) -> str:
 
 
 def end(out: Path) -> dict:
-    """Everything that must be equal to the last bit."""
+    """The results of a run that must be equal to the last bit."""
     steps = [(r.step, r.loss, r.lr, r.grad_norm, r.digest, r.tokens) for r in metrics.reports(out)]
     newest = checkpoint.newest(out)
     return {"steps": steps, "checkpoint": newest.name, "files": read_index(newest, RuntimeError, "")["files"]}
 
 
 def prepare(folder: Path) -> None:
-    """Vocabulary and shards of the sample."""
+    """Train a vocabulary on the English sample and build its shards."""
     from pretrain import shards, tokenizer
 
     source = f"{{name: en, language: en, files: [{ROOT / 'data/sample/en.txt'}]}}"
@@ -193,7 +194,7 @@ def main() -> None:
 
 
 def summed(rows: list[dict]) -> dict:
-    """How many kills there were, where they hit, and how many belong to a run that ended in the same bits."""
+    """Count the kills, the places they hit, and the kills of runs that ended in the same bits."""
     hit = Counter(place for row in rows for place in row["hits"] if place != "over")
     same = sum(place != "over" for row in rows if row["same"] for place in row["hits"])
     return {"kills": sum(hit.values()), "same": same, "hit": dict(hit)}

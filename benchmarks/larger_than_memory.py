@@ -1,13 +1,14 @@
-"""The data stages on a corpus larger than the memory they may take: generated, then cleaned, learned from, sharded.
+"""Run the stages clean, tokenizer and shards on a generated corpus that is larger than their memory limit.
 
     python benchmarks/larger_than_memory.py en=corpora/en.jsonl.zst zh=corpora/zh.jsonl.zst \\
         --copies 6 --megabytes 600 --scratch runs/larger > benchmarks/results/larger-than-memory.txt
 
-The corpus is every text as it is and in copies that are no duplicates: a third of their words (Chinese: characters) is
-replaced by others of the same document. Behind it stands what is one: of every 500th document a copy, exact and with
-its end changed in turn, as far from it as can be. No process gets more than `--megabytes` of memory of
-its own (RLIMIT_DATA; what is mapped from a file or shared is not counted, the peak of resident memory has it). A
-corpus that lies in `--scratch` is taken as it is, so that a run that was ended goes on.
+The corpus has every text once unchanged, and `--copies` - 1 times changed so much that the copies are not duplicates: a
+third of their words (in Chinese: characters) is replaced by other words of the same document. At the end of the corpus,
+as far from the originals as possible, stand true duplicates: a copy of every 500th document, alternately exact and with
+a changed ending. No process may have more than `--megabytes` of private memory (RLIMIT_DATA, which does not count
+mapped files and shared memory; the printed peak of resident memory does). If `--scratch` already holds a corpus, it is
+used again, so that an interrupted measurement can continue.
 """
 
 import argparse
@@ -25,11 +26,11 @@ sys.path[0] = str(ROOT)
 
 from benchmarks.measuring import ONE_THREAD, documents, machine, pairs, process  # noqa: E402
 
-EVERY = 500  # documents: one of them has a copy at the end
+EVERY = 500  # one document in this many has a copy at the end
 
 
 def changed(text: str, language: str, seed: str) -> str:
-    """One word in three replaced by another of the text."""
+    """Replace every third word by a random word of the same text."""
     draw = random.Random(seed)
     units = list(text) if language == "zh" else text.split(" ")
     for place in range(draw.randrange(3), len(units), 3):
@@ -52,7 +53,7 @@ def planted(file: Path, language: str) -> Iterator[str]:
 
 
 def write(file: Path, texts: Iterator[str]) -> tuple[int, int]:
-    """Documents and bytes of text."""
+    """Write the texts as JSON lines; return the number of documents and of bytes of text."""
     count = size = 0
     with open(file, "w", encoding="utf-8") as out:
         for text in texts:
@@ -62,7 +63,7 @@ def write(file: Path, texts: Iterator[str]) -> tuple[int, int]:
 
 
 def make(scratch: Path, files: dict[str, Path], copies: int) -> None:
-    """The corpus, its copies last: its recipe and how large it is."""
+    """Write the corpus, with the duplicates in its last files, and its recipe and size."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     names = [*files, *(f"{language}-copies" for language in files)]
@@ -75,7 +76,7 @@ def make(scratch: Path, files: dict[str, Path], copies: int) -> None:
 
 
 def run(stage: str, limit: int, *settings: str) -> str:
-    """One stage under the limit, as a line of the table."""
+    """Run one stage under the memory limit and return its line of the table."""
     command = [sys.executable, f"{ROOT}/launch/{stage}.py", *settings]
     used = process(["bash", "-c", f'ulimit -d {limit // 1024}; exec "$@"', "bash", *command], ONE_THREAD)
     return f"{stage:10}{used['peak_mb_of_largest_process']:12.0f} MB{used['cpu_s']:9.0f} s{used['wall_s']:8.0f} s"
@@ -85,10 +86,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+", metavar="LANGUAGE=FILE")
     parser.add_argument("--copies", type=int, default=6)
-    parser.add_argument("--megabytes", type=int, default=600, help="of memory of its own, for every process")
+    parser.add_argument("--megabytes", type=int, default=600, help="private memory that each process may have")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scratch", type=Path, required=True)
-    parser.add_argument("--set", nargs="*", default=[], help="settings of the stage clean")
+    parser.add_argument("--set", nargs="*", default=[], help="overrides for the stage clean, as key=value")
     chosen = parser.parse_args()
     scratch, limit, workers = chosen.scratch.resolve(), chosen.megabytes * 10**6, f"workers={chosen.workers}"
     recipe = scratch / "recipe.yaml"

@@ -1,16 +1,17 @@
-"""Measure what a run costs besides its steps, through the commands that a user types, and write the figures as JSON.
+"""Measure the time that a run spends outside of its steps, using the commands that a user types; write it as JSON.
 
     python benchmarks/launch.py corpora/en.jsonl.zst --out benchmarks/results/launch.json
 
-The first `--megabytes` of the text become a vocabulary of 8,064 entries and shards. Decoders of two sizes train on it,
-one thread a rank: as a plain process, and under `deepspeed` on one rank and on two (ZeRO 1). Each round starts a run,
-kills it with kill -9 once it has saved step SAVED and gone on, and starts it again. In seconds:
+A vocabulary of 8,064 entries is trained on the first `--megabytes` of the text, and shards are built. Decoders of two
+sizes train on them with one thread a rank: as a plain process, and under `deepspeed` on one rank and on two (ZeRO 1).
+Each round starts a run, kills it with kill -9 one step after the checkpoint of step SAVED, and starts it again. The
+figures, in seconds:
 
     start       from the command to the end of the first step
-    again       from kill -9, at once followed by the same command, to the end of the first step it makes
-    save        between the end of a saved step and the begin of the next: the checkpoint's stall
-    evaluate    the same of an evaluated step, of EVALUATED held-out tokens and the sample that is shown
-    step        a step
+    again       from kill -9, followed at once by the same command, to the end of its first step
+    save        from the end of a step with a checkpoint to the begin of the next step: the checkpoint's stall
+    evaluate    the same for a step with an evaluation: EVALUATED held-out tokens, and the preview
+    step        one step
 """
 
 import argparse
@@ -26,7 +27,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # this file's folder has names of libraries
+sys.path[0] = str(ROOT)  # so that no file of this folder shadows a library
 
 from benchmarks.measuring import ONE_THREAD, documents, machine, versions, write_recipe  # noqa: E402
 
@@ -73,7 +74,7 @@ def configuration(folder: Path, out: Path, shape: tuple[int, int, int], ranks: i
 
 
 class Run:
-    """A command that trains, and when each line of its metrics.jsonl came."""
+    """A training command, with the time at which each line of its metrics.jsonl appeared."""
 
     def __init__(self, config: Path, out: Path, ranks: int, log: Path):
         script = str(ROOT / "launch" / "pretrain.py")
@@ -85,10 +86,10 @@ class Run:
         self.log = log
         with open(log, "w") as file:
             self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
-        self.came: dict[int, tuple[float, float]] = {}  # by step: when its line came, and how long it took
+        self.came: dict[int, tuple[float, float]] = {}  # by step: when its line appeared, and its seconds
 
     def wait(self, step: int) -> float:
-        """Watch until `step` is recorded by this command, or any step if 0; when it was."""
+        """Wait until this command has recorded `step` (0: any step), and return the time at which it did."""
         while not (self.came if step == 0 else step in self.came):
             if self.process.poll() is not None and not self._read():
                 raise SystemExit(f"ended before step {step}:\n{self.log.read_text()}")
@@ -97,8 +98,8 @@ class Run:
         return self.came[step or min(self.came)][0]
 
     def _read(self) -> bool:
-        """Take note of lines that have come; whether there were any."""
-        if _inode(self.metrics) in (None, self.before):  # a run that goes on writes the file anew
+        """Note the time of all new lines; return whether there were any."""
+        if _inode(self.metrics) in (None, self.before):  # a run that continues writes the file anew
             return False
         now, found = time.perf_counter(), False
         text = self.metrics.read_text()
@@ -108,10 +109,10 @@ class Run:
                 self.came[report["step"]], found = (now, report["step_s"]), True
         return found
 
-    kept = 0  # steps of an earlier command
+    kept = 0  # the number of steps that an earlier command recorded
 
     def stall(self, step: int) -> float:
-        """Between the end of `step` and the begin of the next."""
+        """Seconds between the end of `step` and the begin of the next step."""
         return self.came[step + 1][0] - self.came[step + 1][1] - self.came[step][0]
 
     def kill(self) -> None:

@@ -1,16 +1,17 @@
-"""Measure batches beside other loaders, in turn, and write the figures as JSON.
+"""Measure how fast several loaders make batches, in turn, and write the figures as JSON.
 
     python benchmarks/loader.py en=corpora/en.jsonl.zst zh=corpora/zh.jsonl.zst --out benchmarks/results/loader.json \\
         --streaming-python /elsewhere/bin/python
 
-A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst. Its first `--megabytes` become
-a vocabulary, shards with their words, and the same ids in the formats of the others. Batches are `--windows` of 512.
+A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst. A vocabulary is trained on its
+first `--megabytes`, shards with word starts are built, and the same ids are written in the formats of the other
+loaders. A batch has `--windows` windows of 512 tokens.
 
-Every measurement is a process of its own; the contestants take turns, round after round, and the figures are medians
-over rounds, in millions of tokens per CPU second of one thread. `ours` takes random windows off the memory map, masks
-them, and numbers documents and positions; the others make ids and labels alone. `as trained` is all that a run's loader
-does: the order of samples and the digest of what was trained on too. MosaicML streaming may need versions of its own:
-`--streaming-python` is an interpreter that has it; without one it is left out.
+Every measurement is a process of its own. The contestants take turns, round after round, and figures are medians over
+rounds, in millions of tokens per CPU second of one thread. `ours` reads random windows from the memory map, masks them,
+and numbers documents and positions; the others make only ids and labels. `as trained` is everything that a run's loader
+does, so it includes the order of the windows and the batch digest. MosaicML streaming may need library versions of its
+own: `--streaming-python` is an interpreter that has it; without this option it is left out.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # this file's folder has names of libraries
+sys.path[0] = str(ROOT)  # so that no file of this folder shadows a library
 
 import numpy as np  # noqa: E402
 
@@ -32,7 +33,7 @@ from benchmarks.measuring import ONE_THREAD, documents, machine, medians, pairs,
 
 T = 512
 VOCABULARY = 30_000
-SECONDS = 2.0  # of CPU time a contestant is measured for, after WARM batches
+SECONDS = 2.0  # CPU time that a contestant is measured for, after WARM batches
 WARM = 20
 OURS = {
     "ours, causal": {"kind": "causal_lm"},
@@ -51,7 +52,7 @@ WORDS = ("HF collator, whole words",)
 
 
 def prepare(text: Path, folder: Path, megabytes: float, streaming: str | None) -> None:
-    """Vocabulary, shards and words of a text in `folder`, and its ids as the others want them."""
+    """Make the vocabulary, shards and word starts of a text in `folder`, and its ids in the formats of the others."""
     from pretrain import shards, tokenizer
     from pretrain.shards import segment
 
@@ -84,7 +85,7 @@ def write_mds(folder: str) -> None:
             writer.write({"input_ids": row})
 
 
-# Contestants: each a function of a folder that gives a function that makes one batch
+# Contestants: each takes the folder and returns a function that makes one batch
 
 
 def ours(folder: Path, who: str, count: int):
@@ -96,7 +97,7 @@ def ours(folder: Path, who: str, count: int):
     from pretrain.shards.word_starts import StoredWordStarts
     from tests.helpers.batches import batches as batches_of
 
-    keep_freed()  # as the processes of our loader do
+    keep_freed()  # the processes of our loader do it too
     shards = Shards(folder / "shards")
     wanted = OURS[who.removesuffix(", as trained")]
     config = OBJECTIVES[wanted["kind"]].Config(**wanted)
@@ -116,7 +117,7 @@ def ours(folder: Path, who: str, count: int):
 
 
 def nanogpt(folder: Path, who: str, count: int):
-    """Random windows of a flat file that is mapped anew for each batch, row by row, as its training script has it."""
+    """Copy random windows row by row from a flat file, mapped anew for each batch, as nanoGPT's train.py does."""
     import torch
 
     def batch():
@@ -174,7 +175,7 @@ def hf_collator(folder: Path, who: str, count: int):
     rows = []
     for ids in data[:count]["input_ids"]:
         row = {"input_ids": ids}
-        if words:  # a word's tokens have offsets that join
+        if words:  # the collator joins tokens whose offsets touch
             tokens = tokenizer.convert_ids_to_tokens(ids)
             ends = np.cumsum([2 if token.startswith("##") else 3 for token in tokens])
             row["offset_mapping"] = [(int(end) - 2, int(end)) for end in ends]
@@ -188,7 +189,7 @@ def contestant(who: str):
 
 
 def measure(who: str, folder: str, windows: str) -> None:
-    """One contestant in a process of its own: prints its rate."""
+    """Measure one contestant in this process and print its rate."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: text to measure on, whole processes and their cost, medians over rounds."""
+"""Shared by the benchmarks: reading text, measuring the cost of whole processes, and medians over rounds."""
 
 import gzip
 import io
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-# Starts a process and prints its status, CPU and wall seconds, and the memory of its largest process in MB: what starts
-# a process lends it its own peak, which must therefore be small.
+# Starts a process and prints its exit status, its CPU and wall seconds, and the peak memory of its largest process in
+# MB. A child's peak begins at the peak of the process that forked it, so this program must stay small.
 METER = """
 import json, os, subprocess, sys, time
 started = time.perf_counter()
@@ -22,7 +22,8 @@ _, status, used = os.wait4(process.pid, 0)
 wall = time.perf_counter() - started
 print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024]))
 """
-# Nor compiled anew by every process, where the environment says that bytecode is not kept.
+# One thread for every library. The first variable keeps bytecode even where the environment turns it off: otherwise
+# every process would compile all modules again.
 ONE_THREAD = {
     "PYTHONDONTWRITEBYTECODE": "",
     "RAYON_NUM_THREADS": "1",
@@ -32,7 +33,7 @@ ONE_THREAD = {
 
 
 def documents(path: Path, megabytes: float) -> Iterator[str]:
-    """The first documents of a file, as many as reach `megabytes` of UTF-8."""
+    """Yield documents from the start of a file until their UTF-8 text reaches `megabytes`."""
     size = 0
     for text in _read(path):
         yield text
@@ -67,19 +68,19 @@ def _opened(path: Path) -> io.TextIOBase:
 
 
 def write_recipe(folder: Path, file: str) -> Path:
-    """A corpus of one file, one document in a hundred held out."""
+    """Write `recipe.yaml` for a corpus of one file with 1 % of its documents held out, and return its path."""
     recipe = {"name": "benchmark", "heldout_fraction": 0.01, "sources": [{"name": "text", "files": [file]}]}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     return folder / "recipe.yaml"
 
 
 def process(command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """What a whole process and its children took."""
+    """Run a command and return the cost of its process and all its children, as `at_once` does."""
     return at_once([command], environment)
 
 
 def at_once(commands: list[list[str]], environment: dict[str, str]) -> dict[str, float]:
-    """What whole processes and their children took together, started at once; and what others took meanwhile."""
+    """Start several commands at once; return the cost of all their processes, and the CPU time of other programs."""
     busy, environment = _busy_s(), os.environ | environment
     meters = [
         subprocess.Popen([sys.executable, "-S", "-c", METER, *command], env=environment, stdout=subprocess.PIPE)
@@ -99,16 +100,18 @@ def at_once(commands: list[list[str]], environment: dict[str, str]) -> dict[str,
 
 
 def _busy_s() -> float:
-    """Seconds that all cores have worked, for whomever; Linux counts in hundredths."""
+    """Seconds that all cores were busy since the machine started, for any program (Linux counts hundredths)."""
     try:
         ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     except FileNotFoundError:
         return 0.0
-    return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # but for idle, and waiting for a disk
+    return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf(
+        "SC_CLK_TCK"
+    )  # all states but idle and waiting for a disk
 
 
 def medians(rounds: list[dict[str, dict]]) -> dict[str, dict]:
-    """Median, least and most of every figure of every contestant."""
+    """[median, minimum, maximum] over the rounds, for every figure of every contestant."""
     found = {}
     for who, first in rounds[0].items():
         found[who] = {}

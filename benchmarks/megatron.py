@@ -1,14 +1,14 @@
-"""Megatron-LM's own reader and tool on our files, and ours on theirs. Run with:
+"""Check that Megatron-LM's reader and tools work with our files, and our reader with theirs. Run with:
 
     python benchmarks/megatron.py CHECKOUT --commit COMMIT --python PYTHON --out benchmarks/results/megatron.json
 
-PYTHON is an interpreter in which the checkout can be imported (torch, transformers, triton). The corpus is the sample.
-It takes some minutes: each of their processes starts in 15 s.
-Counted are documents and tokens, and compared hashes of all ids, document by document:
+CHECKOUT is a checkout of Megatron-LM, PYTHON an interpreter that can import it (torch, transformers, triton). The
+corpus is the sample. The checks take some minutes, because each Megatron process needs 15 s to start. They count
+documents and tokens and compare hashes of all ids, document by document:
 
-    read      their IndexedDataset opens each pair of our shards: the ids are those of our tokenizer
-    write     their IndexedDatasetBuilder, given those documents, writes the same bytes
-    adopt     what their preprocess_data.py makes of the text becomes shards here: the documents are those of our build
+    read      their IndexedDataset opens each pair of our shards and reads the ids that our tokenizer gives
+    write     their IndexedDatasetBuilder writes the same bytes when it is given those documents
+    adopt     our import of the files that their preprocess_data.py makes of the text has the documents of our build
 """
 
 import argparse
@@ -27,7 +27,7 @@ sys.path[0] = str(ROOT)
 
 COMMAND = "python benchmarks/megatron.py CHECKOUT --commit COMMIT --python PYTHON --out OUT"
 QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-# The checkout imports typing.override, which is of Python 3.12.
+# The checkout imports typing.override, which came with Python 3.12.
 SHIM = "import typing, typing_extensions; typing.override = typing_extensions.override\n"
 RUN = SHIM + "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 THEIRS = (
@@ -72,7 +72,7 @@ TOOL = {
 
 
 def entry(documents: list) -> dict:
-    """What THEIRS says of a pair, of documents of ids."""
+    """The same figures that THEIRS prints of a pair, here of documents given as ids."""
     import numpy as np
 
     lengths = np.array([len(ids) for ids in documents], "<i4")
@@ -82,7 +82,7 @@ def entry(documents: list) -> dict:
 
 
 def prepare(scratch: Path) -> None:
-    """The sample's vocabularies, its shards in pieces of 100,000 tokens, and its text as the tool reads it."""
+    """Make the sample's vocabularies, its shards in pieces of 100,000 tokens, and its text as JSON lines."""
     from pretrain import shards, tokenizer
     from pretrain.config import load
     from pretrain.corpus import open_corpus
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--commit", required=True, help="of the checkout")
+    parser.add_argument("--commit", required=True, help="the commit of the checkout, for the report")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     os.chdir(ROOT)

@@ -1,11 +1,12 @@
-"""Measure what windows of whole documents cost and spare, beside windows of the stream, and write it as JSON.
+"""Compare packed windows of whole documents with windows of the stream, and write the figures as JSON.
 
     python benchmarks/packing.py en_wiki=corpora/en.jsonl.zst zh_poems=corpora/poems.jsonl.zst --out OUT.json
 
-A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst. Its first `--megabytes` become
-a vocabulary of kind bert and shards. Counted over an epoch: how many of the documents that fit into a window are cut
-by windows of either kind, and the padding. Measured: masked batches of 64 Ki tokens as a run's loader makes them, both
-kinds in turn in one process, medians over rounds, in millions of places of a window per CPU second of one thread.
+A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst. A vocabulary of kind bert is
+trained on its first `--megabytes`, and shards are built. Two shares are counted over an epoch for each kind of window:
+documents that would fit into a window but are cut, and padding. The speed is measured on masked batches of 64 Ki tokens
+as a run's loader makes them. Both kinds take turns in one process; figures are medians over rounds, in millions of
+window positions per CPU second of one thread.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # this file's folder has names of libraries
+sys.path[0] = str(ROOT)  # so that no file of this folder shadows a library
 
 import numpy as np  # noqa: E402
 
@@ -35,7 +36,7 @@ from tests.helpers.batches import batches as batches_of  # noqa: E402
 SEQ_LENS = (128, 512, 2048)
 BATCH_TOKENS = 1 << 16
 VOCABULARY = 30_000
-SECONDS = 1.0  # of CPU time that a kind is measured for in a round
+SECONDS = 1.0  # CPU time that a round measures each kind for
 
 
 def prepare(text: Path, folder: Path, megabytes: float) -> Shards:
@@ -49,7 +50,7 @@ def prepare(text: Path, folder: Path, megabytes: float) -> Shards:
 
 
 def cut(held: Shards, windows: Windows, seq_len: int) -> tuple[float | None, float]:
-    """Of an epoch: the share of documents cut among those that fit a window, and the share of padding."""
+    """Two shares of an epoch: documents that are cut although they fit a window, and padding."""
     numbers = np.arange(windows.blocks)[:, None] * windows.block_tokens
     numbers = numbers + np.arange(windows.per_block(seq_len)) * windows.apart(seq_len)
     parts = [part for start in windows.starts(numbers.ravel()).tolist() for part in windows.parts(start, seq_len)]
@@ -57,7 +58,7 @@ def cut(held: Shards, windows: Windows, seq_len: int) -> tuple[float | None, flo
     every = np.concatenate([np.stack(held.spans(*stretch), axis=1) for stretch in _pieces(held)])
     inside = (every[:, 0] >= begins.min()) & (
         every[:, 1] <= (begins + lengths).max()
-    )  # the rest of a block is left out
+    )  # windows leave the end of a block out
     short = every[inside & (every[:, 1] - every[:, 0] <= seq_len)]
     order = np.argsort(begins)
     part = order[np.searchsorted(begins, short[:, 0], side="right", sorter=order) - 1]
@@ -75,7 +76,7 @@ def _pieces(held: Shards):
 
 
 def speed(kinds: dict[str, Windows], seq_len: int, rounds: int) -> dict[str, list[float]]:
-    """[median, least, most] of each kind."""
+    """[median, minimum, maximum] of each kind."""
     made = {
         name: batches_of(
             {"": windows},

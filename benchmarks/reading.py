@@ -1,11 +1,11 @@
-"""Reading shards: rows out of one piece and out of many, and the start on a set of 10¹² tokens. Run with:
+"""Measure how fast shards are read, from one piece and from many, and how fast a set of 10¹² tokens opens. Run with:
 
     python benchmarks/reading.py --out benchmarks/results/reading.json
 
-`gather` measures rows of random starts (nothing else: no masks, no segments), every contestant in turn, round after
-round; figures are medians, in millions of tokens per CPU second. The files are in the page cache. The floor is what a
-core takes to copy as many ids from anywhere, 16 bits to 32, in one stretch.
-`start` opens a simulated set, 4,000 pieces of 250 million tokens that are holes, in a new process each round.
+`gather` measures reading rows at random starts, without masks or segments. The contestants take turns, round after
+round; figures are medians in millions of tokens per CPU second. The files are in the page cache. `floor` copies the
+same number of ids from one contiguous stretch, 16 bits to 32: no reader can be faster.
+`start` opens a simulated set in a new process each round: 4,000 pieces of 250 million tokens in sparse files.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _contestants(paths: list[Path], sizes: np.ndarray) -> dict:
     stretch = np.array(maps[0][: 1 << 16])
 
     def loop(starts: np.ndarray, length: int) -> np.ndarray:
-        """A row at a time, as this project did until now."""
+        """Read one row at a time from NumPy memory maps."""
         rows = np.empty((len(starts), length), np.int32)
         for row, start in zip(rows, starts.tolist(), strict=True):
             done = 0

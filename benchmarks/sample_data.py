@@ -1,13 +1,13 @@
-"""Write data/sample (text and labelled tasks) from two Debian packages, the same bytes every time.
+"""Write data/sample (text and labelled tasks) from two Debian packages. Every run writes the same bytes.
 
-The text of the King James Bible is what Debian's reader prints (packages bible-kjv and
-bible-kjv-text; installed, or unpacked with `dpkg -x` and named with -p):
+Debian's reader `bible` prints the text of the King James Bible. Install its packages bible-kjv and bible-kjv-text, or
+unpack them with `dpkg -x` and give the folder with -p:
 
     bible -f 'Gen1:1-Rev22:21' > kjv.txt            # or: bible -f -p X/usr/lib 'Gen1:1-Rev22:21'
     python benchmarks/sample_data.py --kjv kjv.txt \
         --fortunes /usr/share/games/fortunes --out data/sample
 
-The poems come from package fortunes-zh. Only the standard library is used.
+The poems come from the package fortunes-zh. This script uses only the standard library.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-ENGLISH_TEXT = (0, 3, 6)  # chapters with number % 10 in here are en.txt, others give task verses
+ENGLISH_TEXT = (0, 3, 6)  # chapters with number % 10 in here go to en.txt, the others to the task
 ENGLISH_SIZES = {"train": 1000, "dev": 1000, "test": 2000}  # clauses
-CHINESE_SHARE = 4  # every fourth poem is for the task
+CHINESE_SHARE = 4  # every fourth poem goes to the task
 CHINESE_SIZES = {"train": 400, "dev": 200, "test": 400}  # couplets
-SHARED_WORDS = 6  # clauses with so many words in a row in common count as the same passage
-SHARED_HAN = 5  # likewise characters within one clause of a poem
+SHARED_WORDS = 6  # two clauses that share this many words in a row count as the same passage
+SHARED_HAN = 5  # two poems that share a clause of at least this many characters count as the same poem
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-# Poets of the Song dynasty or earlier in the file `chinese` (beside those in the other two files).
+# Poets of the Song dynasty or earlier in the file `chinese`, in addition to the poets of the other two files.
 POETS = set(
     """
     辛弃疾 李煜 柳永 晏几道 吴文英 张先 温庭筠 张孝祥 陈亮 刘克庄 张炎 晏殊 史达祖 王沂孙
@@ -63,8 +63,8 @@ def read_chapters(path: Path) -> list[list[str]]:
 def split_english(chapters: list[list[str]]) -> tuple[list[list[str]], list[str]]:
     """Return the chapters for en.txt and the clauses for the task, from the other chapters.
 
-    A clause is dropped when six words in a row of it stand in en.txt or in an earlier clause
-    (Kings and Chronicles, the Gospels and the formulas have much in common).
+    A clause is dropped if six of its words in a row also stand in en.txt or in an earlier clause:
+    Kings and Chronicles, the Gospels, and formulas have much in common.
     """
     kept = [chapter for index, chapter in enumerate(chapters) if index % 10 in ENGLISH_TEXT]
     seen = set().union(*(word_runs(" ".join(chapter)) for chapter in kept))
@@ -112,7 +112,7 @@ def read_poems(folder: Path) -> list[tuple[str, list[str]]]:
         body = re.sub(r"\s", "", unicodedata.normalize("NFC", body))
         clauses = {part for part in re.split("[，。？！；：、]", body) if len(part) >= SHARED_HAN}
         if re.search(r"[^\u3400-\u9fff，。？！；：、“”‘’《》「」]", body) or clauses & seen:
-            continue  # a damaged text, or one that is there already
+            continue  # the poem is damaged, or shares a clause with an earlier one
         seen |= clauses
         sentences = re.findall("[^。？！]+[。？！]+[”’」]*", body)
         poems.append((unicodedata.normalize("NFC", title + author), sentences))
@@ -132,10 +132,10 @@ def write_task(
     sizes: dict[str, int],
     change: Callable[[str, random.Random], str | None],
 ) -> None:
-    """Write the three splits, sizes in texts.
+    """Write the three splits. `sizes` counts texts.
 
-    In train every text stands in both forms, so that the words of both classes are the same;
-    in dev and test it stands once, every second one changed.
+    In train every text stands in both forms, so that both classes have the same words. In dev and
+    test every text stands once, and every second one is changed.
     """
     rng = random.Random(0)
     texts = [text for text in texts if change(text, random.Random(0)) is not None]

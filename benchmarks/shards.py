@@ -1,25 +1,25 @@
-"""Measure the shards stage beside other ways from text to token files, in turn, and write the figures as JSON.
+"""Measure the stage shards and other programs that make token files from text, in turn; write the figures as JSON.
 
     python benchmarks/shards.py en=corpora/en.jsonl.zst zh=corpora/zh.txt.gz --megabytes 10 100 \\
         --megatron CHECKOUT --megatron-python PYTHON --out benchmarks/results/shards.json
 
-A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst, or several of them, one after
-another: en=wiki.jsonl.zst,books.jsonl.zst. All contestants get the same documents as plain JSON lines, and one
-WordPiece vocabulary of 30,000, trained on the first 20 MB of each text unless `--vocabularies FOLDER` has it from an
-earlier call:
+A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst, or several such files in
+sequence: en=wiki.jsonl.zst,books.jsonl.zst. All contestants get the same documents as plain JSON lines, and the same
+WordPiece vocabulary of 30,000 entries. It is trained on the first 20 MB of each text, unless `--vocabularies FOLDER`
+has it from an earlier call:
 
-    ours         launch/shards.py; also splits off held-out documents, keeps origins, hashes what it writes. `ours, 1
-                 and 1` are two builds of one worker at once: what the machine itself makes of a second process
+    ours         launch/shards.py. It also splits off held-out documents, keeps origins, and hashes its output. `ours, 1
+                 and 1` runs two builds of one worker at once; it shows how well the machine runs a second process
     Megatron-LM  its tools/preprocess_data.py with a Hugging Face tokenizer. PYTHON is an interpreter that can import
-                 the checkout (torch, transformers, triton); without --megatron it is left out
+                 the checkout (torch, transformers, triton). Without --megatron it is left out
     datasets     `map` with the fast tokenizer, then `group_texts` to blocks of 512, as run_mlm.py does; Arrow files
     nanoGPT      `map` document by document, then one memmap, as its prepare.py does
 
-`--only ours` leaves the others out. Every measurement is a whole process with its children; the contestants take
-turns, round after round, and the figures are medians over rounds. What a contestant takes for a single document is its
-start: `mb_per_cpu_s` is of the seconds above that, `mb_per_cpu_s_with_start` of all. Ratios are taken within a round.
-That all make the same tokens is checked by how often each id occurs, but for the template's ids; `datasets` drops the
-end of every thousand documents.
+`--only ours` leaves the others out. Every measurement is a whole process with its children. The contestants take turns,
+round after round, and figures are medians over rounds. The time that a contestant needs for a single document counts as
+its start: `mb_per_cpu_s` leaves the start out, `mb_per_cpu_s_with_start` includes it. Ratios are taken within a round.
+The number of times that each id occurs, without the template's ids, shows whether all contestants make the same tokens;
+`datasets` drops the end of every thousand documents.
 """
 
 import argparse
@@ -53,7 +53,7 @@ from benchmarks.measuring import (  # noqa: E402
 VOCABULARY, VOCABULARY_MEGABYTES, BLOCK = 30_000, 20, 512
 TWICE = "ours, 1 and 1"
 OFFLINE = ONE_THREAD | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-# The checkout imports typing.override, which is of Python 3.12.
+# The checkout imports typing.override, which came with Python 3.12.
 MEGATRON = (
     "import runpy, sys, typing, typing_extensions; typing.override = typing_extensions.override\n"
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -61,7 +61,7 @@ MEGATRON = (
 
 
 def measure(arguments: argparse.Namespace, name: str, text: str, scratch: Path) -> list[dict]:
-    """The results of one text, one for each size."""
+    """Measure one text; return one result for each size."""
     texts = [Path(file) for file in text.split(",")]
     tokenizer = Path(arguments.vocabularies or scratch) / f"{name}-bert"
     if not tokenizer.exists():
@@ -70,7 +70,7 @@ def measure(arguments: argparse.Namespace, name: str, text: str, scratch: Path) 
     one = _write(scratch / "one", documents(texts[0], 0))
     _two_sides(one)
     for _, start in contestants:
-        start(one, tokenizer, scratch / "out-one")  # what compiles itself has done so
+        start(one, tokenizer, scratch / "out-one")  # not measured: some contestants compile code at their first start
     results = []
     for megabytes in arguments.megabytes:
         folder = _write(scratch / "corpus", _first(texts, megabytes))
@@ -98,7 +98,7 @@ def measure(arguments: argparse.Namespace, name: str, text: str, scratch: Path) 
 
 
 def _timed(who: str, start, *, one: Path, folder: Path, tokenizer: Path, scratch: Path, size: float) -> dict:
-    """What a contestant took, its start taken off, and what it made."""
+    """Run a contestant; return its cost without its start, its rates, and a digest of its ids."""
     begun = start(one, tokenizer, scratch / "out-one")
     found = start(folder, tokenizer, scratch / "out")
     size *= 2 if who == TWICE else 1
@@ -122,7 +122,7 @@ def _ratios(rounds: list[dict]) -> dict[str, float]:
     return found
 
 
-# Contestants: each takes a folder with text.jsonl and recipe.yaml, a tokenizer, and the prefix of what it makes
+# Contestants: each takes a folder with text.jsonl and recipe.yaml, a tokenizer, and the prefix of its output
 
 
 def _contestants(arguments: argparse.Namespace) -> list[tuple]:
@@ -152,7 +152,7 @@ def _our_command(workers: int, folder: Path, tokenizer: Path, out: Path) -> list
 
 
 def _two_sides(folder: Path) -> None:
-    """A recipe of a folder's document and another, one on either side (an empty one is refused), a chunk for each."""
+    """Write a recipe with one document on each side, each in a chunk of its own: an empty side is an error."""
     from pretrain.corpus.sides import side_of
 
     text = json.loads((folder / "text.jsonl").read_text(encoding="utf-8"))["text"]
@@ -173,14 +173,14 @@ def _megatron(arguments: argparse.Namespace, workers: int, folder: Path, tokeniz
 
 
 def _theirs(form: str, workers: int, folder: Path, tokenizer: Path, out: Path) -> dict:
-    shutil.rmtree(out.with_name("cache"), ignore_errors=True)  # what was mapped before is not mapped again
+    shutil.rmtree(out.with_name("cache"), ignore_errors=True)  # or `map` would find its earlier result
     cache = {"HF_DATASETS_CACHE": str(out.with_name("cache"))}
     command = [sys.executable, __file__, form, folder / "text.jsonl", tokenizer / "tokenizer.json", out, workers]
     return process(list(map(str, command)), OFFLINE | cache)
 
 
 def their_grouped(file: str, tokenizer: str, out: str, workers: str) -> None:
-    """As run_mlm.py of transformers has it: `line_by_line` off, a thousand documents at a time."""
+    """Do the same as run_mlm.py of transformers without `line_by_line`: a thousand documents at a time."""
     fast, dataset = _opened(file, tokenizer)
     processes = int(workers) if int(workers) > 1 else None
     tokenised = dataset.map(
@@ -199,7 +199,7 @@ def their_grouped(file: str, tokenizer: str, out: str, workers: str) -> None:
 
 
 def their_flat(file: str, tokenizer: str, out: str, workers: str) -> None:
-    """As prepare.py of nanoGPT has it, with our vocabulary and [SEP] in place of its end of text."""
+    """Do the same as prepare.py of nanoGPT, with our vocabulary and with [SEP] for its end of text."""
     import numpy as np
 
     fast, dataset = _opened(file, tokenizer)
@@ -230,7 +230,7 @@ def _opened(file: str, tokenizer: str):
 
 
 def _ids(who: str, out: Path, tokenizer: Path) -> dict:
-    """How many ids there are, and a hash of how often each occurs, but for the template's."""
+    """Count the ids, and hash the number of times that each id occurs. The template's ids are left out."""
     import hashlib
 
     import numpy as np
@@ -254,7 +254,7 @@ def _ids(who: str, out: Path, tokenizer: Path) -> dict:
 
 
 def _first(texts: list[Path], megabytes: float) -> Iterator[str]:
-    """The first documents of all files, as many as reach `megabytes` of UTF-8."""
+    """Yield the documents of all files in sequence until their UTF-8 text reaches `megabytes`."""
     size = 0
     for text in chain.from_iterable(documents(path, math.inf) for path in texts):
         yield text

@@ -1,10 +1,10 @@
-"""Measure what the size of blocks does to a run's held-out loss, and write the losses as JSON.
+"""Measure how the block size of the order affects a run's held-out loss, and write the losses as JSON.
 
     python benchmarks/shuffling.py --out benchmarks/results/shuffling.json
 
-The sample text becomes a vocabulary of kind byte and shards. A small decoder is trained on windows of 32 tokens, 64 of
-them a step, once for every size of block (`data.block_tokens`) and every seed, and scored on the whole held-out side.
-Blocks of 32 tokens are windows in one random order. Larger blocks are what a run of longer and longer windows needs.
+A vocabulary of kind byte is trained on the sample text, and shards are built. A small decoder is trained on 64 windows
+of 32 tokens a step, once for every block size (`data.block_tokens`) and seed, and scored on the whole held-out side.
+With blocks of 32 tokens all windows are in one random order. Runs whose windows grow longer need larger blocks.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # this file's folder has names of libraries
+sys.path[0] = str(ROOT)  # so that no file of this folder shadows a library
 
 import yaml  # noqa: E402
 

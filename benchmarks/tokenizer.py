@@ -1,4 +1,4 @@
-"""Measure the tokenizer stage and the encoder beside `tokenizers`, in turn, and write the figures as JSON.
+"""Compare the stage tokenizer and the encoder with the library `tokenizers`, in turn; write the figures as JSON.
 
     python benchmarks/tokenizer.py train en=corpora/en.jsonl.zst --out benchmarks/results/tokenizer-train.json
     python benchmarks/tokenizer.py encode en=corpora/en.jsonl.zst zh=corpora/zh.jsonl.zst \\
@@ -7,10 +7,10 @@
 A text is .txt (a blank line ends a document) or .jsonl (key `text`), plain, .gz or .zst. `encode` trains a vocabulary
 of each kind on the first 20 MB of each text, unless `--vocabularies FOLDER` has them from an earlier call.
 
-Every measurement is a process of its own; the contestants take turns, round after round, and the figures are medians
-over rounds. CPU seconds are those of a process and its children: of the whole process for `train`; for `encode` of the
-calls alone, on one thread. `cold` is a first pass, building of tables included, `warm` a second one. Ratios are taken
-within a round.
+Every measurement is a process of its own. The contestants take turns, round after round, and figures are medians over
+rounds. For `train`, CPU seconds are those of the whole process and its children; for `encode`, those of the calls to
+the encoder, on one thread. `cold` is a first pass, which builds the encoder's tables; `warm` is a second pass. Ratios
+are taken within a round.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # this file has the name of a library
+sys.path[0] = str(ROOT)  # so that no file of this folder shadows a library
 
 from benchmarks.measuring import (  # noqa: E402
     ONE_THREAD,
@@ -40,7 +40,7 @@ from benchmarks.measuring import (  # noqa: E402
     write_recipe,
 )
 
-BATCH_CHARACTERS = 1 << 20  # as the shards stage
+BATCH_CHARACTERS = 1 << 20  # as in the stage shards
 VOCABULARY, VOCABULARY_MEGABYTES = 30_000, 20
 
 
@@ -60,7 +60,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def write_corpus(folder: Path, texts: Iterable[str]) -> Path:
-    """A recipe of one text file, one document in a hundred held out: what both trainers read."""
+    """Write the text file that both trainers read, and a recipe that holds out 1 % of its documents."""
     folder.mkdir(parents=True)
     with open(folder / "text.txt", "w", encoding="utf-8") as file:
         for text in texts:
@@ -111,7 +111,7 @@ def _train_round(file: Path, scratch: Path, vocab_size: int) -> dict[str, dict]:
 
 
 def _made(command: list[str], environment: dict[str, str], product: Path) -> dict:
-    """What a whole process and its children took, and the hash of what they made."""
+    """Run a command; return its cost and the hash of the vocabulary that it made."""
     product.unlink(missing_ok=True)
     return {**process(command, environment), "vocabulary": hashlib.sha256(product.read_bytes()).hexdigest()}
 
@@ -123,7 +123,7 @@ def their_trainer(file: str, vocab_size: str, out: str) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    # Its alphabet is 1,000 characters unless told otherwise; ours keeps all.
+    # Its alphabet has 1,000 characters by default; ours keeps all characters.
     trainer = trainers.WordPieceTrainer(
         vocab_size=int(vocab_size), special_tokens=specials, limit_alphabet=100_000, show_progress=False
     )
@@ -170,7 +170,7 @@ def _encode_round(tokenizer: Path, text: Path, megabytes: float) -> dict[str, di
 
 
 def encode_one(who: str, tokenizer: str, text: str, megabytes: str) -> None:
-    """One contestant in a process of its own: a pass, or for ours two. Prints what it took."""
+    """Measure one contestant in this process, ours in two passes, and print the figures."""
     import numpy as np
 
     encoder = {"ours": _ours, "tokenizers": _theirs, "tokie": _tokie}[who](Path(tokenizer))
@@ -203,7 +203,7 @@ def _ours(folder: Path):
     from pretrain.processes.memory import keep_freed
     from pretrain.tokenizer import open_tokenizer
 
-    keep_freed()  # as the stages do
+    keep_freed()  # the stages do it too
     return open_tokenizer(folder).encode_flat
 
 
@@ -255,7 +255,7 @@ def _encoded(name: str, text: Path, kind: str, rounds: list[dict]) -> dict:
 
 
 def _peak_mb() -> float:
-    """Of this process; `getrusage` would begin with the peak of the parent."""
+    """The peak memory of this process. `getrusage` would start from the peak of its parent."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 

@@ -1,21 +1,22 @@
-"""Measure training steps beside other trainers, step by step in turn, and write the figures as JSON.
+"""Measure the training steps of several trainers in turn, step by step, and write the figures as JSON.
 
     python benchmarks/train.py corpora/en.jsonl.zst --groups decoder encoder zero --out benchmarks/results/train.json
 
-The first `--megabytes` of the text become vocabularies of 8,064 entries and shards. Every contestant trains 6 layers of
-width 384 with 6 heads on the same 4 windows of 256 tokens a step: fp32, AdamW (rate 1e-4, betas 0.9 and 0.95, weight
-decay 0.1), gradients clipped at 1, one thread a process. `ours` are the commands that a user types: launch/pretrain.py
-in a plain process, and under `deepspeed`; a step is all that happens from one batch to the next, batch, digest and
-metrics included. Documents are kept apart by ours alone, which is more work.
+Vocabularies of 8,064 entries are trained on the first `--megabytes` of the text, and shards are built. Every contestant
+trains 6 layers of width 384 with 6 heads on the same 4 windows of 256 tokens a step: fp32, AdamW (learning rate 1e-4,
+betas 0.9 and 0.95, weight decay 0.1), gradients clipped at 1, one thread a process. `ours` are the commands that a user
+types: launch/pretrain.py in a plain process, and under `deepspeed`. A step is everything from one batch to the next,
+including making the batch, its digest and the metrics. Only ours keeps documents apart, which is more work.
 
-All contestants of a group are started, and then take one step each, in turn, round after round, while the others wait.
-A ratio is of two steps of the same round; median, quartiles over rounds. CPU seconds are of the whole process, the
-mean of ranks; wall seconds, which are worth something on an idle machine only, those of the slowest rank. Groups:
+All contestants of a group are started. Then they take one step each in turn, round after round, while the others wait.
+A ratio compares two steps of the same round; figures are the median and the quartiles over rounds. CPU seconds count
+the whole process, averaged over ranks. Wall seconds are those of the slowest rank and mean little on a busy machine.
+Groups:
 
-    decoder  nanoGPT's shape (pre-norm, LayerNorm, GELU, learned positions, biases, tied head) by all; ours in the shape
-             of the dialect qwen3 too (RMSNorm, SwiGLU, RoPE, normed queries and keys; as many weights)
-    encoder  BERT's shape, 15 % masked. Ours projects the masked positions to the vocabulary, the others all positions
-    zero     our decoder in ZeRO 0 to 3 of DeepSpeed, on one rank and on two with half of the windows each
+    decoder  all contestants: nanoGPT's shape (pre-norm, LayerNorm, GELU, learned positions, biases, tied head); ours
+             also in the shape of the dialect qwen3 (RMSNorm, SwiGLU, RoPE, normed queries and keys, as many weights)
+    encoder  BERT's shape, 15 % masked. Ours projects only the masked positions to the vocabulary, the others all
+    zero     our decoder with ZeRO 0 to 3 of DeepSpeed, on one rank, and on two with half of the windows each
 """
 
 import argparse
@@ -32,15 +33,15 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # this file's folder has names of libraries
+sys.path[0] = str(ROOT)  # so that no file of this folder shadows a library
 
 import numpy as np  # noqa: E402
 
 from benchmarks.measuring import ONE_THREAD, documents, machine, versions, write_recipe  # noqa: E402
 
 LAYERS, WIDTH, HEADS, T, B, VOCABULARY = 6, 384, 6, 256, 4, 8064
-STEPS = 10**5  # of a run, which is ended long before; the others go through the first WINDOWS steps again and again
-WINDOWS = 64
+STEPS = 10**5  # of a run of ours; the measurement ends it long before
+WINDOWS = 64  # the others repeat the batches of the first so many steps
 WARM = 2  # rounds that do not count
 RATE, BETAS, DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
 SHAPE = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "max_positions": T}
@@ -50,9 +51,9 @@ QWEN = SHAPE | {"causal": True, "mlp_width": 1024, "norm": "rmsnorm", "norm_posi
 QWEN |= {"positions": "rope", "mlp": "swiglu", "bias": False, "qk_norm": True}
 BERT = SHAPE | {"causal": False, "mlp_width": 4 * WIDTH, "norm": "layernorm", "norm_position": "post"}
 BERT |= {"norm_eps": 1e-12, "positions": "learned", "mlp": "gelu", "bias": True, "transform_head": True}
-FORCED = {"wall_clock_breakdown": False}  # a key of DeepSpeed's, so that it runs one rank too
+FORCED = {"wall_clock_breakdown": False}  # any key of DeepSpeed makes it run a single rank too
 
-# Of each: how many ranks `deepspeed` starts (0: a plain process), the model, keys of the section `engine`
+# By name: the number of ranks that `deepspeed` starts (0: a plain process), the model, and keys of the section `engine`
 OURS = {
     "decoder": {
         "ours, plain": (0, GPT, {}),
@@ -83,7 +84,7 @@ RATIOS = {
 
 
 def prepare(text: Path, folder: Path, megabytes: float) -> None:
-    """Vocabularies and shards of both kinds, and the windows of the first WINDOWS steps for the others."""
+    """Make vocabularies and shards of both kinds, and the batches of the first WINDOWS steps for the others."""
     from pretrain import shards, tokenizer
     from pretrain.objectives.causal_lm import CausalLMConfig
     from pretrain.objectives.masked_lm import MaskedLMConfig
@@ -130,11 +131,11 @@ def configuration(folder: Path, name: str, model: dict, engine: dict, ranks: int
     return path
 
 
-# Contestants: processes that take a step whenever they are told to
+# Contestants: processes that take one step each time they are told to
 
 
 class Turns:
-    """A contestant's side of the connection."""
+    """The contestant's side of the connection to this program."""
 
     def __init__(self, address: str, name: str):
         self.connection = Client(address)
@@ -142,7 +143,7 @@ class Turns:
         self.began = None
 
     def over(self) -> None:
-        """Say how long the step took that is over now, if one is, and wait for the next turn."""
+        """Report the time of the step that has just ended, if there was one, and wait for the next turn."""
         if self.began is not None:
             self.connection.send((time.process_time() - self.began[0], time.perf_counter() - self.began[1]))
         try:
@@ -153,7 +154,7 @@ class Turns:
 
 
 def ours(address: str, name: str, config: str) -> None:
-    """launch/pretrain.py, with a wait before every batch."""
+    """Run launch/pretrain.py with a wait before every batch."""
     from pretrain.cli import main
     from pretrain.training import loader
 
@@ -171,7 +172,7 @@ def ours(address: str, name: str, config: str) -> None:
 
 
 def theirs(address: str, name: str, folder: str) -> None:
-    """A bare loop, or HF's Trainer, over the windows that ours trains on."""
+    """Train on the batches of ours in a bare loop, or with the Trainer of Hugging Face."""
     import torch
 
     torch.set_num_threads(1)
@@ -198,13 +199,13 @@ def theirs(address: str, name: str, folder: str) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss.item()  # is logged
+        loss.item()  # as for logging
         step += 1
 
 
 def nanogpt():
-    """GPT-2 as karpathy/nanoGPT has it, with its defaults but for the sizes: biases, one product for queries, keys and
-    values, attention by torch, a tied head. Its AdamW is fused on CUDA only.
+    """GPT-2 as in karpathy/nanoGPT with its defaults, except for the sizes: biases, one matrix product for queries,
+    keys and values, attention by torch, a tied head. Its AdamW is fused on CUDA only.
     """
     import torch
     import torch.nn.functional as F
@@ -263,7 +264,7 @@ def bert():
 
 
 def huggingface(model):
-    """A causal model shifts its labels itself: it is given the inputs, and so has one target less a window."""
+    """A causal model shifts its labels itself: it gets the inputs as labels, and so has one target less per window."""
     causal = model.config.model_type == "gpt2"
     return model, lambda inputs, labels: model(input_ids=inputs, labels=inputs if causal else labels).loss
 
@@ -303,7 +304,7 @@ def trainer(turns: Turns, model, inputs, labels, folder: str) -> None:
 
 
 def start(group: str, folder: Path, address: str) -> tuple[dict[str, int], list[subprocess.Popen]]:
-    """Start the contestants of a group: how many connections each makes, and their processes."""
+    """Start the contestants of a group; return the number of connections that each will make, and the processes."""
     commands, ranks = {}, {}
     for name, (wanted, model, engine) in OURS[group].items():
         config, me = str(configuration(folder, f"{group}, {name}", model, engine, wanted)), str(Path(__file__))
@@ -382,17 +383,15 @@ def result(group: str, rounds: list[dict[str, tuple[float, float]]]) -> dict:
 def main() -> None:
     if sys.argv[1:2] == ["theirs"]:
         return theirs(*sys.argv[2:])
-    if "ours" in sys.argv[1:3]:  # the launcher puts --local_rank before it
+    if "ours" in sys.argv[1:3]:  # the launcher puts --local_rank in front
         return ours(*sys.argv[sys.argv.index("ours") + 1 :])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--groups", nargs="+", choices=list(OURS), default=list(OURS))
     parser.add_argument("--megabytes", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--prepared", type=Path, help="a folder to keep what is prepared, or to find it in")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="groups that are not measured now stay as they are there"
-    )
+    parser.add_argument("--prepared", type=Path, help="folder for vocabularies and shards, used again if it has them")
+    parser.add_argument("--out", type=Path, required=True, help="groups in this file that are not measured now stay")
     arguments = parser.parse_args()
     found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
