@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 OWNER = """
 import os, sys, time
 from pathlib import Path
-from pretrain.locks import locked
+from pretrain.storage.locks import locked
 with locked(Path(sys.argv[1]), "pretrain"):
     if os.fork() == 0:  # as a loader's worker is
         time.sleep(30)
@@ -83,7 +83,8 @@ def test_the_owner_is_named_and_its_death_frees_the_folder_though_a_forked_proce
     owner.wait()
     with locked(tmp_path / "run", "export"):
         assert json.loads((tmp_path / ".run.lock").read_text())["command"] == "export"
-    os.killpg(owner.pid, signal.SIGKILL)  # the forked one was there all the time
+    os.killpg(owner.pid, signal.SIGKILL)  # the forked process was there all the time
+    owner.communicate(timeout=30)
 
 
 def test_a_forked_process_releases_nothing(tmp_path):

@@ -18,7 +18,7 @@ READ = """
 import os, sys
 import numpy as np
 from pretrain import cli
-from pretrain.readahead import ahead
+from pretrain.processes.prefetch import ahead
 from pretrain.shards import Shards
 
 def read(shards, item):
