@@ -11,7 +11,6 @@ same number of ids from one contiguous stretch, 16 bits to 32: no reader can be 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+
+from benchmarks.measuring import machine, versions  # noqa: E402
 
 SHAPES = ((32, 512), (32, 513), (8, 2048), (256, 128))
 BATCHES = 200
@@ -139,12 +140,11 @@ def main() -> None:
     load = [round(value, 1) for value in os.getloadavg()]
     with tempfile.TemporaryDirectory() as name:
         results = {"gather": gather(Path(name), arguments.rounds), "start": start(Path(name), arguments.rounds)}
-    model = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
     head = {
         "command": f"python benchmarks/reading.py --rounds {arguments.rounds} --out benchmarks/results/reading.json",
         "date": str(date.today()),
-        "machine": {"processor": model, "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        "machine": machine(),
+        "versions": versions("numpy"),
         "load_average_before": load,
         "figures": "[median, least, most] over rounds",
     }
