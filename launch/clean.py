@@ -1,4 +1,4 @@
-"""Clean a corpus, with a report of what went: python launch/clean.py CONFIG.yaml [key=value ...]"""
+"""Clean a corpus and report what was removed: python launch/clean.py CONFIG.yaml [key=value ...]"""
 
 if __name__ == "__main__":
     import sys

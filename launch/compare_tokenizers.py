@@ -1,4 +1,4 @@
-"""Put vocabularies side by side: python launch/compare_tokenizers.py CONFIG.yaml [key=value ...]"""
+"""Compare vocabularies on the same text: python launch/compare_tokenizers.py CONFIG.yaml [key=value ...]"""
 
 if __name__ == "__main__":
     import sys

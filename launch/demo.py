@@ -1,4 +1,4 @@
-"""Walk the whole road on the sample text: python launch/demo.py configs/sample/demo.yaml [key=value ...]"""
+"""Run every stage on the sample text: python launch/demo.py configs/sample/demo.yaml [key=value ...]"""
 
 if __name__ == "__main__":
     import sys

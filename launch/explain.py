@@ -1,4 +1,4 @@
-"""What a run reads, and when: python launch/explain.py RUN_OR_CONFIG --step N | --document WHERE | --lengths"""
+"""Show what a run reads, and when: python launch/explain.py RUN_OR_CONFIG --step N | --document WHERE | --lengths"""
 
 if __name__ == "__main__":
     import sys

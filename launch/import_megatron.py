@@ -1,4 +1,4 @@
-"""Make shards of Megatron's token files: python launch/import_megatron.py CONFIG.yaml [key=value ...]"""
+"""Make shards from Megatron's token files: python launch/import_megatron.py CONFIG.yaml [key=value ...]"""
 
 if __name__ == "__main__":
     import sys

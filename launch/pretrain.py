@@ -1,6 +1,6 @@
 """Pre-train a model: deepspeed --num_accelerators N launch/pretrain.py CONFIG.yaml [key=value ...]
 
-Or, in one plain process: python launch/pretrain.py CONFIG.yaml [key=value ...]
+Without a launcher, in one process: python launch/pretrain.py CONFIG.yaml [key=value ...]
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Concatenate, split or choose from shard sets: python launch/reshard.py CONFIG.yaml [key=value ...]"""
+"""Concatenate shard sets, or take a part of them: python launch/reshard.py CONFIG.yaml [key=value ...]"""
 
 if __name__ == "__main__":
     import sys

@@ -1,6 +1,6 @@
 """Tokenise a corpus into memory-mapped shards: python launch/shards.py CONFIG.yaml [key=value ...]
 
-A killed build goes on when it is started again. With --scheduler tcp://… the workers of a Dask cluster do the work.
+A killed build continues when it is started again. With --scheduler tcp://… the workers of a Dask cluster do the work.
 """
 
 if __name__ == "__main__":

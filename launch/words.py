@@ -1,4 +1,4 @@
-"""Find the words of a shard set, Chinese ones by a segmenter: python launch/words.py CONFIG.yaml [key=value ...]"""
+"""Find where words begin in a shard set: python launch/words.py CONFIG.yaml [key=value ...]"""
 
 if __name__ == "__main__":
     import sys

@@ -1,8 +1,8 @@
-"""What several test files share: a small corpus with its vocabularies and shards, tiny run configurations, ranks."""
+"""Shared by the test files: a small corpus with vocabularies and shards, and tiny run configurations."""
 
 import os
 
-# Before torch is imported anywhere: one thread a process, no dynamo, the CPU.
+# Set before anything imports torch: one thread per process, no dynamo, only the CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -20,7 +20,7 @@ SAMPLE = ROOT / "data" / "sample"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A corpus file with the folders made of it, one tokenizer and one shard set a kind."""
+    """A corpus file, and for each kind the folders of a tokenizer and a shard set made from it."""
 
     corpus: Path
     tokenizer: dict[str, Path]
@@ -88,7 +88,7 @@ DECODER = {
 
 
 def run_values(prepared: Prepared, out: Path, objective: str = "masked_lm", **sections: dict) -> dict:
-    """Values of a tiny RunConfig; `sections` are merged into the sections of their name."""
+    """Return the values of a tiny RunConfig. Keys of `sections` replace those of the section with that name."""
     kind = "bert" if objective == "masked_lm" else "byte"
     values = {
         "out": str(out),

@@ -320,7 +320,7 @@ CORPUS_STEPS = ("decontamination", "duplicate documents", "near-duplicates", "du
 EVERY = (*StepsConfig.model_fields, *CORPUS_STEPS)  # each with a recall of 1, and nothing else touched
 # What is planted to stay, since by design no step finds it (recall 0 of 10): an address that is spelled out, for which
 # there is no pattern; 12 words or 19 characters of an evaluation item, where n-grams of 13 and 20 are looked for; and
-# copies at a similarity of about 0.5. Near 0.8 the estimate decides (its deviation is 0.035): tests/test_duplicates.py.
+# copies at a similarity of about 0.5. Near 0.8 the estimate decides (its deviation is 0.035): test_duplicates.py.
 MISSED = {
     "en": ["Write to user at northwind dot pl before the end of May.", "{quoted}."],
     "zh": ["来信请寄user于northwind点pl，谢谢您的关心。", "{quoted}。"],

@@ -1,4 +1,4 @@
-"""Micro-batches of a run that has windows and phases, but no folder."""
+"""Micro-batches made from windows and phases, without a run folder."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,7 @@ def batches(
     begun: int = 0,
     skips: branch.Skips = (),
 ) -> Batches:
-    """Every phase has the same objective."""
+    """The micro-batches of a rank. `objective` applies to every phase."""
     order = Order(dict(corpora), branch.reading(list(phases), skips))
     shards, kind = order.windows[0].shards, OBJECTIVES[objective.kind]
     made = [kind(objective, shards.specials, shards.vocab_size, phase.seq_len, seed) for phase in phases]

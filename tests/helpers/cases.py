@@ -1,4 +1,4 @@
-"""What ranks do in tests; importable by the forkserver's children."""
+"""Functions that the ranks of tests run. The children of the forkserver can import this module."""
 
 from pathlib import Path
 
@@ -12,17 +12,17 @@ from pretrain.training.watch import metrics
 
 
 def train(values: dict) -> dict:
-    """Run a whole configuration; the summary."""
+    """Train with a configuration and return the summary."""
     return run(config.build(RunConfig, values, "test"))
 
 
 def history(out: Path) -> list[tuple]:
-    """(step, loss, gradient norm, batch digest) of every recorded step, exactly."""
+    """Return (step, loss, gradient norm, batch digest) of every recorded step, unrounded."""
     return [(r.step, r.loss, r.grad_norm, r.digest) for r in metrics.reports(out)]
 
 
 def state(out: Path) -> dict:
-    """Every tensor of the newest checkpoint, by kind and name."""
+    """Return every tensor of the newest checkpoint under "kind/name"."""
     folder = checkpoint.newest(out)
     kinds = ("weights", "exp_avg", "exp_avg_sq")
     return {f"{kind}/{name}": t for kind in kinds for name, t in load_file(folder / f"{kind}.safetensors").items()}

@@ -1,4 +1,4 @@
-"""What the tests of the cleaning steps share: one step switched on alone, and the sample's documents."""
+"""For tests of the cleaning steps: a single step, and the documents of the sample."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ def config(**sections) -> StepsConfig:
 
 
 def step(name: str, language: str = "en", **section) -> Callable[[str], Outcome]:
-    """The function of one step, the only one on, with settings of its section."""
+    """Return the function of one step with settings of its section, while all other steps are off."""
     (found,) = steps(config(**dict.fromkeys(NAMES, "false") | {name: {"use": "true"} | section}), language)
     assert found.name == name
     return found.apply

@@ -1,4 +1,4 @@
-"""Small corpora made in a test's folder, and what is read of them."""
+"""Make small corpora in a test's folder, and read them."""
 
 import bz2
 import gzip
@@ -36,7 +36,7 @@ def recipe(folder: Path, *sources: dict, **keys) -> Path:
 
 
 def source(folder: Path, **keys) -> Path:
-    """A recipe of one source, `s`."""
+    """Write a recipe with one source named `s`."""
     return recipe(folder, {"name": "s", **keys})
 
 
@@ -49,7 +49,7 @@ def places(path: Path) -> list[str]:
 
 
 def skipped(path: Path) -> tuple[list[str], dict[str, dict[str, int]]]:
-    """The texts, and how many records gave none by source and kind."""
+    """Return the texts, and by source and kind the number of records that were skipped."""
     found = Skipped()
     return [document.text for document in open_corpus(path).documents(skipped=found)], found.counts
 

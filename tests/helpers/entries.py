@@ -1,8 +1,8 @@
-"""The entries of a folder but for the lock files, which stay beside every folder that was made or begun."""
+"""List a folder without lock files: one stays beside every output folder that was ever begun."""
 
 from pathlib import Path
 
 
 def entries(folder: Path) -> list[str]:
-    """Names, sorted."""
+    """Return the sorted names of a folder's entries."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))

@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one dataset, `org/tiny`, as far as the library `datasets` asks for it; on this machine."""
+"""A local server with as much of the Hugging Face hub as `datasets` needs to load one data set, `org/tiny`."""
 
 import json
 import re
@@ -13,7 +13,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def hub(folder: Path) -> Iterator[str]:
-    """Serve the files of `folder` as the newest commit and as the tag `v1`; the address, for HF_ENDPOINT."""
+    """Serve the files of `folder` as the newest commit and as the tag `v1`. Yields the address for HF_ENDPOINT."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

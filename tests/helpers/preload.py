@@ -1,8 +1,8 @@
-"""Imported once by the forkserver, so that each rank starts in about a second instead of ten."""
+"""The forkserver imports this module once, so that each rank starts in about one second instead of ten."""
 
 import deepspeed  # noqa: F401
 import torch
-import torch._dynamo  # (the first optimizer would import it)
+import torch._dynamo  # else every rank imports it with its first optimizer
 
 import pretrain.training.run  # noqa: F401
 

@@ -1,6 +1,7 @@
-"""Real ranks for tests: processes forked from a warm forkserver, connected by gloo.
+"""Real ranks for tests: processes forked from a warm forkserver and connected by gloo.
 
-Never forked from pytest itself: a process that has run a backward pass and then forks hangs (OpenMP's threads).
+They are never forked from pytest itself: the child of a process that has run a backward pass hangs, because OpenMP's
+threads do not survive a fork.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ _context.set_forkserver_preload(["tests.helpers.preload"])
 
 
 class Ranks:
-    """`world` processes running `work(*args)`; rank variables are set as a launcher would."""
+    """`world` processes that run `work(*args)`, with the environment variables that a launcher sets."""
 
     def __init__(self, world: int, work: Callable, *args: Any, log: Path, launched: bool = True):
         port = free_port()
@@ -43,7 +44,7 @@ class Ranks:
         self._log = log
 
     def kill(self) -> None:
-        """kill -9, all of them."""
+        """End all ranks with kill -9."""
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -51,12 +52,12 @@ class Ranks:
             process.join()
 
     def result(self, rank: int, within: float) -> tuple[bool, Any]:
-        """Whether this rank ended well, and what it returned, or else its traceback."""
+        """Return (True, the value that this rank returned), or (False, its traceback)."""
         assert self._pipes[rank].poll(within), f"rank {rank} did not end within {within} s\n{self.logs()}"
         return self._pipes[rank].recv()
 
     def results(self) -> list:
-        """What each rank returned; AssertionError with the logs if one failed or did not end in time."""
+        """Return the value of each rank. AssertionError with the logs: a rank failed or did not end in time."""
         deadline = time.monotonic() + TIMEOUT_S
         results = []
         try:
@@ -80,7 +81,7 @@ class Ranks:
 
 
 def on_ranks(world: int, work: Callable, *args: Any, log: Path, launched: bool = True) -> list:
-    """Run `work(*args)` on `world` ranks to its end; the list of what each returned."""
+    """Run `work(*args)` on `world` ranks to its end and return the list of their values."""
     return Ranks(world, work, *args, log=log, launched=launched).results()
 
 

@@ -1,4 +1,4 @@
-"""A shard folder of any size that takes no room on the disk: its `.bin` files are holes."""
+"""Make shard folders of any size that take almost no disk space, because their `.bin` files are sparse."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from pretrain.shards.megatron import write_idx
 from pretrain.storage.files import write_json
 from pretrain.storage.index import INDEX, fingerprint
 
-DOCUMENTS = 4  # a piece
+DOCUMENTS = 4  # per piece
 
 
 def simulate(folder: Path, pieces: int, piece_tokens: int) -> Path:
-    """`pieces` pieces of `piece_tokens` zeros each on the training side, one on the other, with an index of them."""
+    """Make shards with `pieces` pieces of `piece_tokens` zeros on the train side and one piece on the held-out side."""
     folder.mkdir(parents=True)
     names = {"train": [f"train-{n:05d}" for n in range(pieces)], "heldout": ["heldout-00000"]}
     lengths = np.full(DOCUMENTS, piece_tokens // DOCUMENTS, np.int32)

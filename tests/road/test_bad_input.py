@@ -1,4 +1,4 @@
-"""What a user gets wrong, through the real command lines: a message that helps, exit 2, and nothing half-written."""
+"""Mistakes of a user on the real command lines: each gives a helpful message and exit status 2, and writes nothing."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ SHORT = {"phases": [{"steps": 2, "seq_len": 32, "batch_tokens": 128}], "evaluate
 
 @dataclass(frozen=True)
 class Work:
-    """A folder with a configuration of every stage, each of which works as it stands and writes `out`."""
+    """A folder with a configuration for each stage. Each configuration is valid and writes to `out`."""
 
     folder: Path
     prepared: Prepared
@@ -61,13 +61,13 @@ class Work:
         return shutil.copytree(source, self.folder / name)
 
     def resumed(self) -> None:
-        """Puts a run that is over at `out`: the configuration now continues it."""
+        """Copy a finished run to `out`, so that the configuration continues it."""
         self.copy("out", self.trained)
 
 
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory) -> Path:
-    """A run of two steps."""
+    """The folder of a run of two steps."""
     out = tmp_path_factory.mktemp("trained") / "run"
     pretrain(build(RunConfig, run_values(prepared, out, **SHORT), "test"))
     return out
@@ -94,7 +94,7 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
 
-# What is damaged: each function damages it and returns the overrides of the command line.
+# Damage: each function damages something and returns overrides for the command line.
 
 
 def invalid_utf8(work: Work) -> list[str]:
@@ -106,7 +106,7 @@ def empty_heldout(work: Work) -> list[str]:
 
 
 def corpus_of(content: str | bytes = "", **source) -> Callable[[Work], list[str]]:
-    """A recipe of one source, `s`, of which `bad.jsonl` and `bad.parquet` hold `content`."""
+    """Use a recipe with one source `s`, and write `content` to `bad.jsonl` and `bad.parquet`."""
 
     def damage(work: Work) -> list[str]:
         for name in ("bad.jsonl", "bad.parquet"):
@@ -175,7 +175,7 @@ def nothing_but(*overrides: str) -> Callable[[Work], list[str]]:
 
 
 def corpora_of(*entries: str, also: tuple[str, ...] = ()) -> Callable[[Work], list[str]]:
-    """data.corpora in place of data.shards; an entry is what stands between the braces."""
+    """Replace data.shards by data.corpora. Each entry is the inside of a YAML mapping, without its braces."""
     listed = ", ".join(f"{{{{{entry}}}}}" for entry in entries)
     return nothing_but("data.shards=null", f"data.corpora=[{listed}]", *also)
 
@@ -184,7 +184,7 @@ BERT, BYTE = "shards: {prepared.shards[bert]}, weight: 1", "shards: {prepared.sh
 TWICE = "seed: 1\nout: a\nseed: 2\n"
 WIDE = ("model.max_positions=262144", "phases.0.seq_len={0}", "phases.0.batch_tokens={0}", "engine.micro_batch=1")
 
-ROWS = [  # what is wrong, stage, how it comes about, fragments of the message: where, found, remedy
+ROWS = [  # the mistake, the stage, the damage, and fragments of the message: where, found, what to do
     ("an unknown key", "pretrain", nothing_but("optim.warmup_step=3"),
      ["override 'optim.warmup_step=3'", "did you mean optim.warmup_steps?"]),
     ("an unknown key of another stage", "shards", nothing_but("vocab_size=3"),
@@ -346,7 +346,7 @@ def test_the_message_helps_and_nothing_is_written(work, capsys, wrong, stage, da
 
 
 def test_every_configuration_of_the_table_works_as_it_stands(work, trained):
-    """Or a row could fail for another reason than the one it names."""
+    """Otherwise a row of the table could fail for another reason than the one it names."""
     for stage in ("tokenizer", "shards"):
         assert cli.main(stage, [str(work.config(stage)), f"out={work.folder / stage}"]) == 0
     assert checkpoint.newest(trained).name == "step_00000002"
@@ -380,6 +380,6 @@ def test_a_command_line_without_configuration_shows_its_form(capsys):
 
 
 def test_control_c_ends_a_stage_without_a_traceback(capsys):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     assert cli.guarded(lambda: signal.raise_signal(signal.SIGINT)) == 130
     assert capsys.readouterr().err.startswith("interrupted")

@@ -1,4 +1,4 @@
-"""The documentation site: it builds strictly, in two languages, and asks no other server for anything."""
+"""The documentation site builds strictly, in two languages, and loads nothing from other servers."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
-    """The built site. `--strict` fails on a dead link, a missing anchor, and a page that mkdocs.yml does not name."""
+    """Build the site. `--strict` fails on a dead link, a missing anchor, and a page that mkdocs.yml does not name."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     built = subprocess.run(
@@ -56,7 +56,7 @@ def test_every_measurement_is_on_a_page():
     sources = (ROOT / "docs/tables/tables.py").read_text(encoding="utf-8")
     for path in (ROOT / "benchmarks/results").iterdir():
         mark = {".json": "table", ".txt": "text", ".png": "picture"}[path.suffix]
-        beside = path.with_suffix(".txt").is_file()  # a JSON whose figures its text has
+        beside = path.with_suffix(".txt").is_file()  # the text file has the figures of the JSON file
         shown = f'"{path.stem}"' in sources if mark == "table" else f"<!-- {mark} {path.stem} -->" in written
         assert shown or (mark == "table" and beside), path.name
 
@@ -87,7 +87,7 @@ def test_the_configuration_page_lists_every_key_of_every_stage(site):
 
 def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
     source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "pretrain").rglob("*.py")))
-    source = re.sub(r'"\s*\n\s*f?"', "", source)  # strings that stand on several lines
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # join strings that span several lines
     lines = [line for line in source.splitlines() if '"' in line]
     for language in ("en", "zh"):
         page = (ROOT / f"docs/{language}/troubleshooting.md").read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
-"""Every command of the README and of the pages is run by a test, or checked against the real command line.
+"""Every command in the README and in the pages is run by a test, or checked against the real command line.
 
-A fence ```sh holds commands for the sample in this repository. A fence that needs something else says so in its title:
+A fence ```sh holds commands for the sample in this repository. A fence with other needs states them in its title:
 
     ```sh title="needs: cluster"      or gpu, network, your text
 
-The commands of `tests.road.test_readme.WALKED` run in order, and so does every question to explain and check_files. For
-any other command the configuration file is loaded with its overrides, as the stage would load it. The pages of both
-languages hold the same commands, so the English ones are enough.
+The commands in `tests.road.test_readme.WALKED` run in order, and so does every call of explain and check_files. For any
+other command the test loads the configuration file with its overrides, as the stage would. The pages of both languages
+hold the same commands, so the tests use the English ones.
 """
 
 import ast
@@ -28,7 +28,7 @@ from tests.road.test_readme import ANSWERED, WALKED, fences
 
 NEEDS = {"needs: cluster", "needs: gpu", "needs: network", "needs: your text"}
 PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs" / "en").rglob("*.md")))]
-OF_THIS_CHECKOUT = [page for page in PAGES if "/extend/" not in page]  # those add modules: test_extend.py runs them
+OF_THIS_CHECKOUT = [page for page in PAGES if "/extend/" not in page]  # test_extend.py runs the pages that add modules
 
 
 def twin(page: str) -> str:
@@ -41,7 +41,7 @@ def commands(page: str) -> list[str]:
 
 
 def stage_of(script: str) -> type[config.Config]:
-    """The class of the configuration that `launch/STAGE.py` reads."""
+    """Return the configuration class of the stage that `launch/STAGE.py` starts."""
     return config_of(Path(script).stem)
 
 
@@ -94,7 +94,7 @@ def test_commands_that_are_not_run_say_what_they_need_and_name_scripts_that_exis
 
 @pytest.mark.parametrize("page", PAGES)
 def test_configurations_are_accepted(page):
-    """A fence `yaml title="STAGE.yaml"` is a configuration of that stage; of a run only what it changes of a sample."""
+    """A fence `yaml title="STAGE.yaml"` is a configuration of that stage; for a run, the keys to change in a sample."""
     for fence in fences(page):
         if fence.language == "python":
             ast.parse("\n".join(fence.lines))
@@ -110,7 +110,7 @@ def test_configurations_are_accepted(page):
 
 
 def laid_over_a_sample(values: dict) -> dict:
-    """The sample run with these values; `data` is taken whole where it names its own corpora."""
+    """Return the sample encoder's configuration with these values. `data` with corpora replaces the whole section."""
     run = config.parse((ROOT / "configs/sample/encoder.yaml").read_text(encoding="utf-8"), "encoder.yaml")
     for section, value in values.items():
         whole = not isinstance(value, dict) or "corpora" in value

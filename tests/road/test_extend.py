@@ -1,4 +1,4 @@
-"""The pages about extending: their modules and lines, put into a copy of the checkout, run with the pages' commands."""
+"""Apply the modules and changes of the pages about extending to a copy of the checkout, and run their commands."""
 
 import json
 import os
@@ -14,12 +14,12 @@ import pytest
 from tests.conftest import ROOT
 
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-# Made before the commands of the pages, which find them where the sample configurations look for them.
+# These commands run before those of the pages and make what the sample configurations read.
 PREPARE = (
     "python launch/tokenizer.py configs/sample/tokenizer-byte.yaml vocab_size=1024 plot=false",
     "python launch/shards.py configs/sample/shards-byte.yaml",
 )
-# Laid over the commands of the pages to make them short.
+# Overrides that make the commands of the pages short.
 SHORT = {
     "launch/pretrain.py": [
         "phases=[{steps: 4, seq_len: 32, batch_tokens: 256}]",
@@ -33,12 +33,12 @@ def pages(language: str = "en") -> list[Path]:
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
-    """Language, title and text of every fenced block of a page."""
+    """Return language, title and text of every fenced block of a page."""
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def extended(checkout: Path) -> Path:
-    """A copy of the checkout with everything that the pages add."""
+    """Copy the checkout and apply everything that the pages add."""
     for name in ("launch", "configs", "data", "pretrain"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     for page in pages():
@@ -53,7 +53,7 @@ def extended(checkout: Path) -> Path:
 
 
 def patched(source: str, diff: str, title: str) -> str:
-    """`source` with the lines of each hunk replaced; hunks are separated by `@@`."""
+    """Apply the hunks of a diff to `source`. Hunks are separated by `@@`."""
     for hunk in diff.split("@@\n"):
         lines = hunk.splitlines(keepends=True)
         before = "".join(line[1:] for line in lines if line[0] in " -")
@@ -73,7 +73,7 @@ def run(command: str, checkout: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The extended checkout after all commands of the pages."""
+    """The extended checkout after all commands of the pages have run."""
     made = extended(tmp_path_factory.mktemp("extended") / "checkout")
     for command in PREPARE:
         run(command, made)
@@ -105,7 +105,7 @@ def test_the_optimizer_of_the_page_saves_its_own_state(checkout):
 def test_the_dialect_of_the_page_is_opened_by_transformers(checkout):
     config = json.loads((checkout / "runs/llama-hf/config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
-    assert (checkout / "runs/llama-hf/index.json").is_file()  # it is there only if logits and ids were equal
+    assert (checkout / "runs/llama-hf/index.json").is_file()  # export writes it only if logits and ids are equal
 
 
 def test_the_cleaning_step_of_the_page_takes_out_page_numbers(checkout):

@@ -1,4 +1,4 @@
-"""A small part of benchmarks/fuzz.py: damaged files give an error of ours, or what they gave before."""
+"""A small part of benchmarks/fuzz.py: reading a damaged file gives one of our errors or the undamaged contents."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The layout is the architecture: who may import whom, where each library enters, and how large a file may grow."""
+"""The rules of the layout: which room may import which, where each library may be imported, and how long files are."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# From top to bottom. A package or module imports only what stands above it, or its own parts.
+# From top to bottom. A package or module imports only rooms above it, and its own parts.
 ROOMS = (
     *("errors", "config", "config_reference", "hashing", "storage", "huggingface", "processes", "display"),
     *("corpus", "cleaning", "tokenizer", "shards", "order"),  # text to ids: numpy, never torch
@@ -18,7 +18,7 @@ ROOMS = (
     *("cli", "tools", "__main__"),  # know everybody
 )
 TORCHLESS = ROOMS[: ROOMS.index("model")]
-# The packages of other projects that enter by one door, and the modules that are it.
+# Each of these libraries is imported only by the modules that are its door.
 DOORS = {
     "rich": ("display",),
     "matplotlib": ("display/plots",),
@@ -30,11 +30,11 @@ DOORS = {
 }
 MOST_LINES = 450
 TEXT_SIDE = ("corpus", "cleaning", "tokenizer", "shards", "order")
-TEXT_SIDE_LINES = 13_500  # it has what it needs: what comes next grows elsewhere
+TEXT_SIDE_LINES = 13_500  # the text side is complete: new features belong elsewhere
 
 
 def modules() -> dict[str, Path]:
-    """The name of every module of ours, without `pretrain.`, and its file. A package has the name of its folder."""
+    """Return the file of every module, by name without `pretrain.`. A package has the name of its folder."""
     found = {}
     for path in sorted((ROOT / "pretrain").rglob("*.py")):
         parts = path.relative_to(ROOT / "pretrain").with_suffix("").parts
@@ -43,7 +43,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> list[tuple[str, str]]:
-    """The names of all modules that a file imports, and when: "now", "later" in a function, or for "types" alone."""
+    """Return each import of a file with its time: "now", "later" (in a function), or "types" (for type checkers)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         inner
@@ -69,7 +69,7 @@ def imports(path: Path) -> list[tuple[str, str]]:
 
 
 def ours(name: str, known: dict[str, Path]) -> str | None:
-    """The module of ours that an imported name is or comes from."""
+    """Return our module that an imported name is, or comes from."""
     name = name.removeprefix("pretrain.") if name.startswith("pretrain.") else ""
     while name and name not in known:
         name = name.rpartition(".")[0]
@@ -108,7 +108,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_no_package_is_imported_by_its_own_parts():
-    """A part that asks its package for a name asks for all of the package."""
+    """Importing a name from one's own package would import the whole package."""
     known, found = modules(), []
     for name, path in known.items():
         if path.stem != "__init__":
@@ -156,6 +156,6 @@ def test_the_text_side_does_not_grow():
 
 
 def test_tests_mirror_the_rooms():
-    """A folder of tests has the name of a room; `road` has what spans them, `helpers` what tests share."""
+    """A folder of tests has the name of a room. `road` has tests of several rooms, `helpers` has shared code."""
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
     assert folders - {"road"} <= set(ROOMS)

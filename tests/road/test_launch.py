@@ -1,4 +1,4 @@
-"""Real launchers: what a user types, with what comes back."""
+"""Start runs with the real launchers, as a user does."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def start(command: list[str], cwd: Path, **kwargs) -> subprocess.Popen:
 
 
 def other_port() -> list[str]:
-    """deepspeed's own port is the same for every run, and two test files run at a time."""
+    """Choose a free port. The default port of `deepspeed` is fixed, and two test files run at the same time."""
     return ["--master_port", str(free_port())]
 
 
@@ -45,7 +45,7 @@ def written(values: dict, path: Path) -> Path:
 
 
 def test_deepspeed_and_torchrun_train_the_same_run(prepared, tmp_path):
-    """Both launchers, two ranks, from the checkout and from elsewhere; equal to the last bit."""
+    """Both launchers start two ranks from another folder, and the runs are equal to the last bit."""
     launchers = {
         "deepspeed": [*DEEPSPEED, *other_port(), str(ROOT / "launch/pretrain.py")],
         "torchrun": [
@@ -64,10 +64,8 @@ def test_deepspeed_and_torchrun_train_the_same_run(prepared, tmp_path):
 
 
 def test_a_rank_does_not_live_to_see_the_interpreters_end(prepared, tmp_path):
-    """There a thread of gloo's that still holds a tensor may abort it: on busy cores, one run in twenty (measured)."""
-    values = run_values(
-        prepared, tmp_path / "run", engine={"zero_stage": 2}
-    )  # which one rank, too, runs with DeepSpeed
+    """A thread of gloo that still holds a tensor may abort there: one run in twenty on busy cores (measured)."""
+    values = run_values(prepared, tmp_path / "run", engine={"zero_stage": 2})  # DeepSpeed even on one rank
     config = written(values, tmp_path / "run.yaml")
     code = "import atexit, sys; from pretrain import cli; atexit.register(print, 'THE END'); cli.main('pretrain')"
     endings = []
@@ -91,19 +89,19 @@ def test_a_users_mistake_under_the_launcher_is_said_once_and_exits_2(prepared, t
 
 @pytest.mark.parametrize("reaches", ["launcher", "process group", "one rank"])
 def test_ranks_whose_launcher_is_terminated_save_and_end(reaches, prepared, tmp_path):
-    """SIGTERM to `deepspeed` kills only the launcher: its ranks must not train on as orphans. SIGTERM to the process
-    group (as Slurm sends it) reaches ranks twice: the second must not cut the saving short."""
+    """SIGTERM to `deepspeed` kills only the launcher; its ranks must not train on as orphans. SIGTERM to the process
+    group, as Slurm sends it, reaches the ranks twice; the second signal must not cut the saving short."""
     steps = [{"steps": 100_000, "seq_len": 32, "batch_tokens": 256}]
     values = run_values(prepared, tmp_path / "run", phases=steps)
     values["data"]["workers"] = 2 if reaches == "process group" else 0
     config = written(values, tmp_path / "run.yaml")
     launcher = [*DEEPSPEED, *other_port(), str(ROOT / "launch/pretrain.py"), str(config)]
-    log = open(tmp_path / "log", "w")
-    process = subprocess.Popen(launcher, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(launcher, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     wait_for(lambda: len(cases.history(tmp_path / "run")) > 3, tmp_path / "log")
     if reaches == "one rank":
         os.kill(next(pid for pid in alive(str(config)) if "RANK" in variables(pid)), signal.SIGTERM)
-        assert process.wait(TIMEOUT_S) == 75, "the launcher hands on the status of a rank"
+        assert process.wait(TIMEOUT_S) == 75, "the launcher returns the exit status of a rank"
     else:
         (os.killpg if reaches == "process group" else os.kill)(process.pid, signal.SIGTERM)
         process.wait(TIMEOUT_S)
@@ -130,7 +128,7 @@ def test_sigterm_to_a_plain_process_saves_ends_cleanly_and_the_run_goes_on(prepa
 
 
 def test_only_the_deepspeed_launcher_is_watched_beyond_the_parent():
-    """Under torchrun the grandparent is the user's shell: a run must outlive a log-out."""
+    """Under torchrun the grandparent is the user's shell, and a run must survive a log-out."""
     code = "from pretrain.processes.signals import _lineage; print(*_lineage())"
     shell = ["sh", "-c", f'"{sys.executable}" -c "{code}"; true']
     parent, above = subprocess.check_output(shell, cwd=ROOT, text=True).split()
@@ -148,7 +146,7 @@ def wait_for(condition, log: Path | None = None) -> None:
 
 
 def alive(argument: str) -> list[int]:
-    """Processes started with `argument` on their command line, this test's own aside."""
+    """Return the processes that have `argument` on their command line, except for this test."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
@@ -161,7 +159,7 @@ def alive(argument: str) -> list[int]:
 
 
 def variables(pid: int) -> set[str]:
-    """Names of the environment variables of a process."""
+    """Return the names of a process's environment variables."""
     return {entry.partition("=")[0] for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")}
 
 

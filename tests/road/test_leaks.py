@@ -1,8 +1,8 @@
-"""No leaks: packed documents never see each other, in any objective, kind of model, window and attention backend.
+"""No document of a window sees another, with any objective, model, kind of window and attention backend.
 
-Rows are made as training makes them: windows cut out of a stream of documents, so that the first and the last document
-of a row are rests of longer ones; or windows of whole documents, with padding behind them. One document of a row is
-replaced, all of its tokens, and the others' logits and gradients must stay what they were, to the last bit on the CPU.
+Rows are made as in training: windows of a stream, so that the first and last document of a row are parts of longer
+ones; or windows of whole documents with padding at the end. The tests replace all tokens of one document of a row. The
+logits and gradients of the other documents must not change, on the CPU not even in the last bit.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ MASKED = {
     "word span": MaskedLMConfig(kind="masked_lm", mask_ratio=0.3, unit="word", span={"p": 0.5, "longest": 3}),
 }
 CAUSAL = {"causal": CausalLMConfig(kind="causal_lm")}
-# SDPA's own choice, and each of its backends made the only one. What a machine cannot run is skipped with its reason.
+# PyTorch's own choice, and each backend alone. A backend that this machine cannot run is skipped with the reason.
 BACKENDS = {
     "default": None,
     "math": SDPBackend.MATH,
@@ -52,7 +52,7 @@ BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# On a GPU a product's blocks may be summed in another order when other numbers are in them.
+# A GPU may sum the blocks of a matrix product in another order when other numbers stand in them.
 TOLERANCE = {"rtol": 0, "atol": 0} if DEVICE.type == "cpu" else {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -69,7 +69,7 @@ def build(name: str) -> Transformer:
 
 
 def stream(causal: bool, length: int, seed: int = 0) -> np.ndarray:
-    """Documents of 0 to 20 tokens with their marks: some are empty, some a single token."""
+    """Return documents of 0 to 20 tokens with their special tokens. Some are empty, some have a single token."""
     rng, ids = np.random.default_rng(seed), []
     lengths = [9, 1, 0, 20, 3]
     while len(ids) < length:
@@ -79,7 +79,7 @@ def stream(causal: bool, length: int, seed: int = 0) -> np.ndarray:
 
 
 class Text:
-    """A stream as shards give it."""
+    """A stream with the methods of `Shards` that windows need."""
 
     def __init__(self, ids: np.ndarray, specials: dict[str, int]):
         self.ids, self.tokens, self.specials = ids, len(ids), specials
@@ -95,8 +95,8 @@ class Text:
 
 
 def batch_of(name: str, objective: str, kind: str = "stream") -> Batch:
-    """Two windows: of one stream, cut where they happen to be; or packed, of which one ends in padding; or each the
-    inside of one long document ("whole"), which takes attention without a mask."""
+    """Return two windows: "stream" cuts documents at the edges; "documents" has whole documents, one window with
+    padding; "whole" has the inside of one long document in each window, for attention without a mask."""
     causal = MODELS[name]["causal"]
     config, specials = (CAUSAL if causal else MASKED)[objective], BYTE if causal else BERT
     made = OBJECTIVES[config.kind](config, specials, V, T, 1)
@@ -119,14 +119,14 @@ def batch_of(name: str, objective: str, kind: str = "stream") -> Batch:
 
 
 def documents(batch: Batch, row: int) -> dict[int, torch.Tensor]:
-    """The documents of a row, by number, each as (T,) bool."""
+    """Return the positions of each document of a row, as (T,) bool by its number."""
     if batch.segments is None:
         return {0: torch.ones(T, dtype=torch.bool, device=DEVICE)}
     return {int(n): batch.segments[row] == n for n in batch.segments[row].unique()}
 
 
 def replaced(batch: Batch, row: int, document: torch.Tensor) -> Batch:
-    """Every token of one document another, marks and masks included; what is predicted and the layout stay."""
+    """Replace every token of one document, special tokens included. Targets and layout stay the same."""
     inputs = batch.inputs.clone()
     inputs[row, document] = (inputs[row, document] + 23) % V
     return Batch(**{**vars(batch), "inputs": inputs})
@@ -137,7 +137,7 @@ def layout(net: Transformer, batch: Batch) -> Layout:
 
 
 def run(net: Transformer, batch: Batch, scored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, T, V), and the gradient of `scored` (B, T) positions' summed squares by every input embedding."""
+    """Return the logits (B, T, V) and the gradient of the `scored` logits' summed squares by every input embedding."""
     kept = {}
     handle = net.embed.register_forward_hook(lambda _, __, output: kept.update(x=output) or output.retain_grad())
     logits = net.logits(net(batch.inputs, layout(net, batch)))
@@ -148,7 +148,7 @@ def run(net: Transformer, batch: Batch, scored: torch.Tensor) -> tuple[torch.Ten
 
 
 def leaks(net: Transformer, batch: Batch, row: int) -> list[str]:
-    """What of a row is reached by what it must not be: "logits 3 of 1" is document 3 seeing document 1."""
+    """List the leaks into the documents of a row: "logits 3 of 1" means that document 3 sees document 1."""
     found = []
     inside = documents(batch, row)
     for changed, tokens in inside.items():
@@ -178,7 +178,7 @@ def backend(name: str):
 
 @pytest.fixture(params=BACKENDS)
 def attention(request):
-    """Each backend of scaled_dot_product_attention that can run on this machine with a mask and a backward pass."""
+    """Use one backend of scaled_dot_product_attention. Skips if it cannot run here with a mask and a backward pass."""
     q = torch.randn(1, 2, 4, 16, device=DEVICE, requires_grad=True)
     mask = torch.zeros(1, 1, 4, 4, device=DEVICE)
     with backend(request.param):
@@ -199,16 +199,17 @@ def test_a_document_reaches_no_other(name, objective, kind, attention):
 
 
 def test_the_rows_have_documents_of_every_kind():
-    """Cut by the left edge, by the right edge, of one token, and whole ones."""
+    """The rows have documents cut by the left edge and by the right edge, whole ones, and one with a single token."""
     for name in ("encoder", "decoder"):
         batch = batch_of(name, "token" if name == "encoder" else "causal")
         sizes = [[int(at.sum()) for at in documents(batch, row).values()] for row in range(B)]
         assert all(len(row) >= 4 for row in sizes), sizes
         if name == "decoder":
-            assert 1 in sizes[0] + sizes[1], sizes  # an empty document: its end mark alone
+            assert 1 in sizes[0] + sizes[1], sizes  # an empty document is only its end mark
         starts = batch.position_ids == 0
         mark = BYTE["eod"] if name == "decoder" else BERT["cls"]
-        assert (batch.inputs[starts] == mark).sum() >= int(starts.sum()) - B  # all but those cut by the left edge
+        whole = int(starts.sum()) - B  # without the documents that the left edge cuts
+        assert (batch.inputs[starts] == mark).sum() >= whole
     ids = stream(False, 5 + B * T + 1)[5:]
     assert ids[0] != BERT["cls"] and ids[T] != BERT["cls"] and ids[T - 1] != BERT["sep"]
 
@@ -218,14 +219,14 @@ def no_segments(segments, causal, dtype):
 
 
 def neighbours(segments, causal, dtype):
-    """As if a document saw the one before it: what an index that is off by one does."""
+    """Let each document see the one before it, as an index that is off by one does."""
     apart = segments[:, :, None] - segments[:, None, :]
     mask = (apart == 0) | (apart == 1)
     return torch.where(mask.tril() if causal else mask, 0.0, float("-inf"))[:, None].to(dtype)
 
 
 def one_token(segments, causal, dtype):
-    """A single pair of positions too many, of the second row alone."""
+    """Allow a single pair of positions too many, only in the second row."""
     mask = model_mask(segments, causal, dtype)
     mask[1, 0, T - 1, 0] = 0
     return mask
@@ -237,7 +238,7 @@ model_mask = attention_module.attention_mask
 @pytest.mark.parametrize("leak", [no_segments, neighbours, one_token])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_mask_that_leaks_is_found(name, leak, monkeypatch):
-    """A control of the tests above."""
+    """The tests above would find these leaks."""
     monkeypatch.setattr(attention_module, "attention_mask", leak)
     batch = batch_of(name, "causal" if MODELS[name]["causal"] else "token")
     assert leaks(build(name), batch, 1) != []
@@ -246,7 +247,7 @@ def test_a_mask_that_leaks_is_found(name, leak, monkeypatch):
 @pytest.mark.parametrize("kind", ["stream", "documents"])
 @pytest.mark.parametrize("name", MODELS)
 def test_positions_begin_anew_in_every_document(name, kind):
-    """A document is computed as it is alone: how long its neighbours are is not seen either."""
+    """A document gives the same output in a row as alone, so the length of its neighbours has no effect."""
     batch, net = batch_of(name, "causal" if MODELS[name]["causal"] else "span", kind), build(name)
     together = net(batch.inputs, layout(net, batch))
     for row in range(B):

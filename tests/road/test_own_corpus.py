@@ -1,6 +1,6 @@
-"""The commands for a corpus of one's own, run as printed in a fresh copy of the checkout.
+"""The commands for a user's own corpus, run as printed in a fresh copy of the checkout.
 
-A file of its own, so that it runs beside the other walk.
+This file is separate from test_readme.py so that the two can run at the same time.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The commands of the pages, run as printed in a fresh copy of the checkout; and the figures of the README."""
+"""The commands of the pages run as printed in a fresh copy of the checkout, and the README has the right figures."""
 
 import importlib
 import json
@@ -19,7 +19,7 @@ from pretrain.training.watch import metrics
 from tests.conftest import ROOT
 from tests.helpers.ranks import free_port
 
-# Laid over the commands to make them short; the numbers of the full road are `make demo`'s.
+# Overrides that make the commands short. `make demo` runs them in full.
 SHORT = {
     "configs/sample/encoder.yaml": [
         *("phases.0.steps=4", "phases.1.steps=4", "phases.1.decay_steps=4", "evaluate.max_tokens=2048", "log_every=4"),
@@ -38,7 +38,7 @@ SHORT = {
 
 @dataclass(frozen=True)
 class Fence:
-    """A block of code on a page."""
+    """A fenced block of code on a page."""
 
     language: str
     title: str
@@ -46,45 +46,45 @@ class Fence:
 
     @property
     def lines(self) -> list[str]:
-        """Without comments, which are in the language of the page, and without what follows them on a line."""
+        """The lines without comments, because comments are in the language of the page."""
         kept = [re.sub(r"(^|\s+)#.*", "", line) for line in self.text.splitlines()]
         return [line for line in kept if line.strip()]
 
 
 def fences(page: str) -> list[Fence]:
-    """The blocks of code of the README or of a page, in order."""
+    """Return the fenced blocks of a page in order."""
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.findall(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
     return [Fence(*parts) for parts in found]
 
 
 def block_with(page: str, script: str) -> list[str]:
-    """The commands of the first block that calls a script."""
+    """Return the commands of the first block on a page that calls a script."""
     blocks = (fence.lines for fence in fences(page) if fence.language == "sh" and not fence.title)
     return next(lines for lines in blocks if any(script in line for line in lines))
 
 
 LADDER = block_with("docs/en/first-hour.md", "launch/generate.py")
 TUTORIAL = block_with("docs/en/your-corpus.md", "launch/clean.py")
-WALKED = {*LADDER, *TUTORIAL}  # the commands that tests run as they are printed, in order
-ANSWERED = ("launch/explain.py", "launch/check_files.py")  # scripts whose every command on the pages is run
+WALKED = {*LADDER, *TUTORIAL}  # the commands that tests run in order, as printed
+ANSWERED = ("launch/explain.py", "launch/check_files.py")  # every call of these scripts on the pages is run
 
 
 def walk(checkout: Path, commands: list[str]) -> None:
-    """Copy the checkout and run commands in the copy, made short."""
+    """Copy the checkout and run the commands in the copy, with the overrides in SHORT."""
     for name in ("launch", "configs", "data", "pretrain"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     run(checkout, commands, SHORT)
 
 
 def run(checkout: Path, commands: list[str], laid_over: dict[str, list[str]]) -> None:
-    """Run commands in a copy of the checkout, with overrides behind those that contain a word of `laid_over`."""
+    """Run commands in a copy of the checkout. A command that has a word of `laid_over` gets that word's overrides."""
     here = Path(sys.executable).parent
     env = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}"}
     for line in commands:
         command = shlex.split(line)
         command += [override for word in command for override in laid_over.get(word, [])]
-        if command[0] == "deepspeed":  # its own port is the same for every run, and two test files run at a time
+        if command[0] == "deepspeed":  # its default port is fixed, and two test files run at once
             command[1:1] = ["--master_port", str(free_port())]
         command[0] = str(here / command[0])
         done = subprocess.run(command, cwd=checkout, env=env, text=True, capture_output=True, timeout=300)
@@ -101,7 +101,7 @@ def figures(text: str) -> list[str]:
 
 
 def figures_of_the_demo(summary: dict) -> list[str]:
-    """Every figure that the README shows of `make demo`, in its order."""
+    """Return every figure of `make demo` that the README shows, in the order of the README."""
     found = []
     for made in summary["tokenizer"].values():
         found += [f"{made['vocab_size']:,}", f"{made['characters_per_token']:.2f}", f"{made['unknown_rate']:.2%}"]
@@ -132,7 +132,7 @@ def test_the_readme_shows_the_figures_of_the_results(readme, monkeypatch):
 
 
 def ratios(table: str, column: int) -> list[str]:
-    """The cells of a column of a Markdown table, below its head."""
+    """Return the cells of one column of a Markdown table, without its head."""
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
     return [row[column].strip() for row in rows[2:]]
 
@@ -151,7 +151,7 @@ def test_the_readme_trains_on_ones_own_text_with_commands_of_the_tutorial():
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory) -> Path:
-    """A copy of the checkout in which every command of the ladder has been run, in order."""
+    """A copy of the checkout in which every command of the ladder has run in order."""
     checkout = tmp_path_factory.mktemp("checkout")
     assert len(LADDER) >= 15
     walk(checkout, LADDER)

@@ -1,4 +1,4 @@
-"""Twelve straight steps equal six, kill -9 and six more: batches, losses and weights, to the last bit."""
+"""Twelve steps without a break equal six steps, kill -9 and six more: batches, losses and weights, to the last bit."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ ENGINES = [  # launched, ranks, ZeRO stage, precision
     (False, 1, 1, "fp32"),
     (False, 1, 1, "autocast"),
     (False, 1, 1, "bf16"),
-    (True, 1, 0, "fp32"),  # by plain torch, as is any single rank at stage 0 or 1
+    (True, 1, 0, "fp32"),  # plain torch, as for any single rank at stage 0 or 1
     (True, 1, 2, "fp32"),
     (True, 1, 3, "fp32"),
     (True, 2, 0, "fp32"),
@@ -62,8 +62,8 @@ def test_a_killed_run_continues_bit_by_bit(case, prepared, tmp_path):
 def kill_after_checkpoint(
     world: int, values: dict, tmp_path: Path, launched: bool, step: int, saving: bool = False
 ) -> None:
-    """Start the run and kill -9 every rank once checkpoint `step` is published and before the run is over; or, if
-    `saving`, while that checkpoint is written."""
+    """Start the run and kill every rank with kill -9 after checkpoint `step` was published and before the run is over.
+    With `saving`, kill the ranks while that checkpoint is written."""
     out = Path(values["out"])
     saved, aside = (out / f"checkpoints/{name}" for name in (f"step_{step:08d}", f".step_{step:08d}.tmp"))
     for attempt in range(5):
@@ -75,7 +75,7 @@ def kill_after_checkpoint(
         ranks.kill()
         if (aside.exists() and not saved.exists()) if saving else checkpoint.newest(out) == saved:
             return
-        for file in sorted(out.rglob("*"), reverse=True):  # it was too late: once more
+        for file in sorted(out.rglob("*"), reverse=True):  # the kill came too late: try again
             file.rmdir() if file.is_dir() else file.unlink()
     raise AssertionError("the run always finished before it could be killed")
 
