@@ -100,7 +100,8 @@ class Segmenter:
 
     def identity(self) -> dict:
         """What decides the result: name, version, hash of the dictionaries."""
-        own = _jieba().Tokenizer().get_dict_file().read()
+        with _jieba().Tokenizer().get_dict_file() as file:
+            own = file.read()
         return {
             "segmenter": self.name,
             "segmenter_version": metadata.version(self.name),

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     stop = False
     engine.train(True)
     batches = loader.steps(job.batches, state.step, job.workers, job.prefetch, job.read_ahead)
-    with Interrupt(watch_launcher=world.launched) as interrupt:
+    with Interrupt(watch_launcher=world.launched) as interrupt, closing(metrics) if metrics else nullcontext():
         # A step is saved before anybody looks at it: an attempt that ended in between has left that to this one.
         due = observers_due(job, state.step) if job.begun < state.step < job.steps else []
         if due and job.peers.any(metrics is not None and not metrics.scored):
@@ -152,8 +153,6 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
             reason = interrupt.reason if interrupt.asked else "another rank was asked to"
             say(f"stopped at step {state.step} ({reason}): {saves.said(state)}")
         job.peers.any(False)  # a launcher ends the other ranks as soon as one has ended: not before all is said
-    if metrics:
-        metrics.close()
     return state, found
 
 

@@ -166,7 +166,7 @@ def test_initial_weights_are_those_of_the_table():
     counts = torch.tensor([0, 5, 95] + [0] * (V - 3))
     net = Transformer(ModelConfig(**ENCODER), V)
     initialise(net, 1, counts)
-    assert float(net.head.decoder.bias[2]) == pytest.approx(np.log(96 / (100 + V)), rel=1e-6)
+    assert net.head.decoder.bias[2].item() == pytest.approx(np.log(96 / (100 + V)), rel=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights():

@@ -73,7 +73,7 @@ def test_ranks_and_micro_batches_cut_the_same_batch(objective, windows, step, pr
             assert np.array_equal(tensor, other[name]), (name, micro_batch, world)
 
 
-GRID = itertools.product((Windows, PackedWindows), (1, 2), (1, 2), ((0, 1), (1, 1), (1, 5), (3, 1), (3, 5)))
+GRID = list(itertools.product((Windows, PackedWindows), (1, 2), (1, 2), ((0, 1), (1, 1), (1, 5), (3, 1), (3, 5))))
 
 
 @pytest.mark.parametrize(("windows", "world", "micro_batch", "ahead"), GRID)

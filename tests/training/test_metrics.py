@@ -99,7 +99,8 @@ def test_a_restart_leaves_one_line_and_one_point_a_step(prepared, tmp_path, caps
     assert set(scored[0]) == {"step", "corpus", "targets", "learnt", *VALUES}
     points = [event.step for event in read(tmp_path / "run/tensorboard").Scalars("train/loss")]
     assert points == list(range(1, 13))
-    assert [json.loads(line)["step"] for line in open(tmp_path / "run/metrics.jsonl")] == list(range(1, 13))
+    lines = (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))
 
 
 def test_the_log_line_shows_units_and_never_a_guess():
@@ -158,6 +159,7 @@ def test_a_damaged_line_is_removed_and_the_steps_that_are_missing_are_named(dama
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and f"{path} had 1 damaged line, now removed, and lacks steps 3, 7 to 8;" in said[0]
     found.record(report(9))
+    found.close()
     assert [report.step for report in metrics.reports(tmp_path)] == [1, 2, 4, 5, 6, 9]
 
 
@@ -208,6 +210,7 @@ def test_records_that_are_removed_or_cannot_be_written_are_warned_of_once_and_be
     found.record(report(4))
     (tmp_path / "metrics.jsonl").unlink()  # there is space again: nothing is lost
     found.record(report(5))
+    found.close()
     assert [report.step for report in metrics.reports(tmp_path)] == [4, 5]
     full = Metrics(tmp_path / "other", 0, 0, 0, 0, "seed: 1")
     (tmp_path / "other").mkdir(exist_ok=True)
@@ -215,6 +218,7 @@ def test_records_that_are_removed_or_cannot_be_written_are_warned_of_once_and_be
     full.record(report(1))
     full.record(report(2))
     full.sync()
+    full.close()
     (said,) = capsys.readouterr().out.splitlines()
     assert "other/metrics.jsonl cannot be written: No space left on device" in said
 
