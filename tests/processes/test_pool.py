@@ -166,9 +166,10 @@ def test_ctrl_c_waits_neither_for_work_nor_for_the_other_half_of_a_large_result(
     )
     script, config = tmp_path / "main.py", tmp_path / "config.yaml"
     script.write_text(
-        "import sys\n"
+        "import signal, sys\n"
         "from pretrain import cli\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts background jobs without it
         "    cli.STAGES['clean'] = cli.Stage('slow', 'slow.Config', '')\n"
         f"    sys.exit(cli.main('clean', [{str(config)!r}]))\n"
     )
