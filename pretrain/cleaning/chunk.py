@@ -1,13 +1,13 @@
-"""A corpus in pieces: what one process cleans of it, and later writes of it.
+"""The work of one process: clean a chunk of the corpus into a piece, and later write a part of the output.
 
-A piece is what one chunk of the corpus gave, in three files of the work folder named after its content:
+Each chunk becomes one piece: three files in the work folder. KEY is a hash of the chunk's content:
 
-    KEY.jsonl.zst   its documents, a line each, as they are published
-    KEY.npz         numbers of them: hashes and signatures, for what only the whole corpus can tell
-    KEY.done        counts and samples, and the hashes of the others; written last. A piece that has it is not made
-                    again, unless a file of it is damaged
+    KEY.jsonl.zst   the cleaned documents, one a line, in the format of the output
+    KEY.npz         hashes and signatures of the documents; the second pass compares them over the whole corpus
+    KEY.done        counts, samples, and the hashes of the other two files; written last. A piece that has this file
+                    is not made again, unless one of the other files is damaged
 
-Memory: a chunk, its documents as text, and 600 bytes a document.
+Memory: one chunk, its documents as text, and 600 bytes a document.
 """
 
 import json
@@ -27,7 +27,7 @@ from pretrain.cleaning.limits import Distribution, Rule
 from pretrain.cleaning.pipeline import StepsConfig, steps
 from pretrain.cleaning.report.funnel import READ, Flow, Funnel, excerpt
 from pretrain.cleaning.step import Step, library
-from pretrain.corpus import Chunk, Corpus, Document, Skipped
+from pretrain.corpus import Chunk, CleanedCorpus, Corpus, Document, Skipped
 from pretrain.corpus.compressed import open_file
 from pretrain.storage.files import finished
 from pretrain.storage.work import record, recorded
@@ -39,23 +39,25 @@ CONTAMINATION, EXACT, NEAR, PARAGRAPHS = (
     "duplicate paragraphs",
 )
 SHARED = "it has n-grams of an evaluation item"
-VERDICT = ("stays", "repeated", "shown")  # (rows,), (paragraphs,), (rows,) bool: what the whole corpus decided
-PIECE_LEVEL, PART_LEVEL = 1, 3  # of zstd
+# The files with the decisions of the second pass: bool arrays of shape (rows,), (paragraphs,), (rows,).
+VERDICT = ("stays", "repeated", "shown")
+PIECE_LEVEL, PART_LEVEL = 1, 3  # compression levels of zstd
 
 
 @dataclass(frozen=True)
 class CleanJob:
-    """What a process has to know of the settings; everything here decides what a piece holds."""
+    """The settings that a process needs. All of them decide what a piece holds."""
 
-    corpus: Corpus
+    corpus: Corpus | CleanedCorpus
     steps: StepsConfig
     duplicates: Duplicates
-    evaluation: Path | None
-    share: float  # of an evaluation item that a document must have to go
+    evaluation: Path | None  # the folder of the evaluation texts
+    share: float  # a document with this share of an evaluation item's n-grams is dropped
     samples: int
-    folder: Path
+    folder: Path  # of the pieces
 
     def funnel(self) -> Funnel:
+        """An empty funnel with the steps of every source."""
         duplicates = self.duplicates
         last = {
             CONTAMINATION: self.evaluation is not None,
@@ -75,21 +77,21 @@ class CleanJob:
 class CleanPiece:
     key: str
     rows: int  # documents
-    paragraphs: int  # that are long enough to be compared
+    paragraphs: int  # those that are long enough to be compared
 
 
 @dataclass(frozen=True)
 class CleanedChunk:
-    """What a piece adds to the report."""
+    """A piece and its part of the report."""
 
     piece: CleanPiece
     funnel: Funnel
     skipped: Skipped
-    found: FoundTexts  # of evaluation texts
+    found: FoundTexts  # the evaluation texts that its documents share n-grams with
 
 
 def clean_chunk(job: CleanJob, chunk: Chunk) -> CleanedChunk:
-    """Make the piece of a chunk, unless it is there."""
+    """Make the piece of a chunk. If it was finished before, read its record instead."""
     key = chunk.key
     done = job.folder / f"{key}.done"
     if (kept := recorded(done)) is not None:
@@ -101,12 +103,12 @@ def clean_chunk(job: CleanJob, chunk: Chunk) -> CleanedChunk:
     text = BytesIO()
     with zstandard.ZstdCompressor(PIECE_LEVEL).stream_writer(text, closefd=False) as writer:
         for document in job.corpus.read(chunk, skipped):
-            cleaned = _clean(job, chains[document.language], document, funnel, found)
-            if cleaned is not None:
-                numbers.add(document, cleaned)
-                writer.write(_line({**asdict(document), "text": cleaned}))
+            cleaned_text = _clean(job, chains[document.language], document, funnel, found)
+            if cleaned_text is not None:
+                numbers.add(document, cleaned_text)
+                writer.write(_line({**asdict(document), "text": cleaned_text}))
     arrays = BytesIO()
-    np.savez(arrays, **numbers.arrays())
+    np.savez(arrays, **numbers.arrays())  # type: ignore[arg-type]  # mypy takes one of the arrays for allow_pickle
     cleaned = CleanedChunk(
         CleanPiece(key, len(numbers.hashes), len(numbers.paragraphs)), funnel.trimmed(), skipped, found
     )
@@ -152,22 +154,22 @@ def _of_json(job: CleanJob, values: dict) -> CleanedChunk:
             )
             for step, flow in flows.items()
         }
-    found = values["found"]
-    shares = Counter({tuple(key): documents for key, documents in found["shares"]})
-    examples = {number: tuple(example) for number, example in found["examples"]}
-    found = FoundTexts(Counter(dict(found["items"])), shares, examples)
+    stored = values["found"]
+    shares = Counter({tuple(key): documents for key, documents in stored["shares"]})
+    examples = {number: tuple(example) for number, example in stored["examples"]}
+    found = FoundTexts(Counter(dict(stored["items"])), shares, examples)
     return CleanedChunk(CleanPiece(**values["piece"]), funnel, Skipped.of(values["skipped"]), found)
 
 
 def _clean(job: CleanJob, chain: list[Step], document: Document, funnel: Funnel, found: FoundTexts) -> str | None:
-    """The cleaned text of a document; None: a step dropped it. Counted in `funnel` and `found`."""
+    """Return the cleaned text of a document, or None if it is dropped. `funnel` and `found` count it."""
     text, size, heldout = document.text, len(document.text.encode()), document.side == "heldout"
     flows = funnel.flows[document.source]
     flows[READ].count(heldout, size, size)
-    mask = partial(_masked, chain)  # a sample shows nobody's number, whichever step it is of
+    mask = partial(_masked, chain)  # samples of every step are masked, also of the steps before `pii`
     for step in chain:
         outcome = step.apply(text)
-        if not heldout:  # thresholds are chosen by train text alone
+        if not heldout:  # the report helps to choose thresholds, and held-out text must not influence the choice
             flows[step.name].measure(outcome.measured)
         if outcome.dropped:
             flows[step.name].count(heldout, size, None)
@@ -183,22 +185,27 @@ def _clean(job: CleanJob, chain: list[Step], document: Document, funnel: Funnel,
         match = _evaluation(job.evaluation).find(text)
         dropped = match is not None and match.share >= job.share
         flows[CONTAMINATION].count(heldout, size, None if dropped else size)
-        if match:
+        if match is not None:
             found.add(match, dropped, document.where, text)
-        if dropped:
+        if match is not None and dropped:
             funnel.dropped(document.source, CONTAMINATION, document.where, SHARED, text, **asdict(match))
             return None
     return text
 
 
 class _Numbers:
-    """The arrays of a piece, one row a document; paragraphs of all documents in one."""
+    """The arrays of a piece: one row a document. The paragraphs of all documents share one array."""
 
     def __init__(self, job: CleanJob):
         self._duplicates = job.duplicates
         self._sources = {source.name: number for number, source in enumerate(job.corpus.recipe.sources)}
-        self.sources, self.heldout, self.bytes, self.hashes = [], [], [], []
-        self.paragraphs, self.paragraph_counts, self.signatures = [], [], []
+        self.sources: list[int] = []
+        self.heldout: list[bool] = []
+        self.bytes: list[int] = []
+        self.hashes: list[int] = []
+        self.paragraphs: list[int] = []
+        self.paragraph_counts: list[int] = []
+        self.signatures: list[np.ndarray] = []
 
     def add(self, document: Document, text: str) -> None:
         self.sources.append(self._sources[document.source])
@@ -227,30 +234,32 @@ class _Numbers:
         }
 
 
-# Writing what is left
+# The third pass: writing
 
 
 @dataclass(frozen=True)
 class OutputPart:
-    """A file of the output: rows `first` to `last`, which lie in `pieces`, whose rows and paragraphs begin at …"""
+    """One file of the output: the rows from `first` up to, but not including, `last`."""
 
     number: int
     first: int
     last: int
-    pieces: tuple[CleanPiece, ...]
-    first_row: int
-    first_paragraph: int
+    pieces: tuple[CleanPiece, ...]  # the pieces that hold these rows
+    first_row: int  # number of the first row of the first piece
+    first_paragraph: int  # number of its first paragraph
 
 
 @dataclass(frozen=True)
 class Written:
+    """A part's share of the report."""
+
     funnel: Funnel
     sides: dict[str, dict[str, Counter[str]]]  # source → side → documents, bytes
-    excerpts: dict[int, dict[str, str]]  # row → its place and the beginning of its text, where it is shown
+    excerpts: dict[int, dict[str, str]]  # row → its place and the beginning of its text, for the rows to be shown
 
 
 def write_part(job: CleanJob, folder: Path, part: OutputPart) -> Written:
-    """Write the documents of a part that stay, in order, without the paragraphs that go."""
+    """Write the documents of a part that stay, in order, without their repeated paragraphs."""
     stays, repeated, shown = (np.load(job.folder / f"{name}.npy", mmap_mode="r") for name in VERDICT)
     written = Written(job.funnel(), {}, {})
     path = folder / f"part-{part.number:05d}.jsonl.zst"
@@ -273,7 +282,10 @@ def write_part(job: CleanJob, folder: Path, part: OutputPart) -> Written:
 
 
 def _without(document: dict, copies: np.ndarray, job: CleanJob, funnel: Funnel) -> bool:
-    """Take out of `document` the long paragraphs that are `copies` (paragraphs,) of earlier ones; whether it stays."""
+    """Remove from `document` its long paragraphs that repeat earlier ones; return whether the document stays.
+
+    `copies` (paragraphs,) bool: which of its long paragraphs repeat an earlier one.
+    """
     if not job.duplicates.paragraphs.use:
         return True
     text, source, where = document["text"], document["source"], document["where"]
@@ -292,7 +304,7 @@ def _without(document: dict, copies: np.ndarray, job: CleanJob, funnel: Funnel) 
 
 
 def _documents(folder: Path, part: OutputPart) -> Iterator[tuple[int, bytes, slice]]:
-    """(row, line, where its long paragraphs are among all) of every document of a part."""
+    """Yield (row, line, slice of its long paragraphs among all paragraphs) for every document of a part."""
     row, paragraph = part.first_row, part.first_paragraph
     for piece in part.pieces:
         counts = load(folder, piece, "paragraph_counts").tolist()
@@ -304,7 +316,7 @@ def _documents(folder: Path, part: OutputPart) -> Iterator[tuple[int, bytes, sli
 
 
 def load(folder: Path, piece: CleanPiece, name: str) -> np.ndarray:
-    """One of the arrays of a piece."""
+    """Load the array `name` of a piece."""
     with np.load(folder / f"{piece.key}.npz") as arrays:
         return arrays[name]
 
@@ -319,7 +331,7 @@ def _opened(config: str, language: str) -> list[Step]:
 
 
 def _steps(config: StepsConfig, language: str) -> list[Step]:
-    """The steps of a language, made once a process: some of them load a model."""
+    """The steps of a language. They are built once a process, because some of them load a model."""
     return _opened(config.model_dump_json(), language)
 
 

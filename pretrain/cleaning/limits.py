@@ -1,11 +1,11 @@
-"""Rules of filters: what is measured of a document, the limit it is held to, and how the measures are distributed."""
+"""Rules of filters: a measured value, its limit, and the distribution of the values over the corpus."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-# Of train documents that came to a rule: for each the report says what limit drops no more than that.
+# For each of these shares of the train documents, the report names the strictest limit that drops no more of them.
 SHARES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5)
 BROKEN: dict[str, Callable[[float, float], bool]] = {
     "<": float.__lt__,
@@ -17,22 +17,23 @@ BROKEN: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A document goes when its `name` stands to `limit` as `sign` says: `characters < 10`."""
+    """A limit on a measured value. `characters < 10` drops every document with fewer than 10 characters."""
 
-    name: str
-    sign: str  # of BROKEN
+    name: str  # of the measured value
+    sign: str  # a key of BROKEN
     limit: float
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a rule found of one document."""
+    """The value that a rule measured in one document."""
 
     rule: Rule
     value: float
 
     @property
     def broken(self) -> bool:
+        """Whether the rule drops the document."""
         return BROKEN[self.rule.sign](float(self.value), float(self.rule.limit))
 
     @property
@@ -41,17 +42,20 @@ class Measurement:
 
 
 def measured(name: str, value: float, sign: str, limit: float | None) -> Iterator[Measurement]:
-    """One, or none where there is no such rule (`limit` None)."""
+    """Yield one measurement, or none if there is no such rule (`limit` is None)."""
     if limit is not None:
         yield Measurement(Rule(name, sign, limit), value)
 
 
 @dataclass
 class Distribution:
-    """The values of one rule over the train documents that came to it. Kept to two significant digits: 90 a decade."""
+    """The values of one rule over the train documents that it measured.
+
+    Values are rounded to two significant digits, so there are at most 90 different ones in each power of ten.
+    """
 
     values: Counter[float] = field(default_factory=Counter)
-    dropped: int = 0
+    dropped: int = 0  # documents that broke the rule
 
     def add(self, one: Measurement) -> None:
         self.values[float(f"{one.value:.1e}")] += 1
@@ -62,9 +66,9 @@ class Distribution:
         self.dropped += other.dropped
 
     def report(self, rule: Rule) -> dict:
-        """`limits`: for each of SHARES the strictest limit that drops no more of the documents; null: every one does.
+        """The distribution as JSON. `limits` maps each of SHARES to the strictest limit that drops no larger share.
 
-        To two significant digits, as the values are.
+        A limit has two significant digits, like the values. It is null if every limit drops more.
         """
         return {
             "rule": rule.name,
@@ -76,7 +80,10 @@ class Distribution:
         }
 
     def _limit(self, sign: str, share: float) -> float | None:
-        """With the limit at a value, all values beyond it go, and with ≤ and ≥ the value itself."""
+        """The strictest limit that drops at most `share` of the documents; None if every limit drops more.
+
+        A limit drops all values beyond it; with ≤ and ≥ it also drops the value that equals it.
+        """
         lenient = sorted(self.values, reverse=sign in (">", "≥"))  # the first limit drops least
         gone = list(accumulate(self.values[value] for value in lenient))
         if sign in ("<", ">"):

@@ -1,33 +1,34 @@
-"""The steps that clean one document, in their order, each with its section of the configuration.
+"""The steps that clean one document, in the order in which they run, each with its section of the configuration.
 
     step               on by default   why
-    html               all languages   a tag is never prose; what only looks like one stays
-    mojibake           all languages   repairs only what it can prove, good text is left alone
-    unicode            all languages   one spelling for one character; NFC loses nothing
-    control            all languages   what cannot be seen only splits words
-    script             no              changes what the author wrote: choose it
-    pii                all languages   masks, drops nothing: an item in 6 MB of encyclopaedia, none in books
-    language           known ones      text in another language than the source says is a mistake
-    gopher_repetition  no              the four sets of rules for web pages: they cost books, verse, statutes,
-    gopher_quality     no              dialogue and code what they cost nobody on web pages, so whoever has
-    fineweb            no              web pages switches them on, and looks at the funnel
+    html               all languages   a tag is never prose; text that only looks like a tag stays
+    mojibake           all languages   it repairs only text that is provably broken
+    unicode            all languages   one spelling for each character; NFC loses nothing
+    control            all languages   invisible characters only split words
+    script             no              it changes the author's own characters
+    pii                all languages   it masks and drops nothing: one item in 6 MB of encyclopaedia, none in books
+    language           known ones      text in another language than its source declares is a mistake
+    gopher_repetition  no              these four filters were made for web pages. From other text they also drop good
+    gopher_quality     no              documents: books, verse, statutes, dialogue, code. Switch them on for web pages,
+    fineweb            no              and look at the funnel
     c4                 no
-    length             all languages   below 10 characters: page numbers
-    stopwords          no              pre-training keeps them
+    length             all languages   documents below 10 characters are page numbers
+    stopwords          no              a language model has to learn the stop words
 
-The default set is for text of unknown origin: it repairs, masks, and drops only what is surely wrong. For web pages,
-as FineWeb does it: `gopher_repetition: true`, `gopher_quality: true`, `c4: {terminal_punctuation: false}` with `use:
-true`, `fineweb: true`.
+The default set is for text of unknown origin: it repairs, masks, and drops only text that is surely wrong. FineWeb's
+choice for web pages is `gopher_repetition: true`, `gopher_quality: true`, `fineweb: true` and
+`c4: {use: true, terminal_punctuation: false}`.
 
-Why this order. Markup first, since an entity may hide a byte of mojibake; mojibake before anything that changes the
-characters it is recognised by (no-break spaces, soft hyphens, C1 controls); the Unicode form before control characters
-are looked at. Masking comes before the first filter, so that the funnel's samples of dropped documents show nobody's
-number. Filters see repaired text: the language first, then the document as its author laid it out (repetition, quality,
-FineWeb's share of punctuated lines), then C4, which takes lines out, and the length of what is left.
+Why this order? Markup is removed first, because an entity may hide a byte of mojibake. Mojibake is repaired before
+anything changes the characters that reveal it (no-break spaces, soft hyphens, C1 controls). The Unicode form is set
+before control characters are removed. Masking comes before the first filter, so that samples of dropped documents show
+no personal data. The filters see repaired text: first the language, then the document with its original lines
+(repetition, quality, FineWeb's share of punctuated lines), then C4, which removes lines, and last the length of the
+remaining text.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import create_model
 
@@ -45,9 +46,9 @@ from pretrain.config import Config
 class Entry(NamedTuple):
     """A step in the list of steps."""
 
-    section: type[Section]  # its settings
-    build: Callable[[Section, str], Callable[[str], Outcome]]  # its function of a text, for a section and a language
-    unit: str = ""  # of what it counts as changed; a filter changes nothing
+    section: type[Section]  # the class of its settings
+    build: Callable[[Any, str], Callable[[str], Outcome]]  # makes its function, for a `section` and a language
+    unit: str = ""  # the unit of its changes; a filter has none, for it changes nothing
 
 
 STEPS: dict[str, Entry] = {
@@ -80,10 +81,10 @@ else:
 
 
 def steps(config: StepsConfig, language: str) -> list[Step]:
-    """The steps that are on for a source of `language` (BCP 47), in their order; a process builds its own.
+    """The steps that are on for a source of `language` (BCP 47), in their order. Each process builds its own.
 
-    Each is a pure function, linear in the text. A document of which nothing is left is dropped by the step that took
-    the last of it. Raises ConfigError for a step that has no form for the language, CorpusError for a missing library.
+    Each step is a pure function, and its time is linear in the text. A step that leaves no text drops the document.
+    Raises ConfigError for a step that does not support the language, CorpusError for a missing library.
     """
     sections = {name: getattr(config, name) for name in STEPS}
     return [
@@ -94,6 +95,8 @@ def steps(config: StepsConfig, language: str) -> list[Step]:
 
 
 def _dropping_empty(apply: Callable[[str], Outcome]) -> Callable[[str], Outcome]:
+    """Let a step drop the document when it leaves no text."""
+
     def checked(text: str) -> Outcome:
         outcome = apply(text)
         if outcome.dropped or outcome.text is text or outcome.text.strip():

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -37,7 +38,17 @@ from pretrain.cleaning.report import plot
 from pretrain.cleaning.report.funnel import READ, Flow, Funnel, table
 from pretrain.cleaning.step import Step, library
 from pretrain.config import StageConfig, free, frozen
-from pretrain.corpus import CHUNK_BYTES, SIDES, Corpus, Shares, Skipped, check_apart, listing, open_corpus
+from pretrain.corpus import (
+    CHUNK_BYTES,
+    SIDES,
+    CleanedCorpus,
+    Corpus,
+    Shares,
+    Skipped,
+    check_apart,
+    listing,
+    open_corpus,
+)
 from pretrain.corpus.recipe import Source
 from pretrain.display.progress import closing_line, progress
 from pretrain.errors import CorpusError
@@ -49,30 +60,37 @@ from pretrain.storage.work import code, kept, settled
 
 FORMAT = 1
 LIBRARIES = ("ftfy", "py3langid", "opencc", "jieba", "stopwordsiso", "datasketch", "xxhash", "numpy")
-# The others drop documents, or take lines out and leave the n-grams within the rest: an evaluation item of which such a
-# step left one line would be found in any document with that line.
+# The steps that change the n-grams of a text; an evaluation item is also looked for as these steps leave it. The other
+# steps drop documents or whole lines: after them an item might be a single line, found in any document with that line.
 REWORDING = ("html", "mojibake", "unicode", "control", "script", "pii", "stopwords")
 REPORT, PLOT, LIMITS = "report.json", "funnel.png", "limits.png"
 
 
 class CleanConfig(StageConfig):
-    """What `launch/clean.py` reads."""
+    """The configuration of the stage `clean`."""
 
-    corpus: str  # recipe.yaml, a folder that holds one, or one text file
+    corpus: str
+    """The corpus to clean: a `recipe.yaml`, a folder that holds one, or one text file."""
     out: str
+    """The folder to write the cleaned corpus to."""
     steps: StepsConfig = StepsConfig()
+    """The steps that clean one document, in the order in which they run."""
     decontaminate: Decontaminate = Decontaminate()
+    """The evaluation texts to keep out of the corpus, and how they are found."""
     duplicates: Duplicates = Duplicates()
-    samples: int = Field(5, ge=0, le=100)  # shown of what each step dropped and changed, per source
-    part_bytes: int = Field(
-        128 << 20, gt=0
-    )  # of text: a file of the output is closed by the document that reaches this
-    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)  # of text that a process takes at a time
+    """Which copies are removed: documents, near-duplicates, paragraphs."""
+    samples: int = Field(5, ge=0, le=100)
+    """Sample documents that the report shows for each step and source: as many dropped ones, as many changed ones."""
+    part_bytes: int = Field(128 << 20, gt=0)
+    """Bytes of text in one file of the output: the document that reaches this size is the last of its file."""
+    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)
+    """Bytes of text that a process takes at a time. Less needs less memory."""
     workers: int = free(1, ge=1)
+    """Processes that work at the same time. With 1, the main process does the work."""
 
 
 def run(config: CleanConfig) -> dict:
-    """Clean a corpus into `config.out`. Returns the index. Raises CorpusError."""
+    """Clean a corpus into `config.out` and return the index. Raises CorpusError."""
     began = time.monotonic()
     out, corpus = Path(config.out), open_corpus(config.corpus)
     if out.resolve() == Path(config.corpus).resolve():
@@ -100,7 +118,7 @@ def run(config: CleanConfig) -> dict:
                 flow.dropped = [(place, evaluated.named(sample)) for place, sample in flow.dropped]
         count(funnel, rows, verdict, picked, written.excerpts, names)
         funnel.merge(written.funnel)
-        report = {
+        report: dict[str, Any] = {
             "sources": [_source(source, funnel, cleaned.skipped, written) for source in corpus.recipe.sources],
             "all": {"steps": _listed(funnel.total()), "written": _sides(written.sides.values())},
             "decontamination": evaluated and evaluated.report(cleaned.found, config.decontaminate.share),
@@ -119,14 +137,18 @@ def run(config: CleanConfig) -> dict:
     return index
 
 
-def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[CleanJob, Evaluated | None]:
-    """What the processes have to know, and the evaluation texts. Pieces that other settings left are removed."""
+def _job(config: CleanConfig, corpus: Corpus | CleanedCorpus, work: Path) -> tuple[CleanJob, Evaluated | None]:
+    """Return the settings for the processes, and the evaluation texts if there are any.
+
+    Pieces that were made with other settings are deleted.
+    """
     sources, near = corpus.recipe.sources, config.duplicates.near
-    # All that is needed, although it is used in other processes or much later: what is missing ends the run at once.
+    # Other processes use these packages, some of them hours later. A missing one ends the run here, at its beginning.
     for name in ("zstandard", "matplotlib", *(["datasketch"] if near.use else [])):
         library(name)
     chains = {source.language: steps(config.steps, source.language) for source in sources}
-    evaluated = evaluation = None
+    evaluated: Evaluated | None = None
+    evaluation: Path | None = None
     if config.decontaminate.files:
         aside = work / "preparing"
         shutil.rmtree(aside, ignore_errors=True)
@@ -139,7 +161,7 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[CleanJob, Eva
         "format": FORMAT,
         "steps": config.steps.model_dump(mode="json"),
         "decontaminate": evaluated and [evaluated.digest, config.decontaminate.share],
-        "near": [near.use, near.permutations, near.units, bands_of(near)],  # the threshold is for later
+        "near": [near.use, near.permutations, near.units, bands_of(near)],  # the second pass alone reads the threshold
         "paragraphs": config.duplicates.paragraphs.model_dump(),
         "samples": config.samples,
         "heldout": corpus.bounds(),
@@ -152,10 +174,10 @@ def _job(config: CleanConfig, corpus: Corpus, work: Path) -> tuple[CleanJob, Eva
 
 
 def _first_pass(job: CleanJob, chunk_bytes: int, workers: int) -> tuple[list[CleanPiece], CleanedChunk]:
-    """The pieces in order, and what all of them add to the report."""
+    """Make every piece. Return the pieces in order, and the sum of their reports."""
     pieces = []
     total = CleanedChunk(CleanPiece("", 0, 0), job.funnel(), Skipped(), FoundTexts())
-    stored: deque[int] = deque()  # bytes of the chunks on their way
+    stored: deque[int] = deque()  # the stored bytes of the chunks that are being worked on
     with progress("cleaning", "documents", reads=job.corpus.stored) as advance:
         chunks = noted(job.corpus.chunks(chunk_bytes), attrgetter("stored"), stored)
         for cleaned in ordered(partial(clean_chunk, job), chunks, workers):
@@ -171,11 +193,11 @@ def _first_pass(job: CleanJob, chunk_bytes: int, workers: int) -> tuple[list[Cle
 
 
 def _parts(pieces: list[CleanPiece], left: np.ndarray, part_bytes: int) -> list[OutputPart]:
-    """The files of the output; `left` (rows,) are the bytes of text of what stays, 0 for the rest.
+    """The files of the output. `left` (rows,): the bytes of text of each document that stays, 0 for the others.
 
-    They are cut by documents, not by pieces: `chunk_bytes` does not show in the output.
+    Where a file ends depends on the documents alone, so the output is the same for any `chunk_bytes`.
     """
-    numbers = (np.cumsum(left, dtype=np.int64) - left) // part_bytes  # a document belongs where it begins
+    numbers = (np.cumsum(left, dtype=np.int64) - left) // part_bytes  # the place of its first byte decides
     edges = [*np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]][: len(left)]).tolist(), len(left)]
     begins = np.cumsum([0, *(piece.rows for piece in pieces)])
     paragraphs = np.cumsum([0, *(piece.paragraphs for piece in pieces)])
@@ -188,7 +210,7 @@ def _parts(pieces: list[CleanPiece], left: np.ndarray, part_bytes: int) -> list[
 
 
 def _third_pass(job: CleanJob, folder: Path, parts: list[OutputPart], workers: int) -> Written:
-    """Write every part; what all of them add to the report."""
+    """Write every part and return the sum of their reports."""
     total = Written(job.funnel(), {}, {})
     with progress("writing", unit="files", total=len(parts)) as advance:
         for written in ordered(partial(write_part, job, folder), parts, max(1, min(workers, len(parts)))):
@@ -202,7 +224,7 @@ def _third_pass(job: CleanJob, folder: Path, parts: list[OutputPart], workers: i
 
 
 def _check(steps: list[dict], config: CleanConfig) -> None:
-    """Raise CorpusError when a side of what is left is empty, naming the step that took most of it."""
+    """Raise CorpusError if a side of the cleaned corpus is empty. The error names the step that took most of it."""
     read, left = steps[0], steps[-1]
     if not read["documents_in"]:
         raise CorpusError("the corpus holds no document", config.corpus, "add text")
@@ -256,7 +278,13 @@ def _near(near: Near, verdict: Verdict, picked: Picked, excerpts: dict) -> dict 
     return {**settings, "crowded": verdict.near.crowded, "histogram": histogram(verdict, picked, excerpts)}
 
 
-def _index(config: CleanConfig, corpus: Corpus, evaluated: Evaluated | None, total: dict, shares: Shares) -> dict:
+def _index(
+    config: CleanConfig,
+    corpus: Corpus | CleanedCorpus,
+    evaluated: Evaluated | None,
+    total: dict[str, Any],
+    shares: Shares,
+) -> dict:
     options = {name: value for name, value in frozen(config).items() if name not in ("corpus", "out")}
     options["decontaminate"] = {**options["decontaminate"], "files": evaluated and evaluated.digest}
     sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
@@ -279,14 +307,14 @@ def _index(config: CleanConfig, corpus: Corpus, evaluated: Evaluated | None, tot
 
 
 def _applied(chain: list[Step], text: str) -> str:
-    """What the steps of a chain that may change any n-gram make of a text."""
+    """Apply only the steps of a chain that are in REWORDING, and return the text."""
     for step in chain:
         text = step.apply(text).text if step.name in REWORDING else text
     return text
 
 
 def _versions() -> dict[str, str]:
-    """Of what decides the result beside our own code."""
+    """The versions of Unicode and of the libraries that decide the result, by name."""
     found = {"unicode": unicodedata.unidata_version}
     for name in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):

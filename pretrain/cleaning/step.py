@@ -1,4 +1,4 @@
-"""What a cleaning step is made of: its section of the configuration, what it does to one document, its name."""
+"""The contract of a cleaning step: its section of the configuration, its function of one document, its outcome."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -12,7 +12,12 @@ from pretrain.cleaning.limits import Measurement
 from pretrain.config import NULL, Config
 from pretrain.errors import CorpusError
 
-Share = Annotated[float, Field(ge=0, le=1)]  # a fraction of something
+Share = Annotated[float, Field(ge=0, le=1)]  # a fraction
+# Each step declares its own default with this type.
+Use = Annotated[
+    bool | list[str],
+    Field(description="`true`: on for all languages; `false`: off; a list such as `[en, zh]`: on for these languages."),
+]
 
 # ISO 639-3 codes that are Chinese too: BCP 47 lets `cmn-Hans` stand for `zh-Hans` (RFC 5646, section 4.1.2).
 CHINESE = {"zh", "cmn", "yue", "wuu", "lzh", "hak", "nan", "gan", "hsn", "cdo"}
@@ -20,16 +25,16 @@ CHINESE = {"zh", "cmn", "yue", "wuu", "lzh", "hak", "nan", "gan", "hsn", "cdo"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """One document after one step. `changes` is in the step's unit; `dropped` says why the document goes."""
+    """One document after one step."""
 
     text: str
-    changes: int = 0
-    dropped: str | None = None
-    measured: tuple[Measurement, ...] = field(default=(), compare=False)  # by the rules the document came to
+    changes: int = 0  # in the step's unit
+    dropped: str | None = None  # why the document is dropped; None: it stays
+    measured: tuple[Measurement, ...] = field(default=(), compare=False)  # of every rule that was evaluated
 
 
 def judged(text: str, found: Iterable[Measurement], changes: int = 0) -> Outcome:
-    """Drop the document for the first rule it breaks; the rules after that one are not evaluated."""
+    """Drop the document for the first rule that it breaks. Later rules are not evaluated."""
     measured = []
     for one in found:
         measured.append(one)
@@ -47,13 +52,9 @@ class Step:
 
 
 class Section(Config):
-    """The settings of one step; `use` says for which languages it is on.
+    """The settings of one step. A value alone stands for its `use`: `pii: false` means `pii: {use: false}`."""
 
-    `true`: all; `false`: none; `[en, zh]`: those, by primary subtag. A section given as such a value alone means
-    its `use`: `pii: false` is `pii: {use: false}`.
-    """
-
-    use: bool | list[str] = True
+    use: Use = True
 
     @model_validator(mode="before")
     @classmethod
@@ -63,17 +64,18 @@ class Section(Config):
         return {"use": values} if isinstance(values, (bool, str, list)) else values
 
     def covers(self, language: str) -> bool:
+        """Whether the step is on for a language (BCP 47)."""
         return self.use if isinstance(self.use, bool) else primary(language) in map(primary, self.use)
 
 
 def primary(language: str) -> str:
-    """The primary subtag of a BCP 47 tag, every Chinese one as `zh`: `zh-Hant-TW` → `zh`, `cmn` → `zh`."""
+    """The primary subtag of a BCP 47 tag, with `zh` for all Chinese languages: `zh-Hant-TW` → `zh`, `cmn` → `zh`."""
     subtag = language.replace("_", "-").split("-")[0].lower()
     return "zh" if subtag in CHINESE else subtag
 
 
 def library(name: str) -> ModuleType:
-    """The optional library `name`, imported; CorpusError saying how to install it when it is not there."""
+    """Import the optional library `name`. Raises CorpusError with the install command if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError:

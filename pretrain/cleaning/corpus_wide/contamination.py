@@ -1,21 +1,23 @@
-"""Evaluation texts kept out of a corpus: a document that shares n-grams with one of them is dropped.
+"""Keep evaluation texts out of a corpus: drop every document that shares n-grams with one of them.
 
-As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C): 13-grams of words, case and punctuation ignored; one in
-common is enough. An n-gram that begins with a character of an unspaced script counts 20 characters instead, 11 words of
-Chinese (1.84 characters each, as jieba counts). Chosen on text without formulas: of what 12,000 Tang and Song poems
-share with 983 others, some is titles of books in notes at 8 and 10 characters, and all is the same lines from 12 on.
+The method is GPT-3's (Brown et al. 2020, arXiv:2005.14165, appendix C): 13-grams of words, without case and
+punctuation; one n-gram in common is enough. An n-gram that begins with a character of an unspaced script has 20
+characters instead. That is 11 words of Chinese, with 1.84 characters a word by jieba's count. We chose the length on
+text without formulas, by the n-grams that 12,000 Tang and Song poems share with 983 others: at 8 and 10 characters some
+of them are titles of books in notes; from 12 characters on, all of them are the same lines.
 
-Formulas are longer than any n-gram ("was listed on the National Register of Historic Places in 2000" has 13 words), so
-long evaluation texts want `share`: how much of an item a document must have, as PaLM asks for 70 % of an item's 8-grams
-(Chowdhery et al. 2022, arXiv:2204.02311, section 8). The report counts documents by share.
+Formulas are longer than any n-gram ("was listed on the National Register of Historic Places in 2000" has 13 words). For
+long evaluation texts, set `share`: a document must then have this share of an item's n-grams, as PaLM asks for 70 % of
+an item's 8-grams (Chowdhery et al. 2022, arXiv:2204.02311, section 8). The report counts documents by share.
 
-An evaluation item shorter than an n-gram is looked for whole, down to SHORTEST of its length; what is shorter still
-says nothing (GPT-3 has the same floor, 8 words) and is counted in the report. Items are looked for as they are and as
-the cleaning steps leave them: a document whose characters were simplified still meets its traditional original.
+An evaluation item shorter than an n-gram is searched as a whole, if it has at least SHORTEST of an n-gram's length.
+Still shorter items prove nothing (GPT-3 has the same floor, 8 words); the report counts them. Every item is searched as
+it is and as the cleaning steps leave it, so a document that was converted to simplified characters still matches its
+traditional original.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import pairwise
@@ -33,37 +35,41 @@ from pretrain.storage.index import digests, fingerprint
 
 SHORTEST = 8 / 13
 BY_GRAM, WHOLE, TOO_SHORT = "items by n-gram", "items whole", "items too short"
-BINS = 20  # of shares, from 0 to 1
+BINS = 20  # bins of the histogram of shares, from 0 to 1
 
 
 class Decontaminate(Config):
-    """Which evaluation texts to keep out. A file whose items are not under `text` gets a recipe that says `field:`."""
+    """Keep evaluation texts out of the corpus: documents that share n-grams with them are dropped."""
 
-    files: list[str] = []  # whatever opens as a corpus: text files, recipes; a document of it is an item
+    files: list[str] = []
+    """The evaluation texts: text files, or recipes (which can set `field:`). Each of their documents is an item."""
     words: int = Field(13, ge=8)
+    """Words in an n-gram."""
     characters: int = Field(20, ge=8)
-    share: float = Field(0, ge=0, le=1)  # of an item's n-grams that a document must have to go; 0: one is enough
+    """Characters in an n-gram of Chinese and other scripts without spaces."""
+    share: float = Field(0, ge=0, le=1)
+    """A document is dropped if it has at least this share of an item's n-grams; at 0, one n-gram is enough."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a document shares with the evaluation item (its number) of which it has the largest share."""
+    """The evaluation item of which a document has the largest share."""
 
-    item: int
+    item: int  # its number
     share: float  # of the item's n-grams
-    ngram: str  # the first of them in the document, normalised
+    ngram: str  # the first shared n-gram in the document, normalised
 
 
 class Evaluation:
-    """The n-grams of evaluation items, each in one form or several: as it is, and as cleaning steps leave it.
+    """The n-grams of all evaluation items. An item has one or more forms: as it is, and as cleaning steps leave it.
 
-    Memory: 12 bytes an n-gram, mapped from a file; about 300 a short item; 16 MB.
+    Memory: 12 bytes an n-gram in mapped files, about 300 a short item, and 16 MB.
     """
 
     def __init__(self, folder: Path):
-        # (pairs,) uint64, sorted, and (pairs,) int32: the n-grams and the forms that have them, each pair once
+        # (pairs,) uint64, sorted, and (pairs,) int32: every pair of an n-gram and a form that has it
         self.grams, self.forms = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("grams", "forms"))
-        # (forms,) int32: how many distinct n-grams a form has, and the item it is of
+        # (forms,) int32: the number of distinct n-grams of each form, and its item
         self.sizes, self.items = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("sizes", "items"))
         self.words, self.characters, self.shortest = np.load(folder / "lengths.npy").tolist()
         self._short: dict[int, list[tuple[int, int, int]]] = {}  # first `shortest` units → (units, gram, item)
@@ -73,7 +79,7 @@ class Evaluation:
         self._all = _Set(self.grams)
 
     def find(self, text: str) -> Match | None:
-        """The item of which `text` has the largest share, the first of several; None if it shares no n-gram."""
+        """The item of which `text` has the largest share, or the first of several; None if no n-gram is shared."""
         hashes = unit_hashes(text)
         if self._short and (match := self._find_short(text, hashes)):
             return match
@@ -91,7 +97,7 @@ class Evaluation:
         return Match(int(self.items[form]), float(shares.max()), _text(units_of(text)[place : place + length]))
 
     def _pairs(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each of `grams` with each form that has it, sorted by n-gram."""
+        """Pair each of `grams` with each form that has it, sorted by n-gram."""
         low, high = (np.searchsorted(self.grams, grams, side) for side in ("left", "right"))
         sizes = high - low
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -109,11 +115,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class FoundTexts:
-    """What of the evaluation texts was found. Memory: a few numbers an item."""
+    """Counts of the evaluation texts that were found in documents. Memory: a few numbers an item."""
 
     items: Counter[int] = field(default_factory=Counter)  # item → documents dropped for it
     shares: Counter[tuple[int, bool]] = field(default_factory=Counter)  # (bin, dropped) → documents
-    examples: dict[int, tuple[str, dict]] = field(default_factory=dict)  # bin → (draw, sample), the smallest draw
+    examples: dict[int, tuple[str, dict]] = field(default_factory=dict)  # bin → (draw, sample) with the smallest draw
 
     def add(self, match: Match, dropped: bool, where: str, text: str) -> None:
         number = min(BINS - 1, int(match.share * BINS))
@@ -134,24 +140,26 @@ class FoundTexts:
 
 @dataclass(frozen=True)
 class Item:
-    file: str  # of the evaluation corpus, and its source: "evals.yaml, ceval"
+    """The place of an evaluation item."""
+
+    file: str  # the evaluation file, and its source if it has several: "evals.yaml, ceval"
     where: str
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Evaluation texts as the report tells of them."""
+    """The evaluation texts, as the report needs them."""
 
     items: list[Item]
-    files: dict[str, dict[str, int]]  # file → how its items are looked for → how many
-    digest: str  # of their n-grams
+    files: dict[str, dict[str, int]]  # file → way of searching (BY_GRAM, WHOLE, TOO_SHORT) → number of items
+    digest: str  # of all their n-grams
 
     def named(self, sample: dict) -> dict:
-        """A sample with file and place for the number of its item."""
+        """A sample with its item's file and place instead of its number."""
         return {**sample, "item": asdict(self.items[sample["item"]])}
 
     def report(self, found: FoundTexts, share: float) -> dict:
-        """Per file its items, how many were found and the documents that went for them; documents by share."""
+        """For each file its items, those found, and the documents dropped for them; a histogram of the shares."""
         files = {name: {**counts, "items found": 0, "documents dropped": 0} for name, counts in self.files.items()}
         for item, documents in found.items.items():
             counts = files[self.items[item].file]
@@ -166,16 +174,16 @@ class Evaluated:
         return {**entry, "example": self.named(example[1])} if example else entry
 
 
-def prepare(config: Decontaminate, variants: list[Callable[[str], str]], folder: Path) -> Evaluated:
-    """Write into `folder` what `Evaluation` opens.
+def prepare(config: Decontaminate, variants: Sequence[Callable[[str], str]], folder: Path) -> Evaluated:
+    """Write the files of an `Evaluation` into `folder`.
 
-    An item is looked for as it is and as each of `variants` makes it. Raises CorpusError for an evaluation file that
-    cannot be read or holds nothing.
+    Each item has a form as it is, and a form by each of `variants`. Raises CorpusError for an evaluation file that
+    cannot be read or holds no item.
     """
     items: list[Item] = []
     files: dict[str, dict[str, int]] = {}
-    forms: list[tuple[int, np.ndarray]] = []  # (item, its distinct n-grams), one or more of each item
-    short: list[tuple[int, np.ndarray]] = []  # (item, unit hashes) of what is looked for whole
+    forms: list[tuple[int, np.ndarray]] = []  # (item, distinct n-grams of one of its forms)
+    short: list[tuple[int, np.ndarray]] = []  # (item, unit hashes) of the forms that are searched as a whole
     for path in config.files:
         corpus, before = open_corpus(path), len(items)
         for document in corpus.documents():
@@ -200,7 +208,10 @@ def prepare(config: Decontaminate, variants: list[Callable[[str], str]], folder:
 
 
 def _distinct(forms: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
-    """Without the forms of an item that have the same n-grams as one before: most, for case and width are gone."""
+    """Drop the forms with the same n-grams as an earlier form of their item.
+
+    Most forms are dropped, because n-grams ignore case and width.
+    """
     found: dict[tuple[int, bytes], np.ndarray] = {}
     for item, grams in forms:
         found.setdefault((item, blake2b(grams.data, digest_size=16).digest()), grams)
@@ -222,15 +233,15 @@ def _write(folder: Path, config: Decontaminate, forms: list, short: list) -> Non
 
 
 def _length(hashes: np.ndarray, config: Decontaminate) -> float:
-    """How long a text is, in n-grams: 8 words of 13 and 10 characters of 20 make 1.1."""
+    """The length of a text in n-grams: 8 of 13 words and 10 of 20 characters make 1.1."""
     characters = int((hashes & np.uint64(1)).sum())
     return (len(hashes) - characters) / config.words + characters / config.characters
 
 
 class _Set:
-    """A sorted array to look for numbers in, behind a table of their first bits: most numbers need no search.
+    """A set of numbers: a sorted array, with a table of the numbers' first bits, so that most lookups need no search.
 
-    Memory: the table has 16 places a number, at most 16 MB.
+    Memory: the table has 16 to 32 bytes a number, at most 16 MB.
     """
 
     def __init__(self, known: np.ndarray):
@@ -241,7 +252,7 @@ class _Set:
         self._table[known >> self._shift] = True
 
     def has(self, values: np.ndarray) -> np.ndarray:
-        """(values,) bool"""
+        """(values,) bool: whether each value is in the set."""
         found = self._table[values >> self._shift]
         near = values[found]
         found[found] = self._known[np.minimum(np.searchsorted(self._known, near), len(self._known) - 1)] == near
@@ -249,7 +260,7 @@ class _Set:
 
 
 def _text(units: list[str]) -> str:
-    """Units as one reads them: words apart, characters of an unspaced script together."""
+    """Units as readable text: spaces between words, none between characters of unspaced scripts."""
     text = units[0]
     for before, unit in pairwise(units):
         text += unit if CHARACTER.match(before) and CHARACTER.match(unit) else f" {unit}"

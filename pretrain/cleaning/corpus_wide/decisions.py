@@ -1,11 +1,12 @@
-"""What only the whole corpus can tell: which documents and paragraphs are copies of others.
+"""The second pass: compare the whole corpus, and decide which documents and paragraphs stay.
 
-Memory: as duplicates.py says. Signatures and band keys stay on disk.
+Memory: see duplicates.py. Signatures and band keys stay on disk.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from pretrain.cleaning.corpus_wide.duplicates import NONE, Duplicates, Twins, ba
 from pretrain.cleaning.corpus_wide.ngrams import combined
 from pretrain.cleaning.report.funnel import WHAT, Funnel
 
-SMALL = {  # the arrays that are kept in memory
+SMALL: dict[str, type] = {  # the arrays that are kept in memory
     "sources": np.uint16,
     "heldout": bool,
     "bytes": np.uint32,
@@ -22,8 +23,8 @@ SMALL = {  # the arrays that are kept in memory
     "paragraphs": np.uint64,
     "paragraph_counts": np.uint32,
 }
-BINS = 20  # of similarity, from 0 to 1
-REASONS = {  # is it held out, is the one it repeats
+BINS = 20  # bins of the histogram of similarities, from 0 to 1
+REASONS = {  # (is the document held out, is the earlier one held out) → why it is dropped
     (False, False): "it repeats an earlier document",
     (False, True): "it repeats a held-out document",
     (True, True): "held out, it repeats an earlier held-out document",
@@ -32,28 +33,30 @@ REASONS = {  # is it held out, is the one it repeats
 
 @dataclass(frozen=True)
 class DocumentRows:
-    """Numbers of all documents, in the corpus's order, and of all their long paragraphs."""
+    """The arrays of all documents, in the corpus's order, and of all their long paragraphs."""
 
-    sources: np.ndarray  # (rows,) uint16, numbers of the recipe's sources
+    sources: np.ndarray  # (rows,) uint16, the number of the source in the recipe
     heldout: np.ndarray  # (rows,) bool
-    bytes: np.ndarray  # (rows,) uint32, of cleaned text
-    hashes: np.ndarray  # (rows,) uint64
-    paragraphs: np.ndarray  # (paragraphs,) uint64
-    paragraph_counts: np.ndarray  # (rows,) uint32
-    signatures: np.ndarray  # (rows, permutations) uint32, mapped
-    keys: np.ndarray  # (bands, rows) uint64, mapped
+    bytes: np.ndarray  # (rows,) uint32, of the cleaned text
+    hashes: np.ndarray  # (rows,) uint64, of the documents
+    paragraphs: np.ndarray  # (paragraphs,) uint64, hashes of the long paragraphs
+    paragraph_counts: np.ndarray  # (rows,) uint32, long paragraphs of each document
+    signatures: np.ndarray  # (rows, permutations) uint32, a mapped file
+    keys: np.ndarray  # (bands, rows) uint64, a mapped file
 
 
 @dataclass(frozen=True)
 class Verdict:
-    exact: np.ndarray  # (rows,) int64: the row that a document is a copy of, or NONE
+    """The decisions of the second pass."""
+
+    exact: np.ndarray  # (rows,) int64: the row of the earlier document that this one copies, or NONE
     near: Twins
     stays: np.ndarray  # (rows,) bool
-    repeated: np.ndarray  # (paragraphs,) bool: a copy of an earlier one
+    repeated: np.ndarray  # (paragraphs,) bool: the paragraph repeats an earlier one
 
 
 def gather(folder: Path, pieces: list[CleanPiece], duplicates: Duplicates) -> DocumentRows:
-    """The arrays of all pieces, each as one."""
+    """Join the arrays of all pieces."""
     rows, near = sum(piece.rows for piece in pieces), duplicates.near
     small = {
         name: np.concatenate([np.empty(0, dtype), *(load(folder, piece, name) for piece in pieces)])
@@ -73,7 +76,10 @@ def gather(folder: Path, pieces: list[CleanPiece], duplicates: Duplicates) -> Do
 
 
 def _mapped(path: Path, dtype: type, shape: tuple[int, int]) -> np.ndarray:
-    """A new array in a file. Its room is taken at once: on a full disk an OSError here, a bus error when written to."""
+    """A new array in a mapped file.
+
+    The space on disk is reserved here: a full disk then raises an OSError now rather than a bus error later.
+    """
     found = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with open(path, "r+b") as file:
@@ -82,7 +88,7 @@ def _mapped(path: Path, dtype: type, shape: tuple[int, int]) -> np.ndarray:
 
 
 def judge(rows: DocumentRows, duplicates: Duplicates) -> Verdict:
-    """Exact copies first, then near ones of what is left, then paragraphs of what is left then."""
+    """Find exact copies, then near-duplicates in the rest, then repeated paragraphs in the rest of that."""
     count = len(rows.hashes)
     exact = np.full(count, NONE)
     if duplicates.documents:
@@ -100,13 +106,14 @@ def judge(rows: DocumentRows, duplicates: Duplicates) -> Verdict:
 
 @dataclass(frozen=True)
 class Picked:
-    """Rows whose text the report shows: copies by step and source, and a pair for each bin of similarity."""
+    """The rows to show in the report: some copies for each step and source, and a pair for each bin of similarity."""
 
-    copies: dict[str, dict[int, list[int]]]
-    pairs: dict[int, int]  # bin → row; the other one is its nearest
+    copies: dict[str, dict[int, list[int]]]  # step → source → rows
+    pairs: dict[int, int]  # bin → a row; it is shown with its nearest document
 
 
 def pick(rows: DocumentRows, verdict: Verdict, samples: int) -> Picked:
+    """Choose at most `samples` dropped copies for each step and source, and one pair for each bin."""
     copies = {}
     for step, first in ((EXACT, verdict.exact), (NEAR, verdict.near.first)):
         gone = np.flatnonzero(first != NONE)
@@ -118,7 +125,7 @@ def pick(rows: DocumentRows, verdict: Verdict, samples: int) -> Picked:
 
 
 def shown(picked: Picked, verdict: Verdict) -> np.ndarray:
-    """(rows,) bool: what `picked` needs the text of."""
+    """(rows,) bool: the documents that the report shows, and the documents that they repeat."""
     found = np.zeros(len(verdict.stays), bool)
     for step, first in ((EXACT, verdict.exact), (NEAR, verdict.near.first)):
         for chosen in picked.copies[step].values():
@@ -131,7 +138,10 @@ def shown(picked: Picked, verdict: Verdict) -> np.ndarray:
 def count(
     funnel: Funnel, rows: DocumentRows, verdict: Verdict, picked: Picked, excerpts: dict, names: list[str]
 ) -> None:
-    """Enter exact and near copies into `funnel`; `names` are the sources', `excerpts` the texts of what was picked."""
+    """Enter exact copies and near-duplicates into `funnel`.
+
+    `names` are the names of the sources, `excerpts` the texts of the picked rows.
+    """
     before = np.ones(len(verdict.exact), bool)
     for step, first in ((EXACT, verdict.exact), (NEAR, verdict.near.first)):
         after = before & (first == NONE)
@@ -144,8 +154,8 @@ def count(
                 flow.counts.update({f"{what}_{way}": int(n) for what, n in zip(WHAT, sizes, strict=True)})
             gone = np.flatnonzero(before & mine & ~after)
             for (own, others), reason in REASONS.items():
-                of = int(((rows.heldout[gone] == own) & (rows.heldout[first[gone]] == others)).sum())
-                flow.reasons.update({reason: of} if of else {})
+                documents = int(((rows.heldout[gone] == own) & (rows.heldout[first[gone]] == others)).sum())
+                flow.reasons.update({reason: documents} if documents else {})
             for place, row in enumerate(picked.copies[step].get(number, [])):
                 why = REASONS[bool(rows.heldout[row]), bool(rows.heldout[first[row]])]
                 similar = {"similarity": _similarity(verdict, row)} if step == NEAR else {}
@@ -155,12 +165,12 @@ def count(
 
 
 def histogram(verdict: Verdict, picked: Picked, excerpts: dict) -> list[dict]:
-    """Documents by their similarity to the nearest of those they were compared with, and a pair to look at for each."""
+    """Count documents by their similarity to the nearest document they were compared with; show a pair of each bin."""
     bins, dropped = bins_of(verdict.near.similarity), verdict.near.first != NONE
     found = []
     for number in range(BINS):
         mine = bins == number
-        entry = {"from": number / BINS, "to": (number + 1) / BINS}
+        entry: dict[str, Any] = {"from": number / BINS, "to": (number + 1) / BINS}
         entry |= {"documents": int(mine.sum()), "dropped": int((mine & dropped).sum())}
         if number in picked.pairs:
             row = picked.pairs[number]
@@ -171,7 +181,7 @@ def histogram(verdict: Verdict, picked: Picked, excerpts: dict) -> list[dict]:
 
 
 def bins_of(similarity: np.ndarray) -> np.ndarray:
-    """(rows,) int: the bin of each; -1 where nothing was compared."""
+    """(rows,) int64: the bin of each similarity; -1 for NaN, when nothing was compared."""
     return np.where(np.isnan(similarity), -1, np.minimum(np.nan_to_num(similarity) * BINS, BINS - 1)).astype(np.int64)
 
 
@@ -180,10 +190,10 @@ def _similarity(verdict: Verdict, row: int) -> float:
 
 
 def _drawn(rows: np.ndarray, samples: int) -> list[int]:
-    """The rows of the smallest hashes: the same choice whatever process asks."""
+    """The `samples` rows with the smallest hashes: a fixed choice that looks random."""
     return rows[np.argsort(combined([rows.astype(np.uint64)]), kind="stable")[:samples]].tolist()
 
 
 def _priority(heldout: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The rows that count, those held out first."""
+    """The rows with `counts`, held-out rows first."""
     return np.concatenate([np.flatnonzero(counts & heldout), np.flatnonzero(counts & ~heldout)])

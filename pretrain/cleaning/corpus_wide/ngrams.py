@@ -1,7 +1,7 @@
-"""A text as a set of n-grams, each a 64-bit number: what near-duplicates and decontamination compare.
+"""The n-grams of a text as 64-bit numbers. De-duplication and decontamination compare texts by them.
 
-A unit is a word (a run of letters and digits) where a script writes spaces between words, one character where it does
-not (Han, kana, Thai, Lao, Khmer, Burmese). Case, punctuation, white space and width (full or half) do not count.
+A unit is a word (a run of letters and digits) in scripts with spaces between words, and one character in scripts
+without (Han, kana, Thai, Lao, Khmer, Burmese). Case, punctuation, white space and width (full or half) do not count.
 """
 
 import re
@@ -27,14 +27,14 @@ def units_of(text: str) -> list[str]:
     return UNIT.findall(unicodedata.normalize("NFKC", text).lower())
 
 
-@lru_cache(maxsize=1)  # decontamination and near-duplicates ask for those of the same text, one after the other
+@lru_cache(maxsize=1)  # decontamination and the search for near-duplicates ask for the same text in turn
 def unit_hashes(text: str) -> np.ndarray:
-    """(units,) uint64: `hashes_of` the units of a text. Memory: 24 bytes a unit, and 90 a character of a stretch."""
+    """(units,) uint64: the hashes of the units of a text. Memory: 24 bytes a unit, and 90 a character of a stretch."""
     return np.concatenate([hashes_of(units_of(stretch)) for stretch in _stretches(text)])
 
 
 def _stretches(text: str) -> Iterator[str]:
-    """A text cut before what no unit and no normalisation goes over, into pieces of STRETCH characters."""
+    """Cut a text into stretches of at least STRETCH characters, at a BORDER: no unit, no normal form goes across it."""
     begin = 0
     while cut := BORDER.search(text, begin + STRETCH):
         yield text[begin : cut.start()]
@@ -43,7 +43,7 @@ def _stretches(text: str) -> Iterator[str]:
 
 
 def hashes_of(units: list[str]) -> np.ndarray:
-    """(units,) uint64, the lowest bit set where the unit is a character of an unspaced script."""
+    """(units,) uint64: the lowest bit is set if the unit is a character of an unspaced script."""
     if len(HASHES) > KNOWN_UNITS:
         HASHES.clear()
     return np.fromiter(map(HASHES.__getitem__, units), np.uint64, len(units))
@@ -56,14 +56,15 @@ class _Hashes(dict):
 
 
 HASHES = _Hashes()
-KNOWN_UNITS = 1 << 18  # kept: 30 MB
-STRETCH = 1 << 18  # a text of 16 million Chinese characters took 1.2 GB as one list of units
+KNOWN_UNITS = 1 << 18  # hashes that are kept: 30 MB
+STRETCH = 1 << 18  # characters; as one list of units, a text of 16 million Chinese characters took 1.2 GB
 
 
 def grams_of(hashes: np.ndarray, words: int, characters: int) -> tuple[np.ndarray, np.ndarray]:
-    """(places, n-grams that begin there), each (grams,): `words` or `characters` units long, as the first unit is.
+    """(places, the n-grams that begin there), each (grams,).
 
-    A place too near the end for a whole one has none: fewer than `words` units of English give no n-gram.
+    An n-gram has `words` units if its first unit is a word, and `characters` units if it is a character. Places too
+    near the end for a whole n-gram have none: a text of fewer than `words` English words has no n-gram.
     """
     begins = (hashes & np.uint64(1)).astype(bool)
     places, grams = [], []
@@ -77,7 +78,7 @@ def grams_of(hashes: np.ndarray, words: int, characters: int) -> tuple[np.ndarra
 
 
 def windows(hashes: np.ndarray, length: int) -> np.ndarray:
-    """(units - length + 1,) uint64: a hash of every `length` neighbouring units; empty if there are fewer."""
+    """(units - length + 1,) uint64: a hash of every `length` neighbouring units; empty if there are fewer units."""
     count = len(hashes) - length + 1
     if count <= 0:
         return np.empty(0, np.uint64)
@@ -85,7 +86,7 @@ def windows(hashes: np.ndarray, length: int) -> np.ndarray:
 
 
 def combined(columns: list[np.ndarray]) -> np.ndarray:
-    """One uint64 hash for each row of several columns (n,)."""
+    """(n,) uint64: one hash for each row of several columns (n,)."""
     found = np.full(len(columns[0]), len(columns), np.uint64)
     for column in columns:
         found *= GOLDEN

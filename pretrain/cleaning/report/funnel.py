@@ -1,8 +1,7 @@
-"""What went into every step of cleaning and what came out, per source, with samples of what was dropped and changed,
-and what the filters measured.
+"""The funnel: documents and bytes in and out of every cleaning step, per source, with samples and measured values.
 
-Which samples are kept is decided by the hash of their place in the corpus: the same ones for any number of workers, and
-not only those at the beginning.
+The hash of a document's place in the corpus decides whether it is kept as a sample. So the samples are the same for any
+number of workers, and they come from all over the corpus.
 """
 
 import re
@@ -15,34 +14,34 @@ from pretrain.cleaning.limits import SHARES, Distribution, Measurement, Rule
 from pretrain.display import tables
 
 EXCERPT = 240  # characters of a sample
-CONTEXT = 60  # of them before the first change
-MEASURED = re.compile(r" \d[\d.e+-]*(?= [<>≤≥]|,)")  # "mean word length 11.3 > 10": the reason is without the 11.3
+CONTEXT = 60  # characters of a sample before the first change
+MEASURED = re.compile(r" \d[\d.e+-]*(?= [<>≤≥]|,)")  # the 11.3 of "mean word length 11.3 > 10", not part of the reason
 WHAT = ("documents", "bytes", "heldout")  # bytes of UTF-8; documents of the held-out side
 COUNTS = (*(f"{what}_{way}" for what in WHAT for way in ("in", "out")), "changed", "changes")
-READ = "read"  # the first of the steps: what the corpus gives
-REASONS = 2  # the most frequent ones, in the table
+READ = "read"  # the first step: reading the corpus
+REASONS = 2  # reasons in a row of the table: the most frequent ones
 WHY, LIMIT = "why dropped; what changed", "a document goes at"
-ASKED = SHARES[2::2]  # 0.1 % to half of the documents: in the table of rules
+ASKED = SHARES[2::2]  # the shares in the table of rules: 0.1 % to half of the documents
 
 
 @dataclass
 class Flow:
-    """One step of one source, or of all of them."""
+    """One step of one source, or of all sources."""
 
-    # of COUNTS; changed: documents that stay, but not as they were; changes: in the step's unit
+    # By the names in COUNTS. `changed` counts documents that stay with another text, `changes` is in the step's unit.
     counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)  # why documents were dropped, without what was measured
-    dropped: list[tuple[str, dict]] = field(default_factory=list)  # samples, by draw
+    reasons: Counter[str] = field(default_factory=Counter)  # why documents were dropped, without the measured values
+    dropped: list[tuple[str, dict]] = field(default_factory=list)  # (draw, sample), sorted
     changed: list[tuple[str, dict]] = field(default_factory=list)
     rules: dict[Rule, Distribution] = field(default_factory=dict)
 
     def measure(self, measured: Iterable[Measurement]) -> None:
-        """What the rules of the step found of one document."""
+        """Add the measurements of one document."""
         for one in measured:
             self.rules.setdefault(one.rule, Distribution()).add(one)
 
     def count(self, heldout: bool, size: int, left: int | None, changes: int = 0) -> None:
-        """One document of `size` bytes of which `left` bytes are left; None: it is dropped."""
+        """Count one document of `size` bytes. `left`: its bytes after the step, or None if it was dropped."""
         counts = self.counts
         counts["documents_in"] += 1
         counts["bytes_in"] += size
@@ -73,14 +72,14 @@ class Flow:
 
 
 class Funnel:
-    """The flows of a corpus: source → step → Flow, steps in order. Memory: two times `samples` excerpts a flow."""
+    """The flows of a corpus: source → step → Flow, with the steps in order. Memory: 2 · `samples` excerpts a flow."""
 
     def __init__(self, steps: dict[str, list[str]], samples: int):
         self.flows = {source: {step: Flow() for step in names} for source, names in steps.items()}
         self.samples = samples
 
     def trimmed(self) -> "Funnel":
-        """Without the flows that nothing came to: what a process sends of a recipe of many sources."""
+        """Remove flows without documents: with many sources, a process then sends little. Returns the funnel itself."""
         counted = {
             source: {s: flow for s, flow in flows.items() if flow.counts} for source, flows in self.flows.items()
         }
@@ -95,21 +94,22 @@ class Funnel:
     def dropped(
         self, source: str, step: str, where: str, why: str, text: str, mask: Callable[[str], str] = str, **more: object
     ) -> None:
-        """A document at `where` was dropped. If it is to be shown, `more` is too, and the text through `mask`."""
-        flow, more = self.flows[source][step], {"where": where, "why": why, **more}
+        """Count the reason of a dropped document. A sample of it has its text, masked by `mask`, and `more`."""
+        flow, sample = self.flows[source][step], {"where": where, "why": why, **more}
         flow.reasons[MEASURED.sub("", why)] += 1
-        self._offer(flow.dropped, step, where, lambda: {**more, "text": mask(excerpt(text))})
+        self._offer(flow.dropped, step, where, lambda: {**sample, "text": mask(excerpt(text))})
 
     def changed(
         self, source: str, step: str, where: str, before: str, after: str, mask: Callable[[str], str] = str
     ) -> None:
-        """A document at `where` was changed. If it is one to show, its sample has both texts through `mask`."""
+        """Note that a document was changed. A sample of it has the text before and after, masked by `mask`."""
         flow = self.flows[source][step]
         self._offer(flow.changed, step, where, lambda: {"where": where, **difference(before, after, mask)})
 
     def total(self) -> dict[str, Flow]:
-        """The flows of all sources together, without samples. What a source has no step for passes it by."""
-        found, left = {}, {}
+        """The sum of the flows of all sources, without samples. Documents of a source without a step pass it."""
+        found: dict[str, Flow] = {}
+        left: dict[str, Counter[str]] = {}
         for step in merged([list(flows) for flows in self.flows.values()]):
             found[step] = Flow()
             for source, flows in self.flows.items():
@@ -122,6 +122,7 @@ class Funnel:
         return found
 
     def _offer(self, held: list[tuple[str, dict]], step: str, where: str, sample: Callable[[], dict]) -> None:
+        """Keep the sample if its draw is among the smallest. `sample` is only called if it is kept."""
         place = draw(f"{step}\n{where}")
         if len(held) < self.samples or (held and place < held[-1][0]):
             held.append((place, sample()))
@@ -130,7 +131,7 @@ class Funnel:
 
 
 def merged(orders: list[list[str]]) -> list[str]:
-    """Every name of several lists once, each after those that come before it in the list where it is first met."""
+    """Merge several ordered lists of names: each name once, after the names before it in the first list that has it."""
     found: list[str] = []
     for order in orders:
         place = 0
@@ -156,7 +157,7 @@ def difference(before: str, after: str, mask: Callable[[str], str]) -> dict[str,
 
 
 def table(report: dict) -> None:
-    """Print the funnel: a table a source, and one of all sources where there are several; lines in a log."""
+    """Print the funnel: one table for each source, and one for all of them if there are several."""
     several = len(report["sources"]) > 1
     for source in [*report["sources"], *([{"name": "all sources", **report["all"]}] if several else [])]:
         read, *steps = source["steps"]
@@ -189,9 +190,9 @@ def _row(step: dict, read_bytes: int) -> list[str]:
 
 def _show_rules(name: str, steps: list[dict]) -> None:
     """Print a row for each limit of a filter, with the limits that would drop other shares of the documents."""
-    others = (f"{share:.1%}".replace(".0%", "%") for share in ASKED)
+    asked = (f"{share:.1%}".replace(".0%", "%") for share in ASKED)
     title = f"{name}: the limits, and the strictest ones that drop at most …"
-    columns, rows = ("step", LIMIT, "train documents", "dropped", *others), []
+    columns, rows = ("step", LIMIT, "train documents", "dropped", *asked), []
     for step in steps:
         for rule in step["rules"]:
             others = ["-" if (at := rule["limits"][f"{share:g}"]) is None else f"{at:g}" for share in ASKED]
@@ -201,7 +202,7 @@ def _show_rules(name: str, steps: list[dict]) -> None:
 
 
 def draw(name: str) -> str:
-    """Where `name` comes in the order that decides which samples are shown."""
+    """A hash of `name`. The samples with the smallest draws are shown."""
     return blake2b(name.encode(), digest_size=8).hexdigest()
 
 

@@ -1,16 +1,20 @@
-"""The report as pictures: what each step took of each source and how similar the nearest documents are; what other
-limits of the filters would take.
+"""The report as pictures: funnel.png and limits.png.
+
+funnel.png shows how much each step took of each source, and how similar documents are to their nearest ones.
+limits.png shows how many documents other limits of the filters would drop.
 """
 
 from pathlib import Path
+from typing import Any
 
 from pretrain.cleaning.step import library
 from pretrain.display.plots import families, label
 
-SHOWN = 40  # sources; a longer list is in the report
-ROW, COLUMN, BELOW = 0.34, 0.72, 3.0  # inches; BELOW: of a histogram
-LINES = 8  # sources in a panel of a filter: the largest
-ACROSS, PANEL = 4, (3.3, 2.3)  # panels a row; inches
+SHOWN = 40  # sources in the picture; the report has all
+ROW, COLUMN, BELOW = 0.34, 0.72, 3.0  # inches: height of a row, width of a column, height of a histogram below
+LINES = 8  # sources in each panel of limits.png: the largest ones
+ACROSS, PANEL = 4, (3.3, 2.3)  # panels in a row of limits.png; inches
+Axes = Any  # of matplotlib, which has no types here
 TAKEN, STAYED = "#c44e52", "#4c72b0"
 
 
@@ -23,7 +27,7 @@ def draw(report: dict, path: Path) -> None:
     high, wide = 1.9 + ROW * len(rows), max(8.0, 2.6 + COLUMN * len(steps))
     panels = [_draw_similarities] * bool(report["near_duplicates"]) + [_draw_shares] * bool(report["decontamination"])
     heights = [high, *[BELOW] * len(panels)]
-    # Figure, not pyplot: no window, no state of the process changes.
+    # Figure rather than pyplot, which may open a window and changes global state.
     figure = library("matplotlib.figure").Figure(figsize=(wide, sum(heights)), dpi=130, layout="constrained")
     first, *below = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _draw_losses(first, rows, names, steps)
@@ -32,12 +36,12 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_losses(axes, rows: list[dict], names: list[str], steps: list[str]) -> None:
-    """A row a source, a column a step: the share of the bytes that came to a step and did not leave it."""
+def _draw_losses(axes: Axes, rows: list[dict], names: list[str], steps: list[str]) -> None:
+    """One row a source, one column a step: the share of its incoming bytes that the step removed."""
     colours = library("matplotlib.colors")
     shares = [[_lost(row, step) for step in steps] for row in rows]
     left = [row["steps"][-1]["bytes_out"] / max(1, row["steps"][0]["bytes_in"]) for row in rows]
-    norm = colours.SymLogNorm(linthresh=1e-3, vmin=0, vmax=1)  # a step that takes 0.1 % is to be seen
+    norm = colours.SymLogNorm(linthresh=1e-3, vmin=0, vmax=1)  # 0.1 % must still be visible
     cells = [[*row, 0.0] for row in shares]
     axes.imshow(cells, aspect="auto", cmap="OrRd", norm=norm)
     for y, row in enumerate(shares):
@@ -52,8 +56,8 @@ def _draw_losses(axes, rows: list[dict], names: list[str], steps: list[str]) -> 
     axes.set_title("bytes taken by each step, of those that came to it", fontsize=10, loc="left")
 
 
-def _draw_similarities(axes, report: dict) -> None:
-    """How many documents are how similar to the nearest of those they were compared with."""
+def _draw_similarities(axes: Axes, report: dict) -> None:
+    """A histogram of the similarity of each document to the nearest document it was compared with."""
     near = report["near_duplicates"]
     chance = 1 - (1 - 0.5 ** near["rows"]) ** near["bands"]
     axes.set_title(
@@ -67,8 +71,8 @@ def _draw_similarities(axes, report: dict) -> None:
     _draw_histogram(axes, near["histogram"], near["threshold"])
 
 
-def _draw_shares(axes, report: dict) -> None:
-    """How many documents have how much of an evaluation item."""
+def _draw_shares(axes: Axes, report: dict) -> None:
+    """A histogram of the share of an evaluation item that documents have."""
     found = report["decontamination"]
     axes.set_title("documents that share n-grams with an evaluation item", fontsize=10, loc="left")
     axes.set_xlabel(
@@ -77,8 +81,8 @@ def _draw_shares(axes, report: dict) -> None:
     _draw_histogram(axes, found["histogram"], found["share"])
 
 
-def _draw_histogram(axes, bins: list[dict], threshold: float) -> None:
-    """Documents that stay and that were dropped, on a logarithmic scale that has a zero."""
+def _draw_histogram(axes: Axes, bins: list[dict], threshold: float) -> None:
+    """Bars of the documents that stay and of those dropped, on a logarithmic scale with a zero."""
     width = bins[0]["to"] - bins[0]["from"]
     middles = [entry["from"] + width / 2 for entry in bins]
     dropped = [entry["dropped"] for entry in bins]
@@ -98,14 +102,14 @@ def _draw_histogram(axes, bins: list[dict], threshold: float) -> None:
 
 
 def draw_limits(report: dict, path: Path) -> None:
-    """Write, as PNG, a panel for each rule of the filters: the share of documents that other limits would drop.
+    """Write a PNG with one panel for each rule of the filters: the share of documents that other limits would drop.
 
-    Nothing is written where no filter was on.
+    Nothing is written if no filter was on.
     """
     numbered = [(label(source["name"], f"source {n}"), source) for n, source in enumerate(report["sources"], 1)]
     largest = sorted(numbered, key=lambda pair: -pair[1]["steps"][0]["documents_in"])[:LINES]
     steps = report["all"]["steps"]
-    panels = {_title(step, rule): [] for step in steps for rule in step["rules"]}
+    panels: dict[str, list[tuple[int, dict]]] = {_title(step, rule): [] for step in steps for rule in step["rules"]}
     for number, (_, source) in enumerate(largest):
         for step in source["steps"]:
             for rule in step["rules"]:
@@ -124,21 +128,21 @@ def draw_limits(report: dict, path: Path) -> None:
     lines = [library("matplotlib.lines").Line2D([], [], color=f"C{number}", marker=".") for number in range(len(names))]
     font = {"family": families("".join(names)), "size": 8.5}
     figure.legend(lines, names, loc="outside upper left", ncols=4, frameon=False, prop=font)
-    figure.supylabel("share of documents dropped", fontsize=9)  # a longer one is cut off beside a single row
+    figure.supylabel("share of documents dropped", fontsize=9)  # a longer label does not fit beside a single row
     figure.savefig(path)
 
 
-def _draw_limits(axes, title: str, rules: list[tuple[int, dict]]) -> None:
-    """One line a source: limits and the share of the documents they would drop; dashed, the limit that was set.
+def _draw_limits(axes: Axes, title: str, rules: list[tuple[int, dict]]) -> None:
+    """Draw one line a source: the share of its documents that each limit would drop. The limit in use is dashed.
 
-    Where the strictest limit for several shares is the same one, it drops no more than the smallest of them.
+    If several shares have the same strictest limit, the limit is drawn at the smallest of these shares.
     """
     limits = [limit for _, rule in rules for limit in [*rule["limits"].values(), rule["limit"]] if limit is not None]
     for number, rule in rules:
         points: dict[float, float] = {}
         for share, limit in rule["limits"].items():
-            points.setdefault(limit, float(share))
-        points.pop(None, None)
+            if limit is not None:
+                points.setdefault(limit, float(share))
         axes.plot([*points], [*points.values()], color=f"C{number}", marker=".", linewidth=1)
         axes.axvline(rule["limit"], color=f"C{number}", linestyle="--", linewidth=1, alpha=0.7)
     if max(limits) > 100 and min(limits) > 0:
@@ -158,12 +162,13 @@ def _title(step: dict, rule: dict) -> str:
 
 
 def _lost(row: dict, name: str) -> float:
+    """The share of its incoming bytes that a step removed from a source."""
     step = next((step for step in row["steps"] if step["step"] == name), None)
     return (step["bytes_in"] - step["bytes_out"]) / step["bytes_in"] if step and step["bytes_in"] else 0.0
 
 
 def _percent(share: float) -> str:
-    """As short as it can be told: "", "+3%" (a step that adds bytes), "<.01%", "0.15%", "12%"."""
+    """A share in few characters: "", "+3%" (a step that adds bytes), "<.01%", "0.15%", "12%"."""
     if share == 0:
         return ""
     if abs(share) < 5e-5:

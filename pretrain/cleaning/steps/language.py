@@ -1,4 +1,4 @@
-"""Documents in another language than their source says."""
+"""Drop documents in another language than their source declares."""
 
 import re
 from collections.abc import Callable
@@ -11,19 +11,25 @@ from pretrain.cleaning.limits import Measurement, Rule
 from pretrain.cleaning.step import Outcome, Section, library, primary
 from pretrain.errors import ConfigError
 
-# Written so alike that the identifier cannot tell them apart in a paragraph.
+# Groups of languages that the identifier cannot tell apart in a paragraph.
 ALIKE = ({"no", "nn", "nb"}, {"bs", "hr", "sr", "sh"}, {"id", "ms"}, {"uz", "uzs"}, {"ku", "sdh"})
 
-MISTAKEN = {"cn": "zh", "jp": "ja", "kr": "ko", "ua": "uk", "gr": "el", "cz": "cs", "dk": "da"}  # countries
-NO_LANGUAGE = "zxx"  # ISO 639-2: what tables of numbers are taken for
+MISTAKEN = {"cn": "zh", "jp": "ja", "kr": "ko", "ua": "uk", "gr": "el", "cz": "cs", "dk": "da"}  # country → language
+NO_LANGUAGE = "zxx"  # ISO 639-2: the identifier's answer for tables of numbers
 
 
 class Language(Section):
-    """`use: true` means wherever py3langid knows the source's language: `und` and languages it does not know pass."""
+    """Drop documents in another language than their source declares.
+
+    `use: true` covers every source with a language that py3langid knows. Other sources, also `und`, are not filtered.
+    """
 
     min_score: float = Field(0.65, gt=0, le=1)
-    min_bytes: int = Field(100, ge=1)  # of UTF-8; shorter text passes
-    sample_characters: int = Field(800, ge=100)  # read of each document
+    """A document is dropped if another language has at least this score. A larger value drops fewer documents."""
+    min_bytes: int = Field(100, ge=1)
+    """Bytes of UTF-8: shorter documents are not judged."""
+    sample_characters: int = Field(800, ge=100)
+    """Characters of each document that are read to identify its language."""
 
     def covers(self, language: str) -> bool:
         if self.use is True:
@@ -34,20 +40,20 @@ class Language(Section):
 
 
 def language(section: Language, source: str) -> Callable[[str], Outcome]:
-    """Drop documents that another language than that of their source fits with at least `min_score`.
+    """Drop documents for which another language than the source's has a score of at least `min_score`.
 
-    The identifier is py3langid (after Lui & Baldwin 2012, langid.py), scores normalised over all its languages; 0.65 is
-    FineWeb's threshold for fastText. The declared language has the benefit of the doubt: FineWeb drops what is not
-    surely English, this step what is surely something else, since code, tables and names look like any language. Of a
-    long document four passages are read from beginning to end, so the work is bounded. Below 100 bytes (100 English
-    letters, 33 Chinese characters) there is no verdict: of 747 English articles cut to 50 letters 7 score 0.65 in
-    another language, cut to 100 none.
+    The identifier is py3langid (after Lui & Baldwin 2012, langid.py), with scores normalised over all its languages;
+    0.65 is FineWeb's threshold for fastText. In doubt the declared language is right: FineWeb drops documents that are
+    not surely English, this step only documents that are surely in another language, because code, tables and names
+    look like any language. The identifier reads four passages of a long document, so the work is bounded. Documents
+    below 100 bytes (100 English letters, 33 Chinese characters) are not judged: of 747 English articles cut to 50
+    letters, 7 score 0.65 in another language; cut to 100 letters, none does.
 
-    Of 25,447 articles of English Wikipedia 7 go, 5 of them mostly in another language; of 99,028 Chinese articles,
-    poems and statutes none.
+    The step drops 7 of 25,447 articles of English Wikipedia, 5 of them mostly in another language, and none of 99,028
+    Chinese articles, poems and statutes.
 
-    Mandarin, Cantonese and Wu count as one, and a text mostly in Chinese characters without kana or hangul is Chinese,
-    of either script and any age, without asking the model. The model takes 120 MB a process.
+    Mandarin, Cantonese and Wu count as one language. A text mostly in Chinese characters, without kana and hangul, is
+    Chinese of either script and any age; the model is not asked. The model takes 120 MB a process.
     """
     _check(source)
     own, identifier, rule = family(source), _identifier(), Rule("score of another language", "≥", section.min_score)
@@ -88,7 +94,7 @@ def _is_han(text: str) -> bool:
 
 @cache
 def family(language: str) -> str:
-    """The language, or the one that stands for those written like it."""
+    """The language itself, or for a member of a group in ALIKE the alphabetically first member."""
     subtag = primary(language)
     return min(next((group for group in ALIKE if subtag in group), {subtag}))
 

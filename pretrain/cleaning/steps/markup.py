@@ -1,4 +1,4 @@
-"""Remains of HTML taken out of text that should have none."""
+"""Remove remains of HTML from plain text."""
 
 import html
 import html.entities
@@ -9,17 +9,18 @@ from pretrain.cleaning.step import Outcome, Section
 
 
 class Html(Section):
-    pass
+    """Remove remains of HTML: tags, comments, scripts and style sheets; decode entities."""
 
 
 def html_remains(section: Html, language: str) -> Callable[[str], Outcome]:
-    """Take out tags, comments, bodies of script and style, and decode entities; counts each of them.
+    """Remove tags, comments, scripts and style sheets, decode entities, and count each of them.
 
-    A tag is one of HTML's own elements, closed, self-closed, with an attribute, or opened where the document also
-    closes it: `a < b`, `x<y>z`, `<3`, `vector<int>`, `List<String>`, `#include <stdio.h>`, "the <title> tag" and
-    `<user@host>` stay. Entities need their semicolon (`?a=1&copy=2` stays), but for `&nbsp`. Block elements become a
-    line end, cells a space, inline elements nothing. What was escaped (`&lt;p&gt;`, also twice over, as in feeds) is
-    markup like the rest: writing *about* HTML loses its examples, and so wants this step off.
+    A tag has the name of an HTML element, and it closes the element, closes itself, has an attribute, or opens an
+    element that the document also closes. So `a < b`, `x<y>z`, `<3`, `vector<int>`, `List<String>`,
+    `#include <stdio.h>`, "the <title> tag" and `<user@host>` stay. Entities other than `&nbsp` need their semicolon
+    (`?a=1&copy=2` stays). A block element becomes a line end, a cell a space, an inline element nothing. Escaped markup
+    (`&lt;p&gt;`, also escaped twice, as in feeds) is removed too: text *about* HTML loses its examples, so switch this
+    step off for it.
     """
 
     def apply(text: str) -> Outcome:
@@ -31,7 +32,7 @@ def html_remains(section: Html, language: str) -> Callable[[str], Outcome]:
             if new == text:
                 return Outcome(text, changes)
             text, changes = new, changes + count
-        # Markup that makes markup when it goes, `<<<b>b>b>`, deeper than any page: take away what it is made of.
+        # Removing markup made new markup in every pass, as in `<<<b>b>b>`. No real page does this; drop the characters.
         return Outcome(text.replace("<", " ").replace("&", " "), changes + 1)
 
     return apply
@@ -58,7 +59,7 @@ INLINE = _names(
 )
 OFTEN_UNCLOSED = _names("br dd dt hr li p td th tr wbr")
 
-# Each run of a pattern ends at the next `<` or is bounded, so all of them are linear in the text.
+# Every repetition in these patterns ends at the next `<` or is bounded, so matching takes linear time.
 TAG = re.compile(
     r"<(?P<close>/?)(?P<name>[a-zA-Z][a-zA-Z0-9]{0,15}|o:[a-z]{1,8})"
     r"""(?P<rest>(?:[\s/](?:[^<>"']|"[^"<]*+"|'[^'<]*+'){0,2000}+)?|[\s/][^<>]{0,2000})>"""
@@ -67,7 +68,8 @@ ATTRIBUTE = re.compile(r"\s[a-zA-Z:@_][-\w:.@]*\s*=")
 DECLARATION = re.compile(
     r"<!doctype\b[^<>]{0,2000}>|<\?xml\b[^<>]{0,2000}\?>|<!\[CDATA\[|<!\[(?:end)?if\b[^<>]{0,200}>", re.IGNORECASE
 )
-HIDDEN = re.compile(r"<!--|<(script|style)(?:[\s/][^<>]{0,2000})?>", re.IGNORECASE)  # up to its end nothing is text
+# The beginning of a comment, script or style sheet: nothing up to its end is text.
+HIDDEN = re.compile(r"<!--|<(script|style)(?:[\s/][^<>]{0,2000})?>", re.IGNORECASE)
 HIDDEN_END = {
     None: re.compile("-->"),
     "script": re.compile(r"</script\s{0,9}>", re.IGNORECASE),
@@ -96,7 +98,7 @@ def _stripped(text: str) -> tuple[str, int]:
 
 
 def _without_hidden(text: str) -> tuple[str, int]:
-    """Comments and script and style elements with all they hold; what is never closed stays."""
+    """Remove comments, scripts and style sheets that are closed. Returns the text and how many were removed."""
     pieces, done, endless, count = [], 0, set(), 0
     for opened in HIDDEN.finditer(text):
         kind = opened[1] and opened[1].lower()
@@ -104,7 +106,7 @@ def _without_hidden(text: str) -> tuple[str, int]:
             continue
         closed = HIDDEN_END[kind].search(text, opened.end())
         if closed is None:
-            endless.add(kind)  # or every `<!--` of a broken page would search to its end
+            endless.add(kind)  # otherwise every `<!--` of a broken page would search to the end of the page
             continue
         pieces.append(text[done : opened.start()])
         done, count = closed.end(), count + 1
@@ -130,7 +132,7 @@ def _without_tags(text: str) -> tuple[str, int]:
 
 
 def _opens(tag: re.Match, closed: set[str]) -> bool:
-    """Whether a name alone in angle brackets is a tag: it is closed too, or it is of those that need no closing."""
+    """Whether a bare name in angle brackets is a tag: the document also closes it, or it is often left unclosed."""
     name = tag["name"].lower()
     if tag["rest"].strip():
         return False

@@ -8,30 +8,37 @@ from pretrain.cleaning.step import Outcome, Section
 
 
 class Pii(Section):
-    """What stands in the place of each kind; null leaves that kind alone.
+    """Mask personal data: each key gives the placeholder for one kind, and null leaves that kind as it is.
 
-    The first three are the placeholders of Dolma, which OLMo's tokenizer keeps as tokens of their own.
+    The placeholders of e-mail addresses, IP addresses and phone numbers are those of Dolma; OLMo's tokenizer keeps them
+    as single tokens.
     """
 
     email: str | None = "|||EMAIL_ADDRESS|||"
+    """The placeholder for e-mail addresses."""
     ip_address: str | None = "|||IP_ADDRESS|||"
+    """The placeholder for public IP addresses."""
     resident_id: str | None = "|||RESIDENT_ID|||"
+    """The placeholder for Chinese resident ID numbers."""
     social_security: str | None = "|||SOCIAL_SECURITY_NUMBER|||"
+    """The placeholder for American social security numbers."""
     card: str | None = "|||CARD_NUMBER|||"
+    """The placeholder for payment card numbers."""
     phone: str | None = "|||PHONE_NUMBER|||"
+    """The placeholder for phone numbers."""
 
 
 def pii(section: Pii, language: str) -> Callable[[str], Outcome]:
-    """Mask personal data that a pattern can find; counts masked items. Names and street addresses are beyond patterns.
+    """Mask personal data that a pattern can find, and count the masked items. Names and street addresses stay.
 
     Dolma (Soldaini et al. 2024, arXiv:2402.00159) masks e-mail addresses, American phone numbers and every IPv4
-    address; FineWeb (Penedo et al. 2024, arXiv:2406.17557, section 3.7) e-mail and public IP addresses, no phone
-    numbers for their false positives. Here, with a check where the number has one:
+    address. FineWeb (Penedo et al. 2024, arXiv:2406.17557, section 3.7) masks e-mail and public IP addresses; it leaves
+    phone numbers because of false positives. This step masks the following kinds and verifies check digits:
 
         e-mail       with a top-level domain; not `logo@2x.png`, `getty@tty1.service`, `git@github.com`
         IP address   public IPv4 and IPv6; not `v1.20.3.4`, `section 10.1.2.3`, `3.3.3.11`
         resident ID  18 digits with province, date of birth and check digit (GB 11643-1999)
-        social security   123-45-6789, of the numbers that are given out; none in 100 MB of encyclopaedia and books
+        social security   123-45-6789, if the number can be issued; none in 100 MB of encyclopaedia and books
         card         13 to 19 digits with an issuer's prefix, in its grouping, and Luhn's check (ISO/IEC 7812-1)
         phone        `+` and 8 to 15 digits (E.164); 415-555-0132, (415) 555 0132; a number after "tel:" or 电话;
                      Chinese mobile (138 0013 8000) and landline (010-62345678, (021) 5555 1234)
@@ -42,7 +49,7 @@ def pii(section: Pii, language: str) -> Callable[[str], Outcome]:
     def apply(text: str) -> Outcome:
         changes = 0
         for _ in range(PASSES):
-            passed = {gate: gate.search(text) for gate in gates}  # 9 of 10 documents pass none
+            passed = {gate: gate.search(text) for gate in gates}  # 9 of 10 documents match none of the gates
             before = changes
             for placeholder, gate, patterns in kinds:
                 for pattern, holds in patterns if passed[gate] else ():
@@ -55,7 +62,7 @@ def pii(section: Pii, language: str) -> Callable[[str], Outcome]:
     return apply
 
 
-PASSES = 6  # numbers written without a gap: what follows one that is masked was no number of its own before
+PASSES = 6  # of two numbers without a gap, the second is only found once the first is masked
 
 
 def _masked(text: str, pattern: re.Pattern, holds: Callable[[re.Match], bool], placeholder: str) -> tuple[str, int]:
@@ -63,7 +70,7 @@ def _masked(text: str, pattern: re.Pattern, holds: Callable[[re.Match], bool], p
 
     def replacement(match: re.Match) -> str:
         nonlocal count
-        if match["item"] == placeholder or not holds(match):  # FineWeb's placeholder is an address: email@example.com
+        if match["item"] == placeholder or not holds(match):  # FineWeb's placeholder, email@example.com, is an address
             return match[0]
         count += 1
         return match[0][: match.start("item") - match.start()] + placeholder
@@ -71,16 +78,16 @@ def _masked(text: str, pattern: re.Pattern, holds: Callable[[re.Match], bool], p
     return pattern.sub(replacement, text), count
 
 
-# What stands before and after a number that is not a part of a longer one, of a word or of a decimal fraction.
+# Around a number that is not a part of a longer number, a word or a decimal fraction.
 BEFORE, AFTER = r"(?<![0-9A-Za-z_])(?<![0-9][.,])", r"(?![0-9A-Za-z_])(?![.,][0-9])"
 
 
-# E-mail: at most 64 characters before the sign (RFC 5321, section 4.5.3.1), so the pattern stays linear.
+# E-mail: at most 64 characters before the @ (RFC 5321, section 4.5.3.1), so matching takes linear time.
 EMAIL = re.compile(
     r"(?<![0-9A-Za-zÀ-ɏ._%+-])(?P<item>(?P<local>(?:[A-Za-z]['’])?[0-9A-Za-zÀ-ɏ._%+-]{1,64})[@＠]"
     r"(?:[0-9A-Za-z](?:[0-9A-Za-z-]{0,61}[0-9A-Za-z])?\.){1,8}(?P<top>[A-Za-z]{2,24}))(?![0-9A-Za-z_@-])"
 )
-# Top-level names that no mail goes to: file types and systemd units.
+# Endings that are no top-level domains: file types and systemd units.
 NOT_TOP_LEVEL = re.compile(
     r"png|jpe?g|gif|svg|webp|bmp|ico|css|js|ts|json|xml|ya?ml|txt|md|conf|service|socket|target|timer|mount",
     re.IGNORECASE,
@@ -109,7 +116,7 @@ def _is_public_ipv4(match: re.Match) -> bool:
     numbers = match["item"].split(".")
     if any(int(number) > 255 or (number[0] == "0" and number != "0") for number in numbers):
         return False
-    if sum(int(number) >= 10 for number in numbers) < 2:  # 1.2.3.4 is a section or a version, 8.8.8.8 nobody's home
+    if sum(int(number) >= 10 for number in numbers) < 2:  # 1.2.3.4 is a section or a version; 8.8.8.8 is no person's
         return False
     before = match.string[max(match.start() - 16, 0) : match.start()]
     address = ipaddress.ip_address(match["item"])
@@ -138,7 +145,7 @@ PROVINCES = frozenset(  # GB/T 2260; 83 for residents from Taiwan
 
 def _is_resident_id(match: re.Match) -> bool:
     digits = [10 if char in "xX" else int(char) for char in match["item"] if char != " "]
-    # ISO 7064, MOD 11-2: each place weighs twice the next one, the sum leaves 1.
+    # ISO 7064, MOD 11-2: each place weighs twice as much as the next one, and the sum is 1 modulo 11.
     return (
         int(match["province"]) in PROVINCES and sum(d * 2**place for place, d in enumerate(reversed(digits))) % 11 == 1
     )
@@ -149,7 +156,7 @@ SOCIAL_SECURITY = re.compile(
 )
 
 
-# Payment cards: groups of four, or 4-6-5 (American Express) and 4-6-4 (Diners Club); one separator throughout.
+# Payment cards: groups of four, 4-6-5 (American Express) or 4-6-4 (Diners Club), with the same separator throughout.
 CARD = re.compile(
     BEFORE + r"(?P<item>[2-6][0-9]{3}(?P<separator>[ -]?)(?:[0-9]{4}(?P=separator)[0-9]{4}(?P=separator)?[0-9]{1,4}"
     r"(?:(?P=separator)[0-9]{1,3})?|[0-9]{6}(?P=separator)[0-9]{4,5}))" + AFTER
@@ -182,7 +189,7 @@ AMERICAN = re.compile(
     BEFORE + r"(?<![0-9]-)(?P<item>(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?[2-9][0-9]{2}[ .-][0-9]{4}"
     r"|[2-9][0-9]{2}(?P<separator>[.-])[2-9][0-9]{2}(?P=separator)[0-9]{4}))(?!-[0-9])" + AFTER
 )
-SPACED = re.compile(  # nowhere in 110 MB of encyclopaedia, books and statutes; not in a row of numbers
+SPACED = re.compile(  # not within a row of numbers; no match in 110 MB of encyclopaedia, books and statutes
     BEFORE + r"(?<![0-9] )(?P<item>(?:1 )?[2-9][0-9]{2} [2-9][0-9]{2} [0-9]{4})(?! [0-9])" + AFTER
 )
 CHINESE_MOBILE = re.compile(
@@ -225,7 +232,8 @@ def _always(match: re.Match) -> bool:
 
 SEVEN_DIGITS = re.compile(r"[0-9](?:[ .()（）-]{0,2}[0-9]){6}")
 
-# kind, what a text with one must have, the patterns with their checks; in this order, the surest first
+# For each kind: its name, a gate that every text with such an item matches, and its patterns with their checks. They
+# are applied in this order: the most certain patterns first.
 KINDS = (
     ("email", re.compile("[@＠]"), ((EMAIL, _is_email),)),
     ("ip_address", DOTTED, ((IPV4, _is_public_ipv4), (IPV6, _is_public_ipv6))),

@@ -1,4 +1,4 @@
-"""Filters that judge a document, or its lines, by counts: length, Gopher's quality rules, C4, FineWeb."""
+"""Filters that count words, characters and lines: length, Gopher's quality rules, C4, FineWeb."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pydantic import Field
 
 from pretrain.cleaning.limits import Measurement, measured
-from pretrain.cleaning.step import Outcome, Section, Share, judged, primary
+from pretrain.cleaning.step import Outcome, Section, Share, Use, judged, primary
 from pretrain.cleaning.steps.repetition import duplicate_fractions
 from pretrain.cleaning.steps.units import (
     SENTENCE_END,
@@ -20,7 +20,7 @@ from pretrain.cleaning.steps.units import (
 from pretrain.config import Config
 from pretrain.corpus.sides import folded
 
-Count = int | None  # null: no such rule
+Count = int | None  # None: the rule is off
 Ratio = float | None
 
 
@@ -28,19 +28,23 @@ Ratio = float | None
 
 
 class Length(Section):
-    """Characters without white space; words only where a language is written with spaces."""
+    """Drop documents that are too short or too long. Null switches a limit off."""
 
     min_characters: Count = Field(10, ge=1)
+    """Documents with fewer characters are dropped. White space is not counted."""
     max_characters: Count = Field(None, ge=1)
+    """Documents with more characters are dropped. White space is not counted."""
     min_words: Count = Field(None, ge=1)
+    """Documents with fewer words are dropped. Languages written without spaces have no such limit."""
     max_words: Count = Field(None, ge=1)
+    """Documents with more words are dropped. Languages written without spaces have no such limit."""
 
 
 def length(section: Length, language: str) -> Callable[[str], Outcome]:
     """Drop documents that are too short or too long.
 
-    By default only what is below 10 characters: page numbers, stray titles. The shortest poem of the Tang corpus we
-    measured has 18.
+    The default drops only documents below 10 characters: page numbers, stray titles. The shortest poem in the Tang
+    corpus that we measured has 18.
     """
     spaced = primary(language) not in UNSPACED
 
@@ -62,41 +66,65 @@ def length(section: Length, language: str) -> Callable[[str], Outcome]:
 
 
 class WordQuality(Config):
-    """Rae et al. 2021, arXiv:2112.11446, appendix A.1.1, every number as published."""
+    """Limits for languages written with spaces; null switches one off.
+
+    Rae et al. 2021, arXiv:2112.11446, appendix A.1.1; every number is as published.
+    """
 
     min_words: Count = 50
+    """Documents with fewer words are dropped."""
     max_words: Count = 100_000
-    min_mean_word: Ratio = 3.0  # characters
+    """Documents with more words are dropped."""
+    min_mean_word: Ratio = 3.0
+    """Documents with a smaller mean word length are dropped, in characters."""
     max_mean_word: Ratio = 10.0
-    max_symbols_per_word: Ratio = 0.1  # of `#`, and of ellipses
-    max_bullet_lines: Share | None = 0.9  # of lines
+    """Documents with a larger mean word length are dropped, in characters. Finnish or Turkish need more."""
+    max_symbols_per_word: Ratio = 0.1
+    """Documents with more `#` per word are dropped, and documents with more ellipses per word."""
+    max_bullet_lines: Share | None = 0.9
+    """Documents with a larger share of lines that begin with a bullet are dropped."""
     max_ellipsis_lines: Share | None = 0.3
-    min_words_with_letter: Share | None = 0.8  # of words
-    min_stop_words: Count = 2  # different ones
+    """Documents with a larger share of lines that end in an ellipsis are dropped."""
+    min_words_with_letter: Share | None = 0.8
+    """Documents with a smaller share of words that have a letter are dropped."""
+    min_stop_words: Count = 2
+    """Documents with fewer different stop words are dropped."""
 
 
 class ChineseQuality(Config):
-    """The same rules over characters. The lines' shares are as published, the rest is ours.
+    """Limits for Chinese, which count characters in place of words; null switches one off.
 
-    Measured on 5,136 articles, 58,149 poems and 777 statutes: 50 words are about 80 characters, and would drop most
-    poems (half have fewer than 53), so 20; a clause (what stands between punctuation) takes the place of the word: its
-    mean is 3.5 to 24 characters in 99 % of all; 0.1 symbol a word is 0.06 a character; letters are 0.65 of the
-    characters and more. One stop word, not two: 12 % of the poems have fewer than two, 3 % none.
+    The shares of lines are as published, the other numbers are ours. We measured 5,136 articles, 58,149 poems and 777
+    statutes. 50 words are about 80 characters, which would drop most poems (half have fewer than 53), so the limit is
+    20. A clause (the text between punctuation marks) takes the place of a word: its mean length is 3.5 to 24 characters
+    in 99 % of the texts. 0.1 symbols a word are 0.06 a character. Letters are at least 0.65 of the characters. One stop
+    word is enough: 12 % of the poems have fewer than two, 3 % have none.
     """
 
     min_characters: Count = 20
+    """Documents with fewer characters are dropped. White space is not counted."""
     max_characters: Count = 200_000
-    min_mean_clause: Ratio = 2.5  # characters
+    """Documents with more characters are dropped. White space is not counted."""
+    min_mean_clause: Ratio = 2.5
+    """Documents with a smaller mean length of the clauses are dropped, in characters."""
     max_mean_clause: Ratio = 30.0
+    """Documents with a larger mean length of the clauses are dropped, in characters."""
     max_symbols_per_character: Ratio = 0.06
+    """Documents with more `#` per character are dropped, and documents with more ellipses per character."""
     max_bullet_lines: Share | None = 0.9
+    """Documents with a larger share of lines that begin with a bullet are dropped."""
     max_ellipsis_lines: Share | None = 0.3
-    min_letters: Share | None = 0.6  # of characters; Chinese characters are letters
+    """Documents with a larger share of lines that end in an ellipsis are dropped."""
+    min_letters: Share | None = 0.6
+    """Documents with a smaller share of letters are dropped. Chinese characters are letters."""
     min_stop_words: Count = 1
+    """Documents with fewer different stop words are dropped."""
 
 
 class GopherQuality(Section):
-    use: bool | list[str] = False
+    """Drop documents that are not prose, by the quality rules of Gopher. Made for web pages."""
+
+    use: Use = False
     words: WordQuality = WordQuality()
     chinese: ChineseQuality = ChineseQuality()
 
@@ -108,9 +136,9 @@ CLAUSE = re.compile(r"\w+")
 def gopher_quality(section: GopherQuality, language: str) -> Callable[[str], Outcome]:
     """Drop documents that are not prose: Rae et al. 2021, arXiv:2112.11446, appendix A.1.1.
 
-    Words are what white space separates, as in Dolma's implementation. What is published is for English: other
-    languages have their own stop words (`words.stop_words`; where none are known that rule does not apply), and those
-    with long words (Finnish, Turkish) want a larger `max_mean_word`.
+    Words are separated by white space, as in Dolma's implementation. The published numbers are for English. Other
+    languages have their own stop words (units.stop_words); the rule does not apply if none are known. Languages with
+    long words (Finnish, Turkish) need a larger `max_mean_word`.
     """
     units = units_of(language, "gopher_quality")
     common = stop_words(language)
@@ -162,40 +190,59 @@ def _line_shares(text: str, limits: WordQuality | ChineseQuality) -> Iterator[Me
 
 
 def _ellipses(text: str) -> int:
-    return text.count("...") + text.count("…") - text.count("……")  # Chinese writes one as two characters
+    return text.count("...") + text.count("…") - text.count("……")  # Chinese writes an ellipsis as ……
 
 
 # C4
 
 
 class WordLines(Config):
-    """Raffel et al. 2020, section 2.2 (JMLR version), and the longest word of its published code."""
+    """Limits for languages written with spaces; null switches one off.
+
+    Raffel et al. 2020, section 2.2 (JMLR version); the longest word is from the published code.
+    """
 
     min_line_words: Count = 5
+    """Lines with fewer words are dropped."""
     min_sentences: Count = 3
+    """Documents with fewer sentences in their remaining lines are dropped."""
     max_word_characters: Count = 1000
+    """Lines with a longer word are dropped, in characters."""
 
 
 class ChineseLines(Config):
-    """Ours: 95 % of the lines of poems have 6 characters or more; 22 % of the poems have two sentences."""
+    """Limits for Chinese; null switches one off.
+
+    The numbers are ours: 95 % of the lines of poems have at least 6 characters; 22 % of the poems have two sentences.
+    """
 
     min_line_characters: Count = 5
+    """Lines with fewer characters are dropped. Spaces are not counted."""
     min_sentences: Count = 2
+    """Documents with fewer sentences in their remaining lines are dropped."""
 
 
 class C4(Section):
-    use: bool | list[str] = False
-    terminal_punctuation: bool = True  # FineWeb leaves this rule out: it removed 30 % of all tokens
-    javascript: bool = True  # lines
-    policies: bool = True  # lines
-    lorem_ipsum: bool = True  # documents
-    curly_bracket: bool = True  # documents
-    citations: bool = True  # `[1]`, `[edit]`, `[citation needed]` are taken out of lines
+    """Drop lines that are not sentences, and documents that look like code or filler. Made for web pages."""
+
+    use: Use = False
+    terminal_punctuation: bool = True
+    """Drop lines that do not end in terminal punctuation. FineWeb does not: the rule removed 30 % of all its tokens."""
+    javascript: bool = True
+    """Drop lines that mention JavaScript."""
+    policies: bool = True
+    """Drop lines that mention terms of use, a privacy policy or cookies."""
+    lorem_ipsum: bool = True
+    """Drop documents that contain the filler text "lorem ipsum"."""
+    curly_bracket: bool = True
+    """Drop documents that contain `{`: they are mostly code."""
+    citations: bool = True
+    """Remove `[1]`, `[edit]` and `[citation needed]` from lines."""
     words: WordLines = WordLines()
     chinese: ChineseLines = ChineseLines()
 
 
-POLICIES = (  # those of C4's published code; then what Chinese pages say
+POLICIES = (  # the phrases of C4's published code, then those of Chinese pages
     *("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies"),
     *("隐私政策", "使用条款", "服务条款", "隱私政策", "隱私權政策", "使用條款", "服務條款"),
 )
@@ -204,13 +251,13 @@ MANY_LINES = re.compile(r"\n{3,}")
 
 
 def c4(section: C4, language: str) -> Callable[[str], Outcome]:
-    """Drop lines that are not sentences, and documents that look like code or filler; counts lines dropped or changed.
+    """Drop lines that are not sentences, and documents that look like code or filler. Counts dropped or changed lines.
 
-    Raffel et al. 2020, arXiv:1910.10683, section 2.2: a line stays when it ends in terminal punctuation or a quotation
-    mark (not in an ellipsis of dots) and has 5 words; a document stays with 3 sentences, without `lorem ipsum` or `{`;
-    lines with "javascript" or policy phrases go. Left out: the list of bad words, repeated three-sentence spans
-    (de-duplication), langdetect (the language step). Blank lines between paragraphs stay. In Chinese 。！？…；： and
-    closing quotes end a line; brackets may follow.
+    Raffel et al. 2020, arXiv:1910.10683, section 2.2. A line stays if it ends in terminal punctuation or a quotation
+    mark (but not in an ellipsis of dots), has 5 words, and mentions neither "javascript" nor a policy. A document stays
+    if it has 3 sentences and neither `lorem ipsum` nor `{`. Three rules of the paper are not here: the list of bad
+    words, repeated spans of three sentences (see de-duplication), and langdetect (see the step `language`). Blank lines
+    between paragraphs stay. In Chinese, 。！？…；： and closing quotes end a line; brackets may follow.
     """
     units = units_of(language, "c4")
     limits = section.chinese if units == "chinese" else section.words
@@ -238,7 +285,7 @@ def c4(section: C4, language: str) -> Callable[[str], Outcome]:
 def _stays(line: str, section: C4, limits: WordLines | ChineseLines, units: Units) -> bool:
     if section.terminal_punctuation and not ends_sentence(line, units):
         return False
-    if units == "chinese":
+    if isinstance(limits, ChineseLines):
         long_enough = limits.min_line_characters is None or len(line) - line.count(" ") >= limits.min_line_characters
     else:
         if section.terminal_punctuation and line.endswith("..."):
@@ -257,24 +304,39 @@ def _stays(line: str, section: C4, limits: WordLines | ChineseLines, units: Unit
 
 
 class WordPage(Config):
-    """Penedo et al. 2024, arXiv:2406.17557, section 3.6: a document goes at these shares, not only beyond them."""
+    """Limits for languages written with spaces; null switches one off. A document at a limit is dropped, too.
 
-    punctuated_lines: Share | None = 0.12  # of lines: this and fewer
-    duplicate_line_characters: Share | None = 0.1  # of characters: this and more; datatrove's default is 0.01
-    short_lines: Share | None = 0.67  # of lines: this and more
-    short_line_characters: int = 30  # a line below this is short
+    Penedo et al. 2024, arXiv:2406.17557, section 3.6.
+    """
+
+    punctuated_lines: Share | None = 0.12
+    """Documents with at most this share of lines that end in punctuation are dropped."""
+    duplicate_line_characters: Share | None = 0.1
+    """Documents with at least this share of characters in repeated lines are dropped. Datatrove's default is 0.01."""
+    short_lines: Share | None = 0.67
+    """Documents with at least this share of short lines are dropped."""
+    short_line_characters: int = 30
+    """A line with fewer characters is short."""
 
 
 class ChinesePage(WordPage):
-    """FineWeb-2 (Penedo et al. 2025, arXiv:2506.20920) for Mandarin: 0.106, 0.1, and no rule of short lines."""
+    """Limits for Chinese; null switches one off. A document at a limit is dropped, too.
+
+    FineWeb-2 (Penedo et al. 2025, arXiv:2506.20920) for Mandarin: 0.106, 0.1, and no rule about short lines.
+    """
 
     punctuated_lines: Share | None = 0.106
+    """Documents with at most this share of lines that end in punctuation are dropped."""
     short_lines: Share | None = None
+    """Documents with at least this share of short lines are dropped."""
     short_line_characters: int = 10
+    """A line with fewer characters is short."""
 
 
 class FineWeb(Section):
-    use: bool | list[str] = False
+    """Drop lists and boilerplate, by the three filters of FineWeb. Made for web pages."""
+
+    use: Use = False
     words: WordPage = WordPage()
     chinese: ChinesePage = ChinesePage()
 

@@ -1,4 +1,4 @@
-"""Documents that repeat themselves, by the rules of Gopher."""
+"""Drop documents that repeat themselves, by the rules of Gopher."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,39 +9,51 @@ import numpy as np
 from pydantic import Field
 
 from pretrain.cleaning.limits import Measurement, measured
-from pretrain.cleaning.step import Outcome, Section, Share, judged
+from pretrain.cleaning.step import Outcome, Section, Share, Use, judged
 from pretrain.cleaning.steps.units import lines_of, units_of
 from pretrain.config import Config
 
-Shares = dict[Annotated[int, Field(ge=2)], Share]  # by the size of the n-gram
+Split = Callable[[str], tuple[np.ndarray, np.ndarray]]  # text → its units as numbers, and their lengths in characters
+Shares = dict[Annotated[int, Field(ge=2)], Share]  # size of the n-gram → limit
 
 
 class WordRepetition(Config):
-    """Table A1 of Rae et al. 2021: a document goes when a fraction is above its threshold; null: no such rule."""
+    """Limits for languages written with spaces, from table A1 of Rae et al. 2021; null switches one off."""
 
-    duplicate_lines: Share | None = 0.30  # of lines
+    duplicate_lines: Share | None = 0.30
+    """Documents with a larger share of repeated lines are dropped."""
     duplicate_paragraphs: Share | None = 0.30
-    duplicate_line_characters: Share | None = 0.20  # of characters, as all that follow
+    """Documents with a larger share of repeated paragraphs are dropped."""
+    duplicate_line_characters: Share | None = 0.20
+    """Documents with a larger share of characters in repeated lines are dropped."""
     duplicate_paragraph_characters: Share | None = 0.20
+    """Documents with a larger share of characters in repeated paragraphs are dropped."""
     top_ngrams: Shares = Field({2: 0.20, 3: 0.18, 4: 0.16})
+    """By size n: documents with a larger share of characters in their most frequent n-gram are dropped."""
     duplicate_ngrams: Shares = Field({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+    """By size n: documents with a larger share of characters in repeated n-grams are dropped."""
 
 
 class ChineseRepetition(WordRepetition):
-    """N-grams of characters, twice as long as those of words: a Chinese word has about two.
+    """Limits for Chinese, with n-grams of characters in place of words; null switches one off.
 
-    `top_ngrams`: what FineWeb-2 (arXiv:2506.20920, config cmn_Hani) uses for the 2-, 3- and 4-word-grams of Mandarin.
-    `duplicate_ngrams`: ours, about the 99.9th percentile of Chinese Wikipedia and above the 99th of Chinese statutes,
-    which repeat their formulas: the published 0.15 to 0.10 would drop 75 % of them, FineWeb-2's 0.198 to 0.127 half.
-    The thresholds of lines and paragraphs are as published for English.
+    The n-grams are twice as long as those of words, because a Chinese word has about two characters. `top_ngrams` are
+    FineWeb-2's numbers for the 2-, 3- and 4-grams of Mandarin words (arXiv:2506.20920, config cmn_Hani).
+    `duplicate_ngrams` are ours: about the 99.9th percentile of Chinese Wikipedia, and above the 99th percentile of
+    Chinese statutes, which repeat their formulas. The published 0.15 to 0.10 would drop 75 % of the statutes,
+    FineWeb-2's 0.198 to 0.127 half of them. The limits of lines and paragraphs are those published for English.
     """
 
     top_ngrams: Shares = Field({4: 0.256, 6: 0.201, 8: 0.171})
+    """By size n: documents with a larger share of characters in their most frequent n-gram are dropped."""
     duplicate_ngrams: Shares = Field({10: 0.50, 12: 0.45, 14: 0.42, 16: 0.40, 18: 0.38, 20: 0.36})
+    """By size n: documents with a larger share of characters in repeated n-grams are dropped."""
 
 
 class GopherRepetition(Section):
-    use: bool | list[str] = False
+    """Drop documents that repeat themselves, by the rules of Gopher. Made for web pages."""
+
+    use: Use = False
     words: WordRepetition = WordRepetition()
     chinese: ChineseRepetition = ChineseRepetition()
 
@@ -49,10 +61,10 @@ class GopherRepetition(Section):
 def gopher_repetition(section: GopherRepetition, language: str) -> Callable[[str], Outcome]:
     """Drop documents with much repetition: Rae et al. 2021, arXiv:2112.11446, appendix A.1.1, table A1.
 
-    A duplicate is what occurred before in the document: the second and later copies count, the first does not (the
-    paper leaves it open, FineWeb's implementation counts so), and no character counts twice. The top n-gram is the most
-    frequent one, the earliest of several, when it occurs at least twice. Lines are compared without the white space
-    around them; spaces between words are no characters.
+    The second and later copies of a line, paragraph or n-gram count as repeated, the first does not (the paper leaves
+    this open; FineWeb's implementation does it), and no character counts twice. The top n-gram is the most frequent
+    one, or the earliest of several; it must occur at least twice. Lines are compared without the white space around
+    them. Spaces between words do not count as characters.
     """
     units = units_of(language, "gopher_repetition")
     limits = section.chinese if units == "chinese" else section.words
@@ -82,7 +94,7 @@ def _line_rules(text: str, limits: WordRepetition) -> Iterator[Measurement]:
 PARAGRAPH_END = re.compile(r"\n{2,}")
 
 
-def _ngram_rules(text: str, limits: WordRepetition, split: Callable) -> Iterator[Measurement]:
+def _ngram_rules(text: str, limits: WordRepetition, split: Split) -> Iterator[Measurement]:
     top, duplicate = ngram_fractions(*split(text), set(limits.top_ngrams), set(limits.duplicate_ngrams))
     for name, found, allowed in (("top", top, limits.top_ngrams), ("duplicate", duplicate, limits.duplicate_ngrams)):
         for n, limit in allowed.items():
@@ -90,8 +102,9 @@ def _ngram_rules(text: str, limits: WordRepetition, split: Callable) -> Iterator
 
 
 def duplicate_fractions(pieces: list[str]) -> tuple[float, float]:
-    """Fraction of the pieces that occurred before, and of the characters in them."""
-    seen, repeated = set(), []
+    """The fraction of the pieces that occurred before, and the fraction of the characters in these pieces."""
+    seen: set[str] = set()
+    repeated: list[str] = []
     for piece in pieces:
         if piece in seen:
             repeated.append(piece)
@@ -101,7 +114,7 @@ def duplicate_fractions(pieces: list[str]) -> tuple[float, float]:
 
 
 def _words(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Words as numbers, and their lengths."""
+    """The words of a text as numbers, and their lengths."""
     words = text.split()
     number = {word: index for index, word in enumerate(dict.fromkeys(words))}
     found = np.fromiter(map(number.__getitem__, words), np.int64, len(words))
@@ -109,7 +122,7 @@ def _words(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _characters(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Characters that are not white space as numbers, and as many ones."""
+    """The characters of a text, without white space, as numbers; and their lengths, which are all 1."""
     found = np.frombuffer("".join(text.split()).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
     return found, np.ones(len(found), np.int64)
 
@@ -117,10 +130,11 @@ def _characters(text: str) -> tuple[np.ndarray, np.ndarray]:
 def ngram_fractions(
     units: np.ndarray, lengths: np.ndarray, top: set[int], duplicate: set[int]
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Per n, the fraction of characters in the most frequent n-gram, and in n-grams that occurred before.
+    """For each size n, the fraction of characters in the most frequent n-gram, and in n-grams that occurred before.
 
-    N-grams are numbered by doubling: the one of size a + b at p is the pair of that of size a at p and that of size b
-    at p + a. Only repeated ones can grow into repeated ones, so the arrays shrink as n grows.
+    `units` are words or characters as numbers, `lengths` their lengths in characters. Each n-gram gets an integer id.
+    The id of an (a+b)-gram at position p is derived from the ids of the a-gram at p and the b-gram at p + a. A repeated
+    n-gram consists of repeated shorter ones, so only repeated n-grams are kept and the arrays shrink as n grows.
     """
     total = max(int(lengths.sum()), 1)
     size, starts, codes = 1, np.arange(len(units)), units
@@ -142,7 +156,10 @@ def ngram_fractions(
 
 
 def _longer(starts: np.ndarray, codes: np.ndarray, step: int, n_units: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and codes of the n-grams `step` units longer that occur more than once, numbered by first occurrence."""
+    """Make n-grams `step` units longer. Returns the starts and ids of those that occur more than once.
+
+    Ids follow the order of first occurrence.
+    """
     at = np.full(n_units + step, -1, dtype=np.int64)
     at[starts] = codes
     rest = at[starts + step]
@@ -159,7 +176,7 @@ def _longer(starts: np.ndarray, codes: np.ndarray, step: int, n_units: int) -> t
 
 
 def _covered(starts: np.ndarray, n: int, lengths: np.ndarray) -> int:
-    """Characters of the units that an n-gram of `starts` covers, each once."""
+    """Count the characters that the n-grams at `starts` cover. A character in several n-grams counts once."""
     edges = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.add.at(edges, starts, 1)
     np.add.at(edges, starts + n, -1)

@@ -1,16 +1,18 @@
-"""Stop words taken out, for those who count words rather than model language."""
+"""Remove stop words, for bag-of-words models rather than language models."""
 
 import logging
 import re
 from collections.abc import Callable
 from functools import partial
 
-from pretrain.cleaning.step import Outcome, Section, library, primary
+from pretrain.cleaning.step import Outcome, Section, Use, library, primary
 from pretrain.errors import ConfigError
 
 
 class StopWords(Section):
-    use: bool | list[str] = False
+    """Remove stop words. For bag-of-words models; a language model needs them."""
+
+    use: Use = False
 
     def covers(self, language: str) -> bool:
         if isinstance(self.use, list):
@@ -20,11 +22,11 @@ class StopWords(Section):
 
 
 def stop_words_removed(section: StopWords, language: str) -> Callable[[str], Outcome]:
-    """Take out the stop words of stopwordsiso, Chinese ones by jieba's word boundaries; counts words.
+    """Remove the stop words listed by stopwordsiso, and count them. Chinese is cut into words by jieba.
 
-    Off by default, and pre-training keeps it so: "not", "to", "的", 不 carry the grammar a language model is to learn;
-    text without them is of a language nobody writes, so a model of it neither generates nor fills masks well, and the
-    fine-tuning text, which has its stop words, looks foreign to it. It helps bag-of-words counts: topic models, search.
+    The step is off by default, and should stay off for pre-training: "not", "to", "的", 不 carry the grammar that a
+    language model has to learn. A model trained without them neither generates text nor fills masks well, and
+    fine-tuning text, which has its stop words, looks foreign to it. The step helps bag-of-words models: topics, search.
     """
     _check(language)
     known = primary(language)
@@ -33,7 +35,7 @@ def stop_words_removed(section: StopWords, language: str) -> Callable[[str], Out
         return lambda text: _without_words(text, stop)
     jieba = library("jieba")
     jieba.setLogLevel(logging.WARNING)
-    # HMM: its search for unlisted words is quadratic where nothing is punctuated, and a stop word is always listed.
+    # Without HMM: its search for unlisted words is quadratic in text without punctuation, and stop words are listed.
     cut = partial(jieba.Tokenizer().lcut, HMM=False)
 
     def apply(text: str) -> Outcome:

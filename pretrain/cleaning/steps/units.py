@@ -1,4 +1,4 @@
-"""What a word, a line end and a stop word are, per language: the units the filters count in."""
+"""Words, line ends and stop words of each language: the units that the filters count."""
 
 import re
 from typing import Literal
@@ -6,18 +6,18 @@ from typing import Literal
 from pretrain.cleaning.step import library, primary
 from pretrain.errors import ConfigError
 
-# ISO 639-1 languages written without spaces between words; of these only Chinese has filters of its own.
+# Languages written without spaces between words (ISO 639-1). Only Chinese has filters of its own.
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz"})
 
 # Rae et al. 2021, arXiv:2112.11446, appendix A.1.1
 ENGLISH_STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
-# FineWeb-2 (Penedo et al. 2025, arXiv:2506.20920), configs cmn_Hani and lzh_Hani together: Chinese of today and
-# literary Chinese; with the simplified form of each.
+# FineWeb-2 (Penedo et al. 2025, arXiv:2506.20920), configs cmn_Hani and lzh_Hani together: modern and literary
+# Chinese. Each character is in the list in its simplified form too.
 CHINESE_STOP_WORDS = frozenset(
     "的年在月是和日了於于·為为有被人中他與与後后也而由之以其國国不大者一曰王子軍军三帝所至事學学自二時时州"
 )
 
-# A line that ends in one of these, brackets aside, is a sentence; a Chinese statute ends its items with ； and ：.
+# A line that ends in one of these, closing brackets aside, is a sentence. Items of Chinese statutes end with ； or ：.
 LINE_END = {"words": ".!?\"'”’»؟۔।॥።", "chinese": '。！？…；：”’」』.!?"'}
 SENTENCE_END = {
     "words": re.compile(r"[.!?…؟۔।॥።][\"'”’)\]]{0,3}(?=\s|$)"),
@@ -29,7 +29,7 @@ Units = Literal["words", "chinese"]
 
 
 def units_of(language: str, step: str) -> Units:
-    """How `step` counts text of `language`; ConfigError where it has no way to."""
+    """The units in which `step` counts text of `language`. Raises ConfigError if it has none for the language."""
     language = primary(language)
     if language == "zh":
         return "chinese"
@@ -42,7 +42,7 @@ def units_of(language: str, step: str) -> Units:
 
 
 def stop_words(language: str) -> frozenset[str]:
-    """Words that text of the language can hardly do without; empty where none are known."""
+    """The most common function words of the language; empty if no list is known."""
     language = primary(language)
     if language in ("en", "zh"):
         return ENGLISH_STOP_WORDS if language == "en" else CHINESE_STOP_WORDS
