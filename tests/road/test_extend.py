@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from pretrain.training.watch.metrics import reports
 from tests.conftest import ROOT
+from tests.helpers.ranks import free_port
 
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 # These commands run before those of the pages and make what the sample configurations read.
@@ -63,12 +67,20 @@ def patched(source: str, diff: str, title: str) -> str:
     return source
 
 
-def run(command: str, checkout: Path) -> None:
+def run(command: str, checkout: Path, *overrides: str, ranks: int = 1) -> str:
+    """Run a command of a page with further overrides, and return its output. DeepSpeed's launcher starts `ranks`."""
     words = shlex.split(command)
     words += [override for word in words for override in SHORT.get(word, [])]
-    env = {**os.environ, "PYTHONPATH": str(checkout)}
-    done = subprocess.run([sys.executable, *words[1:]], cwd=checkout, env=env, capture_output=True, text=True)
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks)]
+        launcher += ["--master_port", str(free_port())]
+    env = {**os.environ, "PYTHONPATH": str(checkout), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [*launcher, *words[1:], *overrides], cwd=checkout, env=env, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +112,35 @@ def test_the_optimizer_of_the_page_saves_its_own_state(checkout):
     assert {path.name for path in newest.glob("*.safetensors")} == {
         *("weights.safetensors", "momentum_buffer.safetensors")
     }
+
+
+def steps(number: int) -> str:
+    return f"phases.0.steps={number}"
+
+
+def test_the_optimizer_of_the_page_resumes_bit_by_bit_and_moves_between_stages_and_ranks(checkout):
+    """Steps 5 to 8: in one run, continued by one process, and continued by two ranks at ZeRO 1 and then at ZeRO 3."""
+    command = "python launch/pretrain.py configs/sample/decoder.yaml optim='{kind: sgd, lr: 0.1, warmup_steps: 40}'"
+    straight, resumed, moved = (checkout / f"runs/sgd-{name}" for name in ("straight", "resumed", "moved"))
+    for copy in (resumed, moved):
+        shutil.copytree(checkout / "runs/sgd", copy)
+    for folder in (straight, resumed):
+        run(command, checkout, f"out={folder}", steps(8))
+    for stage, until in ((1, 6), (3, 8)):
+        overrides = (steps(until), f"engine.zero_stage={stage}", "engine.micro_batch=4")
+        said = run(command, checkout, f"out={moved}", *overrides, ranks=2)
+        assert f"DeepSpeed ZeRO {stage}, 2 x cpu" in said
+    losses, by_one, by_two = ([report.loss for report in reports(folder)] for folder in (straight, resumed, moved))
+    assert len(losses) == 8 and by_one == losses
+    assert by_two == pytest.approx(losses, abs=1e-4)
+    momenta, by_one, by_two = (
+        load_file(folder / "checkpoints/step_00000008/momentum_buffer.safetensors")
+        for folder in (straight, resumed, moved)
+    )
+    assert momenta.keys() == by_one.keys() == by_two.keys()
+    for name, momentum in momenta.items():
+        assert torch.equal(by_one[name], momentum), name
+        torch.testing.assert_close(by_two[name], momentum, atol=1e-5, rtol=0)
 
 
 def test_the_dialect_of_the_page_is_opened_by_transformers(checkout):

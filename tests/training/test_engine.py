@@ -272,6 +272,13 @@ def test_further_keys_are_merged_into_the_sections_they_belong_to():
     assert deepspeed_config(engine, math.inf)["gradient_clipping"] == 0.0
 
 
+def test_deepspeed_is_told_to_take_an_optimizer_that_it_does_not_list():
+    engine = EngineConfig(micro_batch=4)
+    listed = deepspeed_config(engine, 1.0)
+    assert deepspeed_config(engine, 1.0, untested=True) == {**listed, "zero_allow_untested_optimizer": True}
+    assert "zero_allow_untested_optimizer" not in listed
+
+
 @pytest.mark.parametrize(
     ("further", "message"),
     [

@@ -1,4 +1,4 @@
-"""The section `engine` of a run's configuration, and DeepSpeed's own configuration, which is derived from it."""
+"""The section `engine` of a run's configuration, and the configuration of DeepSpeed that is derived from it."""
 
 import difflib
 import math
@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from pretrain.config import Config, free
 
-# Keys of DeepSpeed's configuration that engine.deepspeed may not set, and why.
+# The keys of DeepSpeed's configuration that engine.deepspeed may not set, and why.
 REFUSED = {
     "train_batch_size": "it follows from phases: batch_tokens",
     "train_micro_batch_size_per_gpu": "it follows from engine.micro_batch",
@@ -17,9 +17,9 @@ REFUSED = {
     "managed_gradient_accumulation": "the training loop accumulates",
     "gradient_clipping": "it follows from optim.clip",
     "steps_per_print": "log_every says how often a line is printed",
-    "optimizer": "the optimizer is AdamW, with the settings of optim",
+    "optimizer": "it follows from optim",
     "scheduler": "the learning rate follows from optim and phases",
-    "zero_force_ds_cpu_optimizer": "the optimizer is torch's AdamW, offloaded or not",
+    "zero_force_ds_cpu_optimizer": "the optimizer is PyTorch's, offloaded or not",
     "zero_optimization.stage": "it follows from engine.zero_stage",
     "zero_optimization.offload_optimizer.device": "only cpu is supported",  # unless it is cpu
     "zero_optimization.offload_param.device": "only cpu is supported",
@@ -43,9 +43,9 @@ REFUSED = {
         "it would change which data or which layers a step trains",
     ),
 }
-# Sections of its configuration with keys of their own.
+# The sections that these keys are in.
 SECTIONS = sorted({name.rpartition(".")[0] for name in REFUSED if "." in name})
-# Names that DeepSpeed reads at the top of its configuration; it passes over any other without a word.
+# The names that DeepSpeed reads at the top level of its configuration. It ignores every other name silently.
 KNOWN = (
     *("zero_optimization", "bf16", "fp16", "data_types", "torch_autocast", "communication_data_type"),
     *("prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "zero_allow_untested_optimizer"),
@@ -55,27 +55,39 @@ KNOWN = (
 
 
 class EngineConfig(Config):
-    precision: Literal["fp32", "bf16", "autocast"] = free("fp32")  # bf16: bf16 weights, fp32 masters and sums
+    """How the steps are executed. All of these keys may change when a run resumes."""
+
+    precision: Literal["fp32", "bf16", "autocast"] = free("fp32")
+    """fp32; bf16: weights in bf16, with master weights and sums of gradients in fp32; autocast: weights in fp32, matrix
+    products in bf16. bf16 and autocast are faster on GPUs."""
     zero_stage: Literal[0, 1, 2, 3] = free(1)
-    micro_batch: int = free(gt=0)  # windows of the longest phase a rank takes at once; of shorter ones as many more
-    timeout_s: int = free(600, gt=0)  # how long a rank waits for the others
-    deterministic: bool = free(False)  # CUDA: only kernels that repeat bit by bit
-    deepspeed: dict[str, Any] = free({})  # further keys of DeepSpeed's own configuration
+    """The ZeRO stage of DeepSpeed. The ranks share nothing at 0, the optimizer's state from 1 on, the gradients from 2
+    on, and the weights at 3. Raise it when the model does not fit into the memory of a rank."""
+    micro_batch: int = free(gt=0)
+    """Windows that a rank computes at once, in the phase with the longest windows. Other phases take about as many
+    tokens at once. Lower it when memory runs out: the batch of a step stays the same."""
+    timeout_s: int = free(600, gt=0)
+    """Seconds that a rank waits for another rank before the run ends with an error."""
+    deterministic: bool = free(False)
+    """Whether CUDA uses only kernels that give the same bits every time. They are slower."""
+    deepspeed: dict[str, Any] = free({})
+    """Further keys of DeepSpeed's own configuration, such as zero_optimization.offload_optimizer. Keys that follow from
+    this configuration are refused."""
 
     @model_validator(mode="after")
     def _sound(self) -> "EngineConfig":
         if self.precision == "bf16" and self.zero_stage == 0:
-            # Stage 0 decays every weight once at construction and counts one Adam step too many.
+            # DeepSpeed's stage 0 decays every weight once at construction and counts one Adam step too many.
             raise ValueError("engine.precision = bf16 needs engine.zero_stage = 1, 2 or 3, found 0")
         for name in SECTIONS:
-            section = self.deepspeed
+            section: Any = self.deepspeed
             for key in name.split("."):
                 section = section.get(key, {})
                 if not isinstance(section, dict) and not (section is None and "." in name):  # null: no offloading
                     raise ValueError(f"engine.deepspeed.{name} = {section!r:.200} is not a mapping of keys to values")
                 section = section or {}
-        for key, value in dotted(self.deepspeed):
-            for part in (key[:depth] for depth in range(1, len(key) + 1)):
+        for path, value in dotted(self.deepspeed):
+            for part in (path[:depth] for depth in range(1, len(path) + 1)):
                 name = ".".join(part)
                 if name in REFUSED and not (part[-1] == "device" and value in ("cpu", "none", None)):
                     raise ValueError(f"engine.deepspeed may not set {name}: {REFUSED[name]}")
@@ -86,12 +98,12 @@ class EngineConfig(Config):
         return self
 
 
-def deepspeed_config(engine: EngineConfig, clip: float) -> dict:
-    """DeepSpeed's JSON for these settings.
+def deepspeed_config(engine: EngineConfig, clip: float, untested: bool = False) -> dict[str, Any]:
+    """DeepSpeed's JSON for these settings. `untested`: whether DeepSpeed does not list the optimizer for ZeRO.
 
-    We own the accumulation boundary (`managed_gradient_accumulation`): with DeepSpeed's, a step off its own count
-    silently trains nothing. `gradient_clipping` is always written: absent it means 1.0, and 0 means none: `clip` is
-    inf, or the engine clips, as at stage 0.
+    We own the accumulation boundary (`managed_gradient_accumulation`): with DeepSpeed's own count, a step that is off
+    that count silently trains nothing. We always write `gradient_clipping`, because DeepSpeed clips at 1.0 where the
+    key is absent. 0 turns its clipping off: `clip` is inf, or the engine clips itself, as at stage 0.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": engine.micro_batch,
@@ -99,14 +111,17 @@ def deepspeed_config(engine: EngineConfig, clip: float) -> dict:
         "managed_gradient_accumulation": False,
         "gradient_clipping": clip if math.isfinite(clip) and engine.zero_stage else 0.0,
         "zero_optimization": {"stage": engine.zero_stage},
-        "zero_force_ds_cpu_optimizer": False,  # ours is torch's AdamW, which works on offloaded moments as well
+        "zero_force_ds_cpu_optimizer": False,  # the optimizer is PyTorch's, which also works on offloaded state
         "steps_per_print": 2**31,
     }
     if engine.zero_stage in (1, 2):
-        # DeepSpeed sums over all ranks either way; told to scatter, it copies all gradients out of its buffer and back.
+        # DeepSpeed sums over all ranks either way. With reduce_scatter it also copies all gradients out of its buffer
+        # and back.
         config["zero_optimization"]["reduce_scatter"] = False
+    if untested:
+        config["zero_allow_untested_optimizer"] = True
     match engine.precision:
-        case "bf16":  # without grad_accum_dtype micro-batches would accumulate in bf16
+        case "bf16":  # without grad_accum_dtype the gradients of micro-batches would be summed in bf16
             config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
         case "autocast":
             config |= {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
@@ -120,7 +135,7 @@ def _merged(ours: dict, theirs: dict) -> dict:
 
 
 def dotted(section: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The keys of a nested mapping, each as the names on the way to it, with its value."""
+    """Every key of a nested mapping, as the tuple of names that leads to it, with its value."""
     for name, value in section.items():
         if isinstance(value, dict) and value:
             yield from dotted(value, (*above, str(name)))

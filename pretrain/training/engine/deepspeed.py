@@ -1,4 +1,4 @@
-"""The engine for any number of ranks: DeepSpeed. Facts about DeepSpeed 0.19.8 quoted in comments were measured."""
+"""The engine for any number of ranks: DeepSpeed. The facts about DeepSpeed 0.19.8 in the comments were measured."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,33 +7,35 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.errors import ConfigError
-from pretrain.objectives import Objective
 from pretrain.objectives.batch import Batch
+from pretrain.objectives.objective import Objective
 from pretrain.training.engine.config import EngineConfig, deepspeed_config, dotted
 from pretrain.training.engine.ranks import World, device_of, new_group, on_cuda
 from pretrain.training.engine.weights import clipped, named, set_lr
-from pretrain.training.optim import Optimizer
+from pretrain.training.optim.optimizer import Optimizer
 
-SMALL = 1 << 16  # numbers of a gradient that is summed over ranks together with others
+SMALL = 1 << 16  # gradients with fewer numbers than this are summed over ranks together
 
 
 class DeepSpeedEngine:
-    """DeepSpeed ZeRO 0–3 over any number of ranks. `join` must have been called.
+    """DeepSpeed ZeRO 0–3 over any number of ranks. Call `join` first.
 
-    At stage 0 DeepSpeed only runs forward and backward. We sum the gradients, in place: DeepSpeed copies all of them
-    into one buffer and back, which takes two to four times as long (gloo, two ranks, 14 M weights). We also clip, and
-    skip what is not finite.
+    At stage 0 DeepSpeed only runs the forward and the backward pass. This class sums the gradients in place: DeepSpeed
+    would copy all of them into one buffer and back, which takes two to four times as long (gloo, two ranks, 14 M
+    weights). It also clips them, and skips a step whose gradient is not finite.
     """
 
     def __init__(self, module: nn.Module, optimizer: Optimizer, config: EngineConfig, clip: float, world: World):
         import deepspeed
+        from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
 
         self.device = device_of(world)
         self.world = world
         self.module = module.to(self.device)
-        settings = deepspeed_config(config, clip)
+        built = optimizer.build(module)
+        untested = config.zero_stage > 0 and not is_zero_supported_optimizer(built)
+        settings = deepspeed_config(config, clip, untested)
         try:
-            built = optimizer.build(module)
             self.engine, *_ = deepspeed.initialize(model=self.module, optimizer=built, config=settings)
         except Exception as error:
             if not config.deepspeed or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -60,7 +62,7 @@ class DeepSpeedEngine:
         return self.engine(objective, batch.to(self.device), each)
 
     def backward(self, loss: Tensor, scale: float) -> None:
-        averaged = self.stage > 0  # by DeepSpeed, over ranks, where we sum
+        averaged = self.stage > 0  # DeepSpeed divides by the number of ranks; at stage 0 this class only sums
         self.engine.backward(loss * (scale * self.world.size if averaged else scale))
 
     def step(self, lr: float) -> float | None:
@@ -78,17 +80,17 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over ranks of a small CPU tensor, off the accelerator's stream."""
+        """Sum a small CPU tensor over the ranks, without waiting for the accelerator's stream."""
         if self.world.size > 1:
             torch.distributed.all_reduce(values, group=self._control)
         return values
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """As LocalEngine.shapes; at ZeRO 3 a weight itself has only the shape of this rank's part."""
+        """As LocalEngine.shapes. At ZeRO 3 `p.shape` is only the shape of this rank's part."""
         return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._weights.items()}
 
     def whole(self, kind: str, name: str) -> Tensor:
-        """As LocalEngine.whole; a collective: every rank asks for the same tensors in the same order."""
+        """As LocalEngine.whole. A collective: every rank must ask for the same tensors in the same order."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         p = self._weights[name]
@@ -101,15 +103,16 @@ class DeepSpeedEngine:
     def restore(
         self, load: Callable[[str, str], Tensor], steps_applied: int, objective: Objective, batch: Batch
     ) -> None:
-        """As LocalEngine.restore; the module must have held these weights when the engine was built.
+        """As LocalEngine.restore. The module must have held these weights when the engine was built.
 
-        DeepSpeed has made its bf16 weights from the module's; what is set here are the fp32 masters and the moments.
+        DeepSpeed made its bf16 weights from the module's weights then. This method sets the fp32 masters and the state
+        of the optimizer.
         """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if self.stage == 3:
-            # Its first step traces the order of weights and gathers them otherwise than all later ones: under
-            # autocast with several micro-batches in another precision. So that one is spent on nothing.
+            # The first step at stage 3 traces the order of weights and gathers them differently from all later steps:
+            # under autocast with several micro-batches in another precision. So the first step changes nothing.
             self.backward(self(objective, batch), 0.0)
             self.step(0.0)
 
@@ -134,10 +137,10 @@ class DeepSpeedEngine:
         return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
 
     def _begin(self) -> None:
-        """Give the optimizer its first state now; at stages 1 and 2 also link it to the weights it belongs to.
+        """Give the optimizer its first state now. At stages 1 and 2 also link each state to its weight.
 
-        DeepSpeed 0.19.8 does that itself after the first step of the first parameter *group*, when the second group
-        has no state yet: its state could then never be read.
+        DeepSpeed 0.19.8 would link them after the first step of the first parameter *group*. The second group has no
+        state at that time, and its state could then never be read.
         """
         if self.stage == 3:
             held = self.engine.optimizer.fp32_partitioned_groups_flat
@@ -149,10 +152,10 @@ class DeepSpeedEngine:
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _set_part(self, p: nn.Parameter, value: Tensor, kind: str) -> None:
-        """Stage 3: this rank's part of a whole value, the last part padded (the full-value setter cannot pad)."""
+        """Stage 3: set this rank's part of a whole value. The last part is padded; the full-value setter cannot."""
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        size = p.ds_tensor.numel()
+        size = p.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed adds it to every weight
         flat = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
         part = flat[self.world.rank * size :][:size]
         if kind == "weights":
@@ -162,15 +165,13 @@ class DeepSpeedEngine:
 
 
 def _sum_over_ranks(gradients: list[Tensor]) -> None:
-    """All-reduce, in place. The small ones, most of them and little of the whole, travel as one."""
+    """All-reduce `gradients` in place. The small ones, which are many but hold few numbers, are sent as one tensor."""
     small = [gradient for gradient in gradients if gradient.numel() < SMALL]
-    together = torch.cat([gradient.flatten() for gradient in small]) if small else None
     large = [gradient for gradient in gradients if gradient.numel() >= SMALL]
-    for work in [
-        torch.distributed.all_reduce(tensor, async_op=True)
-        for tensor in (*large, *([] if together is None else [together]))
-    ]:
+    together = torch.cat([gradient.flatten() for gradient in small]) if small else None
+    sent = large if together is None else [*large, together]
+    for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in sent]:
         work.wait()
-    if small:
+    if together is not None:
         parts = together.split([gradient.numel() for gradient in small])
         torch._foreach_copy_(small, [part.view_as(to) for part, to in zip(parts, small, strict=True)])
