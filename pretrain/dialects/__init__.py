@@ -1,4 +1,7 @@
-"""Dialects: the models of transformers that ours can be handed over as. One module each, and a line in `DIALECTS`."""
+"""Dialects: the architectures of transformers in which a model can be exported.
+
+A dialect is one module here and one line in `DIALECTS`.
+"""
 
 import importlib.util
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +21,7 @@ else:
 
 
 def check_expressible(model: ModelConfig, name: str, tokenizer_kind: str) -> None:
-    """Raise ExportError unless `model`, with a tokenizer of this kind, can be expressed in a dialect and verified."""
+    """Raise ExportError unless `model` can be exported in dialect `name`, with a tokenizer of this kind."""
     dialect = DIALECTS[name]
     lines = dialect.objections(model)
     if tokenizer_kind != dialect.tokenizer_kind:

@@ -1,7 +1,7 @@
 """BERT, the classic encoder (Devlin et al. 2018, arXiv:1810.04805), as `BertForMaskedLM` of transformers has it.
 
-Two things that BERT has and our model does not: segment types, whose rows are written as zeros, and the pooler, which
-is left out of the file, so that transformers says itself that it starts at random.
+BERT has two parts that our model does not have. Its embeddings of segment types are written as zeros. Its pooler is
+left out of the file, so transformers starts it at random and says so.
 """
 
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ OUTSIDE = {
     "embed_norm": "bert.embeddings.LayerNorm",
     "head.dense": "cls.predictions.transform.dense",
     "head.norm": "cls.predictions.transform.LayerNorm",
-    "head.decoder": "cls.predictions",  # the bias alone: the weight is the word embedding
+    "head.decoder": "cls.predictions",  # only the bias: the weight is the word embedding
 }
 INSIDE = {  # of each layer
     "attention.q": "attention.self.query",
@@ -76,7 +76,7 @@ class Bert(Dialect):
         "norm_position": "post",
         "norm_eps": 1e-12,
         "positions": "learned",
-        "mlp": "gelu",  # the exact one, by erf
+        "mlp": "gelu",  # the exact GELU, computed with erf
         "bias": True,
         "qk_norm": False,
         "tie_embeddings": True,
@@ -84,7 +84,7 @@ class Bert(Dialect):
     }
 
     def objections(self, model: ModelConfig) -> list[str]:
-        """Why this model is no BERT, one line per key; empty if it is one."""
+        """A line for each key with a value that BERT cannot have; no lines if the model is a BERT."""
         lines = differences(model, "bert", self.wanted)
         if model.heads != model.KV:
             lines.append(f"model.kv_heads = {model.kv_heads}: bert has as many as model.heads, {model.heads}")
@@ -95,7 +95,7 @@ class Bert(Dialect):
         return lines
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
-        """What config.json says."""
+        """The contents of config.json."""
         return {
             "architectures": ["BertForMaskedLM"],
             "model_type": "bert",
@@ -108,14 +108,14 @@ class Bert(Dialect):
             "hidden_dropout_prob": model.dropout,
             "attention_probs_dropout_prob": model.dropout,
             "max_position_embeddings": model.max_positions,
-            "position_embedding_type": "absolute",  # read by transformers 4
+            "position_embedding_type": "absolute",  # only transformers 4 reads it
             "type_vocab_size": SEGMENT_TYPES,
             "initializer_range": model.init_std,
             "layer_norm_eps": model.norm_eps,
             "tie_word_embeddings": True,
             "pad_token_id": specials["pad"],
             "dtype": "float32",
-            "torch_dtype": "float32",  # its name in transformers 4
+            "torch_dtype": "float32",  # the name of `dtype` in transformers 4
         }
 
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":

@@ -1,4 +1,4 @@
-"""The contract of a dialect: a model of transformers that our model can be written as."""
+"""The contract of a dialect: an architecture of transformers in which a model can be exported."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,19 +9,20 @@ if TYPE_CHECKING:
 
 
 class Dialect:
-    """How our model is written as a model of transformers. One module has everything about it.
+    """The rules that turn our model into a model of transformers. One module defines all of them.
 
-    A dialect imports neither torch nor transformers at its top: training asks it before it starts.
+    A dialect must import neither torch nor transformers at the top of its module, because a run asks its dialect before
+    it loads either.
     """
 
-    tokenizer_kind: ClassVar[str]  # the kind of our tokenizers that it goes with
-    auto_class: ClassVar[str]  # the class of transformers that opens it
-    pipeline: ClassVar[str]  # the task under which the hub lists it
-    card: ClassVar[str]  # the model card's part about this dialect, with the fields of export/card.py in braces
-    wanted: ClassVar[dict[str, object]]  # the values that it insists on, by key of the section `model`
+    tokenizer_kind: ClassVar[str]  # the kind of tokenizer that the exported model has
+    auto_class: ClassVar[str]  # the class of transformers that opens the exported model
+    pipeline: ClassVar[str]  # the task under which the Hugging Face hub lists it
+    card: ClassVar[str]  # the dialect's text of the model card, with the fields of export/card.py in braces
+    wanted: ClassVar[dict[str, object]]  # the values that the dialect requires, by key of the section `model`
 
     def objections(self, model: ModelConfig) -> list[str]:
-        """Why the dialect cannot express this model: a line `model.norm = rmsnorm: bert has layernorm` for each key."""
+        """A line such as `model.norm = rmsnorm: bert has layernorm` for each key that the dialect cannot express."""
         raise NotImplementedError
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:

@@ -1,4 +1,4 @@
-"""What several dialects share: checking the values that they insist on, and renaming our tensors."""
+"""Functions that several dialects share: compare a model with the required values, and rename its tensors."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def differences(model: ModelConfig, dialect: str, wanted: dict[str, object]) -> list[str]:
-    """A line `model.norm = rmsnorm: bert has layernorm` for each key whose value is not the wanted one."""
+    """A line such as `model.norm = rmsnorm: bert has layernorm` for each key with another value than the wanted one."""
     found = {key: getattr(model, key) for key in wanted}
     return [
         f"model.{key} = {_as_yaml(found[key])}: {dialect} has {_as_yaml(wanted[key])}"
@@ -21,7 +21,11 @@ def differences(model: ModelConfig, dialect: str, wanted: dict[str, object]) -> 
 def rename(
     ours: "dict[str, Tensor]", layers: int, outside: dict[str, str], layer: str, inside: dict[str, str]
 ) -> "dict[str, Tensor]":
-    """`ours` under other names: by module `outside` the blocks, and `inside` block i, which they call `layer`.i."""
+    """`ours` under the names of the dialect.
+
+    `outside` maps our module names to the dialect's outside of the blocks, and `inside` maps them inside of a block.
+    The dialect calls block i `layer`.i.
+    """
     names = dict(outside)
     for i in range(layers):
         names |= {f"blocks.{i}.{our}": f"{layer}.{i}.{their}" for our, their in inside.items()}

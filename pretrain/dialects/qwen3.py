@@ -78,11 +78,11 @@ class Qwen3(Dialect):
     }
 
     def objections(self, model: ModelConfig) -> list[str]:
-        """Why this model is no Qwen3, one line per key; empty if it is one."""
+        """A line for each key with a value that Qwen3 cannot have; no lines if the model is a Qwen3."""
         return differences(model, "qwen3", self.wanted)
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
-        """What config.json says. Documents begin and end at the same mark."""
+        """The contents of config.json. Documents begin and end with the same mark."""
         return {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
@@ -96,10 +96,10 @@ class Qwen3(Dialect):
             "hidden_act": "silu",
             "max_position_embeddings": model.max_positions,
             "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-            "rope_theta": model.rope_theta,  # its place in transformers 4
+            "rope_theta": model.rope_theta,  # transformers 4 reads it here
             "rms_norm_eps": model.norm_eps,
             "attention_bias": False,
-            "attention_dropout": model.dropout,  # Qwen3 has none elsewhere; ours also drops after the two branches
+            "attention_dropout": model.dropout,  # ours also drops after the two branches, where Qwen3 has no dropout
             "use_sliding_window": False,
             "initializer_range": model.init_std,
             "tie_word_embeddings": model.tie_embeddings,
@@ -107,7 +107,7 @@ class Qwen3(Dialect):
             "eos_token_id": specials["eod"],
             "pad_token_id": specials["pad"],
             "dtype": "float32",
-            "torch_dtype": "float32",  # its name in transformers 4
+            "torch_dtype": "float32",  # the name of `dtype` in transformers 4
         }
 
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":

@@ -8,7 +8,7 @@ from pretrain.model.transformer import Transformer
 
 @torch.no_grad()
 def initialise(model: Transformer, seed: int, unigram: Tensor | None = None) -> None:
-    """Fill every weight from `seed`, in place; `unigram` (V,) counts set the output bias where there is one.
+    """Fill every weight in place, drawn from `seed`. The counts `unigram` (V,) set the output bias, if there is one.
 
         weight                                   drawn from
         embeddings, projections, head            N(0, init_std²)
@@ -17,7 +17,7 @@ def initialise(model: Transformer, seed: int, unigram: Tensor | None = None) -> 
         output bias                              log p(token), 1 added to each count
 
     Without the last row the small encoder of configs/sample stays at the unigram loss for its whole run: it spends
-    its steps learning token frequencies through the tied embedding.
+    its steps on learning the token frequencies through the tied embedding.
     """
     config = model.config
     generator = torch.Generator().manual_seed(seed)

@@ -1,12 +1,14 @@
-"""One Transformer for encoders and decoders; a closed set of knobs, names and layouts as in Hugging Face.
+"""One Transformer for encoders and decoders, shaped by `ModelConfig` and laid out as in Hugging Face.
 
 Shapes: B batch, T tokens, D width, H heads, E head width, F feed-forward width, K targets, V vocabulary.
 
 Documents packed into one window never see each other: `Layout.segments` (B, T) numbers the documents of a window, and a
-token attends to its own document only. Where every window holds one document there are no segments, and attention takes
-its fastest kernel, which needs no mask. The vocabulary projection runs on the K predicted rows of a window, not
-on all T. Dialects under `pretrain/dialects` rename these weights, so RoPE and projections follow Hugging Face.
+token attends to its own document only. If every window holds one document there are no segments, and attention takes
+its fastest kernel, which needs no mask. The vocabulary projection runs on the K predicted rows of a window, not on all
+T. The dialects in `pretrain/dialects` only rename these weights, so RoPE and projections must follow Hugging Face.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from pretrain.model.config import ModelConfig
 
 
 class Transformer(nn.Module):
-    """`forward` gives hidden states (B, T, D); `logits` maps chosen rows to the vocabulary."""
+    """`forward` returns hidden states (B, T, D); `logits` projects chosen rows onto the vocabulary."""
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
@@ -60,8 +62,8 @@ class Transformer(nn.Module):
     def flops_per_token(self, seq_len: int, targets: int) -> float:
         """Training FLOPs per input token: 6 per weight used in a product, 12·L·H·E·T for attention scores and values.
 
-        The head counts for `targets` of `seq_len` tokens. Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1;
-        attention counted in full, causal or not, as PaLM (arXiv:2204.02311, appendix B) does.
+        The head is counted for `targets` of every `seq_len` tokens. Attention is counted in full, causal or not, as in
+        PaLM (arXiv:2204.02311, appendix B). Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
         """
         config = self.config
         matrices = sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim == 2)
@@ -71,7 +73,7 @@ class Transformer(nn.Module):
 
 
 def parameters_of(config: ModelConfig, vocab_size: int) -> int:
-    """How many weights such a model has, without making it. Raises ConfigError when they cannot be counted."""
+    """The number of weights of such a model, without making it. Raises ConfigError when a tensor would be too large."""
 
     def counted(layers: int) -> int:
         with torch.device("meta"):
@@ -80,7 +82,7 @@ def parameters_of(config: ModelConfig, vocab_size: int) -> int:
 
     try:
         one, two = counted(1), counted(2)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # on this device only sizes can go wrong
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # on "meta" only sizes can be wrong
         sizes = ("width", "heads", "kv_heads", "head_width", "mlp_width", "max_positions")
         said = ", ".join(f"model.{name} = {getattr(config, name)}" for name in sizes if getattr(config, name))
         reason = str(error).split("\n", 1)[0][:200]
@@ -89,6 +91,8 @@ def parameters_of(config: ModelConfig, vocab_size: int) -> int:
 
 
 class Block(nn.Module):
+    """Attention and a feed-forward network, each with a norm, dropout and a residual sum."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.pre = config.norm_position == "pre"
@@ -107,6 +111,8 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head attention, grouped if there are fewer heads of keys and values than of queries."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.E, self.p_drop = config.E, config.dropout
@@ -127,13 +133,15 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, E)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        if self.grouped:  # written out: with enable_gqa and a mask no fused kernel is certain to be taken
+        if self.grouped:  # repeated here: with enable_gqa and a mask, a fused kernel is not certain
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         x = attend(q, k, v, mask, causal, self.p_drop if self.training else 0.0)
         return self.out(x.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
+    """The feed-forward network, with a gate for swiglu and geglu."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.gated = config.mlp != "gelu"
@@ -148,7 +156,7 @@ class MLP(nn.Module):
 
 
 class Head(nn.Module):
-    """Hidden rows → logits; with `transform_head` as in BERT (Devlin et al. 2018, the masked-LM head)."""
+    """Hidden rows → logits. With `transform_head` it is the masked-LM head of BERT (Devlin et al. 2018)."""
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
@@ -167,8 +175,8 @@ class Head(nn.Module):
 class RMSNorm(nn.RMSNorm):
     """x / √(mean(x²) + eps) · weight (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-    torch has a kernel for it on accelerators. On a CPU torch composes it of a dozen passes over the activations, three
-    times the cost of LayerNorm; `_RMSNorm` takes half of that.
+    torch has a kernel for it on accelerators. On a CPU torch makes a dozen passes over the activations, which cost
+    three times as much as LayerNorm. `_RMSNorm` takes half of that time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,18 +185,20 @@ class RMSNorm(nn.RMSNorm):
 
 
 class _RMSNorm(torch.autograd.Function):
+    """RMSNorm in fp32 on a CPU, in fewer passes over the activations."""
+
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         normed = x * scale
         product = gradient * normed
-        along = (product @ weight).unsqueeze(-1) / x.shape[-1]  # of the gradient by `normed`, along `normed` itself
+        along = (product @ weight).unsqueeze(-1) / x.shape[-1]  # the gradient by `normed`: its part along `normed`
         by_x = (gradient * weight).addcmul_(normed, along, value=-1).mul_(scale)
         return by_x, product.flatten(0, -2).sum(0), None
 
