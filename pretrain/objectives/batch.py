@@ -1,5 +1,6 @@
-"""A batch: what an objective shows to the model and asks of it, in a form that all objectives share."""
+"""A batch: the inputs and the targets of some windows, in a form that all objectives share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: B windows of T inputs with K target slots each. Slot k of window b asks for `targets[b, k]`.
+    """One micro-batch: B windows of T inputs with K target slots each. The target of slot k of window b is
+    `targets[b, k]`.
 
-    NumPy arrays, in int32, which takes half the bytes of int64 to make and to move; on a device, tensors. All methods
-    work field by field, so an objective may add fields in a subclass.
+    The fields are NumPy arrays in int32, because int64 takes twice the bytes to make and to move. `to` turns them into
+    tensors. All methods work field by field, so an objective may add fields in a subclass.
     """
 
     inputs: Any  # (B, T)
     targets: Any  # (B, K)
-    target_index: Any | None  # (B, K), ascending: where the targets stand; None: K = T, and slot k is position k
+    target_index: Any | None  # (B, K), ascending: the positions of the targets; None: K = T, and slot k is position k
     weights: Any | None  # (B, K) float32, 0 for an empty slot; None: every slot is filled
-    segments: Any | None  # (B, T): number of the document inside the window; None: each window holds one document
-    position_ids: Any  # (B, T): the position inside the document
+    segments: Any | None  # (B, T): the number of each token's document; None: each window holds one document
+    position_ids: Any  # (B, T): the position of each token in its document
 
     def to(self, device: "torch.device") -> "Batch":
         """The same batch as tensors on `device`."""
@@ -33,43 +35,44 @@ class Batch:
         return self._with(lambda x: torch.as_tensor(x).to(device, non_blocking=True))
 
     def filled(self) -> int:
-        """Number of slots that count."""
+        """The number of slots that count."""
         return self.targets.size if self.weights is None else int((self.weights > 0).sum())
 
     def rows(self, chosen: slice) -> "Batch":
-        """Some of the windows."""
+        """The batch of the `chosen` windows."""
         return self._with(lambda x: x[chosen])
 
     def weighted(self, weights: np.ndarray) -> "Batch":
         """The same batch with other weights."""
         return type(self)(**{**vars(self), "weights": weights})
 
-    def _with(self, change) -> "Batch":
+    def _with(self, change: Callable[[Any], Any]) -> "Batch":
+        """The same batch with `change` applied to each of its arrays."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{name: None if x is None else change(x) for name, x in values.items()})
 
 
 def joined(batches: list[Batch]) -> Batch:
-    """The windows of several batches of one shape as one batch."""
+    """One batch of the windows of several batches, which have one shape."""
     columns = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(batches[0])}
     found = {name: None if parts[0] is None else np.concatenate(parts) for name, parts in columns.items()}
     return type(batches[0])(**found)
 
 
 def documents(starts: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """(B, T) bool, True where a document or a part of one starts → its number in the window, and the position of each
-    token inside it, both (B, T) int32.
+    """`segments` and `position_ids` of a batch, both (B, T) int32.
 
-    The first place of a window starts a document in any case. There are no numbers (None) where every window is one
-    document. That is known here, on the host, so no device is asked for it.
+    `starts` (B, T) is True where a document, or a part of one, starts; the first place of a window always starts one.
+    The segments are None if every window is one document. This is decided here, on the host, so nothing waits for a
+    device.
     """
     B, T = starts.shape
     begins = starts.copy()
     begins[:, 0] = True
-    at = flat(begins).astype(np.int32)  # few, so that what follows copies long runs
+    at = flat(begins).astype(np.int32)  # few positions, so the steps below copy long runs
     if len(at) == B:
         return None, np.tile(places(T), (B, 1))
-    first = at.searchsorted(places(B * T + 1)[::T])  # of each row, among all
+    first = at.searchsorted(places(B * T + 1)[::T])  # the number of the first document of each row, among all
     lengths = gaps(at, B * T)
     number = places(len(at)) - first[:-1].astype(np.int32).repeat(first[1:] - first[:-1])
     position_ids = places(B * T) - at.repeat(lengths)

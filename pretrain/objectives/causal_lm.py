@@ -1,29 +1,31 @@
-"""Causal language modelling: predict every token from those before it in its document."""
+"""Causal language modelling: predict every token from the tokens before it in its document."""
 
 from typing import Literal
 
 import numpy as np
 
-from pretrain.config import Config
 from pretrain.objectives.batch import Batch, documents
-from pretrain.objectives.objective import Ask, Objective
+from pretrain.objectives.objective import Ask, Objective, ObjectiveConfig
 from pretrain.order.rows import Rows
 from pretrain.tokenizer import Tokenizer
 
-GIVEN_TOKENS = 48  # of a preview: its cost does not depend on the window's length
-CONTINUED_TOKENS = 16
+GIVEN_TOKENS = 48  # the most tokens of a window that a preview shows to the model
+CONTINUED_TOKENS = 16  # the most tokens that a preview predicts: its cost does not depend on the length of the window
 
 
-class CausalLMConfig(Config):
+class CausalLMConfig(ObjectiveConfig):
+    """Causal language modelling: predict every token from the tokens before it."""
+
     kind: Literal["causal_lm"]
+    """The name of the objective."""
 
 
 class CausalLM(Objective):
-    """Predict every token from those before it in its document.
+    """Predict every token from the tokens before it in its document.
 
-    A document begins at the end mark that closes its predecessor: that mark is the predecessor's last target and the
-    first input of the next document. The mark is a constant, so every position is a target, the end of a document is
-    learned, and nothing leaks from one document into the next.
+    The end mark between two documents is the last target of the first document and the first input of the second. So
+    every position is a target and the model learns where documents end. Nothing leaks from one document into the next,
+    because the mark is always the same token.
     """
 
     Config = CausalLMConfig
@@ -35,7 +37,7 @@ class CausalLM(Objective):
         self.targets = seq_len
 
     def batch(self, rows: Rows, keys: np.ndarray) -> Batch:
-        """T inputs and T targets a window: the tokens before, and the tokens. Free places have weight 0."""
+        """T targets a window, the tokens, and T inputs, the token before each. Places without text have weight 0."""
         after_end = rows.before == self.end
         if rows.text is not None:
             after_end &= rows.text
@@ -50,18 +52,18 @@ class CausalLM(Objective):
         )
 
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
-        """The beginning of each window, at most half of it, continued greedily."""
+        """A greedy continuation of the beginning of each window, which is at most half of the window."""
         given = np.stack([self._given(window) for window in windows])
         count = min(CONTINUED_TOKENS, windows[0].inputs.shape[1] + 1 - given.shape[1])
         tokens = np.concatenate([given, np.repeat(given[:, :1], count, axis=1)], axis=1)
         for at in range(given.shape[1], tokens.shape[1]):
             before = tokens[:, :-1]
-            rows = Rows(tokens[:, 1:], before, before == self.end)  # later tokens are not seen: attention is causal
+            rows = Rows(tokens[:, 1:], before, before == self.end)  # attention is causal: no later token is seen
             tokens[:, at] = ask(self.batch(rows, np.arange(len(tokens))))[:, at - 1]
         return tokens[:, given.shape[1] :].astype(np.int64)
 
     def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:
-        """The beginning of the window, and how the model goes on."""
+        """The beginning of the window, and the continuation of the model."""
         given = self._given(window)[1:].tolist()
         return f"{tokenizer.decode(given)} **▸** {tokenizer.decode(predicted.tolist())}"
 
@@ -70,5 +72,5 @@ class CausalLM(Objective):
         return shown, f"{window.filled()} targets: every token's successor"
 
     def _given(self, window: Batch) -> np.ndarray:
-        """(1 + n,): a token, then the beginning of a window."""
+        """(1 + n,): the token before a window, then the beginning of the window."""
         return window.inputs[0, : 1 + min(GIVEN_TOKENS, window.inputs.shape[1] // 2)]

@@ -1,4 +1,4 @@
-"""The model with an objective: the module that an engine wraps, and what the losses of all objectives share."""
+"""The module that an engine wraps: a model and its objective. Also the functions that all losses share."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from pretrain.objectives.objective import Objective
 
 
 class Learner(nn.Module):
-    """A model that is asked through an objective. Which objective that is may change from one phase to the next."""
+    """A model that computes the loss of an objective, which may differ from one phase to the next."""
 
     def __init__(self, model: Transformer):
         super().__init__()
         self.model = model
 
     def forward(self, objective: Objective, batch: Batch, each: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """`objective.loss` of a batch of tensors; or, with `each`, `objective.score`."""
+        """`objective.loss` of a batch of tensors, or `objective.score` if `each` is true."""
         return objective.score(self.model, batch) if each else objective.loss(self.model, batch)
 
 

@@ -1,4 +1,4 @@
-"""Masked language modelling: predict tokens that were replaced, from the text on both sides of them."""
+"""Masked language modelling: predict replaced tokens from the text on both sides of them."""
 
 from collections import Counter
 from typing import Literal
@@ -11,27 +11,38 @@ from pretrain.errors import ConfigError
 from pretrain.hashing import RANDOM_TOKEN, REPLACE
 from pretrain.objectives import masking
 from pretrain.objectives.batch import Batch, documents, joined
-from pretrain.objectives.objective import Ask, Objective
+from pretrain.objectives.objective import Ask, Objective, ObjectiveConfig
 from pretrain.order.rows import Rows
 from pretrain.tokenizer import Tokenizer
 
-HELD_OUT_RATIO = 0.15  # of the tokens, whatever a run trains with (as ModernBERT does): so that runs stay comparable
+# The share of tokens that is masked in held-out text, in all runs (as in ModernBERT), so that their scores compare.
+HELD_OUT_RATIO = 0.15
 
 
 class SpanConfig(Config):
-    """Runs of units masked together: their length is geometric (Joshi et al. 2020, arXiv:1907.10529, section 3.1)."""
+    """Spans of units that are masked together, with geometric lengths (Joshi et al. 2020, arXiv:1907.10529)."""
 
-    p: float = Field(0.2, gt=0, lt=1)  # of a span to end after each unit; 3.8 units in the mean at 0.2 and 10
+    p: float = Field(0.2, gt=0, lt=1)
+    """The probability that a span ends after each unit. With 0.2 and a `longest` of 10 the mean is 3.8 units."""
     longest: int = Field(10, gt=0, le=1000)
+    """The most units of a span."""
 
 
-class MaskedLMConfig(Config):
+class MaskedLMConfig(ObjectiveConfig):
+    """Masked language modelling: predict replaced tokens from both sides."""
+
     kind: Literal["masked_lm"]
-    mask_ratio: float = Field(0.15, gt=0, lt=1)  # of a window's tokens: K = round(mask_ratio · T)
-    mask_share: float = Field(0.8, ge=0, le=1)  # of the targets: replaced by [MASK]
-    random_share: float = Field(0.1, ge=0, le=1)  # replaced by a random token; the rest stays
-    unit: Literal["token", "word"] = "token"  # what is masked as a whole; Chinese words need the stage `words`
-    span: SpanConfig | None = None  # mask spans of several units
+    """The name of the objective."""
+    mask_ratio: float = Field(0.15, gt=0, lt=1)
+    """The share of a window's tokens that are targets: K = round(mask_ratio · T)."""
+    mask_share: float = Field(0.8, ge=0, le=1)
+    """The share of the targets that are replaced by [MASK]."""
+    random_share: float = Field(0.1, ge=0, le=1)
+    """The share of the targets that are replaced by a random token. The remaining targets stay as they are."""
+    unit: Literal["token", "word"] = "token"
+    """The unit that is masked as a whole. For Chinese words run the stage `words` first."""
+    span: SpanConfig | None = None
+    """Mask spans of several units; null: mask single units."""
 
     @model_validator(mode="after")
     def _shares(self) -> "MaskedLMConfig":
@@ -46,14 +57,15 @@ class MaskedLMConfig(Config):
 class MaskedLM(Objective):
     """Predict K masked tokens of a window from both sides (Devlin et al. 2018, arXiv:1810.04805, section 3.1).
 
-    Exactly K = round(mask_ratio · T) of the tokens that hold text are asked for, each with the same probability, alone
-    or in words or spans (masking.py); what is drawn is a hash of (seed, place of the window in the run), so the next
-    epoch draws anew. The window's first and last position become [CLS] and [SEP] unless they are: a cut document loses
-    at most 2 tokens a window. So do the first and the last of every part of a document in a packed window. A window of
-    almost nothing but marks leaves slots empty (weight 0), and one with padding as many as its share of it.
+    Exactly K = round(mask_ratio · T) of the tokens of text are targets, each with the same probability, alone or in
+    words or spans (masking.py). The draw is a hash of the seed and the place of the window in the run, so the next
+    epoch draws other targets. The first and the last position of a window become [CLS] and [SEP], if they are not yet,
+    so a document that is cut loses at most 2 tokens a window. So do the first and the last position of every part of a
+    document in a packed window. Slots stay empty (weight 0) in a window of almost only special tokens, and
+    in a window with padding in proportion to its padding.
 
-    A word or a span is shown as [MASK], as random tokens or as it is in one piece: one draw for all of its tokens, as
-    SpanBERT has it. (BERT's own whole-word code draws for each token, which shows the model words half masked.)
+    One draw decides whether a word or a span is shown as [MASK], as random tokens or unchanged, as in SpanBERT. (BERT's
+    own whole-word code draws for each token, so the model sees words that are half masked.)
     """
 
     Config = MaskedLMConfig
@@ -78,7 +90,7 @@ class MaskedLM(Objective):
         self.targets = max(1, round(config.mask_ratio * seq_len))
         self.special = np.zeros(vocab_size, bool)
         self.special[list(specials.values())] = True
-        self.plain = np.flatnonzero(~self.special).astype(np.int32)  # what a random token may be
+        self.plain = np.flatnonzero(~self.special).astype(np.int32)  # the ids that a random token may have
 
     @classmethod
     def needs_words(cls, config: MaskedLMConfig) -> bool:
@@ -86,10 +98,10 @@ class MaskedLM(Objective):
 
     @classmethod
     def heldout(cls, config: MaskedLMConfig) -> MaskedLMConfig:
-        """15 % of the tokens, one by one, all shown as [MASK].
+        """15 % of the tokens are targets, one by one, and all of them are shown as [MASK].
 
-        Where some targets are shown as they are, as in training, a model may copy them. Then the entropy of the targets
-        would not be the least loss that a predictor without context can reach.
+        In training some targets are shown unchanged, and a model may copy them. In held-out text such targets would
+        allow a predictor without context to score below the entropy of the targets.
         """
         return MaskedLMConfig(kind="masked_lm", mask_ratio=HELD_OUT_RATIO, mask_share=1, random_share=0)
 
@@ -98,7 +110,7 @@ class MaskedLM(Objective):
         inputs[rows.part_ends()] = self.specials["sep"]
         inputs[rows.begins] = self.specials["cls"]
         marks = np.take(self.special, inputs)
-        # A free place is drawn like a token, and its slot left empty: tokens beside padding are not drawn more often.
+        # Padding is drawn like a token and its slot stays empty, so tokens beside padding are not drawn more often.
         never = marks if rows.text is None else marks & rows.text
         draws = masking.Draws(self.seed, keys, inputs.shape[1])
         chosen, unit = self._chosen(never, draws, rows.words)
@@ -121,21 +133,21 @@ class MaskedLM(Objective):
         return ask(joined(windows))
 
     def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:
-        """The window's text with every target as [guess], or [guess ≠ truth]."""
+        """The text of the window, with every target as [guess] or [guess ≠ truth]."""
         shown = [tokenizer.token_text(i) for i in window.inputs[0].tolist()]
-        columns = (window.target_index[0], window.targets[0], predicted, window.weights[0])
-        for at, truth, guess, weight in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (*_first_targets(window), predicted)
+        for at, truth, weight, guess in zip(*(column.tolist() for column in columns), strict=True):
             if weight:
                 text = tokenizer.token_text(guess)
                 shown[at] = f"**[{text}]**" if guess == truth else f"**[{text} ≠ {tokenizer.token_text(truth)}]**"
         return " ".join(shown)
 
     def marked(self, window: Batch, tokenizer: Tokenizer) -> tuple[list[str], str]:
-        """Targets stand as ⟨shown → truth⟩; the line says how many of them are shown how."""
-        inputs, kinds = window.inputs[0].tolist(), Counter()
+        """Targets are written ⟨shown → truth⟩. The line counts the targets by how they are shown."""
+        inputs = window.inputs[0].tolist()
+        kinds: Counter[str] = Counter()
         shown = [tokenizer.token_text(token) for token in inputs]
-        columns = (window.target_index[0], window.targets[0], window.weights[0])
-        for at, truth, weight in zip(*(column.tolist() for column in columns), strict=True):
+        for at, truth, weight in zip(*(column.tolist() for column in _first_targets(window)), strict=True):
             if not weight:
                 kinds["empty"] += 1
                 continue
@@ -145,8 +157,10 @@ class MaskedLM(Objective):
         said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         return shown, f"{kinds.total()} targets of {len(inputs)} tokens: {said}"
 
-    def _chosen(self, marks: np.ndarray, draws: masking.Draws, words: np.ndarray | None):
-        """The positions asked for and the first position of the unit of each, both (B, K)."""
+    def _chosen(
+        self, marks: np.ndarray, draws: masking.Draws, words: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of the targets, and for each the first position of its unit, both (B, K)."""
         assert self.wants_words == (words is not None), "words are given where, and only where, they are wanted"
         span = self.config.span
         if words is None and span is None:
@@ -159,8 +173,8 @@ class MaskedLM(Objective):
 
     def _shown(
         self, targets: np.ndarray, filled: np.ndarray, chosen: np.ndarray, unit: np.ndarray, draws: masking.Draws
-    ):
-        """What stands in the place of the targets, (B, K)."""
+    ) -> np.ndarray:
+        """The ids that the model sees in place of the targets, (B, K)."""
         config = self.config
         rows = np.arange(len(unit))[:, None]
         share = (draws.at(REPLACE, rows, unit) >> np.uint64(11)) * 2.0**-53  # [0, 1)
@@ -171,3 +185,9 @@ class MaskedLM(Objective):
         other = draws.at(RANDOM_TOKEN, at // self.targets, chosen.ravel()[at]) % np.uint64(len(self.plain))
         shown.ravel()[at] = self.plain[other.astype(np.int64)]
         return shown
+
+
+def _first_targets(window: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The positions of the targets of the first window of a batch, the targets, and their weights, each (K,)."""
+    assert window.target_index is not None and window.weights is not None, "a masked batch lists its targets"
+    return window.target_index[0], window.targets[0], window.weights[0]

@@ -1,7 +1,7 @@
-"""Which tokens of a window are asked for and what is shown in their place: arrays in, arrays out, in integers.
+"""The choice of the tokens that are masked. Every function takes and returns arrays of integers.
 
-Everything works on a whole batch at once; a row's result depends on its key and its tokens alone. B windows, T tokens,
-K targets a window. A *unit* is what is masked as a whole: a token, a word, or a span of either.
+A function works on a whole batch at once, and the result of a row depends on its key and its tokens alone. There are B
+windows of T tokens and K targets. A *unit* is masked as a whole: a token, a word, or a span of tokens or words.
 """
 
 from functools import lru_cache
@@ -16,28 +16,30 @@ NOWHERE = np.uint64(2**64 - 1)
 
 
 class Draws:
-    """`hash64(use, seed, key, number)` of B windows, numbers below `count`; what they share is computed once."""
+    """`hash64(use, seed, key, number)` for B windows and numbers below `count`. Shared parts are computed once."""
 
     def __init__(self, seed: int, keys: np.ndarray, count: int):
-        self._states = dict(zip(USES, absorb(_begun(seed), keys) + GOLDEN, strict=True))  # each (B,)
+        states = np.asarray(absorb(_begun(seed), keys)) + GOLDEN
+        self._states = dict(zip(USES, states, strict=True))  # each (B,)
         self._numbers = _mixed(count)
 
     def first(self, use: int) -> np.ndarray:
-        """(B,) uint64: one draw a window."""
+        """(B,) uint64: one draw for each window."""
         return self._states[use]
 
     def all(self, use: int, count: int) -> np.ndarray:
-        """(B, count) uint64: numbers 0 … count - 1 of every window."""
+        """(B, count) uint64: draws number 0 … count - 1 of every window."""
         return mix_in_place(self._states[use][:, None] ^ self._numbers[:count])
 
     def at(self, use: int, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Single draws, of windows `rows`."""
+        """uint64: draw `numbers[i]` of window `rows[i]`, for arrays that broadcast."""
         return mix_in_place(self._states[use][rows] ^ self._numbers[numbers])
 
 
 @lru_cache(maxsize=8)
 def _begun(seed: int) -> np.ndarray:
-    return absorb(absorb(4, np.array(USES)[:, None]), seed)
+    """(uses, 1): the state of the hash for each use after the seed."""
+    return np.asarray(absorb(absorb(4, np.array(USES)[:, None]), seed))
 
 
 @lru_cache(maxsize=8)
@@ -46,16 +48,16 @@ def _mixed(count: int) -> np.ndarray:
 
 
 def tokens(marks: np.ndarray, draws: Draws, targets: int) -> np.ndarray:
-    """(B, K) positions, ascending: K of the tokens of each row, drawn without replacement.
+    """(B, K) positions, ascending: K tokens of each row, drawn without replacement.
 
-    `marks` (B, T) is True where a token is never asked for; where a row has fewer than K others, marks fill the rest.
+    `marks` (B, T) is True for tokens that are never targets. They fill up a row that has fewer than K other tokens.
     """
     B, T = marks.shape
     draw = draws.all(MASK, T)
     draw >>= np.uint64(1)
     draw.ravel()[flat(marks)] |= LAST
-    # The K-th smallest draw as a limit takes half the time of sorting indices. Two equal draws of 63 bits, one of them
-    # the limit, are one token too many: seen here, never yet met.
+    # To compare with the K-th smallest draw takes half the time of sorting indices. If another draw of 63 bits equals
+    # it, there is one token too many. That case is handled here, but it has never been seen.
     limit = np.partition(draw, targets - 1, axis=1)[:, targets - 1, None]
     chosen = flat(draw <= limit)
     if len(chosen) > B * targets:
@@ -64,30 +66,30 @@ def tokens(marks: np.ndarray, draws: Draws, targets: int) -> np.ndarray:
 
 
 def units(begins: np.ndarray, marks: np.ndarray, draws: Draws, targets: int) -> tuple[np.ndarray, np.ndarray]:
-    """K tokens of each row in whole units: their positions, ascending, and where the unit of each begins, both (B, K).
+    """K tokens of each row in whole units: their positions, ascending, and the begin of each one's unit, both (B, K).
 
-    `begins` (B, T) is True where a unit begins, as one does after a mark in any case. The units are laid in a circle in
-    random order, and K tokens in a row are taken from a random token on. So each token is asked for with probability
-    K / n of a row's n tokens, whatever the lengths, and at most two units are cut: the first and the last. (To take
-    units in random order until the next does not fit, as BERT's code does, is biased towards short ones.)
+    `begins` (B, T) is True where a unit begins; one also begins after every mark. The units are laid in a circle in
+    random order, and K consecutive tokens are taken from a random token on. So each of the n tokens of a row is a
+    target with probability K / n, whatever the lengths of units, and at most two units are cut: the first and the last.
+    (BERT's code takes units in random order until the next one does not fit, which prefers short units.)
     """
     B, T = marks.shape
     row = np.arange(0, B * T, T)
     heads = _heads(begins, marks)
-    edges = flat(heads | marks)  # where a unit, or a mark, begins
+    edges = flat(heads | marks)  # the begins of units and of marks
     length = np.empty(B * T, np.int64)
     length[edges] = gaps(edges, B * T)
 
-    # The random token comes first, with the rest of its unit; then the other units by their draws, whose low bits are
-    # their positions. K units are enough.
+    # The random token comes first, with the rest of its unit. The other units follow in the order of their draws. The
+    # low bits of a draw are the position of the unit. K units are enough.
     first, head = _first(marks, edges, draws)
     skipped = first - head
     low = np.uint64((1 << T.bit_length()) - 1)
     draw = draws.all(MASK, T)
     draw &= ~low
-    draw |= _lasts(T)  # without that bit: the unit of the random token alone
-    draw |= heads.astype(np.uint64) - np.uint64(1)  # NOWHERE but on heads
-    some = heads.ravel()[head]  # a row may be all marks
+    draw |= _lasts(T)  # only the unit of the random token will not have the highest bit, so it comes first
+    draw |= heads.astype(np.uint64) - np.uint64(1)  # NOWHERE, except on heads
+    some = heads.ravel()[head]  # False for a row of marks only
     draw.ravel()[head[some]] = (head - row)[some]
     drawn = np.sort(np.partition(draw, targets - 1, axis=1)[:, :targets], axis=1)
 
@@ -95,13 +97,18 @@ def units(begins: np.ndarray, marks: np.ndarray, draws: Draws, targets: int) -> 
     taken = np.where(drawn == NOWHERE, 0, length[unit])
     taken[:, 0] -= skipped
     left = targets - taken.cumsum(axis=1)  # negative after the unit that is cut
-    again = np.minimum(np.maximum(left[:, -1], 0), skipped)  # the circle closes where it began
+    again = np.minimum(np.maximum(left[:, -1], 0), skipped)  # the circle ends with the begin of the first unit
     taken = np.maximum(taken + np.minimum(left, 0), 0)
     begin = unit.copy()
     begin[:, 0] += skipped
     head = head[:, None]
-    stretches = ((begin, head), (unit, head), (taken, again[:, None]))
-    return _listed(*(np.concatenate(pair, axis=1).ravel() for pair in stretches), marks, targets)
+    return _listed(
+        np.concatenate((begin, head), axis=1).ravel(),
+        np.concatenate((unit, head), axis=1).ravel(),
+        np.concatenate((taken, again[:, None]), axis=1).ravel(),
+        marks,
+        targets,
+    )
 
 
 def _heads(begins: np.ndarray, marks: np.ndarray) -> np.ndarray:
@@ -114,13 +121,13 @@ def _heads(begins: np.ndarray, marks: np.ndarray) -> np.ndarray:
 
 
 def flat(at: np.ndarray) -> np.ndarray:
-    """The flat positions of what is True."""
+    """The positions of True in the flattened array."""
     return at.ravel().nonzero()[0]
 
 
 @lru_cache(maxsize=64)
 def places(count: int) -> np.ndarray:
-    """0 … count - 1, int32, made once."""
+    """0 … count - 1 in int32, made once for each count."""
     made = np.arange(count, dtype=np.int32)
     made.flags.writeable = False
     return made
@@ -128,11 +135,12 @@ def places(count: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _lasts(count: int) -> np.ndarray:
+    """(count,) uint64: each position with the highest bit set."""
     return np.arange(count, dtype=np.uint64) | LAST
 
 
 def gaps(at: np.ndarray, end: int) -> np.ndarray:
-    """From each of the ascending positions to the next, from the last to `end`."""
+    """The distance from each of the ascending positions to the next one, and from the last to `end`."""
     gaps = np.empty_like(at)
     np.subtract(at[1:], at[:-1], out=gaps[:-1])
     gaps[-1:] = end - at[-1:]
@@ -140,7 +148,7 @@ def gaps(at: np.ndarray, end: int) -> np.ndarray:
 
 
 def _first(marks: np.ndarray, edges: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """A random token of each row and where its unit begins, flat positions (B,); of a row of marks its first."""
+    """A random token of each row and the begin of its unit, as flat positions (B,). In a row of marks: the first."""
     B, T = marks.shape
     first = np.arange(0, B * T, T)
     text = flat(~marks)
@@ -154,10 +162,9 @@ def _first(marks: np.ndarray, edges: np.ndarray, draws: Draws) -> tuple[np.ndarr
 def _listed(
     begin: np.ndarray, unit: np.ndarray, taken: np.ndarray, marks: np.ndarray, targets: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stretches of `taken` tokens from `begin` on, flat positions, each of the unit at `unit`, row by row, as `units`
-    gives them.
+    """The result of `units` from its stretches: `taken` tokens from `begin` on, of the unit that begins at `unit`.
 
-    Marks fill up the rows that have fewer than K tokens.
+    Positions are flat, and the stretches are in the order of rows. Marks fill up the rows with fewer than K tokens.
     """
     B, T = marks.shape
     ends = taken.cumsum()
@@ -175,9 +182,9 @@ def _listed(
 
 
 def spans(begins: np.ndarray, marks: np.ndarray, draws: Draws, p: float, longest: int) -> np.ndarray:
-    """(B, T) True where a span begins: every row cut into runs of units, geometric in length.
+    """(B, T), True where a span begins: every row is divided into spans of units with geometric lengths.
 
-    Lengths, in units, are 1 … `longest` with weights (1 - p)^(length - 1): at p = 0.2 and 10 they are 3.8 in the mean
+    A span has 1 … `longest` units, with weights (1 - p)^(length - 1). With p = 0.2 and `longest` = 10 the mean is 3.8
     (Joshi et al. 2020, "SpanBERT", arXiv:1907.10529, section 3.1). A span ends with its document.
     """
     B, T = marks.shape
@@ -185,10 +192,10 @@ def spans(begins: np.ndarray, marks: np.ndarray, draws: Draws, p: float, longest
     offsets = heads.searchsorted(np.arange(0, B * T + 1, T))
     counts = offsets[1:] - offsets[:-1]
     lengths, mean = _lengths(p, longest)
-    likely = int(1.3 * T / mean) + 8  # spans fill a row, but for one row in ten thousand
+    likely = int(1.3 * T / mean) + 8  # so many spans fill a row, except for one row in ten thousand
     for wanted in (min(likely, T), T):
         bits = draws.all(SPAN, -(-wanted // 4)).astype("<u8", copy=False).view("<u2")  # four lengths from each draw
-        starts = lengths[bits].cumsum(axis=1)  # by number of the unit in its row
+        starts = lengths[bits].cumsum(axis=1)  # the number of the first unit of each span in its row
         if (starts[:, -1] >= counts).all():
             break
     found = np.zeros(B * T, bool)
@@ -199,7 +206,7 @@ def spans(begins: np.ndarray, marks: np.ndarray, draws: Draws, p: float, longest
 
 @lru_cache(maxsize=8)
 def _lengths(p: float, longest: int) -> tuple[np.ndarray, float]:
-    """The length that each 16-bit number stands for, (65536,) int64, and their mean."""
+    """The span length for each 16-bit number, (65536,) int64, and the mean length."""
     weights = (1 - p) ** np.arange(longest)
     last = np.rint(np.cumsum(weights) / weights.sum() * 65536).astype(np.int64)
     lengths = np.repeat(np.arange(1, longest + 1), np.diff(last, prepend=0))

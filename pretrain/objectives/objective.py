@@ -1,7 +1,7 @@
-"""The contract of an objective. One module has everything about it, and one line in `OBJECTIVES` makes it known."""
+"""The contract of an objective: one module defines it, and one line in `OBJECTIVES` makes it known."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,41 +15,49 @@ if TYPE_CHECKING:
 
     from pretrain.model.transformer import Transformer
 
-Ask = Callable[[Batch], np.ndarray]  # the likeliest token of every slot of a batch, (B, K)
+# Ask the model: a batch → the likeliest token of every slot, (B, K).
+Ask = Callable[[Batch], np.ndarray]
+
+
+class ObjectiveConfig(Config):
+    """The objective: what the model learns to predict."""
+
+    kind: str
+    """The name of the objective."""
 
 
 class Objective:
-    """What a model learns to predict, for windows of one length: rows of tokens in, a batch with listed targets out.
+    """An objective for windows of one length. It turns rows of tokens into a batch that lists the targets.
 
-    A subclass sets the class variables, takes the arguments of `__init__`, and defines `batch` and the texts. It
-    imports no torch at its top, because configurations are read without torch; `loss` and `score` may.
+    A subclass sets the class variables, takes the arguments of `__init__`, and defines `batch` and the texts. It must
+    not import torch at the top of its module, because configurations are read without torch; `loss` and `score` may.
 
     The loss of a batch is the sum over its filled slots. The caller divides it by the number of filled slots of the
     *global* batch, so the mean does not depend on micro-batches, accumulation or ranks.
     """
 
-    Config: ClassVar[type[Config]]  # its section of a run's configuration, with `kind: Literal[…]`
-    causal: ClassVar[bool]  # whether a token sees only the tokens before it
-    asked: ClassVar[str]  # what a target is, as the model card says it
-    targets: int  # K, the slots of a window: fixed, so that every batch has one shape
-    wants_words: bool = False  # whether `batch` needs to know where words begin: `needs_words` of its settings
+    Config: ClassVar[type[ObjectiveConfig]]  # the section `objective` of a run; it defines `kind: Literal[…]`
+    causal: ClassVar[bool]  # whether a token sees only itself and the tokens before it
+    asked: ClassVar[str]  # the meaning of a target, in the words of the model card
+    targets: int  # K, the number of slots of a window: fixed, so that every batch has one shape
+    wants_words: bool = False  # whether `batch` needs the positions where words begin: `needs_words` of its settings
 
-    def __init__(self, config: Config, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
+    def __init__(self, config: ObjectiveConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
         """`specials`: ids of special tokens by role. Raises ConfigError when vocabulary or length do not fit."""
         raise NotImplementedError
 
     @classmethod
-    def needs_words(cls, config: Config) -> bool:
+    def needs_words(cls, config: Any) -> bool:
         """Whether a run with these settings must open the word starts of its shards."""
         return False
 
     @classmethod
-    def heldout(cls, config: Config) -> Config:
-        """The settings with which held-out text is scored: the same for all runs, so that their scores compare."""
+    def heldout(cls, config: Any) -> ObjectiveConfig:
+        """The settings for scoring held-out text. They are the same for all runs, so that their scores compare."""
         return config
 
     def batch(self, rows: Rows, keys: np.ndarray) -> Batch:
-        """The batch of these rows: a pure function of the rows, the key (B,) of each, and the seed."""
+        """The batch of these rows: a pure function of the rows, the key of each row (B,), and the seed."""
         raise NotImplementedError
 
     def loss(self, model: "Transformer", batch: Batch) -> "Tensor":
@@ -60,23 +68,23 @@ class Objective:
         return nll.sum() if batch.weights is None else (nll * batch.weights).sum()
 
     def score(self, model: "Transformer", batch: Batch) -> "tuple[Tensor, Tensor]":
-        """For every slot of a batch of tensors the nll (nats, fp32) and the likeliest token, both (B, K)."""
+        """The nll (nats, fp32) and the likeliest token of every slot of a batch of tensors, both (B, K)."""
         from pretrain.objectives import learner
 
         logits = learner.logits(model, batch, self.causal)
         return learner.cross_entropy(logits, batch.targets), logits.argmax(-1)
 
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
-        """The tokens (B, n) that the model predicts for a preview of B windows, each a batch of one.
+        """The tokens (B, n) that the model predicts for a preview. Each of the B windows is a batch of one window.
 
-        `ask` is a collective of all ranks, so it is called equally often whatever the windows hold.
+        `ask` is a collective, so a subclass must call it equally often whatever the windows hold.
         """
         raise NotImplementedError
 
     def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:
-        """Markdown that shows a window beside the (n,) tokens that `preview` gave for it."""
+        """Markdown that shows a window and the (n,) tokens that `preview` returned for it."""
         raise NotImplementedError
 
     def marked(self, window: Batch, tokenizer: Tokenizer) -> tuple[list[str], str]:
-        """The text of each token of a window with the targets marked, and a line that counts the targets."""
+        """The text of each token of a window, with the targets marked, and a line that counts the targets."""
         raise NotImplementedError

@@ -10,6 +10,7 @@ branch saves the checkpoint that it begins at in its own folder, and it never re
 The model and the tokenizer are the parent's. Everything else may differ, and what differs is printed.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,7 +70,7 @@ class BranchConfig(Config):
         return self.model_copy(update={"step": self.at})
 
 
-def check(branch: BranchConfig, phases: list[Phase]) -> None:
+def check(branch: BranchConfig, phases: Sequence[Phase]) -> None:
     """Raise ValueError unless the branch begins within `phases`, and each range of skipped steps lies in one phase."""
     steps = sum(phase.steps for phase in phases)
     if branch.at >= steps:
@@ -107,7 +108,7 @@ def check_skips(branch: BranchConfig, parent: BranchConfig | None) -> None:
             )
 
 
-def reading(phases: list[Phase], skips: Skips) -> list[Phase]:
+def reading(phases: Sequence[Phase], skips: Skips) -> list[Phase]:
     """The phases as the order of the data has them: each longer by the steps whose data are skipped in it."""
     more = [0] * len(phases)
     for first, last in skips:
@@ -118,7 +119,7 @@ def reading(phases: list[Phase], skips: Skips) -> list[Phase]:
     ]
 
 
-def reads(step: int, phases: list[Phase], skips: Skips) -> int:
+def reads(step: int, phases: Sequence[Phase], skips: Skips) -> int:
     """Which step of `reading(phases, skips)` has the data that step `step` reads; both 0-based."""
     if not skips:
         return step
@@ -133,7 +134,7 @@ def reads(step: int, phases: list[Phase], skips: Skips) -> int:
     return step + shift
 
 
-def read_by(data_step: int, phases: list[Phase], skips: Skips) -> int | None:
+def read_by(data_step: int, phases: Sequence[Phase], skips: Skips) -> int | None:
     """The step (0-based) that reads what step `data_step` of `reading(phases, skips)` has; None: no step does."""
     position = locate(data_step, reading(phases, skips)).number
     begin = sum(phase.steps for phase in phases[:position])
@@ -149,6 +150,6 @@ def read_by(data_step: int, phases: list[Phase], skips: Skips) -> int | None:
     return step
 
 
-def _phase_of(step: int, phases: list[Phase]) -> int:
+def _phase_of(step: int, phases: Sequence[Phase]) -> int:
     """The first step of the phase of `step`."""
     return sum(phase.steps for phase in phases[: locate(step, phases).number])

@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -10,6 +11,8 @@ from pretrain.config import Config, free
 from pretrain.order.order import CORPUS_BIT
 from pretrain.order.packed import BLOCK_WINDOWS, LEAST_WINDOWS, MOST_WINDOWS
 from pretrain.order.phases import MOST_STEPS, Phase, Weight, check_weights
+
+P = TypeVar("P", bound=Phase)
 
 
 class CorpusConfig(Config):
@@ -52,7 +55,7 @@ class DataConfig(Config):
         return self
 
 
-def mixed(phases: list[Phase], data: DataConfig) -> list[Phase]:
+def mixed(phases: Sequence[P], data: DataConfig) -> Sequence[P]:
     """The phases with their mixtures written out in lowest terms; None stays where there is one unnamed corpus.
 
     Raises ValueError naming both settings when the mixtures and the corpora do not fit.
@@ -63,7 +66,7 @@ def mixed(phases: list[Phase], data: DataConfig) -> list[Phase]:
         return phases
     names = [corpus.name for corpus in data.corpora]
     common = {corpus.name: corpus.weight for corpus in data.corpora if corpus.weight}
-    found = []
+    found: list[P] = []
     for number, phase in enumerate(phases):
         mixture = phase.mixture or common
         if not mixture:
@@ -83,7 +86,7 @@ def mixed(phases: list[Phase], data: DataConfig) -> list[Phase]:
     return found
 
 
-def check_phases(phases: list[Phase], data: DataConfig) -> None:
+def check_phases(phases: Sequence[Phase], data: DataConfig) -> None:
     """Raise ValueError naming both settings unless mixtures and windows of the phases fit what is read."""
     mixed(phases, data)
     total = sum(phase.steps * phase.batch_tokens for phase in phases)
@@ -112,6 +115,6 @@ def check_phases(phases: list[Phase], data: DataConfig) -> None:
             )
 
 
-def block_tokens_of(data: DataConfig, phases: list[Phase]) -> int:
+def block_tokens_of(data: DataConfig, phases: Sequence[Phase]) -> int:
     """`data.block_tokens`, or what stands for it where it is not given."""
     return data.block_tokens or phases[0].seq_len * (1 if data.windows == "stream" else BLOCK_WINDOWS)

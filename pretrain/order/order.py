@@ -20,7 +20,7 @@ No pool depends on the number of steps of its phase: a phase may be lengthened w
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -142,7 +142,7 @@ class Pools:
 class Order:
     """Which text every sample of a run is. The number of a corpus is its place in `corpora`."""
 
-    def __init__(self, corpora: dict[str, Windows], phases: list[Phase]):
+    def __init__(self, corpora: dict[str, Windows], phases: Sequence[Phase]):
         """A phase without a mixture draws from the one corpus there is."""
         self.corpora, self.phases, self.names = corpora, phases, list(corpora)
         self.windows = list(corpora.values())

@@ -1,6 +1,7 @@
 """Phases: the stretches of a run, and where a step stands in them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -92,7 +93,7 @@ class Position:
     first_sample: int
 
 
-def locate(step: int, phases: list[Phase]) -> Position:
+def locate(step: int, phases: Sequence[Phase]) -> Position:
     """Position of optimizer step `step` (0-based)."""
     for number, phase in enumerate(phases):
         if step < phase.steps:
@@ -101,7 +102,7 @@ def locate(step: int, phases: list[Phase]) -> Position:
     raise AssertionError("the step lies past the last phase")
 
 
-def tokens_after(step: int, phases: list[Phase]) -> int:
+def tokens_after(step: int, phases: Sequence[Phase]) -> int:
     """Input tokens behind a run that has done `step` steps."""
     tokens = 0
     for phase in phases:
@@ -110,7 +111,7 @@ def tokens_after(step: int, phases: list[Phase]) -> int:
     return tokens
 
 
-def done_in(phases: list[Phase], step: int) -> list[int]:
+def done_in(phases: Sequence[Phase], step: int) -> list[int]:
     """How many of the first `step` steps of a run lie in each phase that has begun by then."""
     found = []
     for phase in phases:

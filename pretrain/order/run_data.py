@@ -1,6 +1,7 @@
 """Everything that a run reads: its corpora, opened and checked, and the order in which its steps read them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class RunData:
 
     corpora: list[RunCorpus]
     order: Order  # its phases are longer than those of the run by the steps whose data are skipped
-    phases: list[Phase]  # of the run, with every mixture written out
+    phases: Sequence[Phase]  # of the run, with every mixture written out
     skips: Skips = ()
 
     def position(self, step: int) -> Position:
@@ -55,7 +56,7 @@ class RunData:
         found = named if self.corpora[0].name else {"shards": self.corpora[0].train.fingerprint}
         return found | {"order": VERSION} | ({"words": words} if words else {})
 
-    def conflicts(self, index: dict, begun: list[Phase]) -> list[str]:
+    def conflicts(self, index: dict, begun: Sequence[Phase]) -> list[str]:
         """Lines `key: old, new` for each corpus that is not as a checkpoint with this `index` had it.
 
         Only corpora that its phases `begun` have drawn from count: others may come, go and change.
@@ -154,7 +155,7 @@ class RunData:
 
 
 def open_run_data(
-    data: DataConfig, phases: list[Phase], seed: int, tokenizer: Tokenizer, skips: Skips = (), words: bool = False
+    data: DataConfig, phases: Sequence[Phase], seed: int, tokenizer: Tokenizer, skips: Skips = (), words: bool = False
 ) -> RunData:
     """Open the corpora of a run whose mixtures are written out. `words`: also where words begin in them.
 

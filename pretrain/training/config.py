@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from pretrain.config import Config, chosen, free, past
 from pretrain.dialects import DialectName
 from pretrain.model.config import ModelConfig
-from pretrain.objectives import OBJECTIVES, Objective
+from pretrain.objectives import OBJECTIVES
+from pretrain.objectives.objective import Objective, ObjectiveConfig
 from pretrain.order import branch
 from pretrain.order.branch import BranchConfig, Skips
 from pretrain.order.config import DataConfig, block_tokens_of, check_phases, mixed
@@ -18,60 +19,84 @@ from pretrain.training.optim import OPTIMIZERS
 from pretrain.training.optim.schedule import OptimConfig, check_schedule
 
 if TYPE_CHECKING:
-    ObjectiveSection, OptimSection = Config, OptimConfig
+    ObjectiveSection = ObjectiveConfig
+    OptimSection = OptimConfig
 else:
-    ObjectiveSection, OptimSection = chosen(OBJECTIVES), chosen(OPTIMIZERS)
+    ObjectiveSection = chosen(OBJECTIVES)
+    OptimSection = chosen(OPTIMIZERS)
 USUAL_OPTIMIZER = "adamw"
 
 
 class TrainingPhase(Phase):
-    """A phase of the data's order, with what is learnt in it."""
+    """A phase of the order, with the objective that is trained in it."""
 
-    # What this phase learns, if that is not the run's objective. Of the same kind, keys that are not given here are
-    # those of the run's objective; of another kind, they have that kind's defaults.
     objective: ObjectiveSection | None = None
+    """The objective of this phase; null: the run's objective. If both have the same kind, keys that are absent here
+    are taken from the run's objective; else they have their defaults."""
 
 
 class EvaluateConfig(Config):
-    every_steps: int = free(0, ge=0)  # 0: at the end
-    max_tokens: int = free(1 << 20, gt=0)  # of each corpus: windows spread over its whole held-out side
+    """When the held-out loss is measured, and on how much text. It is always measured at the end of a run."""
+
+    every_steps: int = free(0, ge=0)
+    """Optimizer steps from one evaluation to the next; 0: evaluate only at the end."""
+    max_tokens: int = free(1 << 20, gt=0)
+    """The most held-out tokens that are scored of each corpus, in windows spread over its whole held-out side. More
+    tokens cost time and give a smaller standard error."""
 
 
 class CheckpointConfig(Config):
-    """When a run is saved: always at its end, and when it is asked to stop."""
+    """When a run is saved. It is always saved at its end and when it is asked to stop."""
 
-    every_s: float = free(900, ge=0)  # seconds, by the clock of rank 0; 0: not by time
-    every_steps: int = free(0, ge=0)  # 0: not by steps
-    keep: int = free(2, gt=0)  # newest checkpoints; one that has not proven itself does not count
-    keep_every: int = free(0, ge=0)  # steps: what is saved at each multiple is kept for ever; 0: nothing is
-    timeout_s: int = free(3600, gt=0)  # how long a rank waits for the others while a checkpoint is written
+    every_s: float = free(900, ge=0)
+    """Seconds from one checkpoint to the next, by the clock of rank 0; 0: the clock starts no save."""
+    every_steps: int = free(0, ge=0)
+    """Optimizer steps from one checkpoint to the next; 0: the count of steps starts no save."""
+    keep: int = free(2, gt=0)
+    """How many of the newest checkpoints are kept. A checkpoint counts once a finite step or evaluation follows it."""
+    keep_every: int = free(0, ge=0)
+    """Save a checkpoint at each multiple of this many steps and never remove it, so that runs can branch off there;
+    0: remove all old ones."""
+    timeout_s: int = free(3600, gt=0)
+    """Seconds that a rank waits for the others while a checkpoint is written. Raise it for slow disks."""
 
 
 class ExportTarget(Config):
-    dialect: DialectName = free()  # checked before training: a run that cannot be handed over does not start
+    """The format in which the trained model will be handed over. Training itself exports nothing."""
+
+    dialect: DialectName = free()
+    """The architecture of Hugging Face that the model must fit. A run with a model that does not fit does not start."""
 
 
 class RunConfig(Config):
-    """What `launch/pretrain.py` reads."""
+    """The configuration of a pre-training run: one YAML file."""
 
     out: str = free()
+    """The folder of the run. A run that is started again continues from the newest checkpoint in it."""
     seed: int = Field(ge=0, lt=2**63)
+    """The seed of the first weights, the order of the data, the masks and dropout."""
     data: DataConfig
     model: ModelConfig
     objective: ObjectiveSection
+    """The objective: what the model learns to predict. A phase may name another."""
     optim: OptimSection
+    """The optimizer and the learning rate."""
     phases: list[TrainingPhase] = past(min_length=1)
-    branch_from: BranchConfig | None = None  # begin at a checkpoint of another run, see branch.py
+    """The phases of the run, in order. Appending a phase continues a finished run."""
+    branch_from: BranchConfig | None = None
+    """The checkpoint of another run at which this run begins; null: begin from fresh weights."""
     engine: EngineConfig = free()
     evaluate: EvaluateConfig = free(EvaluateConfig())
     checkpoint: CheckpointConfig = free(CheckpointConfig())
-    log_every: int = free(10, gt=0)  # steps
+    log_every: int = free(10, gt=0)
+    """Optimizer steps from one line of the log to the next."""
     export: ExportTarget | None = free(None)
+    """The format of the later export, which is checked before the first step; null: check nothing."""
 
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
-        """Fill in what may be left out: the usual optimizer, and of a phase's objective the keys of the run's."""
+        """Fill in the default optimizer, and the keys that the objective of a phase takes from the run's objective."""
         if not isinstance(values, dict):
             return values
         found = dict(values)
@@ -84,7 +109,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "RunConfig":
-        """Checks that span sections; each names both settings."""
+        """Check settings that depend on each other across sections; each error names both."""
         check_phases(self.phases, self.data)
         check_schedule(self.optim, self.phases)
         if self.branch_from:
@@ -102,8 +127,10 @@ class RunConfig(Config):
         return self
 
     def resolved(self) -> "RunConfig":
-        """The same run with `data.block_tokens`, every mixture and the step of a branch written out, as it is saved and
-        compared."""
+        """The same run with `data.block_tokens`, every mixture and the step of a branch written out.
+
+        Checkpoints store this form, and a resumed run is compared in this form.
+        """
         section = self.data.model_copy(update={"block_tokens": self.block_tokens})
         begin = self.branch_from and self.branch_from.resolved()
         phases = [
@@ -113,17 +140,17 @@ class RunConfig(Config):
         return self.model_copy(update={"data": section, "phases": phases, "branch_from": begin})
 
     def named(self, name: str) -> "RunConfig":
-        """The same run with a name for its one corpus: so a run of data.shards goes on with data.corpora."""
+        """The same run with a name for its one corpus, so that a run of data.shards can continue with data.corpora."""
         return self.model_copy(
             update={"phases": [phase.model_copy(update={"mixture": {name: 1}}) for phase in self.phases]}
         )
 
-    def objective_of(self, number: int) -> Any:
-        """The section `objective` that holds in the phase of that number."""
+    def objective_of(self, number: int) -> ObjectiveConfig:
+        """The section `objective` that applies in phase `number`."""
         return self.phases[number].objective or self.objective
 
     def objectives(self, tokenizer: Tokenizer) -> list[Objective]:
-        """The objective of each phase. Raises ConfigError where the vocabulary or the windows do not suit it."""
+        """The objective of each phase. Raises ConfigError when the vocabulary or the window length does not suit it."""
         found = []
         for number, phase in enumerate(self.phases):
             section = self.objective_of(number)
@@ -133,7 +160,7 @@ class RunConfig(Config):
 
     @property
     def words(self) -> bool:
-        """Whether an objective of the run needs to know where words begin."""
+        """Whether any objective of the run needs the positions where words begin."""
         sections = [self.objective_of(number) for number in range(len(self.phases))]
         return any(OBJECTIVES[section.kind].needs_words(section) for section in sections)
 
@@ -156,7 +183,7 @@ class RunConfig(Config):
 
 
 def _with_objective(phase: Any, ours: dict) -> Any:
-    """A phase as it was written, its objective completed by the run's."""
+    """The phase with the keys that its objective takes from the run's objective, where both have the same kind."""
     theirs = phase.get("objective") if isinstance(phase, dict) else None
     if not isinstance(theirs, dict) or theirs.get("kind", ours.get("kind")) != ours.get("kind"):
         return phase

@@ -1,4 +1,4 @@
-"""Where a run begins: at its own newest checkpoint, at one of the run that it branched off, or from scratch."""
+"""Where a run begins: at its newest checkpoint, at a checkpoint of the run that it branches off, or from scratch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pretrain import config
 from pretrain.config import Config, short
 from pretrain.errors import ConfigError, ResumeError
 from pretrain.order import branch
+from pretrain.order.branch import BranchConfig
 from pretrain.order.phases import done_in, locate
 from pretrain.order.run_data import RunData
 from pretrain.storage.index import INDEX, RECORDED
@@ -22,23 +23,23 @@ from pretrain.training.engine.ranks import World
 from pretrain.training.optim import Optimizer
 from pretrain.training.optim.schedule import OptimConfig, lr_at
 
-Load = Callable[[str, str], torch.Tensor]  # the kind and name of a tensor of a checkpoint → the tensor
+Load = Callable[[str, str], torch.Tensor]  # the kind and the name of a tensor in a checkpoint → the tensor
 
 
 @dataclass(frozen=True)
 class Start:
-    """The state in which a run begins, and the checkpoint that has it; without one the run begins from scratch."""
+    """The state in which a run begins, and the checkpoint that it begins from."""
 
     state: TrainState
-    checkpoint: Checkpoint | None = None
-    branches: bool = False  # whether the checkpoint is one of another run
+    checkpoint: Checkpoint | None = None  # None: the run begins from scratch
+    branches: bool = False  # whether the checkpoint is of another run
 
     @property
     def fingerprint(self) -> str:
         return self.checkpoint.index["fingerprint"] if self.checkpoint else "none"
 
     def tensors(self, optimizer: Optimizer) -> Load | None:
-        """What gives each tensor to begin with; the state of an optimizer that begins anew is its first state."""
+        """The function that returns each tensor to begin with: from the checkpoint, or the optimizer's first state."""
         if self.checkpoint is None:
             return None
         load = self.checkpoint.tensors()
@@ -49,8 +50,8 @@ class Start:
         )
 
     def identity(self) -> dict:
-        """The entries about the parent of a branch in the index of its checkpoints: its fingerprint and its place."""
-        if self.branches:
+        """The entries in the index of checkpoints about the parent of a branch: its fingerprint and its folder."""
+        if self.branches and self.checkpoint:
             return {"parent": self.fingerprint, RECORDED: {"parent": str(self.checkpoint.folder)}}
         if self.checkpoint and "parent" in self.checkpoint.index:
             index = self.checkpoint.index
@@ -66,14 +67,14 @@ def find_start(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, peers: Peers
             return Start(found.state, found)
         if cfg.branch_from is None:
             return Start(TrainState())
-        parent = _parent(cfg, tokenizer, peers.world)
+        parent = _parent(cfg, cfg.branch_from, tokenizer, peers.world)
         fresh = cfg.branch_from.optimizer == "fresh"
         state = TrainState(parent.state.step, adam_began=parent.state.step) if fresh else parent.state
         return Start(state, parent, branches=True)
 
 
 def _own_checkpoint(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, world: World) -> Checkpoint | None:
-    """The newest checkpoint of this run, if there is one. Raises ResumeError unless `cfg` may continue it."""
+    """The newest checkpoint of this run, if there is one. Raises ResumeError if `cfg` may not continue it."""
     folder = Path(cfg.out)
     newest = checkpoint.newest(folder, world.speaks)
     if newest is None:
@@ -95,9 +96,8 @@ def _own_checkpoint(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, world: 
     return found
 
 
-def _parent(cfg: RunConfig, tokenizer: Tokenizer, world: World) -> Checkpoint:
-    """The checkpoint at which a branch begins. Raises ResumeError unless it is there and has the branch's model."""
-    begin = cfg.branch_from
+def _parent(cfg: RunConfig, begin: BranchConfig, tokenizer: Tokenizer, world: World) -> Checkpoint:
+    """The checkpoint at which a branch begins. Raises ResumeError unless it exists and has the model of the branch."""
     run = begin.folder.parent.parent
     if run.resolve() == Path(cfg.out).resolve():
         raise ConfigError("a branch needs a folder of its own", f"out and branch_from.run are both {run}")
@@ -124,7 +124,7 @@ def _parent(cfg: RunConfig, tokenizer: Tokenizer, world: World) -> Checkpoint:
 
 
 def branch_notes(cfg: RunConfig, parent: Checkpoint) -> list[str]:
-    """Lines about the settings of a branch by which its parent would have gone another way, and what it skips."""
+    """Lines about the settings of a branch that differ from those of its parent and change the training."""
     old = _named(_configuration(parent), cfg)
     lines = [line for line in config.resume_conflicts(old, cfg) if not line.startswith("branch_from")]
     lines += past_conflicts((old.optim, old.phases), (cfg.optim, cfg.phases), old.steps)
@@ -132,27 +132,28 @@ def branch_notes(cfg: RunConfig, parent: Checkpoint) -> list[str]:
 
 
 def _configuration(found: Checkpoint) -> RunConfig:
-    """The configuration a checkpoint was made with."""
+    """The configuration of the run that made a checkpoint."""
     source = f"{found.folder}/{checkpoint.CONFIG}"
     return config.build(RunConfig, config.parse(found.config_text, source), source)
 
 
 def _named(old: RunConfig, cfg: RunConfig) -> RunConfig:
-    """`old`, its one corpus with the name that it has in `cfg`, if it had none."""
+    """`old`. If its one corpus has no name but has one in `cfg`, it gets that name."""
     return old.named(cfg.data.corpora[0].name) if cfg.data.corpora and not old.data.corpora else old
 
 
-RATE_KEYS = ("steps", "lr", "warmup_steps", "decay_steps", "decay")  # of a phase
+# The keys of a phase that its learning rate depends on, and the keys that its batches depend on.
+RATE_KEYS = ("steps", "lr", "warmup_steps", "decay_steps", "decay")
 DATA_KEYS = ("seq_len", "batch_tokens", "mixture", "objective")
 
 
 def past_conflicts(
     old: tuple[OptimConfig, list[TrainingPhase]], new: tuple[OptimConfig, list[TrainingPhase]], step: int, anew: int = 0
 ) -> list[str]:
-    """Lines `key: old → new` for the settings by which one of the first `step` steps would be another.
+    """Lines `key: old → new` for the settings that would change one of the first `step` steps.
 
-    What counts is what those steps did: the samples they read, their batch, their objective and their learning rate. A
-    phase that is running may become longer, or get a decay that begins later. The list is empty where nothing differs.
+    Compared are the samples, the batch, the objective and the learning rate of those steps. A phase that is running may
+    become longer, or get a decay that begins later. The list is empty if no step would change.
     """
     if old == new:
         return []
@@ -161,7 +162,7 @@ def past_conflicts(
     lines = []
     for number, (phase, done) in enumerate(zip(old_phases, was, strict=False)):
         if number >= len(new_phases):
-            lines.append(f"phases.{number}: {done:,} steps of it are done → no such phase")
+            lines.append(f"phases.{number}: {done:,} of its steps are done → no such phase")
             continue
         keys = DATA_KEYS if number >= len(would_be) or done == would_be[number] else ("steps", *DATA_KEYS)
         lines += _changed(f"phases.{number}", phase, new_phases[number], keys)
@@ -178,5 +179,6 @@ def past_conflicts(
 
 
 def _changed(where: str, old: Config, new: Config, keys: tuple[str, ...]) -> list[str]:
+    """A line `where.key: old → new` for each of `keys` with another value."""
     pairs = ((key, getattr(old, key), getattr(new, key)) for key in keys)
     return [f"{where}.{key}: {short(a)} → {short(b)}" for key, a, b in pairs if a != b]

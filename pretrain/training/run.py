@@ -1,12 +1,14 @@
-"""A pre-training run: read and check everything before a step is paid for, find where to begin, train, summarise."""
+"""A pre-training run: read, check everything before the first step, find where to begin, train, summarise."""
 
 import json
 import math
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,16 +46,16 @@ from pretrain.training.watch.metrics import JSONL, reports
 from pretrain.training.watch.observer import Findings, Observer
 
 SUMMARY = "summary.json"
-SEEN_S = 90  # after which every node must see what rank 0 has written
-LAST_STEPS = 20  # over which the last training loss of a summary is averaged
+SEEN_S = 90  # seconds after which every node must see a file that rank 0 has written
+LAST_STEPS = 20  # the last training loss of a summary is the mean over this many steps
 
 
 def run(cfg: RunConfig) -> dict:
     """Train `cfg`, or continue it from its newest checkpoint. Returns the summary.
 
-    DeepSpeed executes the steps of several ranks, plain torch those of one (`engine_for`). Raises ConfigError,
-    ShardError, TokenizerError, ResumeError or ExportError before the first step, and Stopped when a signal ends the run
-    before its last evaluation.
+    DeepSpeed executes the steps of several ranks, and plain torch the steps of one rank (`engine_for`). Raises
+    ConfigError, ShardError, TokenizerError, ResumeError or ExportError before the first step, and Stopped when a signal
+    ends the run before its last evaluation.
     """
     started = time.monotonic()
     world, cfg = find_world(), cfg.resolved()
@@ -66,7 +68,7 @@ def run(cfg: RunConfig) -> dict:
     check_memory(parameters_of(cfg.model, vocab_size), len(optimizer.states), cfg.engine, world)
 
     peers = _connect(cfg, world)
-    with failures_said(world), ExitStack() as lock:  # held from the first look at checkpoints until all is written
+    with failures_said(world), ExitStack() as lock:  # locked before checkpoints are read, until all is written
         with peers.one_fate():
             if world.speaks:
                 lock.enter_context(locked(folder, "pretrain", ConfigError))
@@ -81,7 +83,7 @@ def run(cfg: RunConfig) -> dict:
 
         job = _job(cfg, peers, tokenizer, objectives, data, optimizer, start)
         _announce(cfg, job, data, start)
-        if start.branches:  # from here on the parent may be removed, or remove its older checkpoints
+        if start.branches:  # with a checkpoint of its own, the branch no longer needs the files of its parent
             checkpoint.publish(folder, start.state, job.engine, peers, job.config_yaml, job.identity)
         state, found = train(job, start.state)
         if found is None:
@@ -90,7 +92,7 @@ def run(cfg: RunConfig) -> dict:
 
 
 def _read(cfg: RunConfig) -> tuple[Tokenizer, list[Objective], RunData]:
-    """Open everything that the run reads; a mistake is said before anything is allocated."""
+    """Open everything that the run reads, and report mistakes before anything is allocated."""
     tokenizer = open_tokenizer(cfg.data.tokenizer)
     if cfg.export:
         check_expressible(cfg.model, cfg.export.dialect, tokenizer.kind)
@@ -99,7 +101,7 @@ def _read(cfg: RunConfig) -> tuple[Tokenizer, list[Objective], RunData]:
 
 
 def _connect(cfg: RunConfig, world: World) -> Peers:
-    """Join the other ranks, if there are any."""
+    """Connect to the other ranks, if there are any."""
     if not on_cuda():
         memory.keep_tensors()
     if engine_for(cfg.engine, world) is DeepSpeedEngine:
@@ -108,7 +110,7 @@ def _connect(cfg: RunConfig, world: World) -> Peers:
 
 
 def _check_agreement(cfg: RunConfig, world: World, data: RunData, start: Start) -> None:
-    """Raise unless all ranks read the same configuration, shards and checkpoint."""
+    """Raise ResumeError unless all ranks read the same configuration, shards and checkpoint."""
     shards = " ".join(corpus.train.fingerprint for corpus in data.corpora)
     said = {"checkpoint": start.fingerprint, "shards": shards, "configuration": config.dump(cfg)}
     check_agreement(world, said)
@@ -123,7 +125,7 @@ def _job(
     optimizer: Optimizer,
     start: Start,
 ) -> Job:
-    """Build everything that the training loop needs, and make the run's folder; a collective."""
+    """Build everything that the training loop needs, and make the folder of the run; a collective."""
     world, folder, text = peers.world, Path(cfg.out), config.dump(cfg)
     begun = _phases_over(cfg.phases, start.state.step)
     batches = Batches(data, objectives, cfg.engine.micro_batch, world.rank, world.size, begun)
@@ -144,13 +146,7 @@ def _job(
         seed=cfg.seed,
         phases=cfg.phases,
         optim=cfg.optim,
-        intervals=Intervals(
-            log=cfg.log_every,
-            checkpoint=every.every_steps,
-            checkpoint_s=every.every_s,
-            keep=every.keep,
-            keep_every=every.keep_every,
-        ),
+        intervals=Intervals(cfg.log_every, every.every_steps, every.every_s, every.keep, every.keep_every),
         engine=engine,
         world=world,
         peers=peers,
@@ -169,7 +165,7 @@ def _job(
 
 
 def _identity(cfg: RunConfig, tokenizer: Tokenizer, data: RunData) -> dict:
-    """What the index of a checkpoint says about its run."""
+    """The entries about the run in the index of a checkpoint."""
     return {
         "settings": config.frozen(cfg),
         **data.identity(),
@@ -179,10 +175,10 @@ def _identity(cfg: RunConfig, tokenizer: Tokenizer, data: RunData) -> dict:
 
 
 def _observers(cfg: RunConfig, world: World, tokenizer: Tokenizer, data: RunData, at_once: list[int]) -> list[Observer]:
-    """Who looks at the run at intervals and at its end."""
+    """The observers that measure the model at intervals and at the end of the run."""
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
     packed = cfg.data.windows == "documents"
-    made: dict[str, Sides] = {}  # phases of equal windows and objective share them
+    made: dict[str, Sides] = {}  # phases with equal windows and objective share one
     sides = []
     for number, phase in enumerate(cfg.phases):
         objective = cfg.objective_of(number)
@@ -225,19 +221,19 @@ def _engine(
     kind = engine_for(cfg.engine, world)
     engine = kind(Learner(model), optimizer, cfg.engine, cfg.optim.clip or math.inf, world)
     if load:
-        step = min(start.state.step, cfg.steps - 1)  # phases that are over may not divide among the ranks of today
+        step = min(start.state.step, cfg.steps - 1)  # finished phases may not divide among the ranks of today
         objective = batches.objectives[_phases_over(cfg.phases, step)]
         engine.restore(load, start.state.steps_applied, objective, batches[batches.first_item(step)].batch)
     return engine
 
 
-def _phases_over(phases: list[Phase], step: int) -> int:
-    """How many leading phases lie wholly before `step`."""
+def _phases_over(phases: Sequence[Phase], step: int) -> int:
+    """The number of phases that lie wholly before `step`."""
     return int((np.cumsum([phase.steps for phase in phases]) <= step).sum())
 
 
 def _begin(folder: Path, text: str, start: Start) -> None:
-    """Make the run folder with its configuration, and sweep it. Raises ResumeError when it cannot be written."""
+    """Make the run folder with its configuration, and remove remains of killed saves. Raises ResumeError."""
     with checkpoint.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with finished(folder / checkpoint.CONFIG) as file:
@@ -246,23 +242,24 @@ def _begin(folder: Path, text: str, start: Start) -> None:
 
 
 def _check_shared(path: Path, text: str) -> None:
-    """Raise ResumeError unless this rank can read what rank 0 has written: each rank will write parts of checkpoints.
+    """Raise ResumeError unless this rank can read the file `path` that rank 0 has written with `text`.
 
-    Another node may see the file a while later (NFS keeps the names in a folder for up to a minute).
+    Every rank will write parts of checkpoints into that folder. Another node may see the file a while later: NFS keeps
+    the names in a folder for up to a minute.
     """
     deadline = time.monotonic() + SEEN_S
     while not (path.is_file() and path.read_text(encoding="utf-8") == text):
         if time.monotonic() > deadline:
             raise ResumeError(
                 "the ranks do not see the same run",
-                f"on {socket.gethostname()} {path.absolute()} is not what rank 0 has written there",
+                f"on {socket.gethostname()} {path.absolute()} differs from the file that rank 0 wrote",
                 "out must be on a file system that all nodes share",
             )
         time.sleep(0.1)
 
 
 def _announce(cfg: RunConfig, job: Job, data: RunData, start: Start) -> None:
-    """Say what will be trained, where it begins, what it reads, and what is unusual about it."""
+    """Print the model, the engine, where the run begins, the table of its data, and notes on unusual settings."""
     if not job.world.speaks:
         return
     parameters = sum(math.prod(shape) for shape in job.engine.shapes().values())
@@ -271,12 +268,12 @@ def _announce(cfg: RunConfig, job: Job, data: RunData, start: Start) -> None:
     where = f"{job.engine.name}, {job.world.size} x {job.engine.device.type}, {cfg.engine.precision}"
     notes = schedule_notes(cfg.optim, cfg.phases)
     begin = f"continuing after step {start.state.step}" if start.checkpoint else "from scratch"
-    if start.branches:
+    if start.branches and start.checkpoint and cfg.branch_from:
         parent, kept = start.checkpoint.folder, cfg.branch_from.optimizer
         begin = f"branching after step {start.state.step} of {parent}, state of the optimizer: {kept}"
         notes += branch_notes(cfg, start.checkpoint)
     for first, last in cfg.skips:
-        notes.append(f"what steps {first} to {last} of the parent read is skipped")
+        notes.append(f"the data that steps {first} to {last} of the parent read are skipped")
     every = cfg.checkpoint
     if not (every.every_s or every.every_steps or every.keep_every):
         notes.append("saved only at its end: checkpoint.every_s, every_steps and keep_every are all 0")
@@ -284,13 +281,13 @@ def _announce(cfg: RunConfig, job: Job, data: RunData, start: Start) -> None:
 
 
 def _summarise(job: Job, state: checkpoint.TrainState, found: list[Findings], started: float) -> dict:
-    """Write summary.json and return it: the last loss, and what observers found; only rank 0 knows the losses."""
+    """Write summary.json and return it: the losses, which only rank 0 knows, and the findings of the observers."""
     recorded = reports(job.folder) if job.world.speaks else []
     first = job.begun + 1
     if job.world.speaks and not any(report.step == first for report in recorded):
         say(f"warning: {job.folder / JSONL} lacks step {first}: first_loss in {SUMMARY} is null")
     last_losses = [report.loss for report in recorded[-LAST_STEPS:] if report.loss is not None]
-    summary = {
+    summary: dict[str, Any] = {
         "steps": state.step,
         "steps_skipped": state.skipped,
         "tokens": tokens_after(state.step, job.phases),
@@ -302,7 +299,7 @@ def _summarise(job: Job, state: checkpoint.TrainState, found: list[Findings], st
     summary |= {
         "checkpoint": str(checkpoint.newest(job.folder, job.world.speaks)),
         "parameters": sum(math.prod(shape) for shape in job.engine.shapes().values()),
-        "seconds": round(time.monotonic() - started, 1),  # of the last attempt
+        "seconds": round(time.monotonic() - started, 1),  # the time of the last attempt
     }
     if job.world.speaks:
         with checkpoint.explained(job.folder / SUMMARY):
@@ -311,7 +308,7 @@ def _summarise(job: Job, state: checkpoint.TrainState, found: list[Findings], st
 
 
 def _summary_of(folder: Path, steps: int, speak: bool) -> dict | None:
-    """The summary of a run that has done all its `steps`, if it was written; an older end's does not count."""
+    """The summary of a run that has done all its `steps`, if it was written. A summary of fewer steps is ignored."""
     path = folder / SUMMARY
     try:
         summary = json.loads(path.read_bytes())
@@ -325,7 +322,7 @@ def _summary_of(folder: Path, steps: int, speak: bool) -> dict | None:
 
 
 def _check_output(folder: Path) -> None:
-    """Raise ConfigError unless `folder` is new, empty or a run's."""
+    """Raise ConfigError unless `folder` is new, empty or the folder of a run."""
     check_output(folder, ConfigError)
     if folder.is_symlink() and not folder.exists():
         found = f"{folder} is a link to {os.readlink(folder)}, which is not there"

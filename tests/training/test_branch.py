@@ -110,7 +110,7 @@ def test_steps_that_are_skipped_are_never_read_and_the_others_move_forward(paren
     """By the texts themselves: inspect says for every step of parent and branch which windows it reads."""
     values = branched(parent, tmp_path / "run", branch_from={"skip_steps": [10, 12]})
     cases.train(values)
-    assert "what steps 10 to 12 of the parent read is skipped" in capsys.readouterr().out
+    assert "the data that steps 10 to 12 of the parent read are skipped" in capsys.readouterr().out
     # A parent that is three steps longer reads what the branch reads in the end.
     longer = {**parent, "out": str(tmp_path / "longer"), "phases": [PHASES[0], {**PHASES[1], "steps": 13}]}
     cases.train(longer)

@@ -24,12 +24,12 @@ def rates(optim: OptimConfig, *phases: Phase, anew: int = 0) -> list[float]:
 
 
 def test_warm_up_is_linear_and_reaches_the_peak():
-    optim = OptimConfig(lr=1.0, warmup_steps=4)
+    optim = AdamWConfig(lr=1.0, warmup_steps=4)
     assert [lr_at(step, optim, [phase(10)]) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 def test_the_decay_follows_one_minus_the_square_root_down_to_the_floor():
-    optim = OptimConfig(lr=2.0, floor=0.1)
+    optim = AdamWConfig(lr=2.0, floor=0.1)
     rates = [lr_at(step, optim, [phase(10, decay_steps=4)]) for step in range(12)]
     assert rates[:6] == [2.0] * 6
     assert rates[6:10] == pytest.approx([2 * (0.1 + 0.9 * (1 - (k / 5) ** 0.5)) for k in (1, 2, 3, 4)])
@@ -45,7 +45,7 @@ def test_the_decay_follows_one_minus_the_square_root_down_to_the_floor():
     ],
 )
 def test_a_decay_has_the_shape_that_is_named(decay, shape):
-    found = rates(OptimConfig(lr=2.0, floor=0.1), phase(5, 3, decay=decay))
+    found = rates(AdamWConfig(lr=2.0, floor=0.1), phase(5, 3, decay=decay))
     assert found == pytest.approx([2.0, 2.0, *(0.2 + 1.8 * shape(k / 4) for k in (1, 2, 3))])
 
 
@@ -69,14 +69,14 @@ def before(step: int, optim: OptimConfig, phases: list[Phase]) -> float:
 @pytest.mark.parametrize("floor", [0.0, 0.1, 1 / 3])
 def test_one_phase_and_a_curriculum_have_the_rates_they_always_had_to_the_last_bit(floor):
     """A long warm-up over a short first phase, phases without decay, and a decay in the last, in part or whole."""
-    optim = OptimConfig(lr=2.9e-3, warmup_steps=37, floor=floor)
+    optim = AdamWConfig(lr=2.9e-3, warmup_steps=37, floor=floor)
     for phases in ([phase(100, 41)], [phase(20), phase(30), phase(50, 50)], [phase(37), phase(60, 13)]):
         steps = range(sum(one.steps for one in phases) + 3)
         assert [lr_at(s, optim, phases) for s in steps] == [before(s, optim, phases) for s in steps]
 
 
 def test_a_phase_after_a_decayed_one_stays_where_that_ended_unless_it_is_told():
-    optim, decayed = OptimConfig(lr=1.0, floor=0.25), phase(4, 2)
+    optim, decayed = AdamWConfig(lr=1.0, floor=0.25), phase(4, 2)
     assert rates(optim, decayed, phase(3))[4:] == [0.25] * 3
     assert rates(optim, decayed, phase(3), phase(2))[4:] == [0.25] * 5
     assert rates(optim, decayed, phase(3, lr=0.5))[4:] == [0.5] * 3
@@ -87,11 +87,11 @@ def test_a_phase_after_a_decayed_one_stays_where_that_ended_unless_it_is_told():
 
 
 def test_a_first_phase_may_have_its_own_rate_and_warm_up():
-    assert rates(OptimConfig(lr=1.0, warmup_steps=3), phase(4, lr=2.0, warmup_steps=2)) == [1.0, 2.0, 2.0, 2.0]
+    assert rates(AdamWConfig(lr=1.0, warmup_steps=3), phase(4, lr=2.0, warmup_steps=2)) == [1.0, 2.0, 2.0, 2.0]
 
 
 def test_a_decay_that_comes_in_a_warm_up_falls_from_where_that_stands():
-    optim = OptimConfig(lr=1.0, warmup_steps=10)
+    optim = AdamWConfig(lr=1.0, warmup_steps=10)
     found = rates(optim, phase(6, 2, decay="linear"))
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5 * 2 / 3, 0.5 / 3])
     (note,) = schedule_notes(optim, [phase(6, 2)])
@@ -102,15 +102,15 @@ def test_a_decay_that_comes_in_a_warm_up_falls_from_where_that_stands():
 
 def test_a_phase_at_a_rate_of_0_and_a_warm_up_that_has_no_room_are_refused():
     with pytest.raises(ValueError, match=r"phases\.1 would train with a learning rate of 0"):
-        check_schedule(OptimConfig(lr=1.0), [phase(4, 2), phase(3)])
-    check_schedule(OptimConfig(lr=1.0), [phase(4, 2), phase(3, warmup_steps=1)])
+        check_schedule(AdamWConfig(lr=1.0), [phase(4, 2), phase(3)])
+    check_schedule(AdamWConfig(lr=1.0), [phase(4, 2), phase(3, warmup_steps=1)])
     for keys in ({"warmup_steps": 11}, {"warmup_steps": 6, "decay_steps": 5}, {"decay": "cosine"}):
         with pytest.raises(ValueError, match="phases: "):
             phase(10, **keys)
 
 
 def test_adamw_that_a_branch_began_anew_warms_up_from_there():
-    optim = OptimConfig(lr=1.0, warmup_steps=4)
+    optim = AdamWConfig(lr=1.0, warmup_steps=4)
     assert rates(optim, phase(10), anew=5) == [0.25, 0.5, 0.75, 1.0, 1.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
@@ -138,16 +138,16 @@ TRUNK = [phase(10), phase(40, 10)]
     ],
 )
 def test_what_may_change_under_a_run_is_what_leaves_its_past_alone(step, phases, named):
-    optim = OptimConfig(lr=1.0, warmup_steps=3)
+    optim = AdamWConfig(lr=1.0, warmup_steps=3)
     lines = past_conflicts((optim, TRUNK), (optim, phases), step)
     assert [line.split(":")[0] for line in lines if not line.startswith("step ")] == named, lines
 
 
 def test_other_rates_are_refused_with_the_step_that_would_have_had_another():
-    old, new = OptimConfig(lr=1.0, warmup_steps=3), OptimConfig(lr=0.5, warmup_steps=3, floor=0.1)
+    old, new = AdamWConfig(lr=1.0, warmup_steps=3), AdamWConfig(lr=0.5, warmup_steps=3, floor=0.1)
     lines = past_conflicts((old, TRUNK), (new, TRUNK), 20)
     assert lines[0] == "optim.lr: 1.0 → 0.5" and "step 1 was made with a learning rate of 0.333, not of 0.167" in lines
-    floor = OptimConfig(lr=1.0, warmup_steps=3, floor=0.1)
+    floor = AdamWConfig(lr=1.0, warmup_steps=3, floor=0.1)
     assert past_conflicts((old, TRUNK), (floor, TRUNK), 20) == []  # no decay has begun
     assert past_conflicts((old, TRUNK), (floor, TRUNK), 41)[0] == "optim.floor: 0.0 → 0.1"
 

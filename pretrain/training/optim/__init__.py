@@ -1,6 +1,8 @@
-"""Optimizers. An optimizer is one module here and one line in `OPTIMIZERS`."""
+"""The optimizers: each is one module here and one line in `OPTIMIZERS`."""
 
 from pretrain.training.optim.adamw import AdamW
 from pretrain.training.optim.optimizer import Optimizer
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW}
+
+__all__ = ["OPTIMIZERS", "Optimizer"]

@@ -15,9 +15,14 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamWConfig(OptimConfig):
+    """AdamW and the learning rate."""
+
     kind: Literal["adamw"] = "adamw"
+    """The name of the optimizer."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: float = Field(1e-8, ge=1e-30)  # in fp32 a smaller one is next to nothing, and 0 / 0 is not a number
+    """The decay rates of the running means of the gradient and of its square."""
+    eps: float = Field(1e-8, ge=1e-30)  # without it 0 / 0 is not a number, and fp32 loses a smaller one
+    """The number that is added to the root of the second moment, so that no step divides by zero."""
 
 
 class AdamW(Optimizer):
@@ -36,7 +41,7 @@ class AdamW(Optimizer):
     def first_state(self, weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
         import torch
 
-        step = torch.zeros((), device=weight.device)  # where a fused AdamW has it
+        step = torch.zeros((), device=weight.device)  # a fused AdamW keeps it on the device of the weight
         return {"step": step, **{name: torch.zeros_like(weight) for name in self.states}}
 
     def count_steps(self, state: "dict[str, torch.Tensor]", steps: int) -> None:

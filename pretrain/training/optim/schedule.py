@@ -1,7 +1,7 @@
-"""The learning rate as a pure function of the step, and what all optimizers are told."""
+"""The learning rate as a pure function of the step, and the settings that all optimizers share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
@@ -10,41 +10,51 @@ from pretrain.order.phases import Phase
 
 
 class OptimConfig(Config):
-    """The keys of the section `optim` that every optimizer has; each optimizer adds its own."""
+    """The optimizer and the learning rate."""
 
-    lr: float = past(gt=0, lt=1e9)  # the peak
+    # Every optimizer has these keys, and adds its own in a subclass.
+    lr: float = past(gt=0, lt=1e9)
+    """The peak of the learning rate."""
     warmup_steps: int = past(0, ge=0, lt=2**40)
-    floor: float = past(0.0, ge=0, le=1)  # of the peak: where a decay ends
+    """Optimizer steps in which the rate rises from 0 to `lr` at the start of the run."""
+    floor: float = past(0.0, ge=0, le=1)
+    """The rate at the end of a decay, as a share of the peak."""
     weight_decay: float = Field(0.1, ge=0)
-    clip: float | None = Field(1.0, gt=0)  # largest global gradient norm; null: gradients are not clipped
+    """Decoupled weight decay of matrices. Vectors (norms and biases) do not decay."""
+    clip: float | None = Field(1.0, gt=0)
+    """The largest global norm of the gradient; a longer gradient is scaled down to it. null: no clipping."""
+    kind: str
+    """The name of the optimizer."""
 
 
-SHAPES: dict[str, Callable[[float], float]] = {  # share of the decay that is over → share of the rate that is left
+# The share of the decay that is over → the share of the rate that is left.
+SHAPES: dict[str, Callable[[float], float]] = {
     "1-sqrt": lambda share: 1 - share**0.5,
     "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
     "linear": lambda share: 1 - share,
 }
 
 
-def lr_at(step: int, optim: OptimConfig, phases: list[Phase], anew: int = 0) -> float:
+def lr_at(step: int, optim: OptimConfig, phases: Sequence[Phase], anew: int = 0) -> float:
     """Learning rate of optimizer step `step` (0-based): a pure function, so resuming needs no scheduler state.
 
-    A phase begins at the rate `from` where the one before it ended, the first phase at 0, and goes to its own `lr`.
-    Without one, that is `optim.lr` in the first phase and in a phase with `warmup_steps`; any other phase stays at
-    `from`, so that nothing jumps back to the peak after a decay. In the phase's step n (0-based), one of:
+    A phase begins at the rate `from`: the rate at the end of the phase before it, or 0 in the first phase. It goes to
+    its own `lr`. If it has none, the first phase and a phase with `warmup_steps` go to `optim.lr`. Any other phase
+    stays at `from`, so that no rate jumps back to the peak after a decay. Step n (0-based) of the phase has one of:
 
         warm-up, n < warmup_steps             from + (lr - from) · (n + 1) / warmup_steps
         flat                                  lr
-        decay, the last decay_steps of them   end + (top - end) · shape((m + 1) / (decay_steps + 1))
+        decay, the last decay_steps steps     end + (top - end) · shape((m + 1) / (decay_steps + 1))
 
-    m counts the steps of the decay from 0, and `top` is what the rate would be at m = 0 without a decay: a decay that
-    comes in the middle of a warm-up falls from where that stands. `end` is optim.floor · lr (or `top`, if that is
-    less), with the last `lr` a phase went to, and it is where the next phase begins. `shape` is 1 - sqrt(x),
-    (1 + cos(π·x)) / 2 or 1 - x. `warmup_steps` is that of the phase; in the first phase optim.warmup_steps stands for
-    it, and if that is longer than the phase, the warm-up goes on in the next. After the last step the rate stays.
+    m counts the steps of the decay from 0. `top` is the rate that the step m = 0 would have without a decay, so a decay
+    in the middle of a warm-up falls from the rate that the warm-up has reached. `end` is optim.floor · lr, or `top` if
+    that is less, where `lr` is the last one that a phase went to. The next phase begins at `end`. `shape` is
+    1 - sqrt(x), (1 + cos(π·x)) / 2 or 1 - x. `warmup_steps` is a key of the phase; its default in the first phase is
+    optim.warmup_steps, and a default that is longer than the phase continues in the next phase. After the last step of
+    the run the rate stays.
 
-    `anew`: the step at which a branch began the optimizer anew, or 0. Of the steps from there on, step n (0-based) has
-    (n + 1) / optim.warmup_steps of the rate above, for the first optim.warmup_steps of them.
+    `anew`: the step at which a branch began the optimizer anew, or 0. The first optim.warmup_steps steps from there are
+    a second warm-up: step n (0-based) of them has the rate above times (n + 1) / optim.warmup_steps.
 
     Source of 1-sqrt: Hägele et al. 2024, arXiv:2405.18392, section 3.
     """
@@ -54,9 +64,10 @@ def lr_at(step: int, optim: OptimConfig, phases: list[Phase], anew: int = 0) -> 
     return rate
 
 
-def _rate(step: int, optim: OptimConfig, phases: list[Phase]) -> float:
+def _rate(step: int, optim: OptimConfig, phases: Sequence[Phase]) -> float:
     """`lr_at` without `anew`."""
-    begin, ended, peak, warm_up = 0, 0.0, optim.lr, None
+    begin, ended, peak = 0, 0.0, optim.lr
+    warm_up = (0, 0.0, peak, 0)  # (its first step, the rate before it, the rate after it, its steps)
     for number, phase in enumerate(phases):
         end = begin + phase.steps
         if number == 0 or phase.lr is not None or phase.warmup_steps is not None:
@@ -71,8 +82,10 @@ def _rate(step: int, optim: OptimConfig, phases: list[Phase]) -> float:
     raise AssertionError("a run has at least one phase")
 
 
-def _rate_within(step: int, phase: Phase, end: int, warm_up: tuple, peak: float, floor: float) -> float:
-    """The rate at a step of the phase whose steps are before `end`; at `end` and later, where the phase ends."""
+def _rate_within(
+    step: int, phase: Phase, end: int, warm_up: tuple[int, float, float, int], peak: float, floor: float
+) -> float:
+    """The rate at `step` of a phase that ends before step `end`. From `end` on: the rate at which the phase ends."""
 
     def without_decay(step: int) -> float:
         begin, low, high, steps = warm_up
@@ -88,8 +101,8 @@ def _rate_within(step: int, phase: Phase, end: int, warm_up: tuple, peak: float,
     return peak * (floor + (top - floor) * SHAPES[phase.decay](share))
 
 
-def check_schedule(optim: OptimConfig, phases: list[Phase]) -> None:
-    """Raise ValueError naming the settings when a phase would train with a learning rate of 0."""
+def check_schedule(optim: OptimConfig, phases: Sequence[Phase]) -> None:
+    """Raise ValueError, naming the settings, when a phase would train with a learning rate of 0."""
     begin = 0
     for number, phase in enumerate(phases):
         if number and _rate(begin, optim, phases) == 0:
@@ -100,8 +113,8 @@ def check_schedule(optim: OptimConfig, phases: list[Phase]) -> None:
         begin += phase.steps
 
 
-def schedule_notes(optim: OptimConfig, phases: list[Phase]) -> list[str]:
-    """Lines about a warm-up that does not reach its peak, which is legal but seldom meant."""
+def schedule_notes(optim: OptimConfig, phases: Sequence[Phase]) -> list[str]:
+    """Lines about a warm-up that does not reach its peak: it is legal, but seldom intended."""
     if phases[0].warmup_steps is not None or not optim.warmup_steps:
         return []
     begin, steps = 0, sum(phase.steps for phase in phases)
