@@ -2,7 +2,7 @@
 
     step_00000400/
       weights.safetensors      fp32 master weights, named as in transformer.py
-      exp_avg.safetensors      what the optimizer keeps for each weight, a file a kind: here AdamW's moments
+      exp_avg.safetensors      the optimizer's state for each weight, one file for each kind: here AdamW's moments
       exp_avg_sq.safetensors
       config.yaml              the resolved configuration of the run
       index.json               step, tokens, fingerprints of shards and tokenizer, world; written last
@@ -10,8 +10,8 @@
 A kind of tensors that takes more than PART_BYTES is divided into several files, `weights-00001-of-00003.safetensors`
 and so on. The division follows from the shapes alone, never from the number of ranks.
 
-There is one form, and every engine saves and restores it: a run continues on another ZeRO stage or rank count from
-the same files it continues from bit by bit on the old ones. No generator or loader state is stored; both are
+Every engine saves and restores this one form. From the same files a run continues bit by bit on the same ranks, or on
+another ZeRO stage or number of ranks. The state of random generators and of the loader is not stored, because both are
 functions of the step.
 """
 
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import FileIO
 from itertools import zip_longest
 from pathlib import Path
 
@@ -44,37 +45,37 @@ from pretrain.training.watch.log import say
 CONFIG = "config.yaml"
 STEP = re.compile(r"step_(\d{8,})")
 TENSORS = re.compile(r"([a-z]\w*?)(-\d{5}-of-\d{5})?\.safetensors")
-PART_BYTES = 4 << 30  # of one file; a tensor that is larger has a file of its own
-CHUNK_BYTES = 8 << 20  # written and hashed at once, so that the hash reads what is still in the processor's cache
-AHEAD = 2  # tensors that wait in memory for a rank's writer
+PART_BYTES = 4 << 30  # the most bytes of one file; a larger tensor has a file of its own
+CHUNK_BYTES = 8 << 20  # bytes that are written and then hashed, while they are still in the processor's cache
+AHEAD = 2  # tensors that wait in memory for the writing thread of a rank
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: `step` optimizer steps are behind it. The rest follows from it or is for reports."""
+    """The position of a run: it has done `step` optimizer steps."""
 
     step: int = 0
-    steps_applied: int = 0  # the optimizer's own count: the steps since it began, less the skipped ones
-    adam_began: int = 0  # the step at which the optimizer began: 0, or where a branch began it anew
+    steps_applied: int = 0  # the optimizer's own count: its steps less the skipped ones
+    adam_began: int = 0  # the step at which the optimizer began: 0, or the step at which a branch began it anew
 
     @property
     def skipped(self) -> int:
-        """Steps without a finite gradient, since the optimizer began."""
+        """The number of steps without a finite gradient since the optimizer began."""
         return self.step - self.adam_began - self.steps_applied
 
     def next(self, applied: bool) -> "TrainState":
-        """The state after one more step, whose gradient was finite and `applied`, or not."""
+        """The state after one more step. `applied`: whether its gradient was finite."""
         return replace(self, step=self.step + 1, steps_applied=self.steps_applied + applied)
 
 
 def publish(run: Path, state: TrainState, engine: Engine, peers: Peers, config_yaml: str, identity: dict) -> Path:
-    """Write checkpoint `state.step` of `run`; a collective. Complete or absent, whenever a process dies.
+    """Write checkpoint `state.step` of `run`; a collective. Whenever a process dies, it is either complete or absent.
 
-    File number i is written by rank i modulo the number of ranks, so all ranks write at the same time where there are
-    several files. Rank 0 collects their checksums, writes the index and renames the folder. Raises ResumeError on every
-    rank when one of them cannot write.
+    Rank i modulo the number of ranks writes file i, so several files are written at the same time. Rank 0 collects
+    their checksums, writes the index and renames the folder. Raises ResumeError on every rank when one rank cannot
+    write.
     """
     folder = run / "checkpoints" / f"step_{state.step:08d}"
     aside = folder.with_name(f".{folder.name}.tmp")
@@ -98,17 +99,17 @@ def publish(run: Path, state: TrainState, engine: Engine, peers: Peers, config_y
                 _complete(aside, folder, {**index, "recorded": recorded}, config_yaml, known)
     except BaseException:
         if speaks:
-            shutil.rmtree(aside, ignore_errors=True)  # a full disk is not filled by what nobody can use
+            shutil.rmtree(aside, ignore_errors=True)  # an unusable checkpoint must not fill the disk
         raise
     return folder
 
 
 def _write(aside: Path, engine: Engine, peers: Peers) -> dict[str, dict]:
-    """Write this rank's files of a checkpoint into `aside`; their digests by name. A collective.
+    """Write this rank's files of a checkpoint into `aside`, and return their digests by name; a collective.
 
-    Each tensor is gathered on every rank and handed to a thread of the rank that writes it, so one rank writes while
-    the next tensor is gathered for another. Ranks meet before each tensor in the group of `peers`: a rank whose disk is
-    slow is waited for there, and not in a collective of the engine, whose time limit is that of a step.
+    Each tensor is gathered on every rank, and a thread of one rank writes it while the next tensor is gathered. Before
+    each tensor the ranks meet in the group of `peers`. There they wait for a rank with a slow disk; a collective of the
+    engine would end such a wait after the time limit of a step.
     """
     files, world = _files(aside, engine.shapes(), engine.kinds), peers.world
     mine = {key: file for number, (key, file) in enumerate(files.items()) if number % world.size == world.rank}
@@ -132,7 +133,7 @@ def _write(aside: Path, engine: Engine, peers: Peers) -> dict[str, dict]:
 
 
 def _files(folder: Path, shapes: Shapes, kinds: tuple[str, ...]) -> dict[tuple[str, int], "_File"]:
-    """The files of a checkpoint by kind and part. Each part is a stretch of the weights in the model's order."""
+    """The files of a checkpoint by kind and part. Each part has consecutive weights, in the order of the model."""
     parts: list[Shapes] = [{}]
     size = 0
     for name, shape in shapes.items():
@@ -149,12 +150,15 @@ def _files(folder: Path, shapes: Shapes, kinds: tuple[str, ...]) -> dict[tuple[s
 
 
 def _name(kind: str, part: int, parts: int) -> str:
+    """The name of a file, without its suffix."""
     return kind if parts == 1 else f"{kind}-{part + 1:05d}-of-{parts:05d}"
 
 
 def _alternating(files: dict[tuple[str, int], "_File"]) -> Iterator[tuple[str, int, str]]:
-    """Every tensor as (kind, part, name): the first of each file, the second of each and so on, so that all are written
-    at the same time."""
+    """Every tensor as (kind, part, name): first the first tensor of each file, then the second of each, and so on.
+
+    In this order all files are written at the same time.
+    """
     for names in zip_longest(*(file.shapes for file in files.values())):
         for (kind, part), name in zip(files, names, strict=True):
             if name is not None:
@@ -164,32 +168,33 @@ def _alternating(files: dict[tuple[str, int], "_File"]) -> Iterator[tuple[str, i
 class _File:
     """One safetensors file, written and hashed tensor by tensor in the order of `shapes`.
 
-    safetensors' own writer wants all tensors in memory, and what it wrote had to be read again to be hashed: 3.3 CPU
-    seconds a GB, where this takes 1.5 (medians of four). The format: the length of the header as eight bytes, the
+    The writer of safetensors needs all tensors in memory, and its file must be read again to be hashed. It took 3.3 CPU
+    seconds a GB, and this class takes 1.5 (medians of four). The format: the length of the header in eight bytes, the
     header as JSON, and the tensors one after another.
     """
 
     def __init__(self, path: Path, shapes: Shapes):
         self.path, self.shapes = path, shapes
-        self.digest: dict | None = None  # once it is complete
+        self.digest: dict | None = None  # None until the file is complete
         self._left = len(shapes)
-        self._file = None
+        self._file: FileIO | None = None
+        self._hash, self._size = hashlib.sha256(), 0
 
     def write(self, tensor: Tensor) -> None:
-        """Append the next tensor; the last one closes the file when it is on disk."""
+        """Append the next tensor. After the last one, push the file to disk and close it."""
         if self._file is None:
-            self._file, self._hash, self._size = open(self.path, "wb", buffering=0), hashlib.sha256(), 0
-            self._append(memoryview(_header(self.shapes)))
-        self._append(memoryview(tensor.contiguous().numpy()).cast("B"))
+            self._file = open(self.path, "wb", buffering=0)
+            self._append(self._file, memoryview(_header(self.shapes)))
+        self._append(self._file, tensor.contiguous().numpy().data.cast("B"))
         self._left -= 1
         if not self._left:
             os.fsync(self._file.fileno())
             self.close()
             self.digest = {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
-    def _append(self, data: memoryview) -> None:
+    def _append(self, file: FileIO, data: memoryview) -> None:
         while data:
-            written = self._file.write(data[:CHUNK_BYTES])
+            written = file.write(data[:CHUNK_BYTES])
             self._hash.update(data[:written])
             self._size, data = self._size + written, data[written:]
 
@@ -199,6 +204,7 @@ class _File:
 
 
 def _header(shapes: Shapes) -> bytes:
+    """The beginning of a safetensors file: the length of the header, and the header."""
     entries, begin = {}, 0
     for name, shape in shapes.items():
         end = begin + 4 * math.prod(shape)
@@ -210,7 +216,7 @@ def _header(shapes: Shapes) -> bytes:
 
 
 def _complete(aside: Path, folder: Path, index: dict, config_yaml: str, known: dict[str, dict]) -> None:
-    """Rank 0: add configuration and index to the files that all ranks have written, and name the folder."""
+    """Rank 0: add the configuration and the index to the files of all ranks, and give the folder its name."""
     for name, entry in known.items():
         path = aside / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
@@ -223,7 +229,7 @@ def _complete(aside: Path, folder: Path, index: dict, config_yaml: str, known: d
         file.write(config_yaml.encode())
     write_index(aside, index, recorded=(CONFIG,), known=known)
     _sync(aside)
-    if folder.exists():  # torn: a complete one would have been continued from
+    if folder.exists():  # it is incomplete: the run would have continued from a complete one
         old = folder.with_name(f".{folder.name}.old")
         folder.rename(old)
         shutil.rmtree(old, ignore_errors=True)
@@ -240,7 +246,7 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an error of the system while `path` is written into a ResumeError with the remedy."""
+    """Turn an error of the operating system while `path` is written into a ResumeError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -249,9 +255,9 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def sweep(run: Path, state: TrainState) -> None:
-    """Remove what a killed save left: hidden folders, and folders newer than `state` that have no index.
+    """Remove the remains of killed saves: hidden folders, and folders newer than `state` without an index.
 
-    A folder with an index stays, even if a file of it is missing or cut: somebody may still copy that file again.
+    A folder with an index stays, even if one of its files is missing or cut, because that file may be copied again.
     """
     for leftover in (run / "checkpoints").glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -262,9 +268,9 @@ def sweep(run: Path, state: TrainState) -> None:
 
 
 def prune(run: Path, keep: int, keep_every: int = 0) -> None:
-    """Remove the checkpoints before the `keep` newest complete ones.
+    """Remove all but the `keep` newest complete checkpoints.
 
-    With `keep_every` the first checkpoint from each multiple of so many steps on stays for ever.
+    With `keep_every` the first checkpoint at or after each multiple of that many steps also stays.
     """
     complete = [folder for folder in _numbered(run) if _fault(folder) is None]
     milestones: dict[int, Path] = {}
@@ -279,8 +285,8 @@ def prune(run: Path, keep: int, keep_every: int = 0) -> None:
 def newest(run: Path, speak: bool = True, before: int | None = None) -> Path | None:
     """The newest complete checkpoint of a run, or the newest one `before` a step.
 
-    A torn one (no index, a file missing or cut) is passed over. Raises ResumeError for one that another version made:
-    to begin anew beside it would be to lose its steps.
+    An incomplete checkpoint (no index, a file missing or cut) is passed over. A checkpoint of another version raises
+    ResumeError: passing over it would lose its steps.
     """
     for folder in reversed(_numbered(run)):
         if before is not None and _step(folder) >= before:
@@ -296,11 +302,10 @@ def newest(run: Path, speak: bool = True, before: int | None = None) -> Path | N
 
 
 class Checkpoint:
-    """A complete checkpoint, opened for reading. Every byte of it is hashed once, whatever its size: 1.1 CPU seconds a
-    GB (a Xeon of 2.8 GHz, measured).
+    """A complete checkpoint, opened for reading.
 
-    Of several ranks each hashes its part of the files (`rank` of `ranks`); they must agree afterwards that all are
-    whole.
+    Every byte of it is hashed once, which takes 1.1 CPU seconds a GB (measured on a Xeon of 2.8 GHz). Each of several
+    ranks hashes only its share of the files (`rank` of `ranks`), so the ranks must check afterwards that none failed.
     """
 
     def __init__(self, folder: Path | str, rank: int = 0, ranks: int = 1):
@@ -330,7 +335,7 @@ class Checkpoint:
             )
 
     def tensors(self) -> Callable[[str, str], Tensor]:
-        """`load(kind, name)`: one whole fp32 tensor, mapped. `kind`: "weights", or a state of the optimizer."""
+        """`load(kind, name)` returns a whole fp32 tensor, memory-mapped. `kind`: "weights" or an optimizer's state."""
         files = self._files()
 
         def load(kind: str, name: str) -> Tensor:
@@ -341,18 +346,21 @@ class Checkpoint:
         return load
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight by name, fp32."""
+        """Every weight by name, in fp32."""
         return {name: file.get_tensor(name) for (kind, name), file in self._files().items() if kind == "weights"}
 
     def _files(self) -> dict[tuple[str, str], safe_open]:
         """The open file of each tensor, by its kind and name."""
-        files = {}
-        for path in filter(TENSORS.fullmatch, self.index["files"]):
+        files: dict[tuple[str, str], safe_open] = {}
+        for path in self.index["files"]:
+            found = TENSORS.fullmatch(path)
+            if found is None:
+                continue
             try:
                 file = safe_open(self.folder / path, "pt")
             except SafetensorError as error:
                 raise ResumeError(f"{self.folder / path} cannot be read", str(error)) from None
-            files |= {(TENSORS.fullmatch(path)[1], name): file for name in file.keys()}  # noqa: SIM118 (not a dict)
+            files |= {(found[1], name): file for name in file.keys()}  # noqa: SIM118 (not a dict)
         return files
 
 
@@ -362,7 +370,7 @@ def steps_of(run: Path) -> list[int]:
 
 
 def resolve(path: Path | str) -> Path:
-    """A checkpoint folder from itself, from a run folder (its newest), or a ResumeError that says what was found."""
+    """The checkpoint folder that `path` names: itself, or the newest one of a run folder. Raises ResumeError."""
     path = Path(path)
     if (path / INDEX).is_file():
         return path
@@ -374,11 +382,12 @@ def resolve(path: Path | str) -> Path:
 
 
 def _read(folder: Path) -> dict:
+    """The index of a checkpoint. Raises ResumeError when it is missing, damaged or of another version."""
     return read_index(folder, ResumeError, "launch/pretrain.py CONFIG.yaml", stage="checkpoint")
 
 
 def _fault(folder: Path) -> str | None:
-    """Why a checkpoint is not complete; None if it is, as far as its index and the sizes of its files say."""
+    """The reason why a checkpoint is incomplete, judged by its index and the sizes of its files; None: complete."""
     try:
         check_sizes(folder, _read(folder), ResumeError)
     except ResumeError as error:
@@ -387,9 +396,10 @@ def _fault(folder: Path) -> str | None:
 
 
 def _numbered(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, complete or not, in the order of their steps."""
     found = [path for path in (run / "checkpoints").glob("step_*") if STEP.fullmatch(path.name)]
     return sorted(found, key=_step)
 
 
 def _step(folder: Path) -> int:
-    return int(STEP.fullmatch(folder.name)[1])
+    return int(folder.name.removeprefix("step_"))

@@ -1,12 +1,12 @@
-"""Held-out loss on text the run has never seen: the same windows and masks at every evaluation, in every run.
+"""Held-out loss on text that the run never trains on: the same windows and masks at every evaluation, in every run.
 
-The windows are spread over the whole held-out side by a keyed permutation: those of a larger `max_tokens` contain those
-of a smaller one. Every token of the held-out text is scored at most once, so that bits per byte divide by exactly the
-raw text that the targets cover. Runs on windows of whole documents are scored on such windows.
+A keyed permutation spreads the windows over the whole held-out side, and a larger `max_tokens` only adds windows. Every
+token of the held-out text is scored at most once, so bits per byte are divided by exactly the raw text that the targets
+cover. A run that trains on windows of whole documents is scored on such windows.
 
-Beside each loss stands the no-context loss: the entropy of the distribution of the scored targets. No predictor that
-ignores the context can score below it, so the gain over it is what a model makes of the context. For this to hold,
-masked models are shown [MASK] in the place of every target, whatever they train with (`Objective.heldout`).
+Each loss is reported with the no-context loss: the entropy of the distribution of the scored targets. No predictor that
+ignores the context can score below it, so the gain over it measures how much a model uses the context. For this to
+hold, masked models see [MASK] in the place of every target, whatever they train with (`Objective.heldout`).
 
 The standard error of a loss is that of the mean over windows, taken as independent samples of text. Windows of one long
 document are not quite independent, so it is a little too small where few documents are held out.
@@ -14,18 +14,18 @@ document are not quite independent, so it is a little too small where few docume
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pretrain.config import Config
 from pretrain.errors import ConfigError
 from pretrain.hashing import CHOICE, permute
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.batch import Batch
+from pretrain.objectives.objective import ObjectiveConfig
 from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows
 from pretrain.order.phases import Phase
 from pretrain.order.stream import Windows
@@ -37,21 +37,23 @@ from pretrain.training.watch.log import duration
 from pretrain.training.watch.metrics import flat_steps
 from pretrain.training.watch.observer import Findings, Moment
 
-EVALUATION_SEED = 15  # fixed, so that two runs of different seeds are scored alike
-LEARNT = 0.02  # of the no-context loss: a gain of less is no sign that a model uses the context
-STANDARD_ERRORS = 3  # nor is a gain of less of these
+EVALUATION_SEED = 15  # fixed, so that runs of different seeds are scored on the same windows and masks
+# A model has learnt to use the context if its gain is more than this share of the no-context loss, and more than this
+# many standard errors.
+LEARNT = 0.02
+STANDARD_ERRORS = 3
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Held-out results. Losses and their standard error in nats per target; accuracy of the likeliest token."""
+    """Held-out results. Losses and their standard error are in nats per target."""
 
     loss: float
-    standard_error: float | None  # of `loss`, over windows; None: there is only one
-    accuracy: float
+    standard_error: float | None  # of `loss`, over windows; None: there is only one window
+    accuracy: float  # the share of targets that are the likeliest token of the model
     targets: int
-    bytes_per_target: float | None  # of raw text; None: not defined for this tokenizer
-    frequencies: np.ndarray = field(compare=False, repr=False)  # (V,) of each id among the targets
+    bytes_per_target: float | None  # bytes of raw text; None: not defined for this tokenizer
+    frequencies: np.ndarray = field(compare=False, repr=False)  # (V,): the share of each id among the targets
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -59,31 +61,31 @@ class Scores:
 
     @property
     def no_context_loss(self) -> float:
-        """The least loss on these targets of a predictor that ignores the context."""
+        """The least loss that a predictor can have on these targets if it ignores the context."""
         return entropy(self.frequencies)
 
     @property
     def gain(self) -> float:
-        """By how many nats per target the model is better than that."""
+        """The nats per target by which the model is better than the no-context loss."""
         return self.no_context_loss - self.loss
 
     @property
     def learnt(self) -> bool:
-        """Whether the gain is more than chance or a rounding would give.
+        """Whether the gain is larger than chance or rounding would give.
 
-        The frequencies fit their own targets: with K different ids among N targets the no-context loss is too low by
-        about (K - 1) / 2N nats (Miller 1955), which is not held against the model.
+        The frequencies are fitted to the targets: with K different ids among N targets the no-context loss is too low
+        by about (K - 1) / 2N nats (Miller 1955). This amount is added to the gain.
         """
         fitted = (np.count_nonzero(self.frequencies) - 1) / (2 * self.targets)
         least = max(LEARNT * self.no_context_loss, STANDARD_ERRORS * (self.standard_error or 0))
         return bool(self.gain + fitted > least)
 
     def values(self) -> dict[str, float]:
-        """The series of TensorBoard by name: what is defined."""
+        """The values for TensorBoard by the name of their series, without those that are not defined."""
         return {name: value for name in VALUES if (value := getattr(self, name)) is not None}
 
     def record(self) -> dict[str, float | int | bool | None]:
-        """As a line of a file has it."""
+        """The values for a line of evaluations.jsonl."""
         return {name: getattr(self, name) for name in (*VALUES, "targets", "learnt")}
 
 
@@ -91,60 +93,67 @@ VALUES = ("loss", "standard_error", "no_context_loss", "gain", "accuracy", "bits
 
 
 def together(scores: list[Scores], weights: tuple[int, ...]) -> Scores:
-    """The scores of a text mixed of corpora by `weights`: those of a phase's mixture.
+    """The scores of a text that mixes the corpora by `weights`, the weights of a phase's mixture.
 
-    Not weighted by the held-out text there is: with the weights of the mixture the held-out loss is of the same text as
-    the training loss, and it stays put when a corpus holds out more.
+    The amount of held-out text does not weigh the corpora. So the held-out loss is of the same mixture as the training
+    loss, and it does not move when a corpus holds out more text.
     """
     drawn = [(score, weight / sum(weights)) for score, weight in zip(scores, weights, strict=True) if weight]
-    errors = [score.standard_error for score, _ in drawn]
-    defined = all(score.bytes_per_target for score, _ in drawn)
+    errors = [part * score.standard_error for score, part in drawn if score.standard_error is not None]
+    sizes = [part * score.bytes_per_target for score, part in drawn if score.bytes_per_target]
+    frequencies = np.zeros_like(drawn[0][0].frequencies)
+    for score, part in drawn:
+        frequencies += part * score.frequencies
     return Scores(
         loss=sum(part * score.loss for score, part in drawn),
-        standard_error=None if None in errors else math.hypot(*(part * score.standard_error for score, part in drawn)),
+        standard_error=math.hypot(*errors) if len(errors) == len(drawn) else None,
         accuracy=sum(part * score.accuracy for score, part in drawn),
         targets=sum(score.targets for score, _ in drawn),
-        bytes_per_target=sum(part * score.bytes_per_target for score, part in drawn) if defined else None,
-        frequencies=sum(part * score.frequencies for score, part in drawn),
+        bytes_per_target=sum(sizes) if len(sizes) == len(drawn) else None,
+        frequencies=frequencies,
     )
 
 
-Sides = dict[str, "HeldOut"]  # held-out windows by the name of their corpus
+Sides = dict[str, "HeldOut"]  # the held-out windows of each corpus by its name
 
 
 class HeldOut:
-    """The held-out windows of a run: up to `max_tokens`, spread over the held-out side."""
+    """The held-out windows of a corpus: up to `max_tokens` tokens, spread over its held-out side."""
+
+    windows: Windows | PackedWindows
 
     def __init__(
         self,
         shards: Shards,
-        objective: Config,
+        objective: ObjectiveConfig,
         seq_len: int,
         max_tokens: int,
         token_bytes: np.ndarray | None,
         packed: bool,
     ):
-        """`objective`: the section of a run that trains with it. `packed`: windows of whole documents."""
+        """`objective`: the section of a run's configuration. `packed`: whether windows hold whole documents."""
         kind = OBJECTIVES[objective.kind]
         self.objective = kind(kind.heldout(objective), shards.specials, shards.vocab_size, seq_len, EVALUATION_SEED)
         self.seq_len, self.token_bytes, self.packed = seq_len, token_bytes, packed
         whole = shards.tokens // seq_len
-        if packed:  # blocks of at most 64 windows that leave out less than a window for each of them
+        if packed:  # blocks of at most 64 windows, each of which leaves out less than a window
             blocks = -(-whole // BLOCK_WINDOWS)
-            self.windows = PackedWindows(shards, whole // blocks * seq_len, EVALUATION_SEED)
-            every = self.windows.blocks * self.windows.per_block(seq_len)
+            found = PackedWindows(shards, whole // blocks * seq_len, EVALUATION_SEED)
+            self.windows, every = found, found.blocks * found.per_block(seq_len)
         else:
             self.windows = Windows(shards, seq_len, EVALUATION_SEED)
             every = -(-shards.tokens // seq_len)
         count = max(1, min(every, max_tokens // seq_len))
         self.spread = permute(np.arange(count), every, EVALUATION_SEED, CHOICE)
-        self.numbers = np.sort(self.spread)  # (N,) of the windows that are scored, among all of the side
+        self.numbers = np.sort(self.spread)  # (N,): the numbers of the windows that are scored
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """Windows `numbers` (B,) of the held-out side; the last of a stream, where it is short, begins earlier and
-        counts only its new tokens."""
+        """Windows `numbers` (B,) of the held-out side.
+
+        If the last window of a stream is short, it begins earlier, and only its new tokens count.
+        """
         T, tokens = self.seq_len, self.windows.shards.tokens
-        if self.packed:
+        if isinstance(self.windows, PackedWindows):
             blocks, parts = np.divmod(numbers, self.windows.per_block(T))
             starts = self.windows.starts(blocks * self.windows.block_tokens + parts)
         else:
@@ -152,7 +161,7 @@ class HeldOut:
         batch = self.objective.batch(self.windows.rows(starts, T, self.objective.wants_words), numbers)
         weights = np.ones(batch.targets.shape, np.float32) if batch.weights is None else batch.weights
         if not self.packed:
-            seen = (numbers * T - starts)[:, None]  # targets that an earlier window scores
+            seen = (numbers * T - starts)[:, None]  # an earlier window scores these targets
             position = np.arange(T)[None] if batch.target_index is None else batch.target_index
             weights = weights * (position >= seen)
         return batch.weighted(weights)
@@ -160,9 +169,9 @@ class HeldOut:
     def score(
         self, engine: Engine, world: World, micro_batch: int, interrupt: Interrupt | None = None
     ) -> Scores | None:
-        """Loss over all windows, divided among the ranks; a collective. Leaves the module in training mode.
+        """The scores of all windows, divided among the ranks; a collective. Leaves the module in training mode.
 
-        With an `interrupt`, None as soon as a rank is asked to stop: the ranks agree on that before each batch.
+        Returns None as soon as `interrupt` asks a rank to stop: the ranks agree on that before each batch.
         """
         shards = self.windows.shards
         sums = torch.zeros(8, dtype=torch.float64)
@@ -186,7 +195,7 @@ class HeldOut:
         engine.train(True)
         sums, counts = engine.total(torch.cat([sums, counts])).double().cpu().split([len(sums), len(counts)])
         loss, right, targets, windows, squared, crossed, sizes, nbytes = sums.tolist()
-        if not targets:  # the one window of a tiny `max_tokens` may have nothing but marks
+        if not targets:  # with a tiny `max_tokens` the only window may hold nothing but special tokens
             raise ConfigError(
                 "the held-out windows have no token to score",
                 f"{shards.folder}: nothing is masked in {len(self.numbers)} windows of {self.seq_len} tokens",
@@ -204,34 +213,35 @@ class HeldOut:
         )
 
     def _of_rank(self, world: World, micro_batch: int) -> Iterator[Batch]:
-        """This rank's windows. Every rank gets as many batches (ZeRO 3 needs it); the surplus has weight 0."""
+        """The batches of this rank. All ranks get equally many (ZeRO 3 needs it); surplus windows have weight 0."""
         count = len(self.numbers)
-        micro_batch = min(micro_batch, -(-count // world.size))  # no rank forwards more than there is
+        micro_batch = min(micro_batch, -(-count // world.size))  # no batch is larger than a rank's share
         for round_ in range(-(-count // (micro_batch * world.size))):
             at = (round_ * world.size + world.rank) * micro_batch + np.arange(micro_batch)
             batch = self.batch(self.numbers[np.minimum(at, count - 1)])
+            assert batch.weights is not None, "`batch` gives every slot a weight"
             yield batch.weighted(batch.weights * (at < count)[:, None])
 
 
 class HeldOutLoss:
     """The observer that scores the held-out text of every corpus.
 
-    Its windows are as long as those of the step before it, and it scores what that step learnt. It does not take the
-    last phase's: a model knows nothing of positions that it has not trained yet, and the curve of a length curriculum
-    would stand still until its end.
+    It uses the window length and the objective of the phase of the last step, not those of the last phase of the run.
+    A model knows nothing of positions that it has not trained yet, so the curve of a length curriculum would stay flat
+    until the last phase.
     """
 
     name = "heldout"
 
     def __init__(
-        self, run: Path, every_steps: int, phases: list[Phase], at_once: list[int], sides: list[Sides], world: World
+        self, run: Path, every_steps: int, phases: Sequence[Phase], at_once: list[int], sides: list[Sides], world: World
     ):
-        """`sides`: for each phase the held-out windows of every corpus by name; `at_once`: windows of a micro-batch."""
+        """`sides`: the held-out windows of every corpus, for each phase. `at_once`: the windows of a micro-batch."""
         self.every_steps = every_steps
         self._run, self._phases, self._at_once, self._sides, self._world = run, phases, at_once, sides, world
 
     def measure(self, engine: Engine, moment: Moment, interrupt: Interrupt) -> Findings | None:
-        """The scores of each corpus, and under "" those of the mixture of the last step's phase."""
+        """The scores of each corpus, and under the name "" the scores of the phase's mixture."""
         started = time.perf_counter()
         each = {}
         for name, corpus in self._sides[moment.phase].items():
@@ -255,6 +265,7 @@ class HeldOutLoss:
         )
 
     def _lines(self, found: dict[str, Scores], moment: Moment, took: str) -> list[str]:
+        """The lines of the log, with a warning if the model does not use the context."""
         lines = [f"held-out at step {moment.step}: {_shown(found[''], took)}"]
         names = [name for name in found if name]
         lines += [f"  {name.ljust(max(map(len, names)))}  {_shown(found[name])}" for name in names]
@@ -274,15 +285,15 @@ def _summary(found: dict[str, Scores]) -> dict:
         "heldout_bits_per_byte": mixture.bits_per_byte,
         "heldout_targets": mixture.targets,
         "heldout_standard_error": mixture.standard_error,  # of heldout_loss, over windows
-        "no_context_loss": mixture.no_context_loss,  # the least of a predictor that ignores context, on these targets
-        "heldout_gain": mixture.gain,  # over it
+        "no_context_loss": mixture.no_context_loss,  # the least loss of a predictor that ignores the context
+        "heldout_gain": mixture.gain,  # no_context_loss - heldout_loss
     }
     each = {name: scores.values() for name, scores in found.items() if name}
     return summary | ({"heldout": each} if each else {})
 
 
 def _unlearnt(scores: Scores, flat: int) -> str:
-    """In plain words that a model makes nothing of context; `flat`: steps in which its training loss did not fall."""
+    """The warning for a model that does not use the context. `flat`: last steps in which its loss did not fall."""
     lines = [
         "warning: this model predicts held-out text no better than token frequencies do",
         f"loss {scores.loss:.4f}; without any context {scores.no_context_loss:.4f} can be reached",
@@ -302,6 +313,6 @@ def _shown(scores: Scores, *notes: str) -> str:
 
 
 def entropy(frequencies: np.ndarray) -> float:
-    """Entropy in nats of a distribution (V,) over tokens: no model of single tokens can score below it."""
+    """The entropy in nats of a distribution (V,) over tokens."""
     p = frequencies[frequencies > 0]
     return float(-(p * np.log(p)).sum())

@@ -1,9 +1,10 @@
-"""Micro-batches of one rank, in order, from any step on: content depends on nothing but (shards, seed, step).
+"""The micro-batches of one rank, in order, from any step on.
 
-Workers only compute ahead. Rank, micro-batch, worker count and prefetch depth cut the same samples differently.
+The samples of a step depend on the shards, the seed and the step alone. The number of ranks, the micro-batch, the
+number of workers and the prefetch depth only divide the same samples differently. Workers only compute ahead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -19,15 +20,15 @@ from pretrain.processes.memory import keep_freed
 from pretrain.processes.prefetch import ahead
 
 
-def windows_at_once(phase: Phase, phases: list[Phase], micro_batch: int) -> int:
-    """Windows of a micro-batch in `phase`: `micro_batch` of the longest phase, in others about as many tokens."""
+def windows_at_once(phase: Phase, phases: Sequence[Phase], micro_batch: int) -> int:
+    """Windows of a micro-batch in `phase`: `micro_batch` with the longest windows, else about as many tokens."""
     return micro_batch * max(other.seq_len for other in phases) // phase.seq_len
 
 
 def accumulation(phase: Phase, micro_batch: int, world: int) -> int:
-    """Micro-batches of `micro_batch` windows a rank takes per step.
+    """The number of micro-batches of `micro_batch` windows that a rank computes in a step.
 
-    Raises ConfigError, with the nearest legal values, when it is not whole.
+    Raises ConfigError, with the nearest legal values, when it is not a whole number.
     """
     per_round = micro_batch * world
     if phase.batch % per_round:
@@ -44,14 +45,16 @@ def accumulation(phase: Phase, micro_batch: int, world: int) -> int:
 
 @dataclass(frozen=True)
 class MicroBatch:
+    """A batch for one forward pass, with its digest."""
+
     batch: Batch
-    first_sample: int  # of the phase
-    filled: int  # slots that count
-    digest: int  # sum over samples of a 63-bit hash of what the sample holds: the same however they are cut
+    first_sample: int  # the number of its first sample in the phase
+    filled: int  # the number of slots that count
+    digest: int  # the sum of a 63-bit hash of each sample: sums are equal however the samples are divided
 
 
 class Batches:
-    """Item i is micro-batch i of this rank, counted from step 0 of the run."""
+    """The micro-batches of this rank: item i is micro-batch i, counted from step 0 of the run."""
 
     def __init__(
         self,
@@ -62,8 +65,7 @@ class Batches:
         world: int = 1,
         begun: int = 0,
     ):
-        """`objectives`: one for each phase. `begun` leading phases are over: they need not divide among the ranks of
-        today."""
+        """`objectives`: one for each phase. The first `begun` phases are over: they need not divide among the ranks."""
         self.data, self.objectives, self.phases, self.rank = data, objectives, data.phases, rank
         self.at_once = [windows_at_once(phase, self.phases, micro_batch) for phase in self.phases]
         self.rounds = [
@@ -72,7 +74,7 @@ class Batches:
         ]
 
     def first_item(self, step: int) -> int:
-        """Number of the first micro-batch of a step."""
+        """The number of the first micro-batch of a step."""
         items = 0
         for phase, rounds in zip(self.phases, self.rounds, strict=True):
             taken = min(step, phase.steps)
@@ -86,14 +88,14 @@ class Batches:
         return self.take(*self._samples(item))
 
     def ahead(self, item: int) -> None:
-        """Have the system begin to read micro-batch `item`, if there is one; nothing waits for it."""
+        """Ask the operating system to read micro-batch `item`, if there is one, in the background."""
         if item < len(self):
             phase, first, count = self._samples(item)
             order = self.data.order
             order.ahead(order.samples(phase, first, count), self.phases[phase].seq_len)
 
     def _samples(self, item: int) -> tuple[int, int, int]:
-        """The number of a micro-batch's phase, its first sample there, and how many it has."""
+        """The phase of a micro-batch, the number of its first sample in the phase, and the count of its samples."""
         begun = 0  # steps of earlier phases
         for phase, rounds, at_once in zip(self.phases, self.rounds, self.at_once, strict=True):
             if item < phase.steps * rounds:
@@ -103,7 +105,7 @@ class Batches:
         raise IndexError("past the last step")
 
     def take(self, phase: int, first: int, count: int) -> MicroBatch:
-        """Samples first … first + count - 1 of the phase of that number."""
+        """The micro-batch of samples first … first + count - 1 of phase number `phase`."""
         objective, order = self.objectives[phase], self.data.order
         samples = order.samples(phase, first, count)
         rows = order.rows(samples, self.phases[phase].seq_len, objective.wants_words)
@@ -112,14 +114,14 @@ class Batches:
 
 
 def digest(batch: Batch, first: int) -> int:
-    """63-bit sum over rows of a hash of (sample, inputs, targets): adds up over micro-batches and ranks.
+    """The 63-bit sum over rows of a hash of (sample, inputs, targets). Digests of micro-batches and ranks can be added.
 
-    A row is hashed by a random number for each of its places (multilinear; Lemire & Kaser 2014, "Strongly universal
-    string hashing is fast") and multiplied by an odd one of its sample's: 1 G tokens a second, where a cryptographic
-    hash of each row took 0.13 G.
+    The hash of a row multiplies each token by a random number of its place (multilinear hashing; Lemire & Kaser 2014,
+    "Strongly universal string hashing is fast") and the sum by an odd number of its sample. It takes 1 G tokens a
+    second, where a cryptographic hash of each row took 0.13 G.
     """
     inputs, targets = batch.inputs, batch.targets
-    if batch.target_index is None and batch.weights is None:  # all but the last of them are inputs
+    if batch.target_index is None and batch.weights is None:  # all targets but the last are inputs
         targets = targets[:, -1:]
     words, marks = _weights(inputs.shape[1], targets.shape[1])
     rows = np.einsum("bt,t->b", inputs, words) + np.einsum("bk,k->b", targets, marks)
@@ -132,6 +134,7 @@ def digest(batch: Batch, first: int) -> int:
 
 @lru_cache(maxsize=64)
 def _weights(*lengths: int) -> list[np.ndarray]:
+    """Random odd numbers for the places of rows: an array of each length."""
     return [(hash64(DIGEST, which, np.arange(n)) | np.uint64(1)).view(np.int64) for which, n in enumerate(lengths)]
 
 
@@ -140,9 +143,9 @@ def steps(
 ) -> Iterator[list[MicroBatch]]:
     """The micro-batches of each step from `first_step` on, in lists.
 
-    `workers` processes compute them, each up to `prefetch` micro-batches ahead; 0 workers: this process does. Whoever
-    computes one has the system read its own next one meanwhile, if `read_ahead`. Raises PretrainError when one of the
-    processes dies.
+    `workers` processes compute them, each up to `prefetch` micro-batches ahead; with 0 workers this process computes
+    them. With `read_ahead` the operating system reads the next micro-batch of a process while the process computes one.
+    Raises PretrainError when a worker dies.
     """
     items = range(batches.first_item(first_step), len(batches))
     apart = max(1, workers) if read_ahead else 0
@@ -158,13 +161,13 @@ def steps(
 
 
 def _item(batches: Batches, apart: int, item: int) -> MicroBatch:
-    """A micro-batch; the one that comes `apart` behind it is read meanwhile, unless that is 0."""
+    """Micro-batch `item`. Unless `apart` is 0, the system reads micro-batch `item + apart` meanwhile."""
     if apart:
         batches.ahead(item + apart)
     return batches[item]
 
 
 def _of_worker(batches: Batches, apart: int, item: int) -> MicroBatch:
-    """A micro-batch made in a process of its own."""
+    """Micro-batch `item`, computed in a worker process."""
     keep_freed()
     return _item(batches, apart, item)

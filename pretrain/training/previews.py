@@ -1,8 +1,10 @@
-"""Previews: what the model predicts for one held-out window of each corpus, as text for TensorBoard.
+"""Previews: the predictions of the model for one held-out window of each corpus, as text for TensorBoard.
 
-The ranks divide the corpora among themselves and forward all of their windows at once. A preview costs as many forwards
-as the objective asks for, whatever the length of the window and the number of corpora.
+The ranks divide the corpora among themselves, and each computes all of its windows in one batch. The objective sets the
+number of forward passes: it does not depend on the length of the windows or on the number of corpora.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,12 +20,14 @@ from pretrain.training.watch.observer import Findings, Moment
 
 
 class Previews:
-    """The observer that shows what the model predicts for one window of each corpus of the phase."""
+    """The observer that shows the predictions for one window of each corpus of the phase."""
 
     name = "previews"
 
-    def __init__(self, every_steps: int, phases: list[Phase], sides: list[Sides], world: World, tokenizer: Tokenizer):
-        """`sides`: for each phase the held-out windows of every corpus by name."""
+    def __init__(
+        self, every_steps: int, phases: Sequence[Phase], sides: list[Sides], world: World, tokenizer: Tokenizer
+    ):
+        """`sides`: the held-out windows of every corpus by name, for each phase."""
         self.every_steps = every_steps
         self._phases, self._sides, self._world, self._tokenizer = phases, sides, world, tokenizer
 
@@ -38,15 +42,15 @@ class Previews:
 
 
 def preview_texts(heldout: list[HeldOut], engine: Engine, world: World, tokenizer: Tokenizer) -> list[str]:
-    """Markdown for a window of each of `heldout`, which share an objective; a collective.
+    """Markdown for one window of each of `heldout`, which share an objective; a collective.
 
-    Every rank makes as many forwards, which ZeRO 3 needs: a rank that has no corpus repeats another rank's.
+    ZeRO 3 needs equally many forward passes on every rank, so a rank without a corpus repeats that of another rank.
     """
     objective = heldout[0].objective
-    count = -(-len(heldout) // world.size)  # windows of a rank
+    count = -(-len(heldout) // world.size)  # windows for each rank
     mine = [(world.rank * count + n) % len(heldout) for n in range(count)]
     once = slice(0, max(0, min(count, len(heldout) - world.rank * count)))
-    windows = [found.batch(found.spread[:1]) for found in heldout]  # the same one, however many windows are scored
+    windows = [found.batch(found.spread[:1]) for found in heldout]  # the same for every max_tokens
 
     def ask(batch: Batch) -> np.ndarray:
         _, likeliest = engine(objective, batch, each=True)
@@ -56,7 +60,7 @@ def preview_texts(heldout: list[HeldOut], engine: Engine, world: World, tokenize
     with torch.no_grad():
         predicted = torch.from_numpy(objective.preview([windows[n] for n in mine], ask))
     engine.train(True)
-    every = torch.zeros((len(heldout), *predicted.shape[1:]), dtype=torch.int64)
-    every[mine[once]] = predicted[once]
-    every = engine.total(every).numpy()
+    sums = torch.zeros((len(heldout), *predicted.shape[1:]), dtype=torch.int64)
+    sums[mine[once]] = predicted[once]
+    every = engine.total(sums).numpy()
     return [objective.preview_text(window, row, tokenizer) for window, row in zip(windows, every, strict=True)]

@@ -1,10 +1,12 @@
-"""The loop. What happens in a step is written in the step."""
+"""The training loop. Everything that happens in a step is written out in the loop."""
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,27 +26,27 @@ from pretrain.training.watch.log import Interval, StepReport, log_line, memory_g
 from pretrain.training.watch.metrics import Metrics
 from pretrain.training.watch.observer import Findings, Moment, Observer
 
-RUINED_IN_A_ROW = 20  # steps without a finite loss and gradient after which a run is given up
+RUINED_IN_A_ROW = 20  # after this many steps in a row without a finite loss and gradient a run gives up
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """In optimizer steps, where nothing else is said; 0: never, but at the end."""
+    """The intervals of a run in optimizer steps. 0 means never, except at the end of the run."""
 
     log: int
     checkpoint: int
-    checkpoint_s: float  # seconds since the last checkpoint
-    keep: int  # checkpoints
+    checkpoint_s: float  # in seconds since the last checkpoint
+    keep: int  # the number of newest checkpoints that are kept
     keep_every: int
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything `train` needs, built by run.py."""
+    """Everything that `train` needs. run.py builds it."""
 
     folder: Path
     seed: int
-    phases: list[Phase]
+    phases: Sequence[Phase]
     optim: OptimConfig
     intervals: Intervals
     engine: Engine
@@ -54,12 +56,12 @@ class Job:
     workers: int
     prefetch: int
     read_ahead: bool
-    observers: list[Observer]  # who looks at the run at intervals, in this order
+    observers: list[Observer]  # they measure in this order
     dropout: bool  # whether a step draws random numbers
-    flops_per_token: list[float]  # of each phase
-    low_precision: bool  # matrices in bf16: only then do the listed peaks apply
-    identity: dict  # what a checkpoint's index says about its run
-    begun: int  # steps behind the checkpoint at which a branch began; else 0
+    flops_per_token: list[float]  # a number for each phase
+    low_precision: bool  # whether matrix products are in bf16, as the listed peaks assume
+    identity: dict[str, Any]  # the entries about the run in the index of a checkpoint
+    begun: int  # the step of the checkpoint at which a branch began; 0: the run is no branch
     config_yaml: str
 
     @property
@@ -70,15 +72,15 @@ class Job:
 def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | None]:
     """Train from `state` to the last step, or until interrupted.
 
-    Returns where the run stands, and what its observers found at its end: None when it was interrupted before that.
-    A checkpoint is saved before anybody looks. Raises PretrainError when the weights are ruined.
+    Returns the state of the run, and the findings of its observers at the end; None: it was interrupted before. A
+    checkpoint is saved before observers measure. Raises PretrainError when the weights are ruined.
 
-    The mean loss of a step is over the targets of its global batch: Σ loss / N, with N summed over ranks before the
-    first backward, so micro-batches and ranks with fewer filled slots weigh less.
+    The loss of a step is the mean over the targets of its global batch: Σ loss / N. N is summed over the ranks before
+    the first backward pass, so micro-batches and ranks with fewer filled slots weigh less.
     """
     engine, world = job.engine, job.world
     tokens = tokens_after(state.step, job.phases)
-    line = state.step // job.intervals.log * job.intervals.log  # the step of the last log line
+    line = state.step // job.intervals.log * job.intervals.log  # the step of the last line of the log
     scored = min(state.step, job.steps - 1)  # a run that was killed before its summary is scored again
     records = (job.folder, state.step, tokens, line, scored, job.config_yaml, job.begun)
     metrics = Metrics(*records) if world.speaks else None
@@ -89,7 +91,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     engine.train(True)
     batches = loader.steps(job.batches, state.step, job.workers, job.prefetch, job.read_ahead)
     with Interrupt(watch_launcher=world.launched) as interrupt, closing(metrics) if metrics else nullcontext():
-        # A step is saved before anybody looks at it: an attempt that ended in between has left that to this one.
+        # A step is saved before observers measure. If the last attempt ended in between, they measure it now.
         due = observers_due(job, state.step) if job.begun < state.step < job.steps else []
         if due and job.peers.any(metrics is not None and not metrics.scored):
             stop = look(job, due, state, tokens, metrics, interrupt) is None
@@ -134,7 +136,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
                     interval = Interval()
 
             saves.note(report)
-            # One step more where the last one was skipped: if that is finite, it can be saved.
+            # After a skipped step do one more: if that is finite, it can be saved.
             stop = bool(asked) and (last or saves.ruined != 1)
             if last or stop or overdue or saves.due_at(state.step):
                 saves.wanted = True
@@ -152,23 +154,23 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
         if found is None and world.speaks:
             reason = interrupt.reason if interrupt.asked else "another rank was asked to"
             say(f"stopped at step {state.step} ({reason}): {saves.said(state)}")
-        job.peers.any(False)  # a launcher ends the other ranks as soon as one has ended: not before all is said
+        job.peers.any(False)  # a launcher ends all ranks when one ends: wait until rank 0 has printed
     return state, found
 
 
 def _agreed(engine: Engine, micro_batches: list[MicroBatch]) -> tuple[int, str]:
-    """Of the global batch the number of filled slots and the digest, summed over the ranks; a collective.
+    """The number of filled slots and the digest of the global batch, summed over the ranks; a collective.
 
-    A digest has 62 bits, and is summed in two halves: so the sum over any number of ranks stays below 2^63.
+    A digest has 62 bits. Its two halves are summed apart, so that the sums over any number of ranks stay below 2^63.
     """
     digests = sum(micro.digest for micro in micro_batches) % 2**62
     sums = torch.tensor([sum(micro.filled for micro in micro_batches), digests >> 31, digests & (2**31 - 1)])
     filled, high, low = engine.total(sums).tolist()
-    return max(1, filled), f"{((high << 31) + low) % 2**62:016x}"  # a batch may be one window, and that one empty
+    return max(1, filled), f"{((high << 31) + low) % 2**62:016x}"  # a batch may be one empty window
 
 
 def observers_due(job: Job, step: int) -> list[Observer]:
-    """The observers that look at the run after `step`."""
+    """The observers that measure after `step`."""
     return [observer for observer in job.observers if _due(step, observer.every_steps)]
 
 
@@ -180,7 +182,7 @@ def look(
     metrics: Metrics | None,
     interrupt: Interrupt,
 ) -> list[Findings] | None:
-    """Have observers look at the run, and record what they find; a collective. None: a rank was asked to stop."""
+    """Let observers measure, and record their findings; a collective. None: a rank was asked to stop."""
     every = []
     moment = Moment(state.step, locate(state.step - 1, job.phases).number, state.step == job.steps)
     for observer in observers:
@@ -196,7 +198,7 @@ def look(
 
 
 def _log(job: Job, state: TrainState, tokens: int, interval: Interval, metrics: Metrics) -> None:
-    """One line of the log, and a point of each of its series."""
+    """Print one line of the log, and record a point of each of its series."""
     position = locate(state.step - 1, job.phases)
     phase = position.phase
     values = interval.values(job.optim.clip, phase.batch_tokens)
@@ -213,23 +215,23 @@ def _log(job: Job, state: TrainState, tokens: int, interval: Interval, metrics: 
 
 
 class Saves:
-    """Which steps are saved, and which older checkpoints are removed.
+    """Decides which steps are saved, and when older checkpoints are removed.
 
-    A step is saved only if its loss and gradient were finite. The step that ruins the weights (one far too long) is
-    itself finite; only the next one shows it. So a checkpoint counts as proven when a finite step or evaluation has
-    followed it, and older checkpoints are removed only then, whatever `keep` says.
+    A step is saved only if its loss and gradient were finite. A step that is far too long ruins the weights and is
+    itself finite; only the next step shows it. So a checkpoint is proven when a finite step or evaluation has followed
+    it. Older checkpoints are removed only then, whatever `keep` says.
     """
 
     def __init__(self, job: Job, state: TrainState):
-        self.step = state.step  # of the newest checkpoint
-        self.wanted = False  # a checkpoint is due, and waits for a finite step
-        self.ruined = 0  # steps in a row without a finite loss and gradient
+        self.step = state.step  # the step of the newest checkpoint
+        self.wanted = False  # whether a checkpoint is due, and waits for a finite step
+        self.ruined = 0  # the number of last steps in a row without a finite loss and gradient
         self._job, self._proven = job, state.step == 0
         self._at = time.monotonic()  # when the newest checkpoint was saved
 
     @property
     def overdue(self) -> bool:
-        """Whether the time between checkpoints is over. Rank 0's clock decides for all."""
+        """Whether the time between checkpoints is over. The clock of rank 0 decides for all ranks."""
         every_s = self._job.intervals.checkpoint_s
         return self._job.world.speaks and every_s > 0 and time.monotonic() - self._at >= every_s
 
@@ -237,7 +239,7 @@ class Saves:
         return _due(step, self._job.intervals.checkpoint) or _due(step, self._job.intervals.keep_every)
 
     def note(self, report: StepReport) -> None:
-        """Take in a step. Raises PretrainError when there were too many in a row that were not finite."""
+        """Take note of a step. Raises PretrainError after too many steps in a row that were not finite."""
         if report.finite:
             self.ruined = 0
             self._prove()
@@ -259,9 +261,9 @@ class Saves:
         self.step, self.wanted, self._proven, self._at = state.step, False, False, time.monotonic()
 
     def end(self, state: TrainState, found: list[Findings], metrics: Metrics | None) -> None:
-        """Take in what observers found after the last step: it proves the weights, or shows that they are ruined.
+        """Take note of the findings after the last step: they prove the weights, or show that they are ruined.
 
-        A last step that was skipped left the weights as they were, and they are saved once they are proven so.
+        If the last step was skipped, the weights did not change, and they are saved now that they are proven.
         """
         if faults := [findings.ruined for findings in found if findings.ruined]:
             raise PretrainError("\n  ".join((faults[0], *self._remedy())))
@@ -270,13 +272,13 @@ class Saves:
         self._prove()
 
     def said(self, state: TrainState) -> str:
-        """Whether the step where a run stops is saved."""
+        """A text that says whether the step at which a run stops is saved."""
         if self.step == state.step:
             return "saved"
         return f"not saved, {self.ruined} steps in a row had no finite loss and gradient; {self._remedy()[0]}"
 
     def _prove(self) -> None:
-        """Remove older checkpoints now that the newest has proven itself; a collective, as removing may take long."""
+        """Remove older checkpoints, because the newest one is proven; a collective, as removing may take long."""
         if self._proven:
             return
         self._proven = True
@@ -285,7 +287,7 @@ class Saves:
                 checkpoint.prune(self._job.folder, self._job.intervals.keep, self._job.intervals.keep_every)
 
     def _remedy(self) -> list[str]:
-        """Sentences about the checkpoints to continue from when steps are no longer finite."""
+        """Sentences that say which checkpoint to continue from when steps are no longer finite."""
         newest = checkpoint.newest(self._job.folder, speak=False)
         if newest is None:
             return ["no checkpoint was saved before: begin again with a smaller optim.lr and another out="]
@@ -298,4 +300,5 @@ class Saves:
 
 
 def _due(step: int, every: int) -> bool:
+    """Whether `step` is a multiple of `every`; never if `every` is 0."""
     return every > 0 and step % every == 0

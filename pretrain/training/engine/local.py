@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.errors import ConfigError
-from pretrain.objectives import Objective
 from pretrain.objectives.batch import Batch
+from pretrain.objectives.objective import Objective
 from pretrain.training.engine.config import EngineConfig, dotted
 from pretrain.training.engine.ranks import World, device_of
 from pretrain.training.engine.weights import clipped, named, set_lr
-from pretrain.training.optim import Optimizer
+from pretrain.training.optim.optimizer import Optimizer
 
 
 class LocalEngine:
-    """One process, plain torch, and the reference that DeepSpeed is compared with.
+    """One process and plain torch. Tests compare DeepSpeed with this engine.
 
-    The optimizer updates `masters`, which are fp32. They are the module itself, except for `precision` bf16: then the
-    module is a copy in bf16, made again after each step, and the masters' gradients are the fp32 sums of its own.
+    The optimizer updates `masters`, a module in fp32. With `precision` bf16 the trained module is a bf16 copy of
+    `masters`, which is made again after each step; its gradients are summed in fp32 into those of `masters`. With other
+    precisions `masters` is the trained module itself.
     """
 
     name = "plain torch"
@@ -67,28 +68,28 @@ class LocalEngine:
         return norm
 
     def _copy_masters(self) -> None:
-        """Make the module's bf16 weights from the masters, where these are not the module's own."""
+        """Copy the masters into the module's bf16 weights, if they are two modules."""
         if self.masters is not self.module:
             with torch.no_grad():
                 torch._foreach_copy_(list(self.module.parameters()), list(self.masters.parameters()))
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over ranks of a small tensor; here the tensor itself."""
+        """Sum a small CPU tensor over the ranks; with one rank it stays as it is."""
         return values
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every whole weight by its name, in the model's order."""
+        """The shape of each whole weight by name, in the order of the model."""
         return {name: tuple(p.shape) for name, p in self._weights.items()}
 
     def whole(self, kind: str, name: str) -> Tensor:
-        """One whole fp32 tensor on the CPU: the weight of that name (`kind` "weights"), or a state of the optimizer."""
+        """A whole fp32 tensor on the CPU: the weight `name` if `kind` is "weights", else its state of that name."""
         p = self._weights[name]
         return (p.detach() if kind == "weights" else self.optimizer.state[p][kind]).float().cpu()
 
     def restore(
         self, load: Callable[[str, str], Tensor], steps_applied: int, objective: Objective, batch: Batch
     ) -> None:
-        """Take over a saved state: `load(kind, name)` gives each whole fp32 tensor; `batch` is any valid one."""
+        """Set a saved state: `load(kind, name)` returns each whole fp32 tensor. `batch` may be any valid batch."""
         with torch.no_grad():
             for name, p in self._weights.items():
                 p.copy_(load("weights", name))
@@ -99,6 +100,7 @@ class LocalEngine:
 
 
 def _add_gradient(master: nn.Parameter, p: nn.Parameter) -> None:
-    """Add the gradient of one backward pass to the fp32 sum of its master, and free it."""
+    """Add the gradient of one backward pass to the fp32 sum in `master`, and free the gradient."""
     gradient, p.grad = p.grad, None
+    assert gradient is not None, "the hook runs after the gradient is accumulated"
     master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)

@@ -1,5 +1,7 @@
-"""How the ranks of a run wait for each other outside of the training steps: at the start and while a checkpoint is
-saved. They use a gloo group of their own, with its own time limit, because a save may take longer than a step may."""
+"""Agreement among the ranks outside of the training steps: at the start, and while a checkpoint is saved.
+
+It uses a gloo group of its own with its own time limit, because a save may take longer than a step may.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +14,10 @@ from pretrain.training.engine.ranks import World, failures_said, new_group
 
 
 class Peers:
-    """The ranks of `world`, which `join` has connected. Every method is a collective.
+    """The ranks of `world`, connected by `join`. Every method is a collective.
 
-    A rank that waits longer than `timeout_s` for another raises PretrainError. A plain process has no peers: each
-    method returns at once.
+    A rank that waits longer than `timeout_s` for another raises PretrainError. A plain process is alone, so each method
+    returns at once.
     """
 
     def __init__(self, world: World, timeout_s: float = 3600):
@@ -31,29 +33,28 @@ class Peers:
         return bool(flags)
 
     def share(self, value: Any) -> list:
-        """The `value` of each rank, in the order of ranks."""
+        """The `value` of each rank, in the order of the ranks."""
         if self._group is None:
             return [value]
-        found = [None] * self.world.size
+        found: list[Any] = [None] * self.world.size
         with failures_said(self.world):
             torch.distributed.all_gather_object(found, value, group=self._group)
         return found
 
     @contextmanager
     def one_fate(self) -> Iterator[None]:
-        """At the end of the block raise on every rank what one of them raised in it, the lowest rank's first.
+        """If a rank raises in the block, raise the same error on every rank; of several, the one of the lowest rank.
 
-        Without this a rank that cannot go on would leave the others waiting until their time limit, with no word.
+        Without this, a rank that cannot go on would leave the others waiting until their time limit, with no message.
         """
+        told: UserError | None = None
         try:
             yield
         except UserError as error:
             told = error
         except Exception as error:
             self.share(PretrainError(f"rank {self.world.rank} failed: {type(error).__name__}: {error}"))
-            raise  # a fault of ours shows its traceback where it happened
-        else:
-            told = None
+            raise  # a bug shows its traceback on the rank where it happened
         first = next((error for error in self.share(told) if error is not None), None)
         if first is not None:
             raise first from None

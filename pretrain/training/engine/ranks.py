@@ -1,6 +1,6 @@
-"""The ranks of a run: how a process finds out which one it is, meets the others, and what it says when they fail.
+"""The ranks of a run: how a process learns its rank, connects to the others, and reports their failures.
 
-A launcher (deepspeed, torchrun, srun) starts the ranks and tells each its number in environment variables. A process
+A launcher (deepspeed, torchrun, srun) starts the ranks and gives each its number in environment variables. A process
 without these variables is alone.
 """
 
@@ -20,17 +20,17 @@ from pretrain.errors import ConfigError, PretrainError, ResumeError
 from pretrain.processes.signals import launcher
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-WAIT_SAID_S = 5.0  # ranks of one launcher come within two seconds of each other
+WAIT_SAID_S = 5.0  # seconds before a wait is reported: one launcher starts all ranks within two seconds
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """The place of this process among the ranks."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    launched: bool = False  # by deepspeed, torchrun or srun; else a single plain process
+    launched: bool = False  # whether deepspeed, torchrun or srun started it; else it is a single plain process
 
     @property
     def speaks(self) -> bool:
@@ -38,10 +38,10 @@ class World:
 
 
 def find_world() -> World:
-    """Which rank this process is, from the variables of deepspeed, torchrun or SLURM.
+    """The rank of this process, from the environment variables of deepspeed, torchrun or SLURM.
 
-    Sets RANK, WORLD_SIZE and LOCAL_RANK from SLURM's variables, for libraries that read only those. Raises ConfigError
-    naming the variable that is missing or makes no sense.
+    Sets RANK, WORLD_SIZE and LOCAL_RANK from SLURM's variables, for libraries that read only these. Raises ConfigError,
+    naming the variable, when one is missing or has no valid value.
     """
     env = os.environ
     if "RANK" not in env and "SLURM_PROCID" in env and _whole("SLURM_NTASKS", least=1, default=1) > 1:
@@ -64,14 +64,14 @@ def find_world() -> World:
         _whole("MASTER_PORT", least=1, most=65535)
         if not env.get("MASTER_ADDR"):
             raise ConfigError(f"MASTER_ADDR is not set, where {size} ranks are to meet", _remedy())
-    if on_cuda():  # srun --gpus-per-task=1 shows each rank one device, whatever its number on the node
+    if on_cuda():  # with srun --gpus-per-task=1 every rank sees one device only
         local_rank %= torch.cuda.device_count()
         env["LOCAL_RANK"] = str(local_rank)
     return World(rank, size, local_rank, launched=True)
 
 
 def _whole(name: str, least: int = 0, most: int = 2**31 - 1, default: int | None = None) -> int:
-    """The whole number in an environment variable."""
+    """The value of the environment variable `name`, which must be a whole number. Raises ConfigError."""
     value = os.environ.get(name)
     if value is None and default is not None:
         return default
@@ -84,7 +84,7 @@ def _whole(name: str, least: int = 0, most: int = 2**31 - 1, default: int | None
 
 
 def _remedy() -> str:
-    """The remedy for variables that describe ranks which are not there."""
+    """The advice for environment variables that describe ranks that do not exist."""
     if launcher() == "srun":
         return "start every rank with srun, or one process alone with: env -u SLURM_PROCID python …"
     names = " ".join(f"-u {name}" for name in RANK_VARIABLES if name in os.environ)
@@ -92,16 +92,16 @@ def _remedy() -> str:
 
 
 def join(world: World, timeout_s: int) -> None:
-    """Connect the ranks: NCCL on CUDA, gloo on CPU. Each later wait for another rank ends after `timeout_s`.
+    """Connect the ranks: NCCL on CUDA, gloo on CPU. Every later wait for another rank ends after `timeout_s`.
 
-    Raises ConfigError when the port is taken, or when not all ranks have come within `timeout_s`.
+    Raises ConfigError when the port is taken, or when a rank is missing after `timeout_s`.
     """
     warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*")
     import deepspeed
     import deepspeed.ops
     from torch.distributed import distributed_c10d
 
-    # On CPU each rank would leave 69 MB in /dev/shm for ever; training collectives go through gloo anyway.
+    # With this kernel each rank on a CPU would leave 69 MB in /dev/shm. The collectives of training use gloo anyway.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
@@ -110,10 +110,11 @@ def join(world: World, timeout_s: int) -> None:
     os.environ.setdefault("LOCAL_SIZE", str(world.size))
     if on_cuda():
         torch.cuda.set_device(world.local_rank)
-    # DeepSpeed makes groups of its own, some of them late, and gives them no limit: they would have torch's default,
-    # 30 minutes for gloo, whatever is said to init_distributed.
+    # DeepSpeed makes groups of its own, some of them late, without a time limit. They would have torch's default, which
+    # is 30 minutes for gloo, whatever limit init_distributed is given.
     limit = timedelta(seconds=timeout_s)
-    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
+    distributed_c10d.default_pg_timeout = limit
+    distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]  # torch imports it, without export
     waiting = threading.Timer(WAIT_SAID_S, _say_waiting, [world, timeout_s])
     waiting.daemon = True
     if world.size > 1:
@@ -127,9 +128,9 @@ def join(world: World, timeout_s: int) -> None:
 
 
 def new_group(timeout_s: float) -> "torch.distributed.ProcessGroup | None":
-    """A gloo group of all ranks, for CPU tensors and barriers, whose waits end after `timeout_s`; a collective.
+    """A gloo group of all ranks for CPU tensors, whose waits end after `timeout_s`; a collective.
 
-    None without ranks.
+    None in a plain process.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
@@ -148,12 +149,12 @@ def _say_waiting(world: World, timeout_s: int) -> None:
 
 
 def _not_joined(world: World, timeout_s: int, problem: str) -> ConfigError:
-    """Why the ranks could not be connected, from torch's words."""
+    """The error for ranks that could not be connected, from the message of torch, `problem`."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     if "EADDRINUSE" in problem or "address already in use" in problem.lower():
         return ConfigError(
             f"port {port} is taken",
-            f"rank 0 wanted to wait there for the other ranks; another program listens on {address}:{port}",
+            f"rank 0 waits for the other ranks at {address}:{port}, where another program listens",
             f"choose another: deepspeed --master_port {_free_port()} …, or torchrun --master-port, or MASTER_PORT",
         )
     first = problem.strip().splitlines()[0][:300] if problem.strip() else "no reason was given"
@@ -168,15 +169,15 @@ def _not_joined(world: World, timeout_s: int, problem: str) -> ConfigError:
         remedy = f"RANK and WORLD_SIZE are set in this shell: {_remedy()}"
     else:
         remedy = (
-            "see whether every rank was started and what the others say; on several nodes every node must reach "
-            f"{address}, through the interface named in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
+            "check that every rank was started, and read the output of the others; on several nodes every node must "
+            f"reach {address} through the interface in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
         )
     return ConfigError(what, f"at {address}:{port}: {first}", remedy)
 
 
 @contextmanager
 def failures_said(world: World) -> Iterator[None]:
-    """Turn what breaks a step from outside into a message: a peer that hangs or is gone, memory that runs out."""
+    """Turn failures from outside into a clear error: another rank hangs or has ended, or memory ran out."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -187,6 +188,7 @@ def failures_said(world: World) -> Iterator[None]:
 
 
 def _said(world: World, error: Exception) -> PretrainError | None:
+    """The clear error for a failure from outside; None if `error` is something else."""
     text = str(error)
     limit = re.search(r"[Tt]imed out waiting (\d+) ?ms|Timeout\(ms\)=(\d+)", text)
     if limit:
@@ -194,19 +196,20 @@ def _said(world: World, error: Exception) -> PretrainError | None:
         return PretrainError(
             f"rank {world.rank} waited {waited:g} s for another rank, which did not answer\n"
             "  one of the other ranks hangs or is stopped: look at its process, its GPU (nvidia-smi) and its disk\n"
-            "  start it again: a run goes on from its newest checkpoint; how long a rank waits is engine.timeout_s, in "
-            "a save checkpoint.timeout_s"
+            "  start the run again: it continues from its newest checkpoint; the time limits are engine.timeout_s and, "
+            "in a save, checkpoint.timeout_s"
         )
     if re.search(r"[Cc]onnection (closed|reset)|[Rr]ead error .*peer|[Bb]roken pipe", text):
         return PretrainError(
             f"rank {world.rank} lost the connection to another rank, which has ended\n"
-            "  why it ended is said in its own output, or in the kernel's log (dmesg) if it was killed\n"
-            "  start it again: a run goes on from its newest checkpoint"
+            "  its own output says why it ended, or the log of the kernel (dmesg) if it was killed\n"
+            "  start the run again: it continues from its newest checkpoint"
         )
     return _out_of_memory(world, error)
 
 
 def _out_of_memory(world: World, error: Exception) -> ConfigError | None:
+    """The error that says how to use less memory; None if `error` is something else."""
     text = str(error)
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not out_of_memory and "can't allocate memory" not in text and "Cannot allocate memory" not in text:
@@ -222,13 +225,13 @@ def _out_of_memory(world: World, error: Exception) -> ConfigError | None:
 
 
 def check_agreement(world: World, facts: dict[str, str]) -> None:
-    """Raise ResumeError unless every rank says the same `facts`; a collective, after `join`.
+    """Raise ResumeError unless all ranks have the same `facts`; a collective, after `join`.
 
-    Ranks that read other shards, or found another checkpoint on a disk of their own, would train on without a word.
+    Without this check, ranks that read different shards or checkpoints from their own disks would train on silently.
     """
     if world.size == 1:
         return
-    said: list[dict[str, str] | None] = [None] * world.size
+    said: list[dict[str, str]] = [{}] * world.size
     torch.distributed.all_gather_object(said, facts)
     for rank, other in enumerate(said):
         for name, value in said[0].items():
@@ -241,7 +244,7 @@ def check_agreement(world: World, facts: dict[str, str]) -> None:
 
 
 def on_cuda() -> bool:
-    """Whether this process trains on a GPU; DS_ACCELERATOR=cpu says no, as it does to DeepSpeed."""
+    """Whether this process trains on a GPU. DS_ACCELERATOR=cpu forbids it, as it does for DeepSpeed."""
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
 
 

@@ -1,4 +1,4 @@
-"""What both engines do with weights and gradients in a step."""
+"""Functions for weights and gradients that both engines use in a step."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,12 +8,12 @@ from torch import nn
 
 
 def named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The model's weights by name, each once, without the Learner's prefix."""
+    """Each weight of the model once, with its name in the model: without the Learner's prefix."""
     return ((name.removeprefix("model."), p) for name, p in module.named_parameters())
 
 
 def clipped(weights: Iterable[nn.Parameter], clip: float) -> float | None:
-    """Scale the gradients so that their global norm is at most `clip`. The norm before; None where it is not finite."""
+    """Scale the gradients to a global norm of at most `clip`. Return the norm before; None if it is not finite."""
     weights = list(weights)
     norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
     length = float(norm)

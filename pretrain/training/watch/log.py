@@ -1,17 +1,18 @@
-"""The log of a run: what a step measured, and one line for each interval of steps."""
+"""The log of a run: the measurements of each step, and one line for each interval of steps."""
 
 import contextlib
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets; a device not listed has no MFU, never a guess.
-# The first name that occurs in the device's counts.
+# Dense bf16 peaks in FLOP/s from the vendors' data sheets. A device that is not listed gets no MFU, because we do not
+# guess. A device has the peak of the first name that occurs in its own name.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -25,14 +26,14 @@ PEAK_FLOPS = {
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step, as measured."""
+    """The measurements of one optimizer step."""
 
-    step: int  # steps done, this one included
+    step: int  # the number of steps done, this one included
     loss: float | None  # mean nats per target of the global batch; None: not finite
     lr: float
-    grad_norm: float | None  # before clipping; None: not finite, the step was skipped
-    digest: str  # of the global batch
-    tokens: int  # of the run so far
+    grad_norm: float | None  # before clipping; None: it was not finite, and the step was skipped
+    digest: str  # the digest of the global batch
+    tokens: int  # the tokens of the run so far
     step_s: float
     data_wait_s: float
 
@@ -42,7 +43,7 @@ class StepReport:
 
 
 def say(line: str) -> None:
-    """Print a line of the log. If it cannot be written (a full disk, a closed pipe) the run goes on in silence."""
+    """Print a line of the log. If it cannot be written (a full disk, a closed pipe) the run goes on without a log."""
     try:
         print(line, flush=True)
     except OSError as error:
@@ -54,6 +55,7 @@ def say(line: str) -> None:
 
 
 def peak_flops(device: "torch.device") -> float | None:
+    """The bf16 peak of a device in FLOP/s; None: not known."""
     import torch
 
     if device.type != "cuda":
@@ -63,7 +65,7 @@ def peak_flops(device: "torch.device") -> float | None:
 
 
 def memory_gib(device: "torch.device") -> float:
-    """Largest memory used so far: of the GPU's allocator, or of this process (resident set) on a CPU."""
+    """The most memory used so far in GiB: by the GPU's allocator, or by this process (resident set) on a CPU."""
     import torch
 
     if device.type == "cuda":
@@ -72,13 +74,13 @@ def memory_gib(device: "torch.device") -> float:
 
 
 class Interval:
-    """The steps since the last log line, evaluations and saves between them notwithstanding.
+    """The steps since the last line of the log. The time of evaluations and saves between them is not counted.
 
-    Losses and norms are of the finite steps alone. `before` are steps of this interval that an earlier attempt
-    recorded: they count for the means, and not for the speed.
+    Means of losses and norms are over the finite steps. `before`: steps of this interval that an earlier attempt
+    recorded. They count for the means, but not for the speed.
     """
 
-    def __init__(self, before: list[StepReport] = ()):
+    def __init__(self, before: Sequence[StepReport] = ()):
         self.steps = list(before)
         self._before = len(before)
 
@@ -95,7 +97,7 @@ class Interval:
         return sum(step.grad_norm is None for step in self.steps)
 
     def values(self, clip: float | None, batch_tokens: int) -> dict[str, float]:
-        """The series of a log line by name. A step has `batch_tokens`; norms above `clip` are clipped."""
+        """The values of a line of the log by series. A step has `batch_tokens`; norms above `clip` are clipped."""
         timed = self.steps[self._before :]
         seconds = sum(step.step_s for step in timed)
         values = {

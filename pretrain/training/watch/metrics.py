@@ -1,13 +1,13 @@
-"""The records of a run: one log line an interval, two files of lines, TensorBoard. Only rank 0 writes them.
+"""The records of a run: two files of JSON lines, and TensorBoard. Only rank 0 writes them.
 
-`metrics.jsonl` has one line for every step, with losses to the last bit and the digest of the batch: two runs are the
-same run exactly when these lines agree. `evaluations.jsonl` has one line for every evaluation and corpus. TensorBoard
-gets every series twice: `train/loss` over steps and `by_tokens/train_loss` over tokens. The latter have event files of
-their own, because what a restart purges is counted in the x-axis of the whole file.
+`metrics.jsonl` has one line for every step, with the loss to the last bit and the digest of the batch: two runs are the
+same exactly when these lines agree. `evaluations.jsonl` has one line for every evaluation and corpus. TensorBoard gets
+every series twice: `train/loss` over steps and `by_tokens/train_loss` over tokens. The latter have event files of their
+own, because a restart removes points of a file by its x-axis.
 
-Records never end a run. A file that cannot be written is warned of once, and what should be in it is kept in memory
-until it can be written again. Lines of `metrics.jsonl` that were damaged are removed when the run continues, with a
-warning that names the file and the steps that are missing.
+Records never end a run. A file that cannot be written gives one warning, and its lines are kept in memory until it can
+be written again. When a run continues, it removes damaged lines of `metrics.jsonl`, with a warning that names the file
+and the missing steps.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 
 JSONL = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
-FLAT_STEPS = 200  # the fewest that are compared before a loss is called flat
-END_BYTES = 1 << 20  # of a file of metrics: about 4,000 steps
+FLAT_STEPS = 200  # the fewest steps over which a loss may be called flat
+END_BYTES = 1 << 20  # bytes at the end of a file of metrics: about 4,000 steps
 
 
 class Metrics:
-    """The records of one run, continued after `step` steps: lines of later steps, of an earlier attempt, are removed.
+    """The records of one run, continued after `step` steps. Lines of later steps, from an earlier attempt, are removed.
 
-    `before` are the recorded steps after step `since`: those of the log line that was not yet due. Evaluations after
-    step `scored` are made again. The run's own steps begin after step `begun`: 0, or where it branched off another run.
+    `before` holds the recorded steps after step `since`: they belong to the next line of the log. Evaluations after
+    step `scored` are made again. The run's own steps begin after step `begun`: 0, or the step at which it branched off
+    another run.
     """
 
     def __init__(self, run: Path, step: int, tokens: int, since: int, scored: int, config_yaml: str, begun: int = 0):
@@ -45,8 +47,9 @@ class Metrics:
         self._steps = _Record(event_file(run / "tensorboard"), first_events(step + 1))
         self._tokens = _Record(event_file(run / "tensorboard" / "by_tokens"), first_events(tokens + 1))
         self.before: list[StepReport] = []
-        self.scored = False  # whether step `scored` has been evaluated; its line "" is the last to be written
-        kept, damaged = {}, 0
+        self.scored = False  # whether step `scored` is evaluated: the line of the mixture, "", is written last
+        kept: dict[int, bytes] = {}
+        damaged = 0
         try:
             for line, report in _lines(path):
                 damaged += report is None
@@ -63,11 +66,11 @@ class Metrics:
         self.text("config", f"```yaml\n{config_yaml}```", step)
 
     def record(self, report: StepReport) -> None:
-        """Every step, to metrics.jsonl."""
+        """Append a step to metrics.jsonl."""
         self._jsonl.append(json.dumps(vars(report), allow_nan=False).encode() + b"\n")
 
     def found(self, findings: "Findings", step: int, tokens: int) -> None:
-        """Record what an observer found."""
+        """Record the findings of an observer."""
         if findings.values:
             self.scalars(findings.values, step, tokens)
         for corpus, record in findings.records.items():
@@ -76,13 +79,13 @@ class Metrics:
             self.text(tag, text, step)
 
     def _evaluation(self, step: int, corpus: str, scores: dict[str, float | int | None]) -> None:
-        """The held-out scores of a corpus, or under "" of the mixture, to evaluations.jsonl."""
+        """Append the held-out scores of a corpus, or of the mixture under the name "", to evaluations.jsonl."""
         values = {name: value if value is None or math.isfinite(value) else None for name, value in scores.items()}
         line = json.dumps({"step": step, "corpus": corpus, **values}, ensure_ascii=False, allow_nan=False)
         self._evaluations.append(line.encode() + b"\n")
 
     def _repair_evaluations(self, scored: int) -> None:
-        """Remove damaged lines, those after step `scored`, and those of an evaluation of it that was not finished."""
+        """Remove damaged lines, lines after step `scored`, and lines of an unfinished evaluation of that step."""
         path = self._evaluations.path
         try:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -100,7 +103,7 @@ class Metrics:
             say(f"warning: {path}: {damaged} damaged line{'s'[: damaged != 1]} removed; the training goes on")
 
     def scalars(self, values: dict[str, float], step: int, tokens: int) -> None:
-        """A point of each series; a value that is not finite is left out."""
+        """Add a point to each series. A value that is not finite is left out."""
         from torch.utils.tensorboard.summary import scalar
 
         values = {tag: value for tag, value in values.items() if math.isfinite(value)}
@@ -109,12 +112,13 @@ class Metrics:
         self._tokens.append(b"".join(event(scalar(tag, value), tokens) for tag, value in tags.items()))
 
     def text(self, tag: str, text: str, step: int) -> None:
+        """Add a text in Markdown."""
         from torch.utils.tensorboard.summary import text as summary
 
         self._steps.append(event(summary(tag, text), step))
 
     def sync(self) -> None:
-        """Push the lines to disk: before a checkpoint is published, which a power cut leaves whole."""
+        """Push the lines to disk. Called before a checkpoint is published, so that no power cut loses their steps."""
         self._jsonl.sync()
         self._evaluations.sync()
 
@@ -124,32 +128,32 @@ class Metrics:
 
 
 class _Record:
-    """A file that is only appended to. Whatever happens to it, the run goes on: it is warned of once.
+    """A file that is only appended to. If it cannot be written, the run goes on and warns once.
 
-    What could not be written is written with the next call; a file that was removed is begun again, with `head`.
+    Data that could not be written are written with the next call. A file that was removed is begun again with `head`.
     """
 
     def __init__(self, path: Path, head: bytes = b""):
         self.path, self._head = path, head
-        self._file = None
+        self._file: FileIO | None = None
         self._unwritten = b""
         self._warned = False
 
     def append(self, data: bytes) -> None:
         self._unwritten += data
         try:
-            self._open()
-            size = os.fstat(self._file.fileno()).st_size
-            written = self._file.write(self._unwritten)
-            if written < len(self._unwritten):  # the disk is full: no torn line stays
-                os.ftruncate(self._file.fileno(), size)
+            file = self._open()
+            size = os.fstat(file.fileno()).st_size
+            written = file.write(self._unwritten)
+            if written < len(self._unwritten):  # the disk is full: remove the torn line
+                os.ftruncate(file.fileno(), size)
                 raise OSError("the disk is full")
             self._unwritten = b""
         except OSError as error:
             self._warn(f"cannot be written: {error.strerror or error}")
 
     def replace(self, data: bytes) -> None:
-        """Give the file other contents; a kill here must not cost the old ones."""
+        """Replace the contents of the file. If the process is killed here, the old contents stay."""
         aside = self.path.with_name(f".{self.path.name}.tmp")
         try:
             aside.write_bytes(data)
@@ -169,12 +173,12 @@ class _Record:
             if self._file:
                 self._file.close()
 
-    def _open(self) -> None:
-        """Open the file, again if another has its name by now or none has."""
+    def _open(self) -> FileIO:
+        """The open file. It is opened again if it was removed or if another file now has its name."""
         if self._file:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
-                    return
+                    return self._file
             self._warn("was removed or replaced while the run wrote to it; it is begun again from here on")
             self.close()
             self._file = None
@@ -182,6 +186,7 @@ class _Record:
         self._file = open(self.path, "ab", buffering=0)
         if self._head and not os.fstat(self._file.fileno()).st_size:
             self._file.write(self._head)
+        return self._file
 
     def _warn(self, what: str) -> None:
         if not self._warned:
@@ -195,10 +200,11 @@ def reports(run: Path) -> list[StepReport]:
 
 
 def flat_steps(run: Path) -> int:
-    """Over how many of its last steps the training loss of a run has not fallen: half of all, or 0.
+    """The number of last steps in which the training loss of a run has not fallen: half of all steps, or 0.
 
-    It has fallen when its mean over the last quarter of the steps is below that of the quarter before by more than two
-    standard errors of the difference. Of a healthy small run it is 5 to 15 of them after every 100 steps.
+    The loss has fallen if its mean over the last quarter of the steps is below that of the quarter before by more than
+    two standard errors of the difference. In a healthy small run the difference is 5 to 15 standard errors after every
+    100 steps.
     """
     losses = [report.loss for report in reports(run) if report.loss is not None]
     quarter = len(losses) // 4
@@ -211,9 +217,9 @@ def flat_steps(run: Path) -> int:
 
 
 def last_step(run: Path) -> int | None:
-    """The last step that a run has recorded, 0 if it has none; None where there is no file of metrics.
+    """The last step that a run has recorded; 0: none; None: there is no file of metrics.
 
-    Of a file of millions of lines only the end is read.
+    Only the end of the file is read, because it may have millions of lines.
     """
     try:
         with open(run / JSONL, "rb") as file:
@@ -225,9 +231,9 @@ def last_step(run: Path) -> int | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, StepReport | None]]:
-    """Each line of a file of metrics with the step it records, None if it is damaged.
+    """Each line of a file of metrics with the step that it records, or with None if it is damaged.
 
-    What a killed process left of its last line does not count. Raises OSError when the file cannot be read.
+    The torn last line of a killed process is passed over. Raises OSError when the file cannot be read.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
@@ -253,7 +259,7 @@ def _parsed(line: bytes) -> StepReport | None:
 
 
 def _evaluated(line: bytes) -> tuple[int, str] | None:
-    """The step and the corpus that a line of evaluations.jsonl is of; None if the line is damaged."""
+    """The step and the corpus of a line of evaluations.jsonl; None if the line is damaged."""
     try:
         values = json.loads(line)
         whole = type(values["step"]) is int and type(values["corpus"]) is str and "loss" in values
@@ -263,7 +269,7 @@ def _evaluated(line: bytes) -> tuple[int, str] | None:
 
 
 def _warn_of_losses(path: Path, damaged: int, steps: range, recorded: dict[int, bytes]) -> None:
-    """One line that says what is wrong with a file of metrics that should have these `steps`, if anything is."""
+    """Warn if a file of metrics had damaged lines, or lacks some of `steps`."""
     missing = [number for number in steps if number not in recorded]
     said = []
     if damaged:
@@ -275,7 +281,7 @@ def _warn_of_losses(path: Path, damaged: int, steps: range, recorded: dict[int, 
 
 
 def _ranges(numbers: list[int]) -> str:
-    """`16 to 20, 31`, at most five of them."""
+    """Numbers as ranges, `16 to 20, 31`: at most five ranges."""
     begins = [number for number, before in zip(numbers, [None, *numbers], strict=False) if number - 1 != before]
     ends = [number for number, after in zip(numbers, [*numbers[1:], None], strict=True) if number + 1 != after]
     found = [f"{a} to {b}" if a < b else f"{a}" for a, b in zip(begins, ends, strict=True)]

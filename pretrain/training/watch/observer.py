@@ -1,7 +1,7 @@
-"""Who looks at a run: held-out loss, previews, and whatever else is measured at intervals.
+"""The contract of observers: held-out loss, previews, and everything else that is measured at intervals.
 
-An observer is one object in the list of a run. The training loop asks each one that is due, and records what it finds,
-so that an evaluation is added without a change of the loop.
+The training loop calls each observer of a list when it is due, and records its findings. So an evaluation is added
+without a change of the loop.
 """
 
 from dataclasses import dataclass, field
@@ -15,28 +15,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Moment:
-    """The step after which observers look."""
+    """The step after which observers measure."""
 
     step: int
-    phase: int  # its number
-    last: bool  # whether the run ends here
+    phase: int  # the number of the phase that the step belongs to
+    last: bool  # whether it is the last step of the run
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What an observer found."""
+    """The results of an observer."""
 
     values: dict[str, float] = field(default_factory=dict)  # points of TensorBoard's series, by name
     texts: dict[str, str] = field(default_factory=dict)  # Markdown for TensorBoard, by name
-    records: dict[str, dict] = field(default_factory=dict)  # lines of evaluations.jsonl, by corpus
-    summary: dict[str, Any] = field(default_factory=dict)  # entries of summary.json, if this is the end of the run
-    lines: list[str] = field(default_factory=list)  # for the log
-    ruined: str = ""  # what shows that the weights are ruined, if something does
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)  # lines of evaluations.jsonl, by corpus
+    summary: dict[str, Any] = field(default_factory=dict)  # entries of summary.json, used at the end of the run
+    lines: list[str] = field(default_factory=list)  # lines for the log
+    ruined: str = ""  # the reason if the weights are ruined, else empty
 
 
 class Observer(Protocol):
+    """An object that measures the model after every `every_steps` steps and at the end of the run."""
+
     name: str
-    every_steps: int  # it looks after every so many steps, and at the end of the run; 0: only at the end
+    every_steps: int  # 0: only at the end of the run
 
     def measure(self, engine: "Engine", moment: Moment, interrupt: Interrupt) -> Findings | None:
-        """Look at the model; a collective of all ranks. None when a rank is asked to stop meanwhile."""
+        """Measure the model; a collective. None when a rank is asked to stop meanwhile."""
