@@ -1,4 +1,4 @@
-"""The model's promises: no look ahead, the K-row head, honest FLOPs (no leaks: test_leaks.py)."""
+"""The model: causal attention, the head on K rows, the count of FLOPs. Leaks between documents: test_leaks.py."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def build(name: str, **changes) -> Transformer:
 
 
 def packed() -> tuple[MaskedLM, Batch]:
-    """One masked window of three documents, and its objective."""
+    """A masked window of three documents, and its objective."""
     text = np.random.default_rng(0).integers(5, V, (1, T)).astype(np.int32)
     text[0, [16, 30]], text[0, [0, 17, 31]] = BERT["sep"], BERT["cls"]
     objective = MaskedLM(MaskedLMConfig(kind="masked_lm", mask_ratio=0.3), BERT, V, T, 0)
@@ -70,7 +70,7 @@ PACKED = [[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0]]
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("segments", [PACKED, None], ids=["several documents", "one document a window"])
 def test_attention_equals_a_slow_loop(segments, causal, dtype):
-    """Every path of `attend`, outputs and gradients, beside a loop over single queries that picks its keys."""
+    """Compare outputs and gradients of every path of `attend` with a loop over queries that picks their keys."""
     torch.manual_seed(0)
     heads = [torch.randn(2, 4, 6, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
     numbers = torch.zeros(2, 6, dtype=torch.int32) if segments is None else torch.tensor(segments)
@@ -113,7 +113,7 @@ def test_a_window_of_one_document_gives_the_same_with_a_mask_and_without(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "autocast"])
 def test_one_mask_is_made_a_forward_in_the_dtype_of_queries_and_keys(dtype, monkeypatch):
-    """Another dtype would be converted by every layer, and each copy kept for the backward pass."""
+    """A mask of another dtype would be converted by every layer, and each copy kept for the backward pass."""
     made, seen = [], []
     mask_of, attend = attention.attention_mask, attention.attend
     monkeypatch.setattr(attention, "attention_mask", lambda *args: made.append(mask_of(*args)) or made[-1])
@@ -126,7 +126,7 @@ def test_one_mask_is_made_a_forward_in_the_dtype_of_queries_and_keys(dtype, monk
 
 
 def test_norm_and_rotation_equal_the_formulas_of_torch():
-    """Outputs and gradients of what has a backward pass of its own here."""
+    """Compare outputs and gradients of the functions that have their own backward pass."""
     torch.manual_seed(0)
     x, weight, turned = (torch.randn(shape, requires_grad=True) for shape in ((3, 5, 16), (16,), (2, 3, 5, 16)))
     norm = RMSNorm(16, eps=1e-6)

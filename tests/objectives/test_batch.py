@@ -1,4 +1,4 @@
-"""What is asked of the model, counted: which positions, what they show, where documents begin."""
+"""Batches, counted: the positions of targets, the tokens shown there, and the begins of documents."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def masked(T=64, seed=1, **kwargs) -> MaskedLM:
 
 
 def rows(B: int, T: int) -> np.ndarray:
-    """Ids that name their place: row b, position t holds 5 + (b + 7t) mod 900, a document every 20 tokens."""
+    """Ids that tell their place: row b, position t holds 5 + (b + 7t) mod 900. A document ends every 20 tokens."""
     b, t = np.arange(B)[:, None], np.arange(T)[None]
     ids = (5 + (b + 7 * t) % 900).astype(np.int32)
     ids[:, 19::20], ids[:, 20::20] = SPECIALS["sep"], SPECIALS["cls"]
@@ -27,7 +27,7 @@ def rows(B: int, T: int) -> np.ndarray:
 
 
 def shown(objective: MaskedLM, ids: np.ndarray, keys: np.ndarray, words: np.ndarray | None = None):
-    """The batch of windows that hold `ids` (B, T), and before them any token of text."""
+    """The batch of windows that hold `ids` (B, T). The token before each window is any token of text."""
     return objective.batch(of_stream(np.concatenate([ids[:, 1:2], ids], axis=1), SPECIALS["sep"], words), keys)
 
 
@@ -118,7 +118,7 @@ def test_layout_numbers_documents_and_restarts_positions():
 
 @pytest.mark.parametrize("kind", ["masked", "causal"])
 def test_a_batch_says_on_the_host_that_each_of_its_windows_holds_one_document(kind):
-    """Only then has it no segments. One more document in one window, or one free place behind it, brings them back."""
+    """Segments are None only then: one more document in a window, or one place of padding, brings them back."""
     causal = CausalLM(CausalLMConfig(kind="causal_lm"), {"pad": 0, "unk": 1, "eod": 2}, V, 8, 0)
     objective = causal if kind == "causal" else masked(T=8)
     end = 2 if kind == "causal" else SPECIALS["sep"]
@@ -128,7 +128,7 @@ def test_a_batch_says_on_the_host_that_each_of_its_windows_holds_one_document(ki
         return objective.batch(rows, np.arange(2)).segments
 
     assert segments(of_stream(tokens, end)) is None
-    tokens[0, 0] = end  # where a document begins a window, it is still alone in it
+    tokens[0, 0] = end  # a document that begins at the begin of a window is still alone in it
     whole = objective.batch(of_stream(tokens, end), np.arange(2))
     assert whole.segments is None and whole.position_ids.tolist() == [list(range(8))] * 2
     tokens[1, 4] = end
@@ -153,7 +153,7 @@ def test_batches_move_between_devices_whole():
 
 
 def worded(B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """`rows` with words of 1, 2, 3, 4, 1, 2 … tokens: (ids, where they begin)."""
+    """`rows` with words of 1, 2, 3, 4, 1, 2 … tokens: (ids, the begins of words)."""
     starts = np.cumsum([0] + [1 + n % 4 for n in range(T)])
     begins = np.zeros(T, bool)
     begins[starts[starts < T]] = True
@@ -185,14 +185,14 @@ def test_a_word_or_span_is_shown_in_one_way_and_80_10_10_of_them_are(kind):
     else:
         together = neighbours
     differ = (np.diff(how, axis=1) != 0) & together
-    # Alone, tokens would differ with 1 - 0.49 - 0.04 - 0.01 = 46 %. Neighbours of two spans that touch may.
+    # If each token were drawn alone, 1 - 0.49 - 0.04 - 0.01 = 46 % would differ. Tokens of two touching spans may.
     limit = {"word": 0.001, "span": 0.12, "word span": 0.12}[kind]
     assert together.sum() > 10_000 and differ.sum() / together.sum() < limit
 
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_words_and_spans_of_the_next_epoch_are_others(kind):
-    """The same 2,000 windows at other places of the run share what chance gives."""
+    """The same 2,000 windows at other places of the run share as many targets as chance gives."""
     n, T = 2000, 64
     ids, begins = worded(1, T)
     ids, begins = np.tile(ids, (n, 1)), np.tile(begins, (n, 1))
@@ -232,7 +232,7 @@ def test_lengths_and_layout_are_those_of_plain_masks():
 
 
 def test_the_masks_of_earlier_versions_are_drawn_again():
-    """The positions and tokens that seed 1 gave window 7 before words and spans came: they are a promise."""
+    """The positions and tokens of window 7 with seed 1 are a promise: they are as before words and spans existed."""
     batch = shown(masked(T=16, mask_ratio=0.4), rows(8, 16), np.arange(8))
     assert batch.target_index[7].tolist() == [1, 2, 5, 9, 11, 14]
     assert batch.inputs[7].tolist() == [2, 4, 4, 33, 40, 47, 54, 61, 68, 4, 82, 4, 96, 103, 4, 3]

@@ -1,4 +1,4 @@
-"""Which tokens are asked for: exactly K, each as likely as any other, in whole words and spans."""
+"""The choice of targets: exactly K tokens, each as likely as any other, in whole words and spans."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from pretrain.hashing import FIRST, MASK, SPAN, hash64
 from pretrain.objectives import masking
 from pretrain.objectives.masking import Draws
 
-# A row of words of 1 to 7 tokens, a digit is a token of the word it names, "." a mark.
+# A row of words of 1 to 7 tokens: a digit is a token of the word that it names, and "." is a mark.
 ROW = ".0112223333.44444555555.6789999999aabb."
 
 
@@ -22,7 +22,7 @@ def window(text: str, copies: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 
 def slow_units(begins: np.ndarray, marks: np.ndarray, draws: Draws, targets: int) -> list[tuple[int, int]]:
-    """`masking.units` of one row, word by word: (position, where its unit begins), ascending."""
+    """`masking.units` of one row, word by word: (position, begin of its unit), ascending."""
     T, words = len(marks), []
     for t in range(T):
         if not marks[t]:
@@ -81,7 +81,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("K", [1, 5, 17, 34, 35])
 def test_exactly_k_tokens_each_as_likely_as_any_other(kind, K):
-    """35 tokens in words of 1 to 7: how long a token's word is changes nothing."""
+    """35 tokens in words of 1 to 7 tokens: the length of its word does not change a token's probability."""
     n = 20_000
     begins, marks = window(ROW, n)
     chosen = KINDS[kind](begins, marks, Draws(1, np.arange(n), len(ROW)), K)
@@ -115,7 +115,7 @@ def test_a_word_that_fits_is_whole_or_not_there_most_of_the_time():
     begins, marks = window("." + "".join(letter * 2 for letter in "abcdefghijklmnopqrst") + ".", n)
     _, unit = masking.units(begins, marks, Draws(3, np.arange(n), 42), 8)
     whole = np.array([sum(count == 2 for count in Counter(row).values()) for row in unit.tolist()])
-    # Starting at the first token of a word (half of the time) gives four words, otherwise three and two halves.
+    # A start at the first token of a word (half of the time) gives four words; any other gives three and two halves.
     assert set(whole.tolist()) == {3, 4} and abs((whole == 4).mean() - 0.5) < 0.04
 
 
@@ -159,7 +159,7 @@ def spans_of(p: float, longest: int, n: int, T: int = 400) -> np.ndarray:
     begins = masking.spans(~marks, marks, Draws(6, np.arange(n), T), p, longest)
     assert begins[:, 1].all() and not begins[marks].any()
     at = [np.flatnonzero(row) for row in begins]
-    return np.concatenate([np.diff(row) for row in at])  # but for the last of a row, which its end cuts
+    return np.concatenate([np.diff(row) for row in at])  # without the last span of a row, which the end cuts
 
 
 @pytest.mark.parametrize(("p", "longest"), [(0.2, 10), (0.5, 4), (0.1, 30), (0.3, 1)])
@@ -170,7 +170,7 @@ def test_span_lengths_are_geometric_up_to_the_longest(p, longest):
     expected = weights / weights.sum() * len(lengths)
     assert len(counts) == longest
     if longest > 1:
-        # The last span of a row is missing, more often a long one: at 400 tokens a row less than a percent.
+        # The last span of a row is missing, and it is more often long: less than a percent at 400 tokens a row.
         assert float(((counts - expected) ** 2 / expected).sum()) < chi2_limit(longest - 1) * 1.5
 
 

@@ -1,4 +1,4 @@
-"""A branch goes on from its parent bit by bit, or differs exactly where it was told to."""
+"""A branch continues its parent bit by bit, or differs exactly in the settings that were changed."""
 
 import json
 import shutil
@@ -107,11 +107,11 @@ def digests(out) -> dict[int, str]:
 
 
 def test_steps_that_are_skipped_are_never_read_and_the_others_move_forward(parent, tmp_path, capsys):
-    """By the texts themselves: inspect says for every step of parent and branch which windows it reads."""
+    """Compare the texts: `explain` prints the windows that every step of parent and branch reads."""
     values = branched(parent, tmp_path / "run", branch_from={"skip_steps": [10, 12]})
     cases.train(values)
     assert "the data that steps 10 to 12 of the parent read are skipped" in capsys.readouterr().out
-    # A parent that is three steps longer reads what the branch reads in the end.
+    # A parent that is three steps longer reads the windows that the branch reads in the end.
     longer = {**parent, "out": str(tmp_path / "longer"), "phases": [PHASES[0], {**PHASES[1], "steps": 13}]}
     cases.train(longer)
     windows = {}
@@ -146,7 +146,7 @@ PLAN = [Phase(steps=steps, seq_len=8, batch_tokens=8) for steps in (5, 20, 7)]
     "skips", [[], [(7, 9)], [(2, 5)], [(7, 9), (10, 10), (7, 8)], [(3, 3), (12, 25), (26, 26), (27, 32)]]
 )
 def test_what_a_step_reads_and_who_reads_it_are_inverse(skips):
-    """Against a list from which the skipped steps are struck one after another, phase by phase."""
+    """Compare with a list from which the skipped steps are removed one after another, phase by phase."""
     begin, total = 0, []
     for phase in PLAN:
         of_phase = [(first, last) for first, last in skips if begin < first <= begin + phase.steps]

@@ -1,4 +1,4 @@
-"""What a checkpoint survives: torn copies, killed saves, phases, other places."""
+"""Checkpoints survive torn copies, killed saves, changes of phase, and a move to another folder."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def curriculum(prepared, out: Path, **sections) -> dict:
 
 @pytest.mark.parametrize(("step", "saving"), [(3, False), (6, True)])
 def test_a_run_in_two_phases_with_workers_and_evaluation_continues_bit_by_bit(step, saving, prepared, tmp_path):
-    """Killed in its first phase after a save, and in its second in the middle of one."""
+    """Killed in the first phase after a save, and in the second phase in the middle of a save."""
     straight, killed = curriculum(prepared, tmp_path / "straight"), curriculum(prepared, tmp_path / "killed")
     on_ranks(2, cases.train, straight, log=tmp_path / "straight.log")
     kill_after_checkpoint(2, killed, tmp_path, True, step=step, saving=saving)
@@ -59,7 +59,7 @@ def test_a_torn_checkpoint_is_passed_over_and_does_not_stand_in_the_way(prepared
 
 
 def test_a_checkpoint_with_an_index_is_never_swept(prepared, tmp_path, capsys):
-    """A file of it may still be copied again; only what has no index was never complete."""
+    """A missing file may still be copied again. Only a folder without an index was never complete."""
     cases.train(run_values(prepared, tmp_path / "run", checkpoint={"every_steps": 4, "keep": 9}))
     places = [tmp_path / f"run/checkpoints/step_{step:08d}" for step in (4, 8, 12)]
     (places[1] / "index.json").unlink()
@@ -70,7 +70,7 @@ def test_a_checkpoint_with_an_index_is_never_swept(prepared, tmp_path, capsys):
         checkpoint.newest(tmp_path / "run") == places[0]
         and "weights.safetensors has 3 bytes" in capsys.readouterr().out
     )
-    # One of another version is not passed over: a run that began anew would write over it.
+    # A checkpoint of another version is not passed over: a run that began anew would write over it.
     index = json.loads((places[2] / "index.json").read_text()) | {"format": 99}
     index |= {"fingerprint": fingerprint(index)}
     write_json(places[2] / "index.json", index | {"checksum": checksum(index)})
@@ -115,7 +115,7 @@ def test_a_flipped_bit_is_found_whatever_the_size_and_by_the_rank_that_hashes_it
         assert sum(refused(newest, rank, 2) for rank in range(2)) == 1, "two ranks share the hashing"
         data[len(data) // 2] ^= 64
         file.write_bytes(data)
-    shutil.rmtree(newest)  # what the message says
+    shutil.rmtree(newest)  # the remedy in the message
     cases.train(values)
     assert cases.history(tmp_path / "run") == whole
 
@@ -129,7 +129,7 @@ def refused(folder: Path, rank: int, ranks: int) -> bool:
 
 
 def test_ranks_share_the_files_of_a_checkpoint_and_wait_for_one_that_writes_slowly(prepared, tmp_path):
-    """Longer than engine.timeout_s, after which a collective of the engine would have ended the run."""
+    """A save takes longer than engine.timeout_s, after which a collective of the engine would end the run."""
     sections = {"engine": {"zero_stage": 3, "timeout_s": 10}, "checkpoint": {"every_steps": 6}}
     values = run_values(prepared, tmp_path / "run", "causal_lm", **sections)
     written = on_ranks(2, train_in_parts_on_a_slow_disk, values, log=tmp_path / "run.log")
@@ -150,7 +150,7 @@ def test_ranks_share_the_files_of_a_checkpoint_and_wait_for_one_that_writes_slow
 
 
 def train_in_parts_on_a_slow_disk(values: dict) -> list[str]:
-    """Train; the names of the files of tensors that this rank wrote. One of rank 1 takes 12 seconds to be on disk."""
+    """Train, and return the names of the tensor files that this rank wrote. One of rank 1 takes 12 seconds to sync."""
     sync, written = os.fsync, []
 
     def fsync(descriptor: int) -> None:
@@ -168,7 +168,7 @@ def train_in_parts_on_a_slow_disk(values: dict) -> list[str]:
 
 
 def test_all_ranks_end_with_the_error_of_the_one_that_cannot_go_on(prepared, tmp_path):
-    """In turn: another process has the lock, that only rank 0 asks for; rank 1 may not write files so large."""
+    """First another process holds the lock, which only rank 0 asks for; then rank 1 may not write large files."""
     runs = [run_values(prepared, tmp_path / name) for name in ("locked", "limited")]
     with locked(tmp_path / "locked", "pretrain"):
         said = on_ranks(2, errors_of_limited_ranks, runs, log=tmp_path / "two.log")
@@ -185,7 +185,7 @@ def errors_of_limited_ranks(runs: list[dict]) -> list[str]:
 
 
 def errors_of(runs: list[dict]) -> list[str]:
-    """Train each; the errors that end them."""
+    """Train each run, and return the errors that end them."""
     said = []
     for values in runs:
         try:
@@ -236,7 +236,7 @@ def phase_of(steps: int, decay_steps: int) -> dict:
 
 
 def test_a_phase_that_is_over_need_not_divide_among_the_ranks_of_today(prepared, tmp_path):
-    """Batch warm-up, then more ranks: 3 windows a step do not divide by 2, and are history."""
+    """Batch warm-up, then more ranks: 3 windows a step do not divide by 2, but that phase is over."""
     warm_up = {"steps": 4, "seq_len": 32, "batch_tokens": 96}
     values = run_values(prepared, tmp_path / "run", phases=[warm_up], engine={"micro_batch": 1})
     cases.train(values)
@@ -278,7 +278,7 @@ def test_ranks_that_do_not_see_the_same_run_stop(prepared, tmp_path):
 
 
 def train_on_its_own_disk(values: dict, disks: str) -> str:
-    """Train in `disks`/rank<rank>/run, by a relative path as on two nodes; the error that ends it."""
+    """Train in `disks`/rank<rank>/run, by a relative path as on two nodes, and return the error that ends the run."""
     import os
 
     os.chdir(f"{disks}/rank{os.environ['RANK']}")

@@ -1,4 +1,4 @@
-"""The two engines do the same arithmetic, and what a user writes is what DeepSpeed is told."""
+"""The two engines do the same arithmetic, and DeepSpeed gets the settings that a user writes."""
 
 import math
 import shutil
@@ -45,7 +45,7 @@ def test_deepspeed_on_one_rank_equals_plain_torch(objective, stage, prepared, tm
 
 
 def test_bf16_of_plain_torch_is_that_of_deepspeed(prepared, tmp_path):
-    """Losses to the last bits of bf16, masters within the steps that differing roundings take."""
+    """Losses agree to the last bits of bf16, and masters within a few steps of different roundings."""
     for name, engine in (("local", {}), ("zero", {"deepspeed": {"wall_clock_breakdown": False}})):
         values = run_values(prepared, tmp_path / name, phases=TWENTY, engine={"precision": "bf16", **engine})
         on_ranks(1, cases.train, values, log=tmp_path / f"{name}.log")
@@ -59,7 +59,7 @@ def test_bf16_of_plain_torch_is_that_of_deepspeed(prepared, tmp_path):
     for name, tensor in expected.items():
         if name.startswith("weights/") and tensor.ndim == 2:
             assert (got[name] - tensor).norm() <= 1e-2 * tensor.norm(), name
-            assert not torch.equal(got[name].bfloat16().float(), got[name])  # masters, not what bf16 can hold
+            assert not torch.equal(got[name].bfloat16().float(), got[name])  # bf16 cannot hold the masters
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_bf16_gradients_are_summed_in_fp32(prepared):
 
 
 def test_the_state_of_bf16_in_plain_torch_goes_to_every_stage_and_precision_and_back(prepared, tmp_path):
-    """Masters and moments, to the last bit."""
+    """Compare masters and moments to the last bit."""
     engine, batches = local_engine(prepared, 2, precision="bf16")
     for item in range(2):
         engine.backward(engine(batches.objectives[0], batches[item].batch), 0.01)
@@ -111,7 +111,7 @@ def test_the_state_of_bf16_in_plain_torch_goes_to_every_stage_and_precision_and_
         other.restore(lambda kind, name: state[kind, name], 2, batches.objectives[0], batches[0].batch)
         assert all(torch.equal(other.whole(*key), tensor) for key, tensor in state.items())
         assert all(float(inner["step"]) == 2 for inner in other.optimizer.state.values())
-        if precision == "bf16":  # and goes on as the one that was never saved
+        if precision == "bf16":  # it continues like the engine that was never saved
             engine.backward(engine(batches.objectives[0], batches[2].batch), 0.01)
             other.backward(other(batches.objectives[0], batches[2].batch), 0.01)
             assert engine.step(1e-3) == other.step(1e-3)
@@ -125,7 +125,7 @@ STAGES = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (3, "
 
 
 def restored_by_deepspeed(prepared, state: dict) -> list[str]:
-    """The parts of a saved state that DeepSpeed does not hold after it has taken it over, by stage and precision."""
+    """The tensors of a saved state that DeepSpeed does not have after `restore`, by stage and precision."""
     world = find_world()
     join(world, 60)
     lost = []
@@ -161,8 +161,10 @@ def test_another_training_is_told_from_the_same_one(prepared, tmp_path):
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What two trainings of 20 steps do not share: batches, losses and weights within 1e-5, gradient norms within 1e-4,
-    all relative."""
+    """The differences of two trainings of 20 steps: other batches, or a relative difference above a limit.
+
+    The limit is 1e-5 for losses and weights, and 1e-4 for gradient norms.
+    """
     a, b = cases.history(one), cases.history(other)
     assert len(a) == len(b) == 20
     found = [] if [digest for *_, digest in a] == [digest for *_, digest in b] else ["batches"]
@@ -181,7 +183,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def test_slots_count_alike_whatever_micro_batch_they_are_in(prepared):
-    """Rows with empty slots: the gradient of two unequal micro-batches is that of the whole batch."""
+    """With empty slots, the gradient of two unequal micro-batches equals that of the whole batch."""
     gradients = []
     for micro_batch in (8, 2):
         engine, batches = local_engine(prepared, micro_batch)
@@ -217,8 +219,10 @@ def test_deepspeed_skips_a_gradient_that_is_not_finite_on_one_rank(stage, world,
 
 
 def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
-    """One step with a NaN loss on rank 1 only, then a good one: norms, weights unchanged after the first, moved after
-    the second."""
+    """A step with a NaN loss on rank 1 only, and then a good one.
+
+    Returns the norms, whether the first step left the weights unchanged, and whether the second moved them.
+    """
     world = find_world()
     join(world, 60)
     model, batches = model_and_batches(prepared, 2)

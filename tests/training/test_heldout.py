@@ -1,4 +1,4 @@
-"""Held-out numbers against slow, independent sums."""
+"""Held-out scores, compared with slow, independent sums."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ CAUSAL, MASKED = CausalLMConfig(kind="causal_lm"), MaskedLMConfig(kind="masked_l
 
 
 def contexts(heldout: HeldOut, packed: bool) -> list[list[tuple[int, int, int]]]:
-    """Of each window the stretches of the stream that are read alone, (first, last), and from where on they count."""
+    """For each window its documents in the stream, (first, last), and the position from which on they count."""
     shards, found = heldout.windows.shards, []
     if packed:
         windows = heldout.windows
@@ -61,7 +61,7 @@ def contexts(heldout: HeldOut, packed: bool) -> list[list[tuple[int, int, int]]]
 
 @pytest.mark.parametrize(("micro_batch", "packed"), [(3, False), (64, False), (3, True)])
 def test_causal_scores_are_those_of_every_token_of_the_stream_once(micro_batch, packed, prepared):
-    """A loop over documents: each alone behind an end mark, cut where the windows cut."""
+    """A loop over documents: each is alone after an end mark, and cut where the windows cut it."""
     shards, tokenizer = Shards(prepared.shards["byte"], "heldout"), open_tokenizer(prepared.tokenizer["byte"])
     assert shards.tokens % T, "the last window must be short, or this shows less"
     engine = engine_of(DECODER, shards.vocab_size)
@@ -91,10 +91,10 @@ def test_causal_scores_are_those_of_every_token_of_the_stream_once(micro_batch, 
     assert scores.accuracy == pytest.approx(right / whole, abs=1e-9)
     raw = shards.raw_bytes if not packed else int(tokenizer.token_bytes()[stream[every]].sum())
     assert scores.bits_per_byte == pytest.approx(sum(sums) / math.log(2) / raw, rel=1e-5)
-    # The error of a ratio of sums over windows, by the linearised residuals of its definition.
+    # The error of a ratio of two sums over windows, from the linearised residuals of its definition.
     residuals = np.array(sums) - scores.loss * sizes
     error = math.sqrt((residuals**2).sum() * len(sizes) / (len(sizes) - 1)) / whole
-    assert scores.standard_error == pytest.approx(error, rel=1e-2)  # of losses that differ by a thousandth
+    assert scores.standard_error == pytest.approx(error, rel=1e-2)  # the losses differ by a thousandth
     shares = np.unique(stream[every], return_counts=True)[1] / whole
     assert scores.no_context_loss == pytest.approx(-(shares * np.log(shares)).sum(), rel=1e-9)
 
@@ -111,7 +111,7 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_tokens_scored(prepared):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_scored_windows_are_spread_over_the_whole_side_and_fewer_are_among_more(packed, prepared):
-    """Sources stand one after another in the shards: a prefix would be the first one alone."""
+    """The shards hold one source after another, so a prefix would hold only the first source."""
     shards = Shards(prepared.shards["bert"], "heldout")
     every = HeldOut(shards, MASKED, T, 1 << 30, None, packed).numbers
     assert np.array_equal(every, np.arange(len(every)))
@@ -201,7 +201,7 @@ def test_entropy_is_that_of_the_frequencies():
 
 
 def test_windows_without_a_target_are_refused(prepared, monkeypatch):
-    """Their loss would be a mean over nothing."""
+    """The loss of such windows would be a mean over no targets."""
     shards = Shards(prepared.shards["bert"], "heldout")
     with pytest.raises(ConfigError, match="seq_len = 2 leaves nothing to mask"):
         HeldOut(shards, MASKED, 2, 1 << 20, None, packed=False)

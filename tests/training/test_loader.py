@@ -1,4 +1,4 @@
-"""The content of a step depends on nothing but (shards, seed, step)."""
+"""The content of a step depends on the shards, the seed and the step alone."""
 
 import itertools
 import multiprocessing
@@ -31,7 +31,7 @@ PHASES = [Phase(steps=5, seq_len=32, batch_tokens=256), Phase(steps=3, seq_len=6
 def batches(
     prepared, objective, micro_batch=2, rank=0, world=1, seed=3, mixed=False, windows=Windows
 ) -> loader.Batches:
-    """Of one corpus; or `mixed` of two, train and held-out side of the same shards, otherwise in each phase."""
+    """Batches of one corpus; or `mixed` from the two sides of the same shards, with other weights in each phase."""
     block_tokens = 64 if windows is Windows else 1024
     folder = prepared.shards["bert" if objective.kind == "masked_lm" else "byte"]
     if not mixed:
@@ -78,7 +78,7 @@ GRID = list(itertools.product((Windows, PackedWindows), (1, 2), (1, 2), ((0, 1),
 
 @pytest.mark.parametrize(("windows", "world", "micro_batch", "ahead"), GRID)
 def test_no_cut_and_no_read_ahead_changes_a_batch(windows, world, micro_batch, ahead, prepared):
-    """Ranks x micro-batches x (workers, prefetch depth), over the change of a phase, of two corpora."""
+    """Ranks x micro-batches x (workers, prefetch depth), with two corpora and a change of phase."""
     found = []
     for rank in range(world):
         items = batches(prepared, OBJECTIVES[0], micro_batch, rank, world, mixed=True, windows=windows)
@@ -110,8 +110,8 @@ def test_reading_ahead_changes_nothing(windows, workers, prepared):
 
 
 def test_a_micro_batch_that_was_read_ahead_is_not_asked_for_page_by_page(tmp_path, monkeypatch):
-    """Pages that the disk has to be asked for are counted. Where files live in memory there are none in any case."""
-    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # nothing is hashed, which would bring all of it into memory
+    """Counts the pages that are read from disk. On a file system in memory there are none in any case."""
+    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # hashing would read all files into memory
     folder = simulate(tmp_path / "shards", 1, 8 << 20)
     with open(folder / "train-00000.bin", "r+b") as file:
         file.write(np.random.default_rng(0).integers(5, 30_000, 8 << 20, np.uint16))
@@ -123,7 +123,7 @@ def test_a_micro_batch_that_was_read_ahead_is_not_asked_for_page_by_page(tmp_pat
     waits = [resource.getrusage(resource.RUSAGE_SELF).ru_majflt]
     for item in (2, 5):
         if item == 5:
-            items.ahead(5)  # what is on its way is not asked for again
+            items.ahead(5)  # a read that is under way is not asked for again
         assert items[item].filled
         waits.append(resource.getrusage(resource.RUSAGE_SELF).ru_majflt)
     without, with_it = np.diff(waits)
@@ -160,7 +160,7 @@ def test_a_worker_killed_in_the_middle_of_a_result_is_the_same_error():
 
 
 def long_run(prepared) -> loader.Batches:
-    """More than processes compute while a test looks elsewhere."""
+    """More items than the processes compute while a test does something else."""
     windows, phase = Windows(Shards(prepared.shards["bert"]), 64, 3), Phase(steps=10**6, seq_len=64, batch_tokens=256)
     return batches_of({"": windows}, OBJECTIVES[0], [phase], 3, micro_batch=1, rank=0, world=1)
 
@@ -170,7 +170,7 @@ def children() -> list[int]:
 
 
 def test_workers_end_with_the_rank(prepared, tmp_path):
-    """kill -9 of the rank: its workers notice and leave."""
+    """After kill -9 of the rank its workers notice and end."""
     pipe, theirs = multiprocessing.get_context("fork").Pipe()
     rank = multiprocessing.get_context("fork").Process(target=_rank, args=(prepared, theirs))
     rank.start()

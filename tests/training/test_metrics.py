@@ -1,4 +1,4 @@
-"""What a watcher sees: TensorBoard's own reader on our events, the log line, metrics.jsonl across a restart."""
+"""The records of a run: events read by TensorBoard, the lines of the log, and metrics.jsonl after a restart."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def test_a_model_that_makes_nothing_of_context_is_said_to(lr, steps, learnt, pre
 
 @pytest.mark.parametrize(("fall", "expected"), [(0.0, 200), (0.1, 0), (-0.1, 200)])
 def test_a_loss_that_does_not_fall_is_flat(fall, expected, tmp_path):
-    """Noise of 0.1, and what it falls by in 100 steps; fewer than 200 steps say nothing."""
+    """A loss with noise of 0.1, and its fall in 100 steps. Fewer than 200 steps are never called flat."""
     losses = 6 - fall * np.arange(400) / 100 + 0.1 * np.random.default_rng(0).standard_normal(400)
     for count, found in ((400, expected), (300, 0)):
         reports = [StepReport(n + 1, float(loss), 0.1, 1.0, "", 1, 1.0, 1.0) for n, loss in enumerate(losses[:count])]
@@ -78,7 +78,7 @@ def test_a_loss_that_does_not_fall_is_flat(fall, expected, tmp_path):
 
 
 def test_a_restart_leaves_one_line_and_one_point_a_step(prepared, tmp_path, capsys):
-    """Steps after the checkpoint were recorded and lost with the process; the restart records them once."""
+    """Steps after the checkpoint were recorded before the process died. The restart records them once."""
     values = run_values(prepared, tmp_path / "run", checkpoint={"every_steps": 4}, log_every=1)
     values["evaluate"]["every_steps"] = 3
     cases.train(values)

@@ -1,4 +1,4 @@
-"""A run whose phases learn different things: other ratios of masks, or causal language modelling before masked."""
+"""Runs with phases of different objectives: other mask ratios, or causal and then masked language modelling."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How a process finds its rank and its peers, and what is said when variables, ports, peers or memory fail."""
+"""How a process finds its rank and its peers, and the errors when variables, ports, peers or memory fail."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ NAMES = (
 @pytest.fixture
 def started_by(monkeypatch):
     def set_environment(variables: dict[str, str]) -> None:
-        for name in NAMES:  # set before deleted, so that what find_world adds is undone too
+        for name in NAMES:  # set before it is deleted, so that additions of find_world are undone too
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
         for name, value in variables.items():
@@ -68,7 +68,7 @@ def test_srun_without_a_meeting_point_says_how_to_name_one(started_by):
         find_world()
 
 
-SENSELESS = {  # variables that are changed in those of rank 3 of 4; None: not set
+SENSELESS = {  # changes to the variables of rank 3 of 4; None: not set
     "RANK": ["abc", "", "-1", "4", "1.0", "9" * 5000, "٣"],
     "WORLD_SIZE": ["two", "0", "3", None],
     "LOCAL_RANK": ["x", None],
@@ -121,7 +121,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_peer_that_hangs_ends_the_run_within_the_limit(stage, prepared, tmp_path):
-    """DeepSpeed reduces over process groups that it makes itself: with torch's default they wait for 30 minutes."""
+    """DeepSpeed reduces over process groups of its own, which wait for 30 minutes by default."""
     engine = {"zero_stage": stage, "timeout_s": 4}
     values = run_values(prepared, tmp_path / "run", "causal_lm", engine=engine, phases=MANY_STEPS)
     ranks = Ranks(2, train_but_stop_before_a_step, values, log=tmp_path / "log")
@@ -171,7 +171,7 @@ def test_memory_that_runs_out_is_said_with_what_helps():
 
 
 def test_a_mistake_in_rank_variables_exits_2_at_once_without_a_traceback(prepared, tmp_path):
-    """Not after the half minute that rank 1 of a launcher gives rank 0 to say the same."""
+    """It does not wait the half minute that rank 1 of a launcher gives rank 0 to report the same error."""
     env = {**os.environ, **STALE, "RANK": "abc"}
     command = [sys.executable, str(ROOT / "launch/pretrain.py"), str(ROOT / "configs/sample/encoder.yaml")]
     done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True, timeout=25)

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, and who decays."""
+"""The learning rate as a function of the step, and the groups with weight decay."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_a_decay_has_the_shape_that_is_named(decay, shape):
 
 
 def before(step: int, optim: OptimConfig, phases: list[Phase]) -> float:
-    """The schedule as it was when phases had no rates of their own; it jumped to the peak after a decay."""
+    """The schedule before phases had rates of their own. It jumped back to the peak after a decay."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     begin = 0
@@ -68,7 +68,7 @@ def before(step: int, optim: OptimConfig, phases: list[Phase]) -> float:
 
 @pytest.mark.parametrize("floor", [0.0, 0.1, 1 / 3])
 def test_one_phase_and_a_curriculum_have_the_rates_they_always_had_to_the_last_bit(floor):
-    """A long warm-up over a short first phase, phases without decay, and a decay in the last, in part or whole."""
+    """A long warm-up over a short first phase, phases without decay, and a decay in all or part of the last phase."""
     optim = AdamWConfig(lr=2.9e-3, warmup_steps=37, floor=floor)
     for phases in ([phase(100, 41)], [phase(20), phase(30), phase(50, 50)], [phase(37), phase(60, 13)]):
         steps = range(sum(one.steps for one in phases) + 3)

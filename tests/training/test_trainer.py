@@ -24,7 +24,7 @@ EVERY_STEP = {"every_steps": 1, "keep": 1}
 
 
 def lr_of_a_flipped_bit(step: int, *settings) -> float:
-    """One rate is far too large: step 8 is finite and leaves ruined weights."""
+    """One learning rate is far too large: step 8 is finite and leaves ruined weights."""
     return 1e30 if step == 7 else LR_AT(step, *settings)
 
 
@@ -49,7 +49,7 @@ def test_a_run_that_diverges_keeps_what_it_had_and_says_what_that_is(
     assert filled(said, places) in str(failed.value)
     assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
 
-    monkeypatch.setattr(trainer, "lr_at", LR_AT)  # it does not happen again, and the user does what was said
+    monkeypatch.setattr(trainer, "lr_at", LR_AT)  # the fault does not happen again, and the user follows the advice
     if every != 3:
         for file in (tmp_path / "run/checkpoints/step_00000008").iterdir():
             file.unlink()
@@ -74,7 +74,7 @@ def test_ranks_of_every_stage_keep_what_they_had(prepared, tmp_path):
 
 
 def diverge(runs: list[dict]) -> list[str]:
-    """Train each with one rate far too large; the errors that end them."""
+    """Train each run with one learning rate that is far too large, and return the errors that end them."""
     trainer.lr_at, said = lr_of_a_flipped_bit, []
     for values in runs:
         try:
@@ -85,7 +85,7 @@ def diverge(runs: list[dict]) -> list[str]:
 
 
 def test_ruined_weights_at_the_end_are_not_the_result(prepared, tmp_path, monkeypatch):
-    """Steps 9 and 10 of 10 are skipped: nothing of them is saved, and there is no summary."""
+    """Steps 9 and 10 of 10 are skipped: neither is saved, and there is no summary."""
     ten = [{**LONG[0], "steps": 10}]
     values = run_values(prepared, tmp_path / "run", phases=ten, checkpoint={"every_steps": 3, "keep": 1})
     monkeypatch.setattr(trainer, "lr_at", lr_of_a_flipped_bit)
@@ -168,7 +168,7 @@ def test_a_run_that_is_asked_to_stop_while_it_evaluates_saves_and_stops(at, prep
     assert cases.history(tmp_path / "run") == cases.history(tmp_path / "straight")
     scored = [json.loads(line) for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()]
     assert [(score["step"], score["corpus"]) for score in scored] == [(step, "") for step in sorted({at, 12})]
-    if at == 6:  # the mean of steps 5 to 8, two of them of the attempt before
+    if at == 6:  # the mean of steps 5 to 8, two of which are from the attempt before
         means = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step  8/12")]
         losses = [loss for step, loss, *_ in cases.history(tmp_path / "run") if 5 <= step <= 8]
         assert f"loss {sum(losses) / 4:.3f}" in means[0]
