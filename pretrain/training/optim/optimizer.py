@@ -23,7 +23,10 @@ class Optimizer:
         self.config = config
 
     def build(self, module: "nn.Module") -> "torch.optim.Optimizer":
-        """PyTorch's optimizer over the weights of `module`."""
+        """PyTorch's optimizer over the weights of `module`.
+
+        At ZeRO 1 to 3 it updates flat parts of the weights, so its rule must treat every element alone.
+        """
         raise NotImplementedError
 
     def first_state(self, weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
