@@ -31,14 +31,14 @@ model = AutoModelForMaskedLM.from_pretrained(folder)
 
 - **The pooler was not trained** and is not in the file. Classes that use it, such as `BertForSequenceClassification`,
   start it at random and say so; fine-tuning trains it.
-- **Segment types were not trained.** Both rows are zero: a second text (`token_type_ids` 1) is told from the first only
-  once fine-tuning has moved them.
+- **Segment types were not trained.** Both embeddings are zero. The model tells a second text (`token_type_ids` 1) from
+  the first only after fine-tuning has trained them.
 - **Length.** {length}
-  The positions beyond were never trained.
-- **Dropout** is as in pre-training, {dropout:g}. Fine-tuning on little data may want more:
+  Later positions were never trained.
+- **Dropout** is as in pre-training, {dropout:g}. Fine-tuning on little data may need more:
   `from_pretrained(folder, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)`.
-- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
-  otherwise: `tokenizer(text, split_special_tokens=True)`. `{mask}` needs the default.
+- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark, unless you
+  call `tokenizer(text, split_special_tokens=True)`. `{mask}` needs the default.
 """
 
 SEGMENT_TYPES = 2
@@ -51,7 +51,7 @@ OUTSIDE = {
     "head.norm": "cls.predictions.transform.LayerNorm",
     "head.decoder": "cls.predictions",  # only the bias: the weight is the word embedding
 }
-INSIDE = {  # of each layer
+INSIDE = {  # the modules of each layer
     "attention.q": "attention.self.query",
     "attention.k": "attention.self.key",
     "attention.v": "attention.self.value",

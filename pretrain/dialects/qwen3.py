@@ -27,24 +27,24 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_spec
 
 ## What to know
 
-- **`{end}` begins and ends a document.** The tokenizer writes it in front of a text and nothing behind, so that a
-  prompt is what training saw at the start of a document; `generate` stops at the next one. To train on whole documents,
+- **`{end}` begins and ends a document.** The tokenizer writes it before a text and nothing after the text, so a prompt
+  looks like the start of a document in training. `generate` stops at the next `{end}`. To train on whole documents,
   append `tokenizer.eos_token_id` yourself.
-- **Padding is on the left**, as `generate` needs it for prompts of several lengths.
+- **Padding is on the left**, because `generate` needs it there for prompts of several lengths.
 {lossless}- **Length.** {length}
-  Longer inputs are extrapolation: config.json takes {positions:,} positions, and what asks it, as lm-eval does, must be
-  told `max_length={longest}`.
-- **Scoring text with lm-eval.** It puts a begin mark in front of what the tokenizer has begun with `{end}` already, and
-  scores the second one too. For whole texts (`loglikelihood_rolling`: perplexity, bits per byte) pass
+  Longer inputs are extrapolation. config.json allows {positions:,} positions, so a program that reads it, such as
+  lm-eval, must be told `max_length={longest}`.
+- **Scoring text with lm-eval.** lm-eval puts a begin mark before a text that the tokenizer has begun with `{end}`
+  already, and it scores the second mark too. For whole texts (`loglikelihood_rolling`: perplexity, bits per byte) pass
   `--model_args pretrained=FOLDER,dtype=float32,add_bos_token=False,max_length={longest}`. Multiple choice, where a
   context is given, is right without `add_bos_token=False`.
-- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark unless told
-  otherwise: `tokenizer(text, split_special_tokens=True)`.
-- It continues text; it was not taught to follow instructions, and has no chat template.
+- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark, unless you
+  call `tokenizer(text, split_special_tokens=True)`.
+- The model continues text. It was not trained to follow instructions and has no chat template.
 """
 
 OUTSIDE = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head.decoder": "lm_head"}
-INSIDE = {  # of each layer
+INSIDE = {  # the modules of each layer
     "attention.q": "self_attn.q_proj",
     "attention.k": "self_attn.k_proj",
     "attention.v": "self_attn.v_proj",

@@ -324,10 +324,10 @@ class Checkpoint:
         self.state = TrainState(self.index["step"], self.index["steps_applied"], self.index.get("adam_began", 0))
         self.config_text = (self.folder / CONFIG).read_text(encoding="utf-8")
 
-    def check_tokenizer(self, tokenizer: Tokenizer, what: type[UserError]) -> None:
-        """Raise `what` unless the run was trained with `tokenizer`."""
+    def check_tokenizer(self, tokenizer: Tokenizer, error: type[UserError]) -> None:
+        """Raise `error` unless the run was trained with `tokenizer`."""
         if tokenizer.fingerprint != self.index["tokenizer"]:
-            raise what(
+            raise error(
                 "this checkpoint was trained with another tokenizer",
                 f"{self.folder / INDEX} says {self.index['tokenizer'][:12]}…, "
                 f"{tokenizer.folder} is {tokenizer.fingerprint[:12]}…",

@@ -175,7 +175,7 @@ class HeldOut:
         """
         shards = self.windows.shards
         sums = torch.zeros(8, dtype=torch.float64)
-        counts = torch.zeros(shards.vocab_size, dtype=torch.float64)  # of each id among the targets
+        counts = torch.zeros(shards.vocab_size, dtype=torch.float64)  # targets by id
         engine.train(False)
         with torch.no_grad():
             for batch in self._of_rank(world, micro_batch):
@@ -189,7 +189,7 @@ class HeldOut:
                 if self.token_bytes is not None:
                     nbytes = float((torch.from_numpy(self.token_bytes[batch.targets]) * weights).sum())
                 counts.index_add_(0, targets.flatten(), weights.flatten())
-                loss, asked = (nll.cpu().double() * weights).sum(1), weights.sum(1)  # of each window
+                loss, asked = (nll.cpu().double() * weights).sum(1), weights.sum(1)  # sums of each window
                 found = (loss, right, asked, asked > 0, loss * loss, loss * asked, asked * asked)
                 sums += torch.tensor([*(float(each.sum()) for each in found), nbytes])
         engine.train(True)
@@ -298,7 +298,7 @@ def _unlearnt(scores: Scores, flat: int) -> str:
         "warning: this model predicts held-out text no better than token frequencies do",
         f"loss {scores.loss:.4f}; without any context {scores.no_context_loss:.4f} can be reached",
         f"the training loss has not fallen in the last {flat:,} steps" if flat else "",
-        "train longer, try another optim.lr, or see what it reads: python launch/explain.py RUN --step N --sample 0",
+        "train longer, try another optim.lr, or look at its batches: python launch/explain.py RUN --step N --sample 0",
     ]
     return "\n  ".join(filter(None, lines))
 

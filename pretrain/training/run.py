@@ -264,7 +264,7 @@ def _announce(cfg: RunConfig, job: Job, data: RunData, start: Start) -> None:
         return
     parameters = sum(math.prod(shape) for shape in job.engine.shapes().values())
     kinds = list(dict.fromkeys(cfg.objective_of(number).kind for number in range(len(cfg.phases))))
-    what = f"{', then '.join(kinds)}, {parameters:,} parameters, {cfg.steps} steps"
+    model = f"{', then '.join(kinds)}, {parameters:,} parameters, {cfg.steps} steps"
     where = f"{job.engine.name}, {job.world.size} x {job.engine.device.type}, {cfg.engine.precision}"
     notes = schedule_notes(cfg.optim, cfg.phases)
     begin = f"continuing after step {start.state.step}" if start.checkpoint else "from scratch"
@@ -277,7 +277,7 @@ def _announce(cfg: RunConfig, job: Job, data: RunData, start: Start) -> None:
     every = cfg.checkpoint
     if not (every.every_s or every.every_steps or every.keep_every):
         notes.append("saved only at its end: checkpoint.every_s, every_steps and keep_every are all 0")
-    say("\n".join([f"{job.folder}: {what}; {where}; {begin}", *data.table(), *notes]))
+    say("\n".join([f"{job.folder}: {model}; {where}; {begin}", *data.table(), *notes]))
 
 
 def _summarise(job: Job, state: checkpoint.TrainState, found: list[Findings], started: float) -> dict:

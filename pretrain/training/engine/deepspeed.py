@@ -44,7 +44,7 @@ class DeepSpeedEngine:
             raise ConfigError(
                 "DeepSpeed cannot start with the keys of engine.deepspeed",
                 f"it was given {keys}, and says {type(error).__name__}: {error}",
-                "leave out or correct what it names",
+                "leave out or correct the keys that it names",
             ) from error
         self.rules, self.kinds = optimizer, ("weights", *optimizer.states)
         self.stage, self.clip = config.zero_stage, clip
