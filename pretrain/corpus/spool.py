@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ class Aside:
     def __init__(self, folder: Path):
         """In a file of `folder` that has no name: nothing is left of it, whatever ends this process."""
         self._file = tempfile.TemporaryFile(dir=folder)
+        weakref.finalize(self, self._file.close)  # a stage that fails never reads the documents
 
     def put(self, documents: list[Document]) -> None:
         for document in documents:
