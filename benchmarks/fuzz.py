@@ -285,30 +285,32 @@ def read_config(name: str, path: Path) -> str:
 # The world
 
 
-def world(root: Path) -> list[Kind]:
-    """Make small examples of every file that is read before a run exists."""
-    recipe = root / "text" / "recipe.yaml"
-    recipe.parent.mkdir(parents=True)
+def _write_text(folder: Path) -> Path:
+    """Write a small corpus in several formats, and return its recipe."""
+    recipe = folder / "recipe.yaml"
+    folder.mkdir(parents=True)
     texts = {name: (SAMPLE / f"{name}.txt").read_text(encoding="utf-8").split("\n\n")[:40] for name in ("en", "zh")}
-    (recipe.parent / "en.txt").write_text("\n\n".join(texts["en"]), encoding="utf-8")
+    (folder / "en.txt").write_text("\n\n".join(texts["en"]), encoding="utf-8")
     lines = "".join(json.dumps({"text": text, "n": n}) + "\n" for n, text in enumerate(texts["zh"]))
-    (recipe.parent / "zh.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "zh.jsonl").write_text(lines, encoding="utf-8")
     import gzip
 
-    (recipe.parent / "en.txt.gz").write_bytes(gzip.compress("\n\n".join(texts["en"][:10]).encode()))
+    (folder / "en.txt.gz").write_bytes(gzip.compress("\n\n".join(texts["en"][:10]).encode()))
     sources = [{"name": "en", "language": "en", "files": ["en.txt"]}, {"name": "zh", "files": ["zh.jsonl"]}]
     sources += [{"name": "zip", "files": ["en.txt.gz"], "bad_records": "skip"}]
-    sources += _table(recipe.parent, texts["en"])
+    sources += _table(folder, texts["en"])
     recipe.write_text(yaml.safe_dump({"name": "t", "heldout_fraction": 0.2, "sources": sources}), encoding="utf-8")
+    return recipe
 
-    kinds, corpus = [], str(recipe)
+
+def _run_stages(root: Path, corpus: str) -> None:
+    """Make everything that the data stages make of a corpus, a task, and a pair of Megatron's files."""
     for kind, size in (("bert", 2000), ("byte", 900)):
         values = {"corpus": corpus, "out": str(root / f"tok-{kind}"), "kind": kind, "vocab_size": size, "plot": False}
         tokenizer.run(config.build(tokenizer.TokenizerConfig, values, "fuzz"))
         values = {"corpus": corpus, "tokenizer": values["out"], "out": str(root / f"sh-{kind}"), "piece_tokens": 9000}
         shards.run(config.build(shards.ShardsConfig, values, "fuzz"))
-    bert, byte = root / "tok-bert", root / "tok-byte"
-    segment.run(segment.WordsConfig(shards=str(root / "sh-bert"), tokenizer=str(bert)))
+    segment.run(segment.WordsConfig(shards=str(root / "sh-bert"), tokenizer=str(root / "tok-bert")))
     cleaned = {
         "corpus": corpus,
         "out": str(root / "clean"),
@@ -316,15 +318,21 @@ def world(root: Path) -> list[Kind]:
         "part_bytes": 20000,
     }
     cleaning.run(config.build(cleaning.CleanConfig, cleaned, "fuzz"))
-    prefix = root / "pair"
     opened = Shards(root / "sh-byte")
     documents = [opened.document(number) for number in range(opened.documents)]
-    with PieceWriter(root, prefix.name, np.uint16, []) as writer:
+    with PieceWriter(root, "pair", np.uint16, []) as writer:
         writer.add(np.concatenate(documents))
         writer.close(len(documents), lambda: [{"length": np.array(list(map(len, documents)), np.int32)}])
     task = shutil.copytree(next(path for path in sorted((SAMPLE / "tasks").iterdir()) if path.is_dir()), root / "task")
     for split in task.glob("*.jsonl"):
         split.write_text("".join(split.read_text(encoding="utf-8").splitlines(keepends=True)[:60]), encoding="utf-8")
+
+
+def world(root: Path) -> list[Kind]:
+    """Make small examples of every file that is read before a run exists."""
+    recipe = _write_text(root / "text")
+    _run_stages(root, str(recipe))
+    bert, byte, kinds = root / "tok-bert", root / "tok-byte", []
 
     def files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -340,16 +348,13 @@ def world(root: Path) -> list[Kind]:
     kinds.append(Kind("words index", [held / "index.json"], kinds[-1].read, signs=True, weight=0.5))
     kinds.append(Kind("cleaned corpus", files(root / "clean"), lambda: read_text(root / "clean"), weight=0.7))
     kinds.append(Kind("cleaned index", [root / "clean" / "index.json"], kinds[-1].read, signs=True, weight=0.5))
-    every = sorted(path for path in recipe.parent.iterdir() if path.is_file())
-    kinds.append(Kind("text and recipe", every, lambda: read_text(recipe), hashed=False, weight=2))
+    kinds.append(Kind("text and recipe", files(recipe.parent), lambda: read_text(recipe), hashed=False, weight=2))
     kinds.append(Kind("recipe", [recipe], lambda: read_text(recipe), hashed=False))
-    kinds.append(Kind("task", files(task), lambda: repr(read_task(task)), hashed=False))
-    pair = [prefix.with_suffix(".bin"), prefix.with_suffix(".idx")]
-    kinds.append(
-        Kind("Megatron pair", pair, lambda: read_pair(prefix, byte, root / "adopted"), hashed=False, weight=0.1)
-    )
+    kinds.append(Kind("task", files(root / "task"), lambda: repr(read_task(root / "task")), hashed=False))
+    pair, adopted = [root / "pair.bin", root / "pair.idx"], root / "adopted"
+    kinds.append(Kind("Megatron pair", pair, lambda: read_pair(root / "pair", byte, adopted), hashed=False, weight=0.1))
     kinds += _configurations(root, torch=False)
-    return kinds + _killed(root, corpus, byte)
+    return kinds + _killed(root, str(recipe), byte)
 
 
 def _table(folder: Path, texts: list[str]) -> list[dict]:
@@ -419,24 +424,18 @@ def _interrupt(module: object, name: str, work: Callable[[], object]) -> None:
     assert os.waitpid(pid, 0)[1] == 0, f"{name} was not called three times"
 
 
-def trained(root: Path) -> list[Kind]:
-    """Make a finished run and its export; resume, export and generation read them. Needs torch."""
-    import torch
-
+def _train(root: Path) -> dict:
+    """Make a finished run and its export; return the run's configuration."""
     from pretrain import export
-    from pretrain.prompting import generate
-    from pretrain.tools import explain
-    from pretrain.training import checkpoint
     from pretrain.training.config import RunConfig
     from pretrain.training.run import run as pretrain
 
-    torch.set_num_threads(1)
-    byte = root / "tok-byte"
     model = {"causal": True, "layers": 1, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp_width": 32}
     model |= {"max_positions": 32, "norm": "rmsnorm", "norm_position": "pre", "norm_eps": 1e-6, "positions": "rope"}
     model |= {"mlp": "swiglu", "bias": False, "qk_norm": True}
     values = {
-        "out": str(root / "run"), "seed": 7, "data": {"shards": str(root / "sh-byte"), "tokenizer": str(byte)},
+        "out": str(root / "run"), "seed": 7,
+        "data": {"shards": str(root / "sh-byte"), "tokenizer": str(root / "tok-byte")},
         "model": model, "objective": {"kind": "causal_lm"}, "optim": {"lr": 1e-3, "warmup_steps": 2},
         "phases": [{"steps": 6, "seq_len": 32, "batch_tokens": 64}], "engine": {"micro_batch": 2},
         "evaluate": {"max_tokens": 256}, "checkpoint": {"every_steps": 3}, "log_every": 2,
@@ -449,6 +448,21 @@ def trained(root: Path) -> list[Kind]:
             work()
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0, "the run or its export failed"
+    return values
+
+
+def trained(root: Path) -> list[Kind]:
+    """Make a finished run and its export; resume, export and generation read them. Needs torch."""
+    import torch
+
+    from pretrain.prompting import generate
+    from pretrain.tools import explain
+    from pretrain.training import checkpoint
+    from pretrain.training.config import RunConfig
+    from pretrain.training.run import run as pretrain
+
+    torch.set_num_threads(1)
+    values = _train(root)
     longer = values | {"phases": [{**values["phases"][0], "steps": 7}]}
 
     def weights() -> str:
@@ -462,12 +476,8 @@ def trained(root: Path) -> list[Kind]:
             shutil.copytree(root / "run", f"{copy}/run")
             run = config.build(RunConfig, {**longer, "out": f"{copy}/run"}, "fuzz")
             pretrain(run)
-            return _digest(
-                *(
-                    t.numpy()
-                    for t in checkpoint.Checkpoint(Path(f"{copy}/run/checkpoints/step_00000007")).weights().values()
-                )
-            )
+            opened = checkpoint.Checkpoint(Path(f"{copy}/run/checkpoints/step_00000007"))
+            return _digest(*(tensor.numpy() for tensor in opened.weights().values()))
 
     def look() -> str:
         status = explain.main([str(root / "run"), "--step", "2"])
@@ -476,28 +486,22 @@ def trained(root: Path) -> list[Kind]:
         return str(status)
 
     def prompted() -> str:
-        found = generate.run(
-            generate.GenerateConfig(model=str(root / "export"), prompts=["In the"], max_new_tokens=8, temperature=0)
-        )
-        return _digest(found)
+        values = {"model": str(root / "export"), "prompts": ["In the"], "max_new_tokens": 8, "temperature": 0}
+        return _digest(generate.run(generate.GenerateConfig(**values)))
 
-    steps = [_below(root / "run" / "checkpoints" / f"step_0000000{step}") for step in (3, 6)]
+    newest = _below(root / "run/checkpoints/step_00000006")
     logs = [path for path in (root / "run").iterdir() if path.is_file()]
-    index = [files[[path.name for path in files].index("index.json")] for files in steps]
+    index = [next(path for path in newest if path.name == "index.json")]
+    exported = [path for path in _below(root / "export") if path.suffix in (".json", ".safetensors")]
     return [
         *_configurations(root, torch=True),
-        Kind("checkpoint", steps[1], weights, hashed=False),  # damaged: the one before is read
-        Kind("checkpoint index", index[1:], weights, hashed=False, signs=True),
-        Kind("resume from a damaged checkpoint", steps[1], resume, weight=0.12),
-        Kind("resume from a damaged index", index[1:], resume, weight=0.08, signs=True),
+        Kind("checkpoint", newest, weights, hashed=False),  # damaged: the one before is read
+        Kind("checkpoint index", index, weights, hashed=False, signs=True),
+        Kind("resume from a damaged checkpoint", newest, resume, weight=0.12),
+        Kind("resume from a damaged index", index, resume, weight=0.08, signs=True),
         Kind("resume with damaged records", logs, resume, weight=0.12),
-        Kind("inspect a run", [*logs, *steps[1]], look, hashed=False, weight=0.08),
-        Kind(
-            "export",
-            [path for path in _below(root / "export") if path.suffix in (".json", ".safetensors")],
-            prompted,
-            weight=0.12,
-        ),
+        Kind("inspect a run", [*logs, *newest], look, hashed=False, weight=0.08),
+        Kind("export", exported, prompted, weight=0.12),
         Kind("export index", [root / "export" / "index.json"], prompted, weight=0.08, signs=True),
     ]
 
