@@ -1,5 +1,7 @@
 """The forkserver imports this module once, so that each rank starts in about one second instead of ten."""
 
+import warnings
+
 import deepspeed  # noqa: F401
 import torch
 import torch._dynamo  # else every rank imports it with its first optimizer
@@ -7,3 +9,6 @@ import torch._dynamo  # else every rank imports it with its first optimizer
 import pretrain.training.run  # noqa: F401
 
 torch.set_num_threads(1)
+# As in pyproject.toml for the tests themselves: in a rank, too, a warning ends the test. DeepSpeed has deprecations.
+warnings.filterwarnings("error", category=UserWarning)
+warnings.filterwarnings("error", module="pretrain")
