@@ -1,24 +1,24 @@
-"""Text in: a recipe names files, `documents` streams them, a document's own hash decides its side.
+"""Read text: a recipe names files, `documents` streams their documents, and a document's hash decides its side.
 
-A recipe is a YAML file beside the text it describes (`data/sample/recipe.yaml`); a single text file does as well
-and is then a recipe of one source; so does a folder that the stage `clean` published. The formats:
+A recipe is a YAML file beside the text that it describes (`data/sample/recipe.yaml`). A single text file is also a
+corpus, with one source, and so is a folder that the stage `clean` published. The formats:
 
     txt        documents between blank lines, or one document a file (`documents: file`)
-    jsonl      one JSON object a line, the document under `field`: what datatrove writes, too
-    parquet    the document in the column `field`
-    arrow      the same, as `datasets.save_to_disk` writes it (its folder can be named) and any Arrow file
-    dataset    instead of files: what the library `datasets` loads by name from the Hugging Face hub, streamed
+    jsonl      one JSON object a line, with the document under `field`; datatrove writes this format
+    parquet    the document is in the column `field`
+    arrow      the same, in any Arrow file or in a folder that `datasets.save_to_disk` wrote
+    dataset    in place of files: a dataset that the library `datasets` streams from the Hugging Face hub by its name
 
-txt and jsonl may be compressed (.gz .zst .xz .bz2). Text is UTF-8; what is not, and any other record that gives no
-text, stops the run with file and line, or is counted and left out where the source says `bad_records: skip`:
-pre-training on silently repaired text is the kind of surprise that shows at step 40,000.
+txt and jsonl may be compressed (.gz .zst .xz .bz2). Text must be UTF-8. A record with other bytes, or without text,
+stops the run with its file and line. With `bad_records: skip` in its source, it is counted and left out. Nothing is
+repaired silently: in pre-training that would show at step 40,000.
 
-A document is held out by the hash of its text. A fraction of documents says little of a source of few long ones: of 54
-novels none may be held out at 1 %. Such a source can have a fraction of its own, a least number of documents, or its
-documents can be split into passages at ends of paragraphs, of which the fraction is then taken.
+The hash of a document's text decides whether it is held out. In a source of a few long documents, a fraction may hold
+out nothing: at 1 %, perhaps none of 54 novels. Such a source can have its own fraction or a least number of held-out
+documents, or its documents can be split into passages at ends of paragraphs.
 
-Memory, whatever the size of a corpus: a few chunks of CHUNK_BYTES; a longer document is held whole, up to
-`max_record_bytes` (of parquet, the rows that are decoded together: tables.ROWS).
+Memory does not depend on the size of the corpus: a few chunks of CHUNK_BYTES. A longer document is held whole, up to
+`max_record_bytes`; of a parquet file, tables.ROWS rows are decoded together.
 """
 
 from pretrain.corpus.bad_records import Skipped

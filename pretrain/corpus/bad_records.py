@@ -1,12 +1,12 @@
-"""Records that are no document: what is wrong with them, and how many there are."""
+"""Bad records, which give no document: their kinds, their number, and the error about them."""
 
 from dataclasses import dataclass, field
 
 from pretrain.errors import CorpusError
 
-SAMPLES = 5  # kept of each kind and source, the first ones
+SAMPLES = 5  # bad records that are kept of each kind and source: the first ones
 
-# kind → what the message says, and what to do about it
+# kind → the problem, and the remedy
 NOT_UTF8, NOT_JSON, NO_TEXT, NOT_UNICODE = "not UTF-8", "not JSON", "no text", "not Unicode"
 TOO_LONG, TOO_DEEP, ARRAY, EMPTY = "too long", "nested too deeply", "a JSON array", "empty"
 MESSAGES = {
@@ -32,25 +32,25 @@ SKIP = "or set bad_records: skip for this source, and they are counted and left 
 class Bad:
     """A record that gives no document."""
 
-    kind: str  # of MESSAGES, or EMPTY
+    kind: str  # a key of MESSAGES, or EMPTY
     where: str  # "en.jsonl, line 12"
     found: str
-    remedy: str | None = None  # where one is known that is better than that of the kind
+    remedy: str | None = None  # in place of the remedy of its kind
 
 
 @dataclass
 class Skipped:
-    """Records that gave no document, by source and kind. Merged in the order of chunks it is the same for any workers.
+    """Counts of bad records by source and kind. Merged in the order of chunks, they do not depend on the workers.
 
-    Memory: SAMPLES places a source and kind.
+    Memory: SAMPLES records for each source and kind.
     """
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # source → kind → records
-    samples: dict[str, dict[str, list[Bad]]] = field(default_factory=dict)  # the first SAMPLES of them
+    samples: dict[str, dict[str, list[Bad]]] = field(default_factory=dict)  # source → kind → the first SAMPLES records
 
     @classmethod
     def of(cls, values: dict) -> "Skipped":
-        """From what `dataclasses.asdict` made of one, through JSON."""
+        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
         samples = {
             source: {kind: [Bad(**bad) for bad in found] for kind, found in kinds.items()}
             for source, kinds in values["samples"].items()
@@ -69,14 +69,14 @@ class Skipped:
         return bool(self.counts)
 
     def report(self) -> dict:
-        """As JSON has it: source → kind → {"records": …, "samples": [{"where": …, "found": …}]}."""
+        """The counts as JSON: source → kind → {"records": …, "samples": [{"where": …, "found": …}]}."""
         return {
             source: {kind: self._report(source, kind, records) for kind, records in kinds.items()}
             for source, kinds in self.counts.items()
         }
 
     def line(self) -> str:
-        """ "no document from 12 records: en 9 empty, 3 not JSON (first: en.jsonl, line 12)"."""
+        """One line: "no document from 12 records: en 9 empty, 3 not JSON (first: en.jsonl, line 12)"."""
         parts = [
             f"{source} " + ", ".join(f"{records:,} {kind}" for kind, records in kinds.items())
             for source, kinds in self.counts.items()
@@ -97,13 +97,14 @@ class Skipped:
 
 
 class BadRecord(CorpusError):
-    """A record of a source that stops at bad ones."""
+    """A bad record in a source with `bad_records: stop`."""
 
 
 def bad_lines(found: dict[str, dict[str, tuple[int, Bad, str]]]) -> tuple[str, ...]:
     """The first line and the details of the error about bad records, given source → kind → (count, first, `field`)."""
     listed = [(source, *entry) for source, kinds in found.items() for entry in kinds.values()]
-    details, remedies = [], {}
+    details: list[str] = []
+    remedies: dict[str, None] = {}
     for source, records, bad, key in listed[:LISTED]:
         what, remedy = MESSAGES[bad.kind]
         what = what.format(field=key)

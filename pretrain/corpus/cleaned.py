@@ -22,7 +22,7 @@ CLEAN_BY = "python launch/clean.py CONFIG.yaml"
 
 
 class CleanedCorpus:
-    """A corpus that the stage `clean` published, read as a `Corpus` is. Sides and places are as they were written."""
+    """A corpus that the stage `clean` published. It is read like a `Corpus`; every document has its side with it."""
 
     def __init__(self, folder: Path, index: dict):
         self.folder, self.index = folder, index
@@ -41,7 +41,7 @@ class CleanedCorpus:
             yield from chunks_of(chain.from_iterable(self._parts(name, size) for name in one.files), 0, size)
 
     def _parts(self, name: str, size: int) -> Iterator[FilePart]:
-        """The parts of a file, which is hashed while it is read. Raises CorpusError if it is not what was written."""
+        """Cut a file into parts and hash it on the way. Raises CorpusError if its hash is not the one in the index."""
         path = self.folder / name
         with reached(self.recipe.name):
             raw = HashedFile(path)
@@ -52,7 +52,7 @@ class CleanedCorpus:
                 raise CorpusError("a cleaned corpus was altered after it was made", found, COPY_AGAIN)
 
     def read(self, chunk: Chunk, skipped: Skipped | None = None) -> Iterator[Document]:
-        """The documents of a chunk, in order; there are no bad records. Raises CorpusError for altered ones."""
+        """The documents of a chunk, in order. There are no bad records. Raises CorpusError for a damaged document."""
         for part in chunk.parts:
             for number, line in enumerate(part.data.splitlines(), part.first):
                 try:
@@ -68,7 +68,7 @@ class CleanedCorpus:
             yield from of_sides(self.read(chunk), sides, shares)
 
     def bounds(self, map: Callable = map) -> tuple[int, ...]:
-        return ()  # the sides are written beside the text
+        return ()  # the documents have their sides with them
 
     @property
     def split(self) -> dict:
@@ -83,7 +83,7 @@ class CleanedCorpus:
 
     @property
     def shares(self) -> Shares:
-        """As they were when it was written; none in a folder of an older version."""
+        """The counts from the time of cleaning; empty for a folder of an older version."""
         return Shares(self.index.get("recorded", {}).get("shares", {}))
 
     @property
@@ -100,5 +100,5 @@ class CleanedCorpus:
         return {"clean": self.index["fingerprint"]}
 
     def check(self) -> None:
-        """Raise CorpusError unless every file has its size, and in a small folder its bytes."""
+        """Raise CorpusError if a file has another size than the index says, or in a small folder another hash."""
         check_contents(self.folder, self.index, CorpusError, f"make it again with: {CLEAN_BY}")

@@ -1,10 +1,10 @@
-"""Open a file decompressed, as the end of its name says (.gz, .zst, .xz, .bz2), and any other file as it is.
+"""Open files. The suffixes .gz, .zst, .xz and .bz2 mean that a file is decompressed.
 
-What a file holds is also seen from its first bytes. A file whose name says something else is refused with the name
-that it should have: a gzip file that is read as text is no text in a strange encoding.
+The first bytes of a file must agree with its suffix. If they do not, the error gives the name that the file should
+have: otherwise a gzip file without a suffix would be read as text in a strange encoding.
 
-A file that was cut or altered raises; the standard library's readers of .bz2 and .xz take what follows the first
-stream for nothing at all when it is damaged, and `zstandard`'s takes a cut frame for a whole one.
+A file that was cut or altered raises an error. The standard library's readers would ignore damaged data after the first
+stream of a .bz2 or .xz file, and the reader of `zstandard` would accept a frame that was cut.
 """
 
 import gzip
@@ -14,20 +14,23 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pretrain.errors import CorpusError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 SUFFIXES = {".gz": ".gz", ".gzip": ".gz", ".zst": ".zst", ".zstd": ".zst", ".xz": ".xz", ".bz2": ".bz2", ".bz": ".bz2"}
-PACKED = {  # the first bytes of a compressed file → what compressed it, the end of its name
+PACKED: dict[bytes, tuple[str, str | None]] = {  # the first bytes of a compressed file → the compressor, its suffix
     b"\x1f\x8b": ("gzip", ".gz"),
     b"\x28\xb5\x2f\xfd": ("zstd", ".zst"),
     b"\xfd7zXZ\x00": ("xz", ".xz"),
     b"BZh": ("bzip2", ".bz2"),
     b"\x04\x22\x4d\x18": ("lz4", None),
 }
-BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")  # `BZh` alone begins a word, too
-OTHERS = {  # the first bytes of a file that is no text → what it is, what to do about it
+BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")  # `BZh` alone may begin a text
+OTHERS = {  # the first bytes of a file that is no UTF-8 text → what the file is, and the remedy
     b"PK\x03\x04": ("a zip archive", "unpack it (unzip) and name the files that were in it"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it and name the files that were in it"),
     b"PAR1\x15": ("a parquet file", "set format: parquet in the recipe, or rename it to NAME.parquet"),
@@ -38,30 +41,30 @@ OTHERS = {  # the first bytes of a file that is no text → what it is, what to 
     b"\xff\xfe": ("UTF-16 text", "convert the file: iconv -f UTF-16 -t UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "convert the file: iconv -f UTF-16 -t UTF-8"),
 }
-LOOKED_AT = 4096  # bytes of a file's beginning, for what has no mark of its own
-ZEROS = 0.3  # of every second byte: what UTF-16 has in ASCII text and UTF-8 never has
-READ_BYTES = 1 << 20  # of text at a time
-STORED_BYTES = 1 << 10  # of a compressed file at a time: zstd turns a byte of spaces into 32,750
+LOOKED_AT = 4096  # bytes at the beginning of a file that are examined
+ZEROS = 0.3  # share of zeros in every second byte: UTF-16 has more in ASCII text, UTF-8 never has
+READ_BYTES = 1 << 20  # text read at a time
+STORED_BYTES = 1 << 10  # compressed data read at a time: zstd turns one byte into 32,750 spaces
 COPY_AGAIN = "copy or compress it again; what could be read of it is not used"
 
 
 class HashedFile(io.FileIO):
-    """A file that is read from its beginning to its end, and hashed on the way."""
+    """A file that is hashed while it is read from its beginning to its end."""
 
     def __init__(self, path: Path):
         super().__init__(path, "rb")
         self.hash = hashlib.sha256()
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: "Buffer") -> int:
         size = super().readinto(buffer)
         self.hash.update(memoryview(buffer)[:size])
         return size
 
 
-def open_file(path: Path, raw: io.FileIO | None = None) -> BinaryIO:
-    """A stream of what a file holds, read from `raw` if that is given for a .zst file.
+def open_file(path: Path, raw: io.FileIO | None = None) -> io.BufferedIOBase:
+    """Open a file as a stream of its decompressed content. If `raw` is given, a .zst file is read from it.
 
-    Raises CorpusError if it cannot be opened or is compressed in another way.
+    Raises CorpusError if the file cannot be opened, or is not compressed as its name says.
     """
     try:
         packed = SUFFIXES.get(path.suffix.lower())
@@ -87,16 +90,17 @@ def open_file(path: Path, raw: io.FileIO | None = None) -> BinaryIO:
         raise CorpusError("cannot read a text file", f"{path}: {error.strerror}") from None
 
 
-def position(stream: BinaryIO) -> int:
-    """How many bytes of the file, as stored, were read for what `open_file` gave of it."""
+def position(stream: io.BufferedIOBase) -> int:
+    """The bytes of the file, before decompression, that a stream of `open_file` has read so far."""
     if isinstance(stream, gzip.GzipFile):
-        return stream.fileobj.tell()
-    raw = getattr(stream, "raw", None)
-    return raw.stored() if isinstance(raw, _Frames) else stream.tell()
+        raw: Any = stream.fileobj  # a file; its declared type has no tell()
+        return raw.tell()
+    frames = getattr(stream, "raw", None)
+    return frames.stored() if isinstance(frames, _Frames) else stream.tell()
 
 
-def read(stream: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
-    """Pieces of `size` bytes, the last one shorter. Raises CorpusError where a compressed file is damaged."""
+def read(stream: io.BufferedIOBase, path: Path, size: int) -> Iterator[bytes]:
+    """Yield pieces of `size` bytes; the last one may be shorter. Raises CorpusError for a damaged compressed file."""
     try:
         while data := stream.read(size):
             yield data
@@ -105,16 +109,16 @@ def read(stream: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
 
 
 def check_text(head: bytes, path: Path) -> None:
-    """Raise CorpusError when `head`, the beginning of what `path` holds, shows that it is no UTF-8 text at all."""
+    """Raise CorpusError if `head`, the beginning of the content of `path`, shows that it is not UTF-8 text."""
     found = _compression(head)
     if found and path.suffix.lower() in SUFFIXES:
-        again = f"{path}: what is in it is compressed again ({found[0]})"
-        raise CorpusError("a file is compressed twice", again, "decompress it once; its name says how it is then")
+        again = f"{path}: its content is compressed again ({found[0]})"
+        raise CorpusError("a file is compressed twice", again, "decompress it once")
     if found:
         name, suffix = found
         known = " ".join(dict.fromkeys(SUFFIXES.values()))
         remedy = f"rename it to {path.name}{suffix}" if suffix else f"compress it in one of these ways: {known}"
-        raise CorpusError("a file is compressed, which its name does not say", f"{path}: it is {name}", remedy)
+        raise CorpusError("a file is compressed, but its name does not say so", f"{path}: it is {name}", remedy)
     other = next((other for mark, other in OTHERS.items() if head.startswith(mark)), None)
     if head[257:262] == b"ustar":
         other = ("a tar archive", "unpack it (tar -xf) and name the files that were in it")
@@ -125,9 +129,9 @@ def check_text(head: bytes, path: Path) -> None:
 
 
 def other_than(mark: bytes, path: Path) -> str | None:
-    """Name the kind of a file that should begin with `mark`, by its first bytes: compressed, another form, plain text.
+    """The kind of a file that should begin with `mark`, by its first bytes: compressed, another format, plain text.
 
-    None where they say nothing, or begin as they should.
+    None if the first bytes do not tell, or are `mark`.
     """
     try:
         with open(path, "rb") as file:
@@ -143,16 +147,17 @@ def other_than(mark: bytes, path: Path) -> str | None:
 
 
 def _check_packed(path: Path, suffix: str) -> None:
-    """Raise CorpusError when a file is empty, compressed in another way than `suffix` says, or not compressed."""
+    """Raise CorpusError if a file is empty, compressed in another way than `suffix` says, or not compressed."""
     with open(path, "rb") as file:
         head = file.read(LOOKED_AT)
     if not head:
         raise CorpusError("a compressed file is damaged", f"{path}: it has no bytes at all", COPY_AGAIN)
     found = _compression(head)
     if found and found[1] != suffix:
-        found = f"{path}: it is {found[0]}" + (f": rename it to {path.stem}{found[1]}" if found[1] else "")
-        raise CorpusError("a file is compressed in another way than its name says", found)
-    begun = any(suffix == end and mark.startswith(head[: len(mark)]) for mark, (_, end) in PACKED.items())  # then cut
+        kind = f"{path}: it is {found[0]}" + (f": rename it to {path.stem}{found[1]}" if found[1] else "")
+        raise CorpusError("a file is compressed in another way than its name says", kind)
+    # A file that was cut within its first bytes: its reader will say so.
+    begun = any(suffix == end and mark.startswith(head[: len(mark)]) for mark, (_, end) in PACKED.items())
     if not found and not begun and _is_plain(head):
         remedy = f"rename it to {path.stem}, or compress it"
         raise CorpusError("a file is not compressed, although its name says so", f"{path}: it is plain text", remedy)
@@ -167,7 +172,7 @@ def _compression(head: bytes) -> tuple[str, str | None] | None:
 
 
 def _is_plain(head: bytes) -> bool:
-    """Whether some bytes that begin a file are UTF-8 without control characters; its last character may be cut."""
+    """Whether the first bytes of a file are UTF-8 without control characters. The last character may be cut."""
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -178,7 +183,7 @@ def _is_plain(head: bytes) -> bool:
 
 
 def _zeros(head: bytes) -> str | None:
-    """The byte order of UTF-16 text without a mark, where it is seen from the zeros of ASCII characters."""
+    """The byte order of UTF-16 text without a mark, by the zeros of ASCII characters; None for other text."""
     if b"\0" not in head:
         return None
     even, odd = (side.count(0) / max(1, len(side)) for side in (head[::2], head[1::2]))
@@ -187,7 +192,7 @@ def _zeros(head: bytes) -> str | None:
     return "UTF-16LE" if odd > even else "UTF-16BE"
 
 
-def _open_zstd(path: Path, raw: io.FileIO | None) -> BinaryIO:
+def _open_zstd(path: Path, raw: io.FileIO | None) -> io.BufferedReader:
     try:
         import zstandard
     except ImportError:
@@ -197,37 +202,41 @@ def _open_zstd(path: Path, raw: io.FileIO | None) -> BinaryIO:
     return io.BufferedReader(_Frames(file, decompressor.decompressobj, zstandard.ZstdError, (), b""), READ_BYTES)
 
 
-def _stream(path: Path, begin: Callable, fault: type[Exception], limit: tuple, padding: bytes = b"") -> BinaryIO:
+def _stream(
+    path: Path, begin: Callable, fault: type[Exception], limit: tuple, padding: bytes = b""
+) -> io.BufferedReader:
     return io.BufferedReader(_Frames(open(path, "rb"), begin, fault, limit, padding), READ_BYTES)
 
 
 class _Frames(io.RawIOBase):
-    """What a compressed file holds, frame after frame; an OSError where it is damaged, an EOFError where it is cut.
+    """The content of a compressed file, frame after frame. Raises OSError if it is damaged, EOFError if it was cut.
 
-    `begin` makes the decompressor of a frame, `fault` is what it raises, `limit` its arguments that bound what it
-    gives at a time, `padding` what may stand between frames.
+    `begin` makes a frame's decompressor, which raises `fault`. Its arguments `limit` bound the size of its output.
+    `padding` are bytes that may stand between frames.
     """
 
     def __init__(self, file: BinaryIO, begin: Callable, fault: type[Exception], limit: tuple, padding: bytes):
         self._file, self._begin, self._fault, self._limit, self._padding = file, begin, fault, limit, padding
-        self._frame = None  # the one being read
-        self._stored, self._text = b"", memoryview(b"")  # read but not decompressed, decompressed but not asked for
+        self._frame: Any = None  # the decompressor in use; those of the three libraries share no type
+        self._stored, self._text = b"", memoryview(b"")  # not yet decompressed; decompressed and not yet returned
 
     def stored(self) -> int:
+        """Bytes read from the file."""
         return self._file.tell()
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: "Buffer") -> int:
         while not self._text and self._fill():
             pass
-        size = min(len(buffer), len(self._text))
-        buffer[:size], self._text = self._text[:size], self._text[size:]
+        wanted = memoryview(buffer)
+        size = min(len(wanted), len(self._text))
+        wanted[:size], self._text = self._text[:size], self._text[size:]
         return size
 
     def _fill(self) -> bool:
-        """Decompress some more; False at the end of the file."""
+        """Decompress some more. Returns False at the end of the file."""
         if self._frame is None or getattr(self._frame, "needs_input", True):  # zstandard's always does
             self._stored = self._stored or self._file.read(STORED_BYTES)
             if not self._stored:
@@ -239,7 +248,7 @@ class _Frames(io.RawIOBase):
             if not self._stored:
                 return True
             self._frame = self._begin()
-        self._text = memoryview(b"")  # lets go of what was decompressed before
+        self._text = memoryview(b"")  # frees the memory of the output before
         try:
             self._text = memoryview(self._frame.decompress(self._stored, *self._limit))
         except self._fault as error:

@@ -1,4 +1,4 @@
-"""A corpus: a recipe, the files that it names, and its documents as a stream with a side for each."""
+"""A corpus: a recipe, the files that it names, and a stream of documents, each on its side."""
 
 import heapq
 import os
@@ -33,22 +33,22 @@ RECIPE = "recipe.yaml"
 
 
 class Corpus:
-    """A recipe and the folder its file names start from. Iterating reads; nothing is kept but the hashes of files."""
+    """A recipe, and the folder that its file names are relative to. Documents are read again each time."""
 
     def __init__(self, recipe: Recipe, root: Path, bounds: tuple[int, ...] | None = None):
-        """`bounds`: what `bounds` gave in another process."""
+        """`bounds`: the result of the method `bounds`, if another process has found it."""
         self.recipe, self.root, self._bounds = recipe, Path(root), bounds
-        self._files: dict[str, list[str]] = {}  # source → what its names stand for
-        self._datasets: dict[str, hub.Resolved] = {}  # source → what its dataset is now
-        self._states: dict[Path, tuple[int, ...]] = {}  # file → `_state` when the work began
-        self._hashes: dict[Path, str] = {}
+        self._files: dict[str, list[str]] = {}  # source → its files
+        self._datasets: dict[str, hub.Resolved] = {}  # source → its dataset
+        self._states: dict[Path, tuple[int, ...]] = {}  # file → its `_state` when the work began
+        self._hashes: dict[Path, str] = {}  # file → SHA-256
 
-    def __reduce__(self):
-        # To read a chunk is all that is asked of a corpus in another process.
+    def __reduce__(self) -> tuple:
+        # Other processes only read chunks; they need neither the files nor their hashes.
         return Corpus, (self.recipe, self.root, self._bounds)
 
     def groups(self, size: int = CHUNK_BYTES) -> Iterator[Group]:
-        """The files in the recipe's order, small ones together until they have `size` bytes: what `chunks` takes."""
+        """The files in the recipe's order, in groups for `chunks`. Small files form groups of `size` bytes."""
         for number, source in enumerate(self.recipe.sources):
             sizes = ((file, (self.root / file).stat().st_size) for file in self.files(source))
             yield from (Group(number, files, stored) for files, stored in together(sizes, size))
@@ -56,17 +56,18 @@ class Corpus:
                 yield Group(number, (), 0)
 
     def chunks(self, size: int = CHUNK_BYTES, group: Group | None = None) -> Iterator[Chunk]:
-        """The text in stretches of about `size` bytes, in the recipe's order: what `read` takes, anywhere.
+        """Cut the text into chunks of about `size` bytes, in the recipe's order. `read` takes them, in any process.
 
-        All of it, or that of a group; they are the same stretches. Raises CorpusError for a missing or damaged file.
+        With `group`, only the chunks of this group are made; they are the same ones. Raises CorpusError for a missing
+        or damaged file.
         """
         for one in self.groups(size) if group is None else (group,):
             yield from chunks_of(self._parts(self.recipe.sources[one.source], one.files, size), one.source, size)
 
     def read(self, chunk: Chunk, skipped: Skipped | None = None) -> Iterator[Document]:
-        """The documents of a chunk, in order. Records that give none are added to `skipped`.
+        """The documents of a chunk, in order. Bad records are added to `skipped`.
 
-        Raises CorpusError for the first of them, naming file and line, unless it is empty or its source skips.
+        A bad record raises a CorpusError with its file and line, unless it is empty or its source skips bad records.
         """
         source = self.recipe.sources[chunk.source]
         bound = self.bounds()[chunk.source]
@@ -83,17 +84,17 @@ class Corpus:
     def documents(
         self, sides: tuple[str, ...] = SIDES, skipped: Skipped | None = None, shares: Shares | None = None
     ) -> Iterator[Document]:
-        """Every document of the given sides, in the recipe's order, read in this process; all are added to `shares`."""
+        """The documents of the given sides in the recipe's order, read in this process. `shares` counts all sides."""
         self.bounds(map)
         with listing(self, map):
             for chunk in self.chunks():
                 yield from of_sides(self.read(chunk, skipped), sides, shares)
 
     def bounds(self, map: Callable = map) -> tuple[int, ...]:
-        """Of each source the hash below which its documents are held out, found once.
+        """For each source, the bound of the held-out side: documents with a smaller hash are held out. Found once.
 
-        It follows from the fraction, and where a source asks for a least number of documents, from its smallest hashes:
-        then all of it is read, by `map`. A document that is added moves at most one other, from held-out to train.
+        The fraction gives the bound. For a source with `heldout_documents`, its smallest hashes may raise it; `map`
+        then reads the whole source. A new document moves at most one other document, from held-out to train.
         """
         if self._bounds is None:
             self._bounds = tuple(self._bound(number, map) for number in range(len(self.recipe.sources)))
@@ -115,36 +116,37 @@ class Corpus:
 
     @property
     def split(self) -> dict:
-        """How the sides were made: sets of shards that were split in the same way have no document on both."""
+        """How the sides were made. Shard sets with equal splits share no document between train and held-out."""
         named = {source.name: source.split for source in self.recipe.sources if source.split}
         return {"by": "text", "heldout_fraction": self.recipe.heldout_fraction, **({"sources": named} if named else {})}
 
     @property
     def meant(self) -> frozenset[str]:
-        """The sources that say themselves that they are on one side alone."""
+        """The sources that are on one side on purpose: their `heldout_fraction` is 0 or 1."""
         return frozenset(source.name for source in self.recipe.sources if source.heldout_fraction in (0, 1))
 
     @property
     def stored(self) -> int | None:
-        """Bytes of all files, as stored; None where a source is streamed."""
+        """Bytes of all files before decompression; None if a source is streamed."""
         if any(self._is_streamed(source) for source in self.recipe.sources):
             return None
         paths = (self.root / file for source in self.recipe.sources for file in self.files(source))
         return sum((self._states.get(path) or _state(path))[0] for path in paths)
 
     def refused(self, map: Callable = map) -> tuple[str, ...]:
-        """The first line and the details of the error about bad records, for sources that stop at them.
+        """The first line and the details of the error about bad records, in the sources that stop at them.
 
-        All of them are read, by `map`: the first of each kind and source is named, whatever order processes work in.
+        `map` reads the whole corpus. The error names the first record of each kind and source, in the corpus's order.
         """
-        total, after = Skipped(), ()
+        total = Skipped()
+        after: tuple[str, ...] = ()
         try:
             for skipped in _followed("reading on", partial(_bad, self), self.chunks(), self.stored, map):
                 total.merge(skipped)
-        except CorpusError as error:  # of a file
+        except CorpusError as error:  # a file that cannot be read
             after = (f"then: {error.what}", *error.details[:1])
         fields = {source.name: source for source in self.recipe.sources if source.bad_records == "stop"}
-        found = {}
+        found: dict[str, dict[str, tuple[int, Bad, str]]] = {}
         for name, kinds in total.counts.items():
             for kind, records in kinds.items():
                 if kind != EMPTY and name in fields:
@@ -153,7 +155,7 @@ class Corpus:
         return (*bad_lines(found), *after) if found else ()
 
     def _placed(self, source: Source, bad: Bad) -> Bad:
-        """With the place of the file, as it is found from here."""
+        """The same bad record, with the path of its file from the working folder."""
         return bad if source.dataset else replace(bad, where=str(self.root / bad.where))
 
     def _records(self, chunk: Chunk) -> Iterator[Record | Bad]:
@@ -163,11 +165,10 @@ class Corpus:
             yield from passages(records, source.split_characters, part.cut) if source.split_characters else records
 
     def fingerprint(self, map: Callable = map) -> dict:
-        """Identity of the text: per source and file the SHA-256 of the bytes as stored, how it is read, the split.
+        """The identity of the text: for each source the SHA-256 of its files, the options of reading, and the split.
 
-        Where files are and what they are called is no part of it, nor by which pattern they were found. Of a
-        dataset of the hub it is the name and the commit. Files are hashed once for a corpus, by `map`, which may use
-        other processes.
+        File names, locations and patterns do not change the fingerprint. A dataset of the hub has its name and commit.
+        Files are hashed once, by `map`, which may use other processes.
         """
         paths = [path for source in self.recipe.sources for path in self._stored(source)]
         new = [path for path in dict.fromkeys(paths) if path not in self._hashes]
@@ -181,13 +182,13 @@ class Corpus:
         }
 
     def check(self) -> None:
-        """Raise CorpusError for the first file that is not there or of no known format, before any work is done."""
+        """Raise CorpusError for the first file that is missing or has no known format, before any work is done."""
         for source in self.recipe.sources:
             for file in self.files(source):
                 path = self.root / file
                 with reached(source.name):
                     there = path.is_file()
-                if not there:  # a link that leads nowhere, or to itself
+                if not there:  # for example a link that leads nowhere, or to itself
                     raise CorpusError("no such text file", f"{path}, of source {source.name!r}")
                 form = self._format(source, file)
                 if source.documents == "file" and form != "txt":
@@ -199,7 +200,7 @@ class Corpus:
         self._say_what_comes_twice()
 
     def _say_what_comes_twice(self) -> None:
-        """Say on standard error which files are in two sources: that is allowed, for they may be read in two ways."""
+        """Warn on standard error of files that are in two sources. This is allowed: they may be read in two ways."""
         first: dict[str, str] = {}
         twice = []
         for source in self.recipe.sources if len(self.recipe.sources) > 1 else ():
@@ -212,9 +213,9 @@ class Corpus:
             print(f"{twice[0]}{more}: its text counts twice", file=sys.stderr)
 
     def files(self, source: Source) -> list[str]:
-        """The files of a source, relative to the recipe; none of a dataset that `datasets` streams."""
+        """The files of a source, relative to the recipe. A streamed dataset has none."""
         if source.name not in self._files:
-            names = source.files
+            names = source.files or []
             with reached(source.name):
                 if source.dataset:
                     folder = hub.saved_folder(source.dataset, self.root)
@@ -249,6 +250,7 @@ class Corpus:
 
     def _dataset(self, source: Source) -> hub.Resolved:
         if source.name not in self._datasets:
+            assert source.dataset is not None, source.name
             self._datasets[source.name] = hub.resolve(source.dataset, self.root)
         return self._datasets[source.name]
 
@@ -262,15 +264,16 @@ class Corpus:
         return {**found, **source.split, "sha256": [self._hashes[path] for path in self._stored(source)]}
 
     def _stored(self, source: Source) -> list[Path]:
-        """The files whose bytes are the identity of a source."""
+        """The files of a source, or of its dataset, that its fingerprint hashes."""
         if self._is_streamed(source):
             return self._dataset(source).files
         return [self.root / file for file in self.files(source)]
 
 
 def open_corpus(path: Path | str) -> Corpus | CleanedCorpus:
-    """A corpus from `recipe.yaml`, a folder that holds one, a folder of the stage `clean`, or a single text file."""
+    """Open a corpus: `recipe.yaml`, a folder that holds one, a folder of the stage `clean`, or a single text file."""
     path = Path(path)
+    corpus: Corpus | CleanedCorpus
     if (path / RECIPE).exists():
         path /= RECIPE
     if path.suffix in (".yaml", ".yml"):
@@ -292,8 +295,9 @@ def open_corpus(path: Path | str) -> Corpus | CleanedCorpus:
 
 @contextmanager
 def listing(corpus: Corpus | CleanedCorpus, map: Callable) -> Iterator[None]:
-    """Where a bad record ends the work inside, read on, by `map`, to name the first of each kind and source: whoever
-    has to repair records should not learn of them one at a time.
+    """If a bad record ends the work inside, read on by `map`, and raise one error that lists all kinds of bad records.
+
+    So the user learns of all of them at once, and need not start again after each repair.
     """
     try:
         yield
@@ -305,15 +309,15 @@ def listing(corpus: Corpus | CleanedCorpus, map: Callable) -> Iterator[None]:
 
 
 def check_apart(corpus: Corpus | CleanedCorpus, out: Path | str) -> None:
-    """Raise CorpusError when `out`, which is to be written, holds a file of the corpus."""
+    """Raise CorpusError if the output folder `out` holds a file of the corpus."""
     if held := corpus.held_in(Path(out)):
         found = f"{held} is in {out}"
         raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
 
 
 def _followed(what: str, work: Callable, chunks: Iterator[Chunk], reads: int | None, map: Callable) -> Iterator:
-    """`map(work, chunks)`, with its progress by the bytes that are read of `reads`."""
-    stored: deque[int] = deque()  # of the chunks on their way
+    """`map(work, chunks)` with a progress bar over the `reads` bytes of the files."""
+    stored: deque[int] = deque()  # the stored bytes of the chunks that are being worked on
     with progress(what, "chunks", reads=reads) as advance:
         for found in map(work, noted(chunks, attrgetter("stored"), stored)):
             yield found
@@ -321,13 +325,13 @@ def _followed(what: str, work: Callable, chunks: Iterator[Chunk], reads: int | N
 
 
 def _smallest(corpus: Corpus, count: int, chunk: Chunk) -> list[int]:
-    """The `count` smallest of the hashes of a chunk's documents."""
+    """The `count` smallest hashes of a chunk's documents."""
     draws = {draw_of(found.text) for found in corpus._records(chunk) if not isinstance(found, Bad)}
     return heapq.nsmallest(count, draws)
 
 
 def _bad(corpus: Corpus, chunk: Chunk) -> Skipped:
-    """The records of a chunk that give no document."""
+    """The bad records of a chunk."""
     skipped, source = Skipped(), corpus.recipe.sources[chunk.source]
     for found in corpus._records(chunk):
         if isinstance(found, Bad):
@@ -336,10 +340,10 @@ def _bad(corpus: Corpus, chunk: Chunk) -> Skipped:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """The stamp of a file, which differs once the file has changed. It includes ctime, which no program can set.
+    """A stamp of a file that changes whenever the file changes: size, mtime, and ctime, which no program can set.
 
-    `rsync -t` and `cp -p` keep the size and the other time. The number of the inode is no part of this: file systems in
-    user space (of object stores, for instance) give a file a new one while it is the same.
+    `rsync -t` and `cp -p` can replace a file with equal size and mtime. The inode's number is left out, because file
+    systems in user space (for object stores, for instance) change it while the file stays the same.
     """
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -1,4 +1,4 @@
-"""What a corpus gives: its documents, each on its side, and groups of files that are read together."""
+"""Documents, each on its side, and groups of files that one process reads together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,20 +10,22 @@ CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Document:
+    """One document of a corpus."""
+
     text: str
-    source: str  # its name
+    source: str  # the name of its source
     language: str
-    side: str  # of SIDES
-    where: str  # file, relative to the recipe, and line
+    side: str  # one of SIDES
+    where: str  # its file, relative to the recipe, and line
 
 
 @dataclass(frozen=True)
 class Group:
-    """Files of one source that one process may open, one after another: what it sends for is only their names."""
+    """Files of one source that one process opens and reads. Only their names are sent to the process."""
 
-    source: int  # its number in the recipe
-    files: tuple[str, ...]  # as the source has them; none of a dataset that is streamed
-    bytes: int  # as stored
+    source: int  # the number of the source in the recipe
+    files: tuple[str, ...]  # relative to the recipe; empty for a streamed dataset
+    bytes: int  # of the files, before decompression
 
     @property
     def stored(self) -> int:
@@ -31,7 +33,7 @@ class Group:
 
 
 def of_sides(documents: Iterator[Document], sides: tuple[str, ...], shares: Shares | None) -> Iterator[Document]:
-    """The documents of these sides; `shares` counts those of all."""
+    """The documents of these sides. `shares` counts the documents of all sides."""
     for document in documents:
         if shares is not None:
             shares.add(document.source, document.side, 1, len(document.text.encode()))

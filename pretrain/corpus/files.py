@@ -1,4 +1,4 @@
-"""From what a recipe names to files: patterns and folders, what is passed over in them, and the format of each file."""
+"""Find the files of a source: expand patterns and folders, pass over files that are no text, tell the formats."""
 
 import errno
 import glob
@@ -20,14 +20,14 @@ FORMATS = {
     "parquet": (".parquet",),
     "arrow": (".arrow",),
 }
-# In folders and for patterns, beside names that begin with a dot: what other programs leave beside text, and say of it.
+# Files that folders and patterns pass over, besides hidden ones: other programs write them beside text.
 PASSED_OVER = (
     "_*",  # _SUCCESS, _metadata of Spark
     "README*",
     "LICENSE*",
     "recipe.yaml",
     "index.json",
-    "state.json",  # this and the next ones: of `datasets`
+    "state.json",  # this and the following ones belong to `datasets`
     "dataset_info.json",
     "dataset_infos.json",
     "dataset_dict.json",
@@ -39,12 +39,12 @@ TEXT_SUFFIXES = ("txt", "jsonl")  # the formats that may be compressed
 def expand(names: list[str], root: Path, source: str) -> list[str]:
     """The files that a source's `names` stand for, relative to `root`, in the order of the names.
 
-    A name is a file, a pattern (`*`, `?`, `[…]`, `**` for folders of any depth) or a folder, which is all that is
-    in it. Patterns and folders are sorted by code point, so that the order is the same on every machine. Symbolic links
-    are followed; a folder that links reach in several ways is entered once, so that their loops end.
+    A name is a file, a pattern (`*`, `?`, `[…]`, `**` for folders of any depth) or a folder, which stands for all files
+    in it. The files of a pattern or folder are sorted by code point, so the order is the same on every machine.
+    Symbolic links are followed. A folder that several links reach is entered once, so loops of links end.
 
-    Raises CorpusError for a name that stands for nothing, for a file that comes twice, for a folder that a stage wrote
-    and nobody named, and for a name that is not Unicode: places are written into what the stages publish.
+    Raises CorpusError for a name without files, a file that comes twice, a folder that a stage wrote and no name names,
+    and a file name that is not Unicode, because the stages write file names into their output.
     """
     found = [file for name in names for file in _expand(name, root, source)]
     _check_written(found, [_beginning(name) for name in names], root, source)
@@ -61,7 +61,7 @@ def expand(names: list[str], root: Path, source: str) -> list[str]:
 
 
 def format_of(path: Path) -> str:
-    """One of FORMATS, from the file's name; capital letters in it mean nothing."""
+    """The format of a file, a key of FORMATS, by its name in any case. Raises CorpusError if the name does not tell."""
     packed = path.suffix.lower() in SUFFIXES
     suffix = Path(path.stem).suffix if packed else path.suffix
     for form, suffixes in FORMATS.items():
@@ -89,7 +89,7 @@ def _expand(name: str, root: Path, source: str) -> list[str]:
 
 
 def _matches(name: str, root: Path) -> list[str]:
-    """The paths that match a pattern with `**`. `glob.glob` gives the same, but follows a loop of links for ever."""
+    """The paths that match a pattern with `**`. `glob.glob` finds the same, but follows a loop of links forever."""
     found = [_beginning(name)]
     rest = Path(name).parts[len(found[0].parts) :]
     for part in rest:
@@ -104,13 +104,15 @@ def _matches(name: str, root: Path) -> list[str]:
 
 
 def _beginning(name: str) -> Path:
-    """What of a name is no pattern."""
+    """The folders of a name before its first part with a pattern."""
     return Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts))
 
 
 def _check_written(files: list[str], named: list[Path], root: Path, source: str) -> None:
-    """Raise CorpusError where files lie in a folder that a stage published: what was made of a corpus, for instance,
-    and put beside it. All would be read twice, what was changed perhaps on the other side.
+    """Raise CorpusError if files lie in a folder that a stage published, unless the recipe names this folder.
+
+    A cleaned corpus that lies beside its original, for instance, would be read as well: every document would come
+    twice, and a changed document might be on the other side.
     """
     reached = {root / Path(file).parent for file in files}
     reached -= {root / place for name in named for place in (name, name.parent)}
@@ -121,7 +123,7 @@ def _check_written(files: list[str], named: list[Path], root: Path, source: str)
 
 
 def _folder(name: str, root: Path, source: str) -> list[str]:
-    """All files below a folder; of one that `datasets` saved, those that it lists."""
+    """All files below a folder. For a folder that `datasets` saved, the files that it lists."""
     path = root / name
     splits, state = saved(path, "dataset_dict.json"), saved(path, "state.json")
     if splits:
@@ -138,10 +140,10 @@ def _folder(name: str, root: Path, source: str) -> list[str]:
 
 
 def _walk(folders: list[Path], root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders, relative to `root`, and all folders below them, each with the names of its files; hidden ones left out.
+    """Yield `folders` (relative to `root`) and all folders below them, each with the names of its files.
 
-    Each is entered once: under its own name if it can be reached without a link, else under that of the first link.
-    Raises OSError for a folder that may not be read.
+    Hidden files and folders are left out. Every folder is entered once: by its own path if no link is needed to reach
+    it, otherwise by the first link. Raises OSError for a folder without permission to read.
     """
     entered: set[str] = set()
     while folders:
@@ -178,7 +180,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 @contextmanager
 def reached(source: str) -> Iterator[None]:
-    """What the system says of a file or a folder that it does not let us see becomes a CorpusError."""
+    """Turn an OSError inside, such as a missing permission, into a CorpusError that names the source."""
     try:
         yield
     except OSError as error:
@@ -187,7 +189,10 @@ def reached(source: str) -> Iterator[None]:
 
 
 def saved(folder: Path, name: str) -> dict | None:
-    """What `datasets.save_to_disk` wrote in a folder: dataset_dict.json of several splits, state.json of one."""
+    """Read the file `name` of `datasets.save_to_disk`: dataset_dict.json of several splits, or state.json of one.
+
+    None if there is no such file, or another program wrote it.
+    """
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -204,7 +209,7 @@ def saved(folder: Path, name: str) -> dict | None:
 
 
 def _is_name(value: object) -> bool:
-    """Whether a file may be called so."""
+    """Whether the value can be a file's name."""
     return isinstance(value, str) and "\0" not in value and _is_unicode(value)
 
 

@@ -1,8 +1,9 @@
-"""Whatever the library `datasets` loads by name: from the Hugging Face hub, streamed, or from a folder here."""
+"""Datasets that the library `datasets` loads by name: streamed from the Hugging Face hub, or from a local folder."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pretrain.config import Config
 from pretrain.corpus.chunks import FilePart
@@ -11,28 +12,35 @@ from pretrain.errors import CorpusError
 
 
 class HubDataset(Config):
-    name: str  # of the hub, "org/name"; or a folder, relative to the recipe
+    """A dataset that the library `datasets` loads by its name."""
+
+    name: str
+    """The name on the hub, `org/name`, or a folder relative to the recipe."""
     config: str | None = None
+    """The configuration (subset) of the dataset, if it has several."""
     split: str = "train"
-    revision: str | None = None  # of the hub: a commit, tag or branch; default: what is newest when the work begins
+    """The split of the dataset."""
+    revision: str | None = None
+    """A commit, tag or branch on the hub; null: the newest commit when the work begins."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A dataset as it is read: of the hub at one commit, of a folder from certain files."""
+    """A dataset with everything fixed: a commit on the hub, or the files in a folder."""
 
     dataset: HubDataset
-    path: str  # what `datasets` calls it
-    revision: str | None  # the commit
-    files: list[Path]
+    path: str  # its name for `datasets`
+    revision: str | None  # the commit on the hub
+    files: list[Path]  # in a folder
 
     def identity(self) -> dict:
+        """The keys that identify the dataset in a fingerprint. A folder is identified by its files in addition."""
         found = {"config": self.dataset.config, "split": self.dataset.split}
         return {**found, "name": self.path, "revision": self.revision} if self.revision else found
 
 
 def saved_folder(dataset: HubDataset, root: Path) -> str | None:
-    """The folder below `root` where `save_to_disk` put the split, or None if the name is not of such a folder."""
+    """The folder below `root` where `save_to_disk` put the split; None if the name is no such folder."""
     folder = root / dataset.name
     splits, state = saved(folder, "dataset_dict.json"), saved(folder, "state.json")
     if folder.is_dir() and dataset.revision:
@@ -43,13 +51,15 @@ def saved_folder(dataset: HubDataset, root: Path) -> str | None:
         return str(Path(dataset.name) / dataset.split)
     if state and state.get("_split") in (None, dataset.split):
         return dataset.name
-    if splits or state:
-        raise _no_split(dataset.split, splits["splits"] if splits else [state.get("_split")], folder)
+    if splits:
+        raise _no_split(dataset.split, splits["splits"], folder)
+    if state:
+        raise _no_split(dataset.split, [str(state.get("_split"))], folder)
     return None
 
 
 def resolve(dataset: HubDataset, root: Path) -> Resolved:
-    """What a dataset is at this moment. Raises CorpusError if there is none, or the hub cannot be reached."""
+    """Find the newest commit or the files of a dataset. Raises CorpusError if there is none, or no connection."""
     folder = root / dataset.name
     if not folder.is_dir():
         return Resolved(dataset, dataset.name, _commit(dataset), [])
@@ -57,7 +67,7 @@ def resolve(dataset: HubDataset, root: Path) -> Resolved:
 
     try:
         found = load_dataset_builder(str(folder), dataset.config).config.data_files
-    except Exception as error:  # of the library, and of those it calls
+    except Exception as error:  # `datasets` passes on errors of many other libraries
         raise _refusal(str(folder), error) from None
     if dataset.split not in found:
         raise _no_split(dataset.split, found, folder)
@@ -65,24 +75,24 @@ def resolve(dataset: HubDataset, root: Path) -> Resolved:
 
 
 def parts_of(resolved: Resolved, field: str, size: int) -> Iterator[FilePart]:
-    """The split in parts of at most about `size` bytes. Raises CorpusError for what cannot be loaded.
+    """Cut the split into parts of at most about `size` bytes. Raises CorpusError if it cannot be loaded.
 
-    Memory: what `datasets` holds to stream it, and tables.ROWS rows.
+    Memory: tables.ROWS rows, and the buffers of `datasets`.
     """
     from pretrain.corpus.tables import column, cut
 
     label = f"{resolved.dataset.name} ({resolved.dataset.split})"
 
-    def batches():
+    def batches() -> Iterator[tuple[Any, int]]:
         for table in _stream(resolved):
             batches = table.select([column(table.column_names, field, label)]).to_batches()
-            yield from ((batch, 0) for batch in batches)  # of a stream nobody knows how long it is
+            yield from ((batch, 0) for batch in batches)  # the length of a stream is not known
 
     return cut(batches(), label, size)
 
 
 def _stream(resolved: Resolved) -> Iterator:
-    """pyarrow tables of a few rows."""
+    """Stream the split as pyarrow tables of a few rows."""
     from datasets import load_dataset
 
     from pretrain.corpus.tables import ROWS

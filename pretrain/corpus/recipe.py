@@ -8,24 +8,39 @@ from pydantic import Field, field_validator, model_validator
 from pretrain.config import Config
 from pretrain.corpus.hub import HubDataset
 
-LANGUAGE = re.compile("[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*")  # as BCP 47 has it; `English` would be no English
+LANGUAGE = re.compile("[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*")  # BCP 47; the word `English` does not match
 SPLIT = ("heldout_fraction", "heldout_documents", "split_characters")  # keys of a source
 
 
 class Source(Config):
+    """One source of a corpus: its files, how they are read, and its held-out part."""
+
     name: str
-    files: list[str] | None = None  # relative to the recipe: files, patterns (`**` too), folders
-    dataset: HubDataset | None = None  # instead of files
-    language: str = "und"  # BCP 47; und: not known
+    """The name of the source in reports and configurations. It is part of the corpus's fingerprint."""
+    files: list[str] | None = None
+    """Files, patterns (also `**`) and folders, relative to the recipe."""
+    dataset: HubDataset | None = None
+    """A dataset of the Hugging Face hub, or a folder that `datasets` can load, in place of files."""
+    language: str = "und"
+    """The language as a BCP 47 tag such as `en` or `zh-Hant`; `und`: not known. Cleaning chooses its steps by it."""
     licence: str = "unstated"
-    format: Literal["txt", "jsonl", "parquet", "arrow"] | None = None  # default: from each file's name
-    documents: Literal["blocks", "file"] = "blocks"  # txt: what is between blank lines, or each file
-    field: str = Field("text", min_length=1)  # all but txt; `a.b` is b inside a; a list of texts is one document
+    """The licence of the text. It is written into the index of every stage."""
+    format: Literal["txt", "jsonl", "parquet", "arrow"] | None = None
+    """The format of all files; null: the name of each file tells."""
+    documents: Literal["blocks", "file"] = "blocks"
+    """The documents of a .txt file: `blocks` of text between blank lines, or the whole `file`."""
+    field: str = Field("text", min_length=1)
+    """The key or column with the text, in all formats but txt. `a.b` is b inside a; a list of texts is one document."""
     bad_records: Literal["stop", "skip"] = "stop"
-    max_record_bytes: int = Field(64 << 20, gt=0)  # of a line or a document as stored
-    heldout_fraction: float | None = Field(None, ge=0, le=1)  # of its documents; default: that of the recipe
-    heldout_documents: int = Field(0, ge=0)  # at least so many, of the smallest hashes; found by reading it once more
-    split_characters: int | None = Field(None, ge=100)  # longer documents become passages of about that length
+    """What to do with a record that gives no text: `stop` the run, or count it and `skip` it."""
+    max_record_bytes: int = Field(64 << 20, gt=0)
+    """Bytes of the longest record (a line, or a document of a .txt file), decompressed. Longer ones are bad records."""
+    heldout_fraction: float | None = Field(None, ge=0, le=1)
+    """The fraction of the source's documents that is held out; null: the recipe's."""
+    heldout_documents: int = Field(0, ge=0)
+    """The least number of documents to hold out: those with the smallest hashes. The source is read once more."""
+    split_characters: int | None = Field(None, ge=100)
+    """Split longer documents into passages of about this many characters. For books, which else are all or nothing."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Source":
@@ -43,14 +58,19 @@ class Source(Config):
 
     @property
     def split(self) -> dict:
-        """The keys of the source that decide about its sides, where it has any."""
+        """The keys that decide the sides of the source's documents, without those left at their defaults."""
         return self.model_dump(include=set(SPLIT), exclude_defaults=True)
 
 
 class Recipe(Config):
+    """The recipe of a corpus."""
+
     name: str
-    heldout_fraction: float = Field(0.01, gt=0, lt=1)  # of documents
+    """The name of the corpus."""
+    heldout_fraction: float = Field(0.01, gt=0, lt=1)
+    """The fraction of the documents that is held out. A document's hash decides."""
     sources: list[Source] = Field(min_length=1)
+    """The sources of the corpus. Their order is the order of the documents."""
 
     @field_validator("sources")
     @classmethod

@@ -1,13 +1,13 @@
-"""Files into chunks, chunks into records.
+"""Cut files into parts, and parts into records.
 
-A chunk is what one process works on: whole records of one source, as stored but decompressed. It is cheap to make
-(nothing is decoded or parsed), cheap to send to another process, and the same however many processes there are. Its
-records are read wherever it is sent. How a file is cut into records is its `cut`:
+Parts make chunks (see chunks.py), and one process works on one chunk. A chunk is cheap to make, because nothing is
+decoded or parsed, and cheap to send to another process, which then reads its records. Chunks do not depend on the
+number of processes. The `cut` of a file says what a record is:
 
-    blocks    text between blank lines (lines of white space, as Unicode has it)
-    file      the whole file is one
-    lines     one JSON object a line
-    rows      the rows of a table (parquet, Arrow), kept as an Arrow stream: see tables.py
+    blocks    the text between blank lines (lines of Unicode white space)
+    file      the whole file
+    lines     a line with a JSON object
+    rows      a row of a table (parquet, Arrow); parts are Arrow streams, see tables.py
 """
 
 import json
@@ -23,14 +23,14 @@ from pretrain.corpus.compressed import READ_BYTES, HashedFile, check_text, open_
 from pretrain.errors import CorpusError
 
 BOM = b"\xef\xbb\xbf"
-# White space as str.isspace() has it, but for \n, as UTF-8; possessive, so that a run of it is looked at once.
+# The white space of str.isspace() without \n, in UTF-8. The pattern is possessive, so each run is read only once.
 SPACES = (
     rb"(?:[\t\x0b\x0c\r\x1c-\x1f ]|\xc2[\x85\xa0]|\xe1\x9a\x80|"
     rb"\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)*+"
 )
 BLANK_LINE = re.compile(rb"\n%b\n" % SPACES)
 LEADING = re.compile(rb"(?:%b\n)*+(?:%b\Z)?" % (SPACES, SPACES))  # blank lines before a block
-LINE_END = re.compile(rb"\r{1,2}\n|\r")  # besides \n: of Windows (also what was converted twice), of old Macs
+LINE_END = re.compile(rb"\r{1,2}\n|\r")  # besides \n: of Windows (also if converted twice) and of old Macs
 BREAK = re.compile(rb"\n(?:(?:%b\n)++(?:%b\Z)?|%b\Z)" % (SPACES, SPACES, SPACES))  # between blocks, after the last
 BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # of decoded text
 JSON_NAMES = {
@@ -41,30 +41,31 @@ JSON_NAMES = {
     int: "a number",
     float: "a number",
 }
-SHOWN_CHARACTERS = 200  # of what a bad record has instead
-MOST_NESTED = 500  # objects and lists inside one another: Python's parser gives up at about 1,000, less what called it
-# A string of JSON, an opening bracket, a closing one. A string that is cut goes to the end: looked at once, not again
-# from each of the quotation marks in it.
+SHOWN_CHARACTERS = 200  # of the keys that a bad record has in place of the text
+MOST_NESTED = 500  # objects and lists inside one another: Python's parser fails at a depth of about 1,000 calls
+# A string of JSON, or a bracket. An unfinished string matches to the end of the text, so that it is read only once.
 NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]')
 
 
 @dataclass(frozen=True)
 class Record:
+    """The text of one record."""
+
     text: str
     where: str  # "en.jsonl, line 12"
 
 
 class NoText(Exception):
-    """What a record has where its text should be."""
+    """A record has no text; the message says what it has instead."""
 
 
 def parts_of(
     path: Path, file: str, cut: str, size: int, limit: int, raw: HashedFile | None = None
 ) -> Iterator[FilePart]:
-    """A text file in stretches of about `size` bytes, each a whole number of records. Raises CorpusError if damaged.
+    """Cut a text file into parts of about `size` bytes with whole records. Raises CorpusError for a damaged file.
 
-    A .zst file is read from `raw` if it is given. Memory: two stretches. A longer record is kept up to `limit` bytes;
-    when it is longer than that it is only measured.
+    If `raw` is given, a .zst file is read from it. A record longer than `size` is kept up to `limit` bytes; a still
+    longer one is only measured. Memory: two parts.
     """
     first, held, before = 1, b"", 0
     with open_file(path, raw) as stream:
@@ -77,7 +78,7 @@ def parts_of(
             if end:
                 yield FilePart(file, cut, first, held[:end], stored=at - before)
                 before, first, held = at, first + held.count(b"\n", 0, end), held[end:]
-            elif len(held) > limit + size:  # surely too long; what is a little longer is found when it is read
+            elif len(held) > limit + size:  # surely too long; `records_of` finds records a little over the limit
                 length, lines, held = _past_record(held, pieces, cut)
                 at = position(stream)
                 yield FilePart(file, cut, first, b"", length, at - before)
@@ -90,7 +91,10 @@ def parts_of(
 
 
 def records_of(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
-    """The records of a part, in order, each of at most `limit` bytes; lines and rows have their text under `field`."""
+    """The records of a part, in order. Lines and rows have their text under `field`.
+
+    A record of more than `limit` bytes gives a Bad, like every other record without usable text.
+    """
     if part.too_long:
         yield Bad(TOO_LONG, f"{part.file}, line {part.first}", _too_long(part.too_long, limit))
     elif part.cut == "lines":
@@ -102,7 +106,7 @@ def records_of(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]
 
 
 def _checked_beginning(pieces: Iterator[bytes], path: Path, cut: str) -> Iterator[bytes]:
-    """The same pieces. Raises CorpusError when the first one shows that the file is not what it is read as."""
+    """Pass the pieces on. Raises CorpusError if the first one shows that the file is in another format."""
     for number, piece in enumerate(pieces):
         if number == 0:
             check_text(piece, path)
@@ -114,7 +118,7 @@ def _checked_beginning(pieces: Iterator[bytes], path: Path, cut: str) -> Iterato
 def _check_lines(head: bytes, path: Path) -> None:
     """Raise CorpusError for a file of JSON that begins with an array or an object of several lines.
 
-    No line of it is a record, or those that are by chance (the last one of an array, say) are not what was meant.
+    The lines of such a file are no records, except by chance, such as the last line of an array.
     """
     line = head.removeprefix(BOM).lstrip().partition(b"\n")[0].rstrip()
     if line == b"{":
@@ -128,11 +132,11 @@ def _check_lines(head: bytes, path: Path) -> None:
 
 
 def passages(records: Iterable[Record | Bad], size: int, cut: str) -> Iterator[Record | Bad]:
-    """The records, longer ones in passages of `size` characters or a little more, each a record of its own.
+    """Split long records into passages of `size` characters or a little more. Each passage is a record of its own.
 
-    A passage ends with a paragraph: at the first blank line behind `size` characters, or where there is none within
-    another `size`, at the first end of a line; a line is never cut. What is left at the end joins the last passage if
-    it is shorter than half of `size`. All of this follows from the text alone.
+    A passage ends with a paragraph: at the first blank line after `size` characters. If there is none within another
+    `size` characters, it ends at the first end of a line. A line is never cut. A rest shorter than half of `size` joins
+    the last passage. The passages depend on the text alone.
     """
     for record in records:
         if isinstance(record, Bad) or len(record.text) < size * 3 // 2:
@@ -145,12 +149,12 @@ def passages(records: Iterable[Record | Bad], size: int, cut: str) -> Iterator[R
             passage = text[begin:end]
             if not passage.isspace():
                 yield Record(passage.rstrip(), f"{file} {number}")
-            number += passage.count("\n") if cut in ("blocks", "file") else 0  # of JSON and tables: line of the record
+            number += passage.count("\n") if cut in ("blocks", "file") else 0  # JSON, tables: the record's own line
             begin = end
 
 
 def _passage(text: str, begin: int, size: int) -> int:
-    """Where the passage that begins at `begin` ends: where the next one begins."""
+    """The end of the passage that begins at `begin`, which is the beginning of the next one."""
     after = begin + size
     if len(text) - after < size // 2:
         return len(text)
@@ -160,8 +164,8 @@ def _passage(text: str, begin: int, size: int) -> int:
 
 
 def _line_ends(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Text with every line ended by \\n. None of the pieces is empty."""
-    held = b""  # what the next piece may continue
+    """Turn every line end into \\n. Yields no empty piece."""
+    held = b""  # a \r at the end of a piece: the next piece may begin with its \n
     for piece in pieces:
         text = held + piece
         held = text[len(text.rstrip(b"\r")) :][-2:]
@@ -173,11 +177,11 @@ def _line_ends(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _last_end(data: bytes, cut: str) -> int:
-    """How many leading bytes of `data` are surely whole records."""
+    """The number of leading bytes of `data` that are certainly whole records."""
     if cut == "lines":
         return data.rfind(b"\n") + 1
     begin = len(data) if cut == "blocks" else 0
-    while begin > 0:  # backwards, a stretch at a time: the last blank line is near the end of nearly every text
+    while begin > 0:  # backwards, because the last blank line is near the end of nearly every text
         begin = max(0, begin - READ_BYTES)
         ends = [match.end() for match in BLANK_LINE.finditer(data, begin)]
         if ends:
@@ -186,7 +190,7 @@ def _last_end(data: bytes, cut: str) -> int:
 
 
 def _past_record(held: bytes, pieces: Iterator[bytes], cut: str) -> tuple[int, int, bytes]:
-    """Read over the record that `held` begins with: (its bytes, its lines, what was read of the next one)."""
+    """Skip the record that `held` begins with. Returns its bytes, its lines, and the beginning of the next record."""
     length = lines = 0
     while True:
         match = BLANK_LINE.search(held) if cut == "blocks" else None
@@ -207,9 +211,11 @@ def _past_record(held: bytes, pieces: Iterator[bytes], cut: str) -> tuple[int, i
 
 
 def _blocks(part: FilePart, limit: int) -> Iterator[Record | Bad]:
-    """What is between blank lines, or between the first line that is not blank and the end of the file."""
+    """The blocks between blank lines; for `file`, all text from the first line that is not blank."""
     data, whole = part.data, part.cut == "file"
-    after = LEADING.match(data, _start(part)).end()
+    leading = LEADING.match(data, _start(part))
+    assert leading is not None  # the pattern also matches no blank line at all
+    after = leading.end()
     line = part.first + data.count(b"\n", 0, after)
     if whole and after == len(data):
         yield Bad(EMPTY, f"{part.file}, line 1", "no text in it")
@@ -243,7 +249,7 @@ def _json_lines(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad
 
 
 def _json_line(part: FilePart, begin: int, end: int, line: int, field: str, limit: int) -> Record | Bad | None:
-    """None for a blank line."""
+    """The record of one line; None for a blank line."""
     where = f"{part.file}, line {line}"
     if end - begin > limit:
         return Bad(TOO_LONG, where, _too_long(end - begin, limit))
@@ -254,7 +260,7 @@ def _json_line(part: FilePart, begin: int, end: int, line: int, field: str, limi
         return None
     try:
         value = _json(stored)
-        if isinstance(value, list):  # a whole corpus, written as one array, is no document
+        if isinstance(value, list):  # probably a whole corpus written as one array
             return Bad(ARRAY, where, f"a list of {len(value):,}, not an object")
         text = text_of(value, field)
     except json.JSONDecodeError as error:
@@ -272,10 +278,10 @@ def _json_line(part: FilePart, begin: int, end: int, line: int, field: str, limi
 
 
 def _json(text: str) -> Any:
-    """The value of JSON. Raises JSONDecodeError, or RecursionError where more than MOST_NESTED brackets are open.
+    """Parse JSON. Raises JSONDecodeError, or RecursionError if more than MOST_NESTED brackets are open at once.
 
-    A whole number may have any number of digits: Python refuses to convert more than 4,300, so that all whole numbers
-    of such a record are read as floats. They are no part of the text.
+    A whole number may have any number of digits. Python refuses to convert more than 4,300; the whole numbers of such a
+    record are read as floats. This does not change its text.
     """
     if text.count("[") + text.count("{") > MOST_NESTED and _depth(text) > MOST_NESTED:
         raise RecursionError
@@ -288,7 +294,7 @@ def _json(text: str) -> Any:
 
 
 def _depth(text: str) -> int:
-    """How many brackets of JSON are open at once, at most."""
+    """The largest number of brackets of JSON that are open at once."""
     deepest = depth = 0
     for match in NESTING.finditer(text):
         if match[0] in "[{":
@@ -330,10 +336,10 @@ def _rows(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
 
 
 def text_of(value: Any, path: str) -> str:
-    """The text under a dotted path of what JSON can hold; lists on it are gone through, a line each. Raises NoText.
+    """The text under a dotted path in a JSON value. The items of a list on the path become lines. Raises NoText.
 
-    A key that has a dot in it is found before the parts of it are. Paragraphs in a list are so common that nobody
-    should have to write a program for them: `段落.内容` is the text of `{"段落": [{"内容": "…"}, …]}` (MNBVC's form).
+    A key that contains a dot itself is tried first. Lists of paragraphs are common, so they need no program of their
+    own: `段落.内容` is the text of `{"段落": [{"内容": "…"}, …]}` (MNBVC's form).
     """
     if path and isinstance(value, dict) and path in value:
         inside = value[path]
@@ -365,7 +371,7 @@ def _checked(text: str, where: str) -> Record | Bad:
 
 
 def _decoded(part: FilePart, begin: int, end: int, line: int) -> str | Bad:
-    """Text of some bytes of a part, of which the first is in line `line`."""
+    """Decode bytes of a part. `line` is the line of the first byte."""
     try:
         return part.data[begin:end].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -376,7 +382,7 @@ def _decoded(part: FilePart, begin: int, end: int, line: int) -> str | Bad:
 
 
 def _start(part: FilePart) -> int:
-    """A file's leading byte-order mark is no text."""
+    """Where the text of a part begins: after the byte order mark, if the file has one."""
     return len(BOM) if part.first == 1 and part.data.startswith(BOM) else 0
 
 

@@ -1,4 +1,4 @@
-"""How much of each source is held out: counted where a corpus is read, shown and judged where a stage ends."""
+"""Counts of the train and held-out documents of each source, shown at the end of a stage."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ REMEDY = (
 
 @dataclass
 class Shares:
-    """Documents and bytes of UTF-8 of each side of each source."""
+    """Documents and bytes of UTF-8 on each side of each source."""
 
     counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # source → side → documents, bytes
 
@@ -31,7 +31,7 @@ class Shares:
                 self.add(source, side, found["documents"], found["bytes"])
 
     def lacking(self, meant: frozenset[str] = frozenset()) -> Iterator[str]:
-        """A warning for each source that has text, but none on one side, unless its name is among `meant`."""
+        """Yield a warning for each source that has text on one side only, except the sources in `meant`."""
         total = sum(found["bytes"] for sides in self.counts.values() for found in sides.values())
         for source, sides in self.counts.items():
             documents, size = (sum(found[unit] for found in sides.values()) for unit in ("documents", "bytes"))
@@ -43,7 +43,7 @@ class Shares:
                     yield f"source {source!r}: none of {of} {state}"
 
     def show(self, meant: frozenset[str] = frozenset()) -> None:
-        """Print the sides of each source as a table; then say on standard error what `lacking` finds."""
+        """Print the sides of each source as a table, and the warnings of `lacking` on standard error."""
         if not self.counts:
             return
         rows = []
@@ -61,5 +61,5 @@ class Shares:
         for line in said[:SHOWN]:
             print(line, file=sys.stderr)
         if said:
-            more = f"and so it is with {len(said) - SHOWN:,} other sources; " if len(said) > SHOWN else ""
+            more = f"the same holds for {len(said) - SHOWN:,} other sources; " if len(said) > SHOWN else ""
             print(f"  {more}{REMEDY}", file=sys.stderr)

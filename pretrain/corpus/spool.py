@@ -1,4 +1,4 @@
-"""Documents put by on disk while a corpus is read, so that it need not be read again for them."""
+"""Keep some documents in a file while a corpus is read, so that the corpus need not be read again for them."""
 
 import json
 import tempfile
@@ -10,10 +10,10 @@ from pretrain.corpus.documents import Document
 
 
 class Aside:
-    """Documents in the order in which they were put by. Memory: those of one `put`."""
+    """Documents in a temporary file, in the order of `put`. Memory: the documents of one `put`."""
 
     def __init__(self, folder: Path):
-        """In a file of `folder` that has no name: nothing is left of it, whatever ends this process."""
+        """Open an unnamed file in `folder`. It vanishes with this process, even if the process is killed."""
         self._file = tempfile.TemporaryFile(dir=folder)
         weakref.finalize(self, self._file.close)  # a stage that fails never reads the documents
 
@@ -22,7 +22,7 @@ class Aside:
             self._file.write(json.dumps(list(vars(document).values())).encode() + b"\n")
 
     def __iter__(self) -> Iterator[Document]:
-        """Once: then the file is gone."""
+        """Yield the documents. This works once, because the file is closed at the end."""
         with self._file:
             self._file.seek(0)
             for line in self._file:

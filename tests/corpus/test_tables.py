@@ -175,7 +175,7 @@ def test_a_file_that_is_no_table_is_said_to_be_what_it_is(tmp_path, form):
     for content, found in ((gzip.compress(whole), "compressed (gzip)"), (whole, other), (b'{"text": 1}', "plain text")):
         (tmp_path / f"b.{form}").write_bytes(content)
         path = tmp_path / f"b.{form}"
-        assert refused(path).startswith(f"a file is read as {form}, and is not\n  {path}: it is {found}")
+        assert refused(path).startswith(f"a file is read as {form}, but is not\n  {path}: it is {found}")
 
 
 def test_an_arrow_file_whose_offsets_lead_outside_is_refused(tmp_path):
