@@ -15,6 +15,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -354,6 +355,7 @@ def test_a_source_may_hold_out_a_fraction_of_its_own_or_a_least_number_of_docume
     st.lists(st.sampled_from(["x" * 30, "y" * 130, "\u3000indented", "", " ", "中" * 60]), max_size=40),
     st.sampled_from(["\n", "\n\n", "\n \n"]),
 )
+@example(["x" * 30, "", "", "中" * 60, "", "", "x" * 30, "x" * 30], "\n\n")  # the first passage ends in blank lines
 def test_passages_are_the_text_in_order_cut_at_ends_of_lines(lines, between):
     text = between.join(lines).strip()
     record = Record(text, "a.txt, line 7")
@@ -366,8 +368,11 @@ def test_passages_are_the_text_in_order_cut_at_ends_of_lines(lines, between):
         assert at[int(passage.where.removeprefix("a.txt, line "))] == passage.text.split("\n")[0]
     if len(text) < 150:
         assert [passage.text for passage in found] == [text][: len(found)]
+    # White space at the end of a passage is left out, so measure from where it begins to where the next one begins.
+    begins = dict(enumerate(accumulate((len(line) + 1 for line in text.split("\n")), initial=0), 7))
+    places = [begins[int(passage.where.removeprefix("a.txt, line "))] for passage in found]
+    assert all(after - before >= 100 for before, after in pairwise(places))
     for passage in found[:-1]:
-        assert len(passage.text) >= 100 - 3  # white space at its end is left out
         assert len(passage.text) <= 200 + max(map(len, passage.text.split("\n"))) + 3
 
 
