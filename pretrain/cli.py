@@ -1,18 +1,20 @@
-"""How a stage is started: `pretrain STAGE CONFIG.yaml [key=value ...]`, or `python launch/STAGE.py …`.
+"""The command line of every stage: `pretrain STAGE CONFIG.yaml [key=value ...]`, or `python launch/STAGE.py …`.
 
-Exit 0: done. Exit 2: the user's mistake, said in a few lines without a traceback. Exit 1: ours, with the traceback.
-Exit 75: a training was stopped by a signal before its end, and has saved. Exit 130: Ctrl-C anywhere else.
+Exit 0: done. Exit 2: a mistake of the user, with a short message and no traceback. Exit 1: a fault of ours, with the
+traceback. Exit 75: a signal stopped a training before its end, and it has saved. Exit 130: Ctrl-C anywhere else.
 """
 
 import argparse
 import difflib
 import importlib
+import io
 import os
 import shutil
 import signal
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +26,11 @@ from pretrain.processes.signals import launcher
 
 
 class Stage(NamedTuple):
-    """A stage of the road. Its modules are imported when it is asked for: no stage waits for what it does not use."""
+    """A stage. Its modules are imported only when it runs, so no stage waits for the imports of another."""
 
     module: str  # has `run(config)`
-    config: str  # the module and the name of the class of its configuration
-    about: str  # what the list of commands says about it
+    config: str  # the module and the name of its configuration class
+    about: str  # its description in the list of commands
 
 
 class Tool(NamedTuple):
@@ -69,11 +71,11 @@ TOOLS = {
     "explain": Tool("pretrain.tools.explain", "say what a run reads, and when"),
     "check_files": Tool("pretrain.tools.check_files", "check every byte of published folders"),
 }
-RANK0_HEAD_START_S = 30.0  # on busy cores the launcher needed more than 3 to end the others
+RANK0_HEAD_START_S = 30.0  # on busy cores the launcher needed more than 3 s to end the other ranks
 
 
 def command(argv: list[str] | None = None) -> int:
-    """The command `pretrain NAME …`: any stage or tool by its name; the exit status."""
+    """The command `pretrain NAME …` for any stage or tool. Returns the exit status."""
     print_what_can_be_printed()
     argv = sys.argv[1:] if argv is None else argv
     known = {name: entry.about for name, entry in (STAGES | TOOLS).items()}
@@ -97,7 +99,7 @@ def command(argv: list[str] | None = None) -> int:
 
 
 def main(stage: str, argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Run one stage on the command line's configuration; the exit status. A rank of several exits here."""
+    """Run one stage with the configuration of the command line. Returns the exit status; a distributed rank exits."""
     print_what_can_be_printed()
     parser = argparse.ArgumentParser(prog=prog or f"launch/{stage}.py", description=STAGES[stage].about, add_help=False)
     parser.add_argument("config", help="YAML file; configs/sample has an example for each stage")
@@ -116,19 +118,19 @@ def main(stage: str, argv: list[str] | None = None, prog: str | None = None) -> 
         arguments.overrides.append(f"scheduler={scheduler}")
     status = guarded(lambda: _run(stage, arguments))
     if _is_connected_rank():
-        # Gloo's threads hold the tensors of a collective a moment longer than its caller. One that is caught by the
-        # interpreter's end aborts the process (PyTorch pull request 179291), and disconnecting does not help while
-        # anything still refers to a process group. All is written by now: the rank ends here.
+        # Gloo's threads hold the tensors of a collective a moment longer than its caller. If the interpreter ends in
+        # that moment, the process aborts (PyTorch pull request 179291). Disconnecting does not help while anything
+        # still refers to a process group. Everything is written by now, so the rank ends here.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
 
 
-def guarded(work) -> int:
-    """Call `work()`; a PretrainError, or what the system refuses, becomes a message and its exit status.
+def guarded(work: Callable[[], object]) -> int:
+    """Call `work()`, and turn a PretrainError or an error of the system into a message. Returns the exit status.
 
-    Under a launcher rank 0 speaks once.
+    Under a launcher only rank 0 prints the message.
     """
     explain_bus_errors()
     try:
@@ -144,32 +146,34 @@ def guarded(work) -> int:
         return stopped.exit_code
     except PretrainError as error:
         if launcher() and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
-            time.sleep(RANK0_HEAD_START_S)  # if rank 0 met the same, the launcher has ended this one by now
+            time.sleep(RANK0_HEAD_START_S)  # if rank 0 failed alike, the launcher ends this rank now
         prefix = "error" if isinstance(error, UserError) else "failed"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
-        print("interrupted; no half-made folder has its name", file=sys.stderr, flush=True)
+        print("interrupted; no incomplete folder was published", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
     return 0
 
 
 def print_what_can_be_printed() -> None:
-    """Have characters that the terminal or the log cannot show printed as `?`: no work is lost for one.
+    """Make printing safe: no work is lost because of a character or a stream that cannot be printed to.
 
-    Nor for a stream that is closed (`>&-`), where Python has None: what is printed then goes nowhere.
+    Characters that the terminal or the log cannot show are printed as `?`. Output to a closed stream (`>&-`), for which
+    Python has None, is discarded.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
 
 
 def _is_connected_rank() -> bool:
+    """Whether this process is a rank in a process group of torch."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_initialized()
 
@@ -184,12 +188,13 @@ def _run(stage: str, arguments: argparse.Namespace) -> None:
 
 
 def config_of(stage: str) -> type[config.Config]:
+    """The configuration class of a stage."""
     module, _, name = STAGES[stage].config.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def _keys_of(stage: str) -> str:
-    """Every key of a stage's configuration with its type, default and meaning."""
+    """Every key of a stage's configuration with its type, default and description."""
     width = max(60, shutil.get_terminal_size((120, 24)).columns - 1)
     lines = ["keys of the configuration:"]
     for key in keys(config_of(stage)):

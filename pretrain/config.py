@@ -1,7 +1,7 @@
-"""Configuration: one YAML file per run, dotted overrides after it, unknown keys refused.
+"""Configuration: one YAML file for a run, and dotted overrides after it. Unknown keys are errors.
 
-A scalar is decoded by the type its key declares, never by how it looks: YAML's own rules read `3e-4` as a string
-and `no` as False. Every stage declares its config as a subclass of `Config` beside the code that reads it.
+A scalar is decoded by the declared type of its key, never by its form: YAML's own rules read `3e-4` as a string and
+`no` as False. Every stage declares its configuration as a subclass of `Config` beside the code that reads it.
 """
 
 import copy
@@ -10,23 +10,25 @@ import math
 import re
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from pretrain.errors import ConfigError
 
 NULL = {"", "null", "~", "none", "None"}
-LINE = 1500  # characters of an error at most: a value that was pasted in by mistake may have megabytes
+LINE = 1500  # the longest line of an error in characters: a value pasted by mistake may have megabytes
 Resume = Literal["free", "past", "frozen"]
 
 
 class Config(BaseModel):
     """Base of every section: immutable, no unknown keys, no infinite numbers.
 
-    A string below a key says what the key means: `--help` and the documentation show it.
+    A string below a key describes the key: `--help` and the documentation show it.
     """
 
     model_config = ConfigDict(
@@ -36,7 +38,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _decode(cls, values: Any) -> Any:
-        """Decode what pydantic cannot know of a string: null, the numbers of a Literal, a free-form mapping."""
+        """Decode strings that pydantic cannot: null, the numbers of a Literal, a free-form mapping."""
         if not isinstance(values, dict):
             return values
         decoded = {}
@@ -56,20 +58,20 @@ class Config(BaseModel):
 
 
 def free(default: Any = ..., **kwargs: Any) -> Any:
-    """A key that may change when a run resumes: it touches speed, places or reports, never the result."""
+    """A key that may change when a run resumes: it affects speed, places or reports, never the result."""
     return Field(default, json_schema_extra={"resume": "free"}, **kwargs)
 
 
 def past(default: Any = ..., **kwargs: Any) -> Any:
-    """A key that may change when a run resumes as long as no step that is done would be another.
+    """A key that may change when a run resumes if no finished step would have been different.
 
-    Whether it does is for the run to say, which knows what its steps did: `optim.past_conflicts`.
+    The run decides this, because it knows its steps: `optim.past_conflicts`.
     """
     return Field(default, json_schema_extra={"resume": "past"}, **kwargs)
 
 
 def chosen(known: dict[str, Any]) -> Any:
-    """The type of a section whose key `kind` chooses among `known`: each entry has its own keys, in its `Config`."""
+    """The type of a section with a key `kind` that chooses an entry of `known`, and so the keys in its `Config`."""
     sections = tuple(entry.Config for entry in known.values())
     return Annotated[Union[sections], Field(discriminator="kind")] if len(sections) > 1 else sections[0]  # noqa: UP007
 
@@ -77,14 +79,15 @@ def chosen(known: dict[str, Any]) -> Any:
 class StageConfig(Config):
     """Base of the configuration of a stage that publishes a folder."""
 
-    replace: bool = free(False)  # whether a result that was made with other settings may be replaced
+    replace: bool = free(False)
+    """Replace an existing result that was made with other settings."""
 
     def settings(self) -> dict:
-        """The settings that a folder records: all keys but the free ones and `out`, the folder's own place."""
+        """The settings that a folder records: all keys except the free ones and `out`, the folder's own place."""
         return {key: value for key, value in frozen(self).items() if key != "out"}
 
     def differences(self, old: dict) -> list[str]:
-        """Lines `key: old → new` for each of `settings` that is not as in `old`, which may be of an older version."""
+        """Lines `key: old → new` for each of `settings` that differs from `old`, perhaps of an older version."""
         lines = []
         for key, new in self.settings().items():
             default = type(self).model_fields[key].get_default(call_default_factory=True)
@@ -96,10 +99,10 @@ class StageConfig(Config):
 C = TypeVar("C", bound=Config)
 
 
-def load(kind: type[C], path: Path | str, overrides: list[str] = ()) -> C:
-    """Read `path` (YAML) as a `kind`, with `overrides` such as `objective.mask_ratio=0.3` laid over it.
+def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
+    """Read `path` (YAML) as a `kind`, and apply `overrides` such as `objective.mask_ratio=0.3`.
 
-    Raises ConfigError naming the file or the override, the key, what was found, and the nearest known key.
+    Raises ConfigError naming the file or the override, the key, the value found, and the nearest known key.
     """
     path = Path(path)
     try:
@@ -125,7 +128,7 @@ def load(kind: type[C], path: Path | str, overrides: list[str] = ()) -> C:
 
 
 def build(kind: type[C], values: dict, source: str, said: dict[str, str] | None = None) -> C:
-    """Validate `values` as a `kind`; `source` and `said` (key → override) tell where each value was written."""
+    """Validate `values` as a `kind`. Errors name `source`, or the override of a key in `said` (key → override)."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -133,7 +136,7 @@ def build(kind: type[C], values: dict, source: str, said: dict[str, str] | None 
 
 
 def parse(text: str, source: str) -> Any:
-    """YAML with every scalar left as a string; a key given twice is an error."""
+    """Read YAML with every scalar as a string. A key given twice is an error."""
     try:
         return yaml.load(text, _Strings)
     except yaml.YAMLError as error:
@@ -141,7 +144,7 @@ def parse(text: str, source: str) -> Any:
         where = f"{source}, line {place.line + 1}" if place else source
         raise ConfigError("not valid YAML", where, str(getattr(error, "problem", error))) from None
     except RecursionError:
-        raise ConfigError("a configuration is nested too deeply", source, "write it flatter") from None
+        raise ConfigError("a configuration is nested too deeply", source, "use fewer levels") from None
 
 
 def dump(config: Config) -> str:
@@ -150,7 +153,7 @@ def dump(config: Config) -> str:
 
 
 def read_values(text: str) -> Any:
-    """A YAML text with values typed as YAML's own rules type them: for files that a program wrote.
+    """Read YAML with values typed by YAML's own rules: for files that a program wrote.
 
     Raises ValueError when the text is not valid YAML.
     """
@@ -166,36 +169,44 @@ def write_values(values: Any) -> str:
 
 
 def frozen(config: Config) -> dict:
-    """The values, as JSON has them, of the keys that make the result: all but the free ones."""
+    """The JSON values of the keys that determine the result: all keys except the free ones."""
     found = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if (field.json_schema_extra or {}).get("resume") != "free":
+        if resume_rule(field) != "free":
             found[name] = frozen(value) if isinstance(value, Config) else config.model_dump(mode="json")[name]
     return found
 
 
+def resume_rule(field: FieldInfo) -> Resume:
+    """Whether a key may change when a run resumes, as `free` and `past` declare it."""
+    extra = field.json_schema_extra
+    rule = extra.get("resume") if isinstance(extra, dict) else None
+    if rule == "free":
+        return "free"
+    return "past" if rule == "past" else "frozen"
+
+
 def resume_conflicts(old: Config, new: Config, prefix: str = "") -> list[str]:
-    """Lines `key: old → new` for each frozen key that differs; keys within a section are named one by one."""
+    """Lines `key: old → new` for each frozen key that differs. Keys within a section are named one by one."""
     return list(_conflicts(old, new, prefix))
 
 
 def _conflicts(old: Config, new: Config, prefix: str) -> typing.Iterator[str]:
     for name, field in type(old).model_fields.items():
         a, b, key = getattr(old, name), getattr(new, name), prefix + name
-        rule: Resume = (field.json_schema_extra or {}).get("resume", "frozen")
-        if rule != "frozen" or a == b:
+        if resume_rule(field) != "frozen" or a == b:
             continue
         if isinstance(a, Config) and type(a) is type(b):
             yield from _conflicts(a, b, key + ".")
         elif isinstance(a, Config) and isinstance(b, Config):  # another kind of the section, with other keys
-            yield f"{key}.kind: {a.kind} → {b.kind}"
+            yield f"{key}.kind: {dict(a)['kind']} → {dict(b)['kind']}"
         else:
             yield f"{key}: {short(a)} → {short(b)}"
 
 
 def _differing(key: str, old: Any, new: Any) -> list[str]:
-    """Lines for the values that differ, each under its own key where both are sections, or lists of one length."""
+    """Lines for the values that differ. Sections, and lists of equal length, are compared key by key."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if not (isinstance(old, dict) and isinstance(new, dict)):
@@ -204,7 +215,7 @@ def _differing(key: str, old: Any, new: Any) -> list[str]:
 
 
 def _same_place(a: Any, b: Any) -> bool:
-    """Whether two values are names of the same file or folder."""
+    """Whether two values name the same file or folder."""
     try:
         return isinstance(a, str) and isinstance(b, str) and Path(a).samefile(b)
     except (OSError, ValueError):
@@ -212,7 +223,7 @@ def _same_place(a: Any, b: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """A value as a line of an error shows it."""
+    """The text of a value in a line of an error."""
     if isinstance(value, Config):
         value = value.model_dump(mode="json")
     elif isinstance(value, (list, tuple)):
@@ -221,6 +232,8 @@ def short(value: Any) -> str:
 
 
 class _Strings(yaml.BaseLoader):
+    """Reads every scalar as a string, and refuses a key given twice."""
+
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
@@ -233,16 +246,18 @@ class _Strings(yaml.BaseLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    def represent_str(self, text: str) -> yaml.Node:
-        style = '"' if "\x85" in text else None  # PyYAML 6.0.3 reads back other quotings of U+0085 as two spaces
+    """Writes strings so that PyYAML reads them back equal."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        style = '"' if "\x85" in text else None  # in other quotes PyYAML 6.0.3 reads U+0085 as two spaces
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
-_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _unwritable(value: Any) -> str | None:
-    """The first string in a value that can be no file name and no UTF-8 text: YAML's escapes can write such ones."""
+    """The first string in a value that is no valid file name and no UTF-8 text: YAML's escapes can make one."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
         return next((text for item in inner if (text := _unwritable(item)) is not None), None)
@@ -250,7 +265,7 @@ def _unwritable(value: Any) -> str | None:
 
 
 def _plain_scalars(value: Any) -> Any:
-    """Type the scalars of a free-form mapping the way JSON would."""
+    """Decode the scalars of a free-form mapping by the rules of JSON."""
     if isinstance(value, dict):
         return {key: _plain_scalars(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -271,7 +286,7 @@ def _plain_scalars(value: Any) -> Any:
 
 
 def _set(values: dict, keys: list[str], value: Any, override: str) -> None:
-    """Lay one override over the parsed file; a number addresses a list entry (`phases.0.steps`)."""
+    """Apply one override to the parsed file. A number addresses an entry of a list (`phases.0.steps`)."""
     for depth, key in enumerate(keys):
         where = ".".join(keys[:depth])
         if isinstance(values, list):
@@ -286,12 +301,12 @@ def _set(values: dict, keys: list[str], value: Any, override: str) -> None:
             return
         inside = values[key] if isinstance(values, list) or key in values else None
         absent = inside is None or (isinstance(inside, str) and inside in NULL)
-        values[key] = {} if absent else copy.copy(inside)  # an alias (`*name`) shares it with another key
+        values[key] = {} if absent else copy.copy(inside)  # an alias (`*name`) may share it
         values = values[key]
 
 
 def _explain(kind: type[Config], error: ValidationError, source: str, said: dict[str, str]) -> ConfigError:
-    """Every problem of a validation at once: key, where it was written, what was found, what to do."""
+    """One error for all problems of a validation: for each the key, its place, the value found, and what to do."""
     lines = []
     for problem in error.errors():
         section, loc = _resolve(kind, problem["loc"])
@@ -301,7 +316,7 @@ def _explain(kind: type[Config], error: ValidationError, source: str, said: dict
         where = next(above, " and ".join([source, *within]))
         match problem["type"]:
             case "extra_forbidden":
-                lines.append(f"{where}: unknown key {key}{_did_you_mean(kind, section, loc)}")
+                lines.append(f"{where}: unknown key {key}{_did_you_mean(kind, section or kind, loc)}")
             case "missing":
                 lines.append(f"{where}: {key} is missing")
             case "value_error" | "assertion_error":
@@ -316,7 +331,9 @@ def _explain(kind: type[Config], error: ValidationError, source: str, said: dict
 
 def _resolve(kind: type[Config], loc: tuple) -> tuple[type[Config] | None, list]:
     """The section that holds the last key of a pydantic location, and the location without union tags."""
-    section, choices, path = kind, [], []
+    section: type[Config] | None = kind
+    choices: list[type[Config]] = []
+    path: list[int | str] = []
     for part in loc:
         tagged = [choice for choice in choices if part in _tags(choice)]
         if tagged:
@@ -334,9 +351,10 @@ def _resolve(kind: type[Config], loc: tuple) -> tuple[type[Config] | None, list]
 
 
 def _did_you_mean(kind: type[Config], section: type[Config], loc: list) -> str:
-    # A section's own keys, then those that all have.
+    """A hint for an unknown key: its right place, the nearest known key, or all known keys."""
+    # First the section's own keys, then inherited keys.
     known, key = sorted(section.model_fields, key=lambda name: name not in section.__annotations__), loc[-1]
-    if key in kind.model_fields:  # the right name in the wrong section is as common as a typo
+    if key in kind.model_fields:  # a right name in a wrong section is as common as a typo
         return f": did you mean {key}, outside of {loc[0]}?"
     for name, field in kind.model_fields.items():
         for inner in _sections(field.annotation):
@@ -359,7 +377,7 @@ def _sections(annotation: Any) -> list[type[Config]]:
 
 
 def _tags(section: type[Config]) -> tuple:
-    """The values of `kind` that select this member of a union."""
+    """The values of `kind` that select this section of a union."""
     field = section.model_fields.get("kind")
     return typing.get_args(field.annotation) if field else ()
 

@@ -3,7 +3,7 @@
     for key in keys(RunConfig):
         print(key.name, key.type, key.default, key.description)   # phases.N.steps  integer > 0  None  …
 
-Nothing is written twice: names, types, limits, defaults and meanings are those that pydantic checks.
+Nothing is written twice: names, types, limits, defaults and descriptions come from the classes that pydantic checks.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pretrain.config import Config, Resume, StageConfig
+from pretrain.config import Config, Resume, StageConfig, resume_rule
 
 PLAIN = {
     bool: "true | false",
@@ -38,27 +38,26 @@ LIMITS = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: ("lt", "<"), Le: ("le", "≤")
 class Key:
     """One key of a configuration, or the heading of one of its sections."""
 
-    name: str  # dotted, as an override writes it; `N` stands for the number of a list's entry, counted from 0
+    name: str  # dotted, as in an override; `N` stands for the number of a list's entry, counted from 0
     type: str  # with its limits: `integer ≥ 0 | null`; `section` for a section
-    default: str | None  # as YAML would write it; None: the key must be given
-    description: str  # "" where the field has none
-    resume: Resume  # may it change: `free` yes; `past` if no finished step would differ; `frozen` no
-    when: str  # `objective.kind = masked_lm`: the choice that this key belongs to; "" for all other keys
-    section: bool  # it holds further keys, which follow it
+    default: str | None  # as in YAML; None: the key must be given
+    description: str  # "" if the field has none
+    resume: Resume  # may it change on resuming: `free` yes; `past` if no finished step differs; `frozen` no
+    when: str  # the choice that the key belongs to, such as `objective.kind = masked_lm`; "" for all other keys
+    section: bool  # whether the key is a section; its keys follow
 
 
 def keys(kind: type[Config]) -> list[Key]:
-    """All keys of a configuration, in the order of its class; the keys of a section follow the section."""
+    """All keys of a configuration, in the order of its class. The keys of a section follow the section."""
     return list(_keys(kind, None, "", "frozen", ""))
 
 
 def _keys(kind: type[Config], values: Config | None, prefix: str, resume: Resume, when: str) -> Iterator[Key]:
-    """Keys of one section. `values` is the section's default, if it has one: its values are the keys' defaults."""
+    """The keys of one section. If the section has a default, `values`, it provides the defaults of the keys."""
     for name in _ordered(kind):
         field = kind.model_fields[name]
         default = getattr(values, name) if values is not None else field.get_default(call_default_factory=True)
-        own: Resume = (field.json_schema_extra or {}).get("resume", "frozen")
-        rule = own if resume == "frozen" else resume  # everything in a free section is free
+        rule = resume_rule(field) if resume == "frozen" else resume  # all keys of a free section are free
         sections = _sections(field.annotation)
         yield Key(
             prefix + name,
@@ -80,16 +79,16 @@ def _keys(kind: type[Config], values: Config | None, prefix: str, resume: Resume
 
 
 def _ordered(kind: type[Config]) -> list[str]:
-    """The keys as declared, but the name of a kind first, and `replace`, which each stage inherits, last."""
+    """The keys in declared order, except that `kind` comes first and the inherited `replace` last."""
     names = kind.model_fields
     is_name = {name: name == "kind" and len(typing.get_args(names[name].annotation)) == 1 for name in names}
     return sorted(names, key=lambda name: (name in StageConfig.model_fields, not is_name[name]))
 
 
 def _choice(prefix: str, sections: list[type[Config]], resume: Resume, when: str) -> Key:
-    """The key `kind`, which says which of several sections is meant; each of them declares its own value of it.
+    """The key `kind`, which selects one of several sections. Each section declares its own value.
 
-    A kind that its section gives a default is the one that is meant where `kind` is left out.
+    If a section gives `kind` a default, this section is selected when `kind` is left out.
     """
     fields = [section.model_fields["kind"] for section in sections]
     description = next((field.description for field in fields if field.description), "")
@@ -124,7 +123,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _typed(annotation: Any, limits: list) -> str:
-    """A type as a reader of YAML knows it; `limits` are pydantic's marks, such as Gt(0)."""
+    """The name of a type in terms of YAML. `limits` are pydantic's marks, such as Gt(0)."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _typed(inner[0], [*_limits(inner[1:]), *limits])
@@ -149,7 +148,7 @@ def _typed(annotation: Any, limits: list) -> str:
 
 
 def _limits(marks: tuple) -> list:
-    """pydantic's marks inside an Annotated type: those of a `Field(…)` are its metadata."""
+    """pydantic's marks inside an Annotated type. A `Field(…)` has its marks in its metadata."""
     return [limit for mark in marks for limit in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
 
 
@@ -169,13 +168,14 @@ def _limited(limits: list) -> str:
 
 
 def _number(value: float) -> str:
-    """Large powers of two as such: a reader recognises 2^63."""
-    exact = isinstance(value, int) and value >= 1 << 16 and value & (value - 1) == 0
-    return f"2^{value.bit_length() - 1}" if exact else f"{value:g}" if isinstance(value, float) else f"{value}"
+    """A limit as text. Large powers of two are written as powers: 2^63."""
+    if isinstance(value, int):
+        return f"2^{value.bit_length() - 1}" if value >= 1 << 16 and value & (value - 1) == 0 else f"{value}"
+    return f"{value:g}"
 
 
 def _written(value: Any) -> str:
-    """A default as one would write it in YAML on one line. The keys of a section have their own defaults: `{}`."""
+    """A default as YAML on one line. A section is `{}`, because its keys have their own defaults."""
     match value:
         case None:
             return "null"

@@ -1,29 +1,29 @@
-"""What a user can do wrong, as a family of exceptions.
+"""The family of exceptions that end a command with a message instead of a traceback.
 
     PretrainError
-    ├── Stopped                 exit 75: stopped by a signal before the end, all is saved; start again to continue
-    └── UserError               exit 2, no traceback: what, where, found, what to do
+    ├── Stopped                 exit 75: a run was stopped by a signal and has saved; start again to continue
+    └── UserError               exit 2: what is wrong, where, what was found, what to do
         ├── ConfigError         a setting is unknown, malformed or contradicts another
-        ├── CorpusError         text that is missing, empty or not what the recipe says
-        ├── TokenizerError      a vocabulary that cannot be trained, opened or used
-        ├── ShardError          token files that are missing, damaged or of another tokenizer
-        ├── ResumeError         a run that may not continue from what it finds
-        ├── ExportError         a checkpoint that cannot be handed over as asked
-        ├── TaskError           a fine-tuning task that cannot be read or trained
+        ├── CorpusError         text is missing, empty or does not follow the recipe
+        ├── TokenizerError      a vocabulary cannot be trained, opened or used
+        ├── ShardError          token files are missing, damaged or of another tokenizer
+        ├── ResumeError         a run cannot continue from the files in its folder
+        ├── ExportError         a checkpoint cannot be exported as asked
+        ├── TaskError           a fine-tuning task cannot be read or trained
         └── SystemRefusal       the machine refuses: a full disk, no memory, a limit, a permission
 
-Everything else that escapes is a fault of ours: a traceback and exit 1.
+Every other exception is our own fault: it ends with a traceback and exit 1.
 """
 
 import errno
 import os
 import re
 
-SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # of NumPy, on a full disk
-WRAPPED = re.compile(r"\((?:os error|errno) ([0-9]+)\)|\[[Ee]rrno ([0-9]+)\]")  # of safetensors, tokenizers, Arrow
-NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|Cannot allocate memory")  # of PyTorch
+SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")  # by NumPy, on a full disk
+WRAPPED = re.compile(r"\((?:os error|errno) ([0-9]+)\)|\[[Ee]rrno ([0-9]+)\]")  # by safetensors, tokenizers, Arrow
+NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|Cannot allocate memory")  # by PyTorch
 
-# errno → what the system refuses, and what to do about it
+# errno → the problem, and what to do
 REFUSALS = {
     errno.ENOSPC: ("the disk is full", "free some space and start again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or ask for more, and start again"),
@@ -36,7 +36,7 @@ REFUSALS = {
     errno.ESTALE: ("a network file system lost a file that was open", "start again"),
     errno.EACCES: ("permission denied", "change the permissions, or choose another out="),
     errno.EPERM: ("permission denied", "change the permissions, or choose another out="),
-    errno.ENAMETOOLONG: ("a name is longer than the file system allows", "choose a shorter one"),
+    errno.ENAMETOOLONG: ("a name is longer than the file system allows", "choose a shorter name"),
     errno.ELOOP: ("symbolic links lead in a circle", "correct the link"),
     errno.EISDIR: ("a folder is where a file should be", "remove or rename it"),
     errno.ENOTDIR: ("a file is where a folder should be", "remove or rename it"),
@@ -47,17 +47,19 @@ REFUSALS = {
 
 
 class PretrainError(Exception):
+    """An error with a message. This class itself is for faults that are not the user's, such as a dead process."""
+
     exit_code = 1
 
 
 class Stopped(PretrainError):
-    """A run was asked to stop and has saved where it stands; the message was printed when it stopped."""
+    """A run was asked to stop and has saved. It printed a message when it stopped."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class UserError(PretrainError):
-    """A user's mistake. `what` is one line; `details` say where, what was found and what to do, one line each."""
+    """A user's mistake. `what` is one line. `details` are further lines: where, what was found, what to do."""
 
     exit_code = 2
 
@@ -99,14 +101,15 @@ class SystemRefusal(UserError):
 
 
 def refusal(error: BaseException, done: str = "") -> tuple[str, str, str] | None:
-    """The refusal of the system behind `error`: problem, place or its own words, remedy. None for any other error.
+    """The problem, the place or the error's own text, and the remedy, if the system caused `error`; else None.
 
-    `done` says what was not done for it. Libraries wrap such errors in their own: those are known by what they say.
+    `done` is added to the problem: the work that was not done. Libraries wrap errors of the system in exceptions of
+    their own, which are recognised by their text.
     """
     number, said = getattr(error, "errno", None), str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(said)):
         number = errno.ENOMEM
-    elif isinstance(error, RuntimeError) and said.startswith("Symlink loop"):  # of pathlib before Python 3.13
+    elif isinstance(error, RuntimeError) and said.startswith("Symlink loop"):  # by pathlib before Python 3.13
         number = errno.ELOOP
     elif SHORT_WRITE.fullmatch(said):
         number = errno.ENOSPC
@@ -116,5 +119,7 @@ def refusal(error: BaseException, done: str = "") -> tuple[str, str, str] | None
         return None
     what, remedy = REFUSALS[number]
     name = getattr(error, "filename", None)
-    found = f"{os.fspath(name)!s}: {error.strerror}" if isinstance(name, (str, os.PathLike)) else said.split("\n")[0]
+    first_line = said.split("\n")[0]
+    system = getattr(error, "strerror", first_line)
+    found = f"{os.fspath(name)!s}: {system}" if isinstance(name, (str, os.PathLike)) else first_line
     return what + (f": {done}" if done else ""), found or type(error).__name__, remedy

@@ -1,32 +1,33 @@
-"""Randomness as arithmetic: a written-out hash, and keyed permutations computed per index, with their inverses.
+"""Randomness as arithmetic: a hash, and keyed permutations that are computed for one index at a time, with inverses.
 
-Nothing here has state. NumPy does not promise its streams across versions, and a generator object per sample costs
-70 µs; integers on 64-bit words are the same on every machine and for ever.
+Nothing here has state. NumPy does not promise equal random streams across versions, and a generator object for each
+sample costs 70 µs. Integer arithmetic on 64-bit words gives the same result on every machine, for ever.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 LOW = 2**64 - 1
-RANKED = 4096  # up to this many items a permutation ranks hashes: a Feistel network is not uniform on tiny domains
-TABLED = 8  # bits of a half up to which a cipher is looked up: 65,536 words
+RANKED = 4096  # up to this many items a permutation sorts hashes: a Feistel network is not uniform on tiny domains
+TABLED = 8  # up to this many bits of a half, a table holds the cipher: 65,536 words
 ROUNDS = 8
-CACHED = 1 << 14  # words mixed at a time: twice as fast as 2^16, which leave the core's cache at every operation
-# One number per independent use of randomness, so that no two uses share bits.
+CACHED = 1 << 14  # words mixed at a time: twice as fast as 2^16 words, which do not fit into the core's cache
+# One number for each use of randomness, so that no two uses share bits.
 ORDER, OFFSET, MASK, REPLACE, RANDOM_TOKEN, INIT, DROPOUT, FIRST, SPAN, DIGEST, SHUFFLE, CHOICE, PACK = range(1, 14)
 TURN = 14
 
 
 def mix(words: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): uint64 → uint64, a bijection with full avalanche."""
-    return mix_in_place(np.array(words, np.uint64))[()]  # what was a scalar stays one
+    return mix_in_place(np.array(words, np.uint64))[()]  # a scalar stays a scalar
 
 
 def mix_in_place(words: np.ndarray) -> np.ndarray:
-    """`mix` of an array, in one piece, that nobody else needs: it becomes the result."""
+    """`mix` of a contiguous array. The array is overwritten with the result."""
     line = words.reshape(-1)
     spare = np.empty(min(CACHED, line.size), np.uint64)
     for first in range(0, line.size, CACHED):
@@ -36,7 +37,7 @@ def mix_in_place(words: np.ndarray) -> np.ndarray:
 
 
 def _mix(words: np.ndarray, spare: np.ndarray) -> None:
-    """Half the time of new arrays for every operation."""
+    """`mix` in place, with `spare` as working space: half the time of allocating arrays for every operation."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
         np.right_shift(words, np.uint64(shift), out=spare)
         np.bitwise_xor(words, spare, out=words)
@@ -44,17 +45,21 @@ def _mix(words: np.ndarray, spare: np.ndarray) -> None:
             np.multiply(words, np.uint64(factor), out=words)
 
 
-def hash64(*parts: int | np.ndarray) -> np.ndarray:
+@overload
+def hash64(*parts: int) -> np.uint64: ...  # type: ignore[overload-overlap]  # ints alone give a scalar
+@overload
+def hash64(*parts: int | np.ndarray) -> np.ndarray: ...
+def hash64(*parts: int | np.ndarray) -> np.uint64 | np.ndarray:
     """A 64-bit hash of a tuple of non-negative integers, elementwise over broadcast arrays."""
-    state = len(parts)
+    state: int | np.ndarray = len(parts)
     for part in parts:
         state = absorb(state, part)
     return np.uint64(state) if isinstance(state, int) else state
 
 
 def absorb(state: int | np.ndarray, part: int | np.ndarray) -> int | np.ndarray:
-    """One part more: hash64(a, b) is absorb(absorb(2, a), b), for callers whose hashes begin alike."""
-    if isinstance(state, int) and isinstance(part, int):  # a fiftieth of the time of an array of one
+    """Add one part to a hash: hash64(a, b) is absorb(absorb(2, a), b). So hashes can share their first parts."""
+    if isinstance(state, int) and isinstance(part, int):  # takes a fiftieth of the time of an array of one element
         return _mixed((state + int(GOLDEN) & LOW) ^ _mixed(part + int(GOLDEN) & LOW))
     mixed = mix(np.add(part, GOLDEN, dtype=np.uint64, casting="unsafe"))
     return mix(np.bitwise_xor(mixed, np.add(state, GOLDEN, dtype=np.uint64)))
@@ -68,16 +73,16 @@ def _mixed(word: int) -> int:
 
 
 def permute(index: np.ndarray, n: int, *key: int) -> np.ndarray:
-    """Where a keyed permutation of 0 … n-1 sends `index` (int64 array); no table for n above 65,536.
+    """The images of `index` (int64 array) under a keyed permutation of 0 … n-1. For n above 65,536 it has no table.
 
-    A balanced Feistel network on the next even number of bits, walked until it lands below n (Black & Rogaway 2002,
-    "Ciphers with arbitrary finite domains"): fewer than 4 steps on average, 35 ns each.
+    A balanced Feistel network on the next even number of bits is applied until its result is below n (Black & Rogaway
+    2002, "Ciphers with arbitrary finite domains"): fewer than 4 steps on average, 35 ns each.
     """
     return _ranked(n, key)[0][index] if n <= RANKED else _walk(index, n, key, _encipher)
 
 
 def unpermute(place: np.ndarray, n: int, *key: int) -> np.ndarray:
-    """The index that `permute` sends to `place`: its exact inverse, at the same cost."""
+    """The inverse of `permute`, at the same cost."""
     return _ranked(n, key)[1][place] if n <= RANKED else _walk(place, n, key, _decipher)
 
 
@@ -91,7 +96,7 @@ def _ranked(n: int, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _walk(index: np.ndarray, n: int, key: tuple[int, ...], step: "_Step") -> np.ndarray:
-    """`step` until it lands below n: the cipher's cycle through an index leads back below n, in both directions."""
+    """Apply `step` to each index until the result is below n. Every cycle of the cipher returns below n, both ways."""
     bits = ((n - 1).bit_length() + 1) // 2
     out = np.array(index, np.uint64).ravel()
     walking = np.arange(len(out))
@@ -114,7 +119,7 @@ def _encipher(words: np.ndarray, bits: int, key: tuple[int, ...]) -> np.ndarray:
 
 
 def _decipher(words: np.ndarray, bits: int, key: tuple[int, ...]) -> np.ndarray:
-    """The rounds undone: a Feistel network with its halves exchanged and its keys reversed is its own inverse."""
+    """Undo the rounds: a Feistel network with exchanged halves and reversed keys is its own inverse."""
     right, left = _rounds(words & _low(bits), words >> np.uint64(bits), bits, _round_keys(key)[::-1])
     return left << np.uint64(bits) | right
 

@@ -1,4 +1,4 @@
-"""The messages on the terminal when the system refuses something, or the terminal cannot show a character."""
+"""The messages on the terminal if the system refuses something, or if the terminal cannot show a character."""
 
 import errno
 import io

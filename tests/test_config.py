@@ -1,4 +1,4 @@
-"""Configuration: what is refused and in which words, what an override means, what may change when a run resumes."""
+"""Configuration: errors and their texts, overrides, and the keys that may change when a run resumes."""
 
 import copy
 import functools
@@ -23,7 +23,7 @@ from pretrain.training.optim.schedule import lr_at, schedule_notes
 from pretrain.training.resume import past_conflicts
 from tests.conftest import ROOT, Prepared, run_values
 
-NOWHERE = Prepared(  # a configuration opens no files
+NOWHERE = Prepared(  # reading a configuration opens no files
     Path("recipe.yaml"),
     {"bert": Path("tokenizer-bert"), "byte": Path("tokenizer-byte")},
     {"bert": Path("shards-bert"), "byte": Path("shards-byte")},
@@ -355,7 +355,7 @@ def test_other_stages_load_back_equal(tmp_path):
 
 # Resume
 
-CHANGES = {  # key → another value, and whether a run may continue with it
+CHANGES = {  # key → another value, and whether a resumed run may have it
     "out": ("elsewhere", "free"),
     "seed": ("8", "frozen"),
     "data.shards": ("moved", "free"),
@@ -427,7 +427,7 @@ def keys_of(values: dict | list, above: tuple = ()) -> list[tuple]:
 
 
 def test_extreme_values_of_every_key_are_refused_in_short_or_can_be_planned_with():
-    """No traceback, whatever the number: what validates has a schedule and a size."""
+    """No number gives a traceback: a valid configuration always has a schedule and a size."""
     begin = {"run": "r", "step": 3, "skip_steps": [5, 6]}
     values = run_values(NOWHERE, Path("x"), branch_from=begin, export={"dialect": "bert"})
     whole = parse(dump(build(RunConfig, values, "test")), "dump")

@@ -1,4 +1,4 @@
-"""The reference of a configuration against the configurations themselves: names, defaults, choices, what may change."""
+"""The reference of a configuration agrees with the classes: names, defaults, choices, and keys that may change."""
 
 import re
 from typing import Annotated, Literal
@@ -83,7 +83,7 @@ def test_types_are_named_as_a_reader_of_yaml_knows_them():
 
 def test_a_section_brings_its_own_defaults():
     assert key_of("title").default is None
-    assert key_of("frame.width").default == "5"  # that of Drawing, not of Frame
+    assert key_of("frame.width").default == "5"  # the default in Drawing, not in Frame
     assert key_of("inner.width").default == "2"
     assert key_of("inner").default == "null"
     assert key_of("mark").default == '"|dotted|"'
@@ -134,7 +134,7 @@ def test_every_key_of_an_example_is_in_the_reference_with_its_default(stage, nam
 
 
 def _applies(key: Key, resolved: Config) -> bool:
-    """Whether the configuration has the section of this key, and of a union the kind that has it."""
+    """Whether the configuration has the section of this key and, for a union, the kind with this key."""
     value = resolved
     for name in key.name.split(".")[:-1]:
         value = None if name == "N" else getattr(value, name, None)

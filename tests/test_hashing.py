@@ -1,4 +1,4 @@
-"""Keyed permutations: every index once, an exact inverse, and nothing left of the order they are applied to.
+"""Keyed permutations: every index occurs once, the inverse is exact, and the result shows no trace of the old order.
 
 The statistics are computed from fixed keys, so a test fails always or never; limits are 5 standard deviations.
 """
@@ -16,7 +16,7 @@ LARGE = 10**12
 
 
 def within(chi2: float, degrees: int) -> bool:
-    """χ² has mean `degrees` and variance 2 · degrees; here two-sided: too even is as wrong as too uneven."""
+    """χ² has mean `degrees` and variance 2 · degrees. The test is two-sided: too even is as wrong as too uneven."""
     return abs(chi2 - degrees) < 5 * (2 * degrees) ** 0.5
 
 
@@ -24,7 +24,7 @@ def test_every_index_appears_once_and_leads_back_for_every_size_to_10_000():
     for n in range(1, 10_001):
         there = permute(np.arange(n), n, 3, 0)
         assert there.min() == 0 and there.max() == n - 1, n
-        assert np.array_equal(unpermute(there, n, 3, 0), np.arange(n)), n  # so no two land on one place
+        assert np.array_equal(unpermute(there, n, 3, 0), np.arange(n)), n  # so no two have the same image
 
 
 def test_a_trillion_items_permute_without_a_table_and_lead_back():
@@ -43,7 +43,7 @@ def test_one_index_costs_what_any_other_costs_and_keeps_its_shape():
 
 
 def test_the_values_are_the_written_out_ones():
-    """Runs that exist depend on them."""
+    """Existing runs depend on these values."""
     assert permute(np.arange(7), 7, 3, 1).tolist() == [5, 2, 6, 4, 0, 3, 1]
     assert permute(np.array([0, 5]), 4096, 3, 1).tolist() == [431, 1198]
     assert permute(np.array([0, 5]), 65_537, 3, 1).tolist() == [54_172, 15_216]
@@ -110,7 +110,7 @@ def test_neighbours_at_no_distance_stay_related(n):
 
 @pytest.mark.parametrize("n", [RANKED, 5000])
 def test_neighbours_stay_neighbours_as_often_as_by_chance(n):
-    """How many i have π(i+1) = π(i) + 1: Poisson with mean (n - 1) / n over keys."""
+    """The number of i with π(i+1) = π(i) + 1 is Poisson with mean (n - 1) / n over keys."""
     keys = 400
     kept = sum(int((np.diff(permute(np.arange(n), n, key, 0)) == 1).sum()) for key in range(keys))
     mean = keys * (n - 1) / n
@@ -119,7 +119,7 @@ def test_neighbours_stay_neighbours_as_often_as_by_chance(n):
 
 @pytest.mark.parametrize("n", [64, RANKED, 5000, 65_537])
 def test_epochs_seeds_and_corpora_are_independent(n):
-    """Pairs of keys one apart: correlation below 5/√n, coincidences Poisson(1) each, no shift that aligns them."""
+    """Keys that differ by one: correlation below 5/√n, Poisson(1) coincidences, and no shift that aligns them."""
     keys = [(seed, epoch, *corpus) for seed in (1, 2) for epoch in range(4) for corpus in ((), (1,), (2,))]
     orders = [permute(np.arange(n), n, *key) for key in keys]
     pairs = list(itertools.combinations(orders, 2))
@@ -129,5 +129,5 @@ def test_epochs_seeds_and_corpora_are_independent(n):
         assert abs(r) < 5 / n**0.5
         coincidences += int((a == b).sum())
         shifts = np.bincount((a - b) % n, minlength=n)
-        assert shifts.max() < 5 + 3 * math.log(n)  # each shift is Poisson(1) as well
+        assert shifts.max() < 5 + 3 * math.log(n)  # the count at each shift is Poisson(1) too
     assert abs(coincidences - len(pairs)) < 5 * len(pairs) ** 0.5

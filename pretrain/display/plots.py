@@ -1,4 +1,4 @@
-"""The one door to matplotlib: figures, and fonts of this machine that can write their labels."""
+"""The one door to matplotlib: figures, and fonts of this machine that have the characters of their labels."""
 
 import sys
 from functools import cache
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 USUAL = "DejaVu Sans"  # comes with matplotlib
 INSTALL = (
     "install a font that has them (Chinese: apt-get install fonts-noto-cjk, dnf install google-noto-sans-cjk-fonts)"
-    " and remove matplotlib's list of fonts (~/.cache/matplotlib), and plots show them"
+    " and remove matplotlib's list of fonts (~/.cache/matplotlib)"
 )
 
-_said: list[str] = []  # names that no font can write, once there was one
+_said: list[str] = []  # the first name that no font can write, after its message was printed
 
 
 def figure(inches: tuple[float, float]) -> "Figure":
-    """An empty figure. It is no figure of pyplot: no window opens, and nothing of the process changes."""
+    """An empty figure. It is independent of pyplot: no window opens, and no global state changes."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=inches, layout="constrained")
@@ -25,11 +25,11 @@ def figure(inches: tuple[float, float]) -> "Figure":
 
 @cache
 def families(text: str) -> list[str]:
-    """Fonts that together can write `text`, the first of which comes first; none if they cannot."""
+    """Fonts that together have all characters of `text`, in the order in which to try them; empty if there are none."""
     from matplotlib import font_manager
 
     missing = {ord(char) for char in text} - _characters(font_manager.findfont(USUAL))
-    # matplotlib's last resort has a box for every character.
+    # matplotlib's font of last resort has only a box for every character.
     fonts = [font for font in font_manager.fontManager.ttflist if missing and not font.name.startswith("Last Resort")]
     fonts.sort(key=lambda font: font.name)
     found = [USUAL]
@@ -43,7 +43,7 @@ def families(text: str) -> list[str]:
 
 
 def label(name: str, otherwise: str) -> str:
-    """`name`, or `otherwise` where no font here can write it, which is said once on standard error."""
+    """`name`, or `otherwise` if no font of this machine can write it. The first such name prints a message."""
     if families(name):
         return name
     _say_missing(name, otherwise)
@@ -59,7 +59,7 @@ def _say_missing(name: str, otherwise: str) -> None:
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    """The code points that the font in a file has."""
+    """The code points of the font in a file."""
     from matplotlib import ft2font
 
     return frozenset(ft2font.FT2Font(path).get_charmap())

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal (rich), a line now and then in a log; both with the time that is left."""
+"""Progress of long work: a bar on a terminal (rich), a line every 10 s in a log. Both show the remaining time."""
 
 import resource
 import sys
@@ -10,17 +10,17 @@ from pathlib import Path
 
 LINE_EVERY_S = 10.0
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1 << 10  # bytes
-RECENT_S = 120.0  # the time that is left is judged by the rate of that long: work that was done before goes by at once
+RECENT_S = 120.0  # the remaining time follows from the rate in this period: finished work of a killed run passes fast
 Advance = Callable[..., None]
 
 
 @contextmanager
 def progress(what: str, unit: str, total: int | None = None, reads: int | None = None) -> Iterator[Advance]:
-    """Yield `advance(n, note="", read=0)`: `n` more units are done and `read` more bytes of files.
+    """Yield a function `advance(n, note="", read=0)`: it counts `n` more units, and `read` more bytes of files.
 
-    The share that is done and the time that is left follow from the `reads` bytes that are to be read in all, or from
-    the `total` of units; without either none is shown. The bar or line ends with the last `note` that was not empty.
-    Written to standard error, so that results on standard output stay clean.
+    The finished share and the remaining time follow from `reads`, the bytes of all files, or from `total`, the number
+    of units. Without either they are not shown. The bar or line ends with the last `note` that was not empty. All is
+    written to standard error, so that results on standard output stay clean.
     """
     if sys.stderr.isatty():
         yield from _bar(what, unit, total, reads)
@@ -29,9 +29,9 @@ def progress(what: str, unit: str, total: int | None = None, reads: int | None =
 
 
 def closing_line(stage: str, began: float) -> None:
-    """Say on standard error how long a stage took since `began` (of time.monotonic) and how much memory.
+    """Print on standard error the time of a stage since `began` (from time.monotonic), and its peak memory.
 
-    Memory is the largest that this process had, and that any one process had which it started and which has ended.
+    The memory is the peak of this process, and the largest peak of a process that it started and that has ended.
     """
     others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * MAXRSS_UNIT
     worker = f", of a worker {others / 1e9:.2f} GB" if others else ""
@@ -40,9 +40,9 @@ def closing_line(stage: str, began: float) -> None:
 
 
 def _own_memory() -> int:
-    """The largest memory that this process had, in bytes.
+    """The peak memory of this process, in bytes.
 
-    Linux counts what the parent had in `ru_maxrss` of a process that was started from it, so VmHWM is asked first.
+    On Linux `ru_maxrss` of a new process includes the memory of its parent, so VmHWM is read first.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -66,16 +66,16 @@ def _bar(what: str, unit: str, total: int | None, reads: int | None) -> Iterator
     share = [TaskProgressColumn()] if reads or total else []
     left = [TextColumn("eta"), TimeRemainingColumn()] if reads or total else []
     columns = (name, BarColumn(), *share, count, TimeElapsedColumn(), *left, note)
-    window = {"speed_estimate_period": RECENT_S}
-    with Progress(*columns, console=Console(stderr=True), transient=True, **window) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=RECENT_S) as bar:
         done = 0
         task = bar.add_task(what, total=reads or total, count="", note="")
 
         def advance(n: int, note: str = "", read: int = 0) -> None:
             nonlocal done
             done += n
-            fields = {"count": _count(done, total, unit), **({"note": note} if note else {})}
-            bar.update(task, advance=read if reads else n, **fields)
+            bar.update(task, advance=read if reads else n, count=_count(done, total, unit))
+            if note:
+                bar.update(task, note=note)
 
         advance(0)
         yield advance
@@ -85,7 +85,7 @@ def _lines(what: str, unit: str, total: int | None, reads: int | None) -> Iterat
     started = said = time.monotonic()
     done = position = 0
     last, whole = "", reads or total
-    marks = deque([(started, 0)])  # (time, position) when lines were printed, of the last RECENT_S
+    marks = deque([(started, 0)])  # (time, position) of the lines printed in the last RECENT_S
 
     def say() -> None:
         now = time.monotonic()

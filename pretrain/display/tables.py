@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 
-LOG_COLUMNS = 160  # characters of a line where there is no terminal to fit
+LOG_COLUMNS = 160  # the characters of a line in a log file
 
 
 def show(
@@ -14,19 +14,25 @@ def show(
     left: Iterable[int] = (0,),
     framed: bool = True,
 ) -> None:
-    """Print a table. The columns whose numbers are in `left` are aligned left, the others right; None draws a line.
+    """Print a table. A row of None draws a line. The columns numbered in `left` are aligned left, all others right.
 
-    Without a frame a row is one line: cells that do not fit are cut off. With a frame they are folded.
+    Without a frame a row is one line, and cells that do not fit are cut off. With a frame they are folded.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    style = {} if framed else {"box": None, "pad_edge": False}
-    table = Table(title=Text(title) if title else None, title_justify="left", **style)
+    table = Table(title=Text(title) if title else None, title_justify="left", pad_edge=framed)
+    if not framed:
+        table.box = None
+    aligned_left = set(left)
     for number, name in enumerate(columns):
-        align = "left" if number in set(left) else "right"
-        table.add_column(Text(name), justify=align, no_wrap=not framed, overflow="fold" if framed else "ellipsis")
+        table.add_column(
+            Text(name),
+            justify="left" if number in aligned_left else "right",
+            no_wrap=not framed,
+            overflow="fold" if framed else "ellipsis",
+        )
     for row in rows:
         if row is None:
             table.add_section()

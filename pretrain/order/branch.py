@@ -2,12 +2,13 @@
 
     branch_from: {run: runs/wiki, step: 40000, optimizer: keep, skip_steps: [41200, 41260]}
 
-For a run that went wrong: go back to a checkpoint before, and on from there with another learning rate, with AdamW
-begun anew, or without the data of some steps. Steps keep the parent's numbers: the first step of this branch is 40,001,
-its `phases` cover the steps of the parent as well, and its metrics.jsonl begins with its own first step. First of all a
-branch saves the checkpoint that it begins at in its own folder, and it never reads the parent again.
+A branch rescues a run that went wrong: it goes back to an earlier checkpoint and continues from there with another
+learning rate, with a fresh optimizer state, or without the data of some steps. Steps keep the parent's numbers: the
+first step of this branch is 40,001, its `phases` cover the steps of the parent as well, and its metrics.jsonl begins
+with its own first step. A branch first saves the checkpoint at which it begins in its own folder, and never reads the
+parent again.
 
-The model and the tokenizer are the parent's. Everything else may differ, and what differs is printed.
+The model and the tokenizer are the parent's. All other settings may differ, and the differences are printed.
 """
 
 from collections.abc import Sequence
@@ -21,18 +22,25 @@ from pretrain.errors import ResumeError
 from pretrain.order.phases import MOST_STEPS, Phase, locate
 
 INDEX = "index.json"
-NAME = "step_{:08d}"  # of a checkpoint
-StepNumber = Annotated[int, Field(ge=1, lt=MOST_STEPS)]  # as in metrics.jsonl: step 1 is the first of a run
-Skips = list[tuple[StepNumber, StepNumber]]
+NAME = "step_{:08d}"  # the folder of a checkpoint
+StepNumber = Annotated[int, Field(ge=1, lt=MOST_STEPS)]  # as in metrics.jsonl: the first step of a run is step 1
+Skips = Sequence[tuple[int, int]]
 
 
 class BranchConfig(Config):
-    run: str = free()  # the parent's folder, or one of its checkpoints
-    step: StepNumber | None = None  # of the checkpoint; may be left out where `run` is a checkpoint
-    optimizer: Literal["keep", "fresh"] = "keep"  # fresh: AdamW begins anew, and warms up over optim.warmup_steps
-    # [a, b]: what the parent read in its steps a to b is not read; each later step of the phase reads what comes after.
-    # A branch of a branch lists all ranges, the oldest first, each in the step numbers of the run it was made for.
-    skip_steps: Skips = []
+    """The checkpoint of another run at which this run begins."""
+
+    run: str = free()
+    """The folder of the parent run, or the folder of one of its checkpoints."""
+    step: StepNumber | None = None
+    """The step of the checkpoint. It may be left out if `run` is a checkpoint."""
+    optimizer: Literal["keep", "fresh"] = "keep"
+    """`keep` takes over the optimizer's state from the checkpoint. `fresh` begins with an empty state and warms up over
+    `optim.warmup_steps`."""
+    skip_steps: list[tuple[StepNumber, StepNumber]] = []
+    """Ranges of steps `[a, b]` of the parent. The data that it read in steps a to b are not read, and each later step
+    of the phase reads the data that come after. A branch of a branch lists all ranges, the oldest first, each in the
+    step numbers of the run it was made for."""
 
     @field_validator("skip_steps", mode="before")
     @classmethod
@@ -57,16 +65,17 @@ class BranchConfig(Config):
 
     @property
     def at(self) -> int:
-        """How many steps are behind the checkpoint at which the branch begins."""
+        """The number of steps done at the checkpoint where the branch begins."""
         return self.step if self.step is not None else int(Path(self.run).name[5:])
 
     @property
     def folder(self) -> Path:
-        """The checkpoint."""
+        """The folder of the checkpoint where the branch begins."""
         run = Path(self.run)
         return run if run.name == NAME.format(self.at) else run / "checkpoints" / NAME.format(self.at)
 
     def resolved(self) -> "BranchConfig":
+        """The same branch with its step written out."""
         return self.model_copy(update={"step": self.at})
 
 
@@ -76,20 +85,20 @@ def check(branch: BranchConfig, phases: Sequence[Phase]) -> None:
     if branch.at >= steps:
         raise ValueError(
             f"branch_from.step = {branch.at}, but phases end after {steps} steps: the phases of a branch cover the "
-            "steps of its parent too, and then its own"
+            "steps of its parent and then its own steps, so add steps"
         )
     for first, last in branch.skip_steps:
         if last > steps or locate(first - 1, phases).number != locate(last - 1, phases).number:
             raise ValueError(
-                f"branch_from.skip_steps = [{first}, {last}] does not lie in one phase: windows of other phases come "
-                "from elsewhere, so skip in one of them"
+                f"branch_from.skip_steps = [{first}, {last}] does not lie in one phase: give one range for each phase"
             )
 
 
 def check_skips(branch: BranchConfig, parent: BranchConfig | None) -> None:
-    """Raise ResumeError unless the ranges begin with those that the parent has already skipped, and no others are over.
+    """Check that the branch continues the data of its parent.
 
-    Only so do the steps of the branch go on where those of its parent stopped.
+    Raises ResumeError unless the ranges begin with all ranges that the parent has already skipped, and all further
+    ranges lie behind the checkpoint.
     """
     done = [skip for skip in parent.skip_steps if skip[0] <= branch.at] if parent else []
     ranges = branch.skip_steps
@@ -102,14 +111,14 @@ def check_skips(branch: BranchConfig, parent: BranchConfig | None) -> None:
     for first, last in ranges[len(done) :]:
         if first <= branch.at:
             raise ResumeError(
-                f"branch_from.skip_steps = [{first}, {last}]: the branch begins after step {branch.at}, and what step "
-                f"{first} read has been trained on",
+                f"branch_from.skip_steps = [{first}, {last}]: the branch begins after step {branch.at}, and the model "
+                f"has already been trained on the data of step {first}",
                 f"branch from a checkpoint before step {first}, or skip later steps",
             )
 
 
 def reading(phases: Sequence[Phase], skips: Skips) -> list[Phase]:
-    """The phases as the order of the data has them: each longer by the steps whose data are skipped in it."""
+    """The phases of the order of the data: each phase is longer by the number of its skipped steps."""
     more = [0] * len(phases)
     for first, last in skips:
         more[locate(first - 1, phases).number] += last - first + 1
@@ -120,7 +129,7 @@ def reading(phases: Sequence[Phase], skips: Skips) -> list[Phase]:
 
 
 def reads(step: int, phases: Sequence[Phase], skips: Skips) -> int:
-    """Which step of `reading(phases, skips)` has the data that step `step` reads; both 0-based."""
+    """The step in `reading(phases, skips)` with the data that step `step` reads; both are 0-based."""
     if not skips:
         return step
     begin, shift = _phase_of(step, phases), 0
@@ -135,7 +144,7 @@ def reads(step: int, phases: Sequence[Phase], skips: Skips) -> int:
 
 
 def read_by(data_step: int, phases: Sequence[Phase], skips: Skips) -> int | None:
-    """The step (0-based) that reads what step `data_step` of `reading(phases, skips)` has; None: no step does."""
+    """The step (0-based) that reads the data of step `data_step` of `reading(phases, skips)`; None if no step does."""
     position = locate(data_step, reading(phases, skips)).number
     begin = sum(phase.steps for phase in phases[:position])
     step = data_step
@@ -151,5 +160,5 @@ def read_by(data_step: int, phases: Sequence[Phase], skips: Skips) -> int | None
 
 
 def _phase_of(step: int, phases: Sequence[Phase]) -> int:
-    """The first step of the phase of `step`."""
+    """The first step of the phase that holds `step`."""
     return sum(phase.steps for phase in phases[: locate(step, phases).number])

@@ -1,4 +1,4 @@
-"""The section `data` of a run's configuration, and how it fits the phases."""
+"""The section `data` of a run's configuration, and the checks that it fits the phases."""
 
 import difflib
 import math
@@ -16,32 +16,47 @@ P = TypeVar("P", bound=Phase)
 
 
 class CorpusConfig(Config):
-    name: str = Field(pattern=r"^\w[\w.-]*$")  # in phases: mixture, in reports and in TensorBoard
-    shards: str  # a folder of the shards stage
-    # Its part of the tokens where a phase names no mixture, as a whole number beside those of the others: 7 and 3.
-    # None: only phases that name it draw from it.
+    """One of several corpora."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """The name of the corpus in `phases: mixture`, in reports and in TensorBoard."""
+    shards: str
+    """A folder that the shards stage made."""
     weight: Weight | None = None
-    max_epochs: float | None = Field(None, gt=0)  # a run that would see it more often does not start
+    """The share of the corpus in every phase without a mixture, relative to the other weights: 7 and 3 give 70 % and
+    30 % of the tokens. A corpus without a weight is read only in phases that name it in their mixture."""
+    max_epochs: float | None = Field(None, gt=0)
+    """The most epochs of this corpus that a run may read. A run that would read more does not start."""
 
 
 class DataConfig(Config):
-    shards: str | None = free(None)  # a folder of the shards stage; another place is fine, other contents are not
-    # Several sets instead, made with one tokenizer. A run may go on with more of them, behind these, for later phases.
+    """The text that a run reads, and how windows are cut from it."""
+
+    shards: str | None = free(None)
+    """A folder that the shards stage made, if the run reads one corpus. A resumed run may find it in another place,
+    but its contents must be the same."""
     corpora: list[CorpusConfig] = free([])
-    tokenizer: str = free()  # the folder they were built with
-    # What a window is: a stretch of the stream of documents, cut wherever it ends; or whole documents, packed by best
-    # fit, and only those cut that are longer than a window.
+    """Several corpora instead of `shards`, all built with one tokenizer. A resumed run may append corpora for later
+    phases to this list."""
+    tokenizer: str = free()
+    """The folder of the tokenizer that the shards were built with."""
     windows: Literal["stream", "documents"] = "stream"
-    # An epoch reads every block of so many tokens once, and windows are cut out of it or packed from it: a multiple
-    # of every seq_len, of phases appended later too, since it is fixed when a run begins. None: the first phase's
-    # seq_len, or with windows of documents 64 of it. These need 16 of the longest seq_len or more; with less than 64,
-    # documents that would fit are cut where a block ends.
+    """How windows are filled: `stream` cuts the stream of documents every `seq_len` tokens; `documents` packs whole
+    documents by best fit and cuts only documents that are longer than a window."""
     block_tokens: int | None = Field(None, gt=0, le=2**40)
-    workers: int = free(0, ge=0)  # processes that compute batches ahead
-    prefetch: int = free(4, gt=0)  # micro-batches each of them computes ahead
-    # While a micro-batch is made, have the system read the next: on a slow disk or a network's, for 1 to 2 µs a window.
+    """The tokens of a block: an epoch reads every block once, and windows are cut out of blocks or packed from them. It
+    must be a multiple of every `seq_len`, also of phases that are appended later. By default it is the first phase's
+    `seq_len`, or 64 times that with `windows: documents`, which need at least 16 times the longest `seq_len`; below 64
+    times, the ends of blocks cut documents that would fit into a window."""
+    workers: int = free(0, ge=0)
+    """The processes that compute batches ahead. With 0 the training process computes them itself."""
+    prefetch: int = free(4, gt=0)
+    """The micro-batches that each worker computes ahead."""
     read_ahead: bool = free(False)
-    checksums: bool = free(False)  # hash every byte of the shards before the first step, however many they are
+    """Ask the system to read the next micro-batch from the disk while this one is made. It helps on a slow disk or a
+    network disk and costs 1 to 2 µs a window."""
+    checksums: bool = free(False)
+    """Compare the digest of every byte of the shards with the index before the first step."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "DataConfig":
@@ -56,13 +71,13 @@ class DataConfig(Config):
 
 
 def mixed(phases: Sequence[P], data: DataConfig) -> Sequence[P]:
-    """The phases with their mixtures written out in lowest terms; None stays where there is one unnamed corpus.
+    """The phases with their mixtures written out in lowest terms. With one unnamed corpus the mixtures stay None.
 
-    Raises ValueError naming both settings when the mixtures and the corpora do not fit.
+    Raises ValueError naming both settings if a mixture does not fit the corpora.
     """
     if not data.corpora:
         if any(phase.mixture for phase in phases):
-            raise ValueError("phases: mixture names corpora, but data.shards is one without a name: use data.corpora")
+            raise ValueError("phases: mixture names corpora, but data.shards has no name: use data.corpora")
         return phases
     names = [corpus.name for corpus in data.corpora]
     common = {corpus.name: corpus.weight for corpus in data.corpora if corpus.weight}
@@ -70,7 +85,9 @@ def mixed(phases: Sequence[P], data: DataConfig) -> Sequence[P]:
     for number, phase in enumerate(phases):
         mixture = phase.mixture or common
         if not mixture:
-            raise ValueError(f"phases.{number} has no mixture, and no corpus of data.corpora has a weight")
+            raise ValueError(
+                f"phases.{number} has no mixture, and no corpus of data.corpora has a weight: add a mixture or weights"
+            )
         check_weights("data.corpora: weight", mixture)
         for name in set(mixture) - set(names):
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -79,7 +96,7 @@ def mixed(phases: Sequence[P], data: DataConfig) -> Sequence[P]:
         divisor = math.gcd(*mixture.values())
         lowest = {name: mixture[name] // divisor for name in names if name in mixture}
         found.append(phase.model_copy(update={"mixture": lowest}))
-    unused = set(names).difference(*(phase.mixture for phase in found))
+    unused = set(names).difference(*(phase.mixture or {} for phase in found))
     if unused:
         name = next(name for name in names if name in unused)
         raise ValueError(f"data.corpora: nothing draws from {name!r}: give it a weight, or name it in phases: mixture")
@@ -87,14 +104,14 @@ def mixed(phases: Sequence[P], data: DataConfig) -> Sequence[P]:
 
 
 def check_phases(phases: Sequence[Phase], data: DataConfig) -> None:
-    """Raise ValueError naming both settings unless mixtures and windows of the phases fit what is read."""
+    """Raise ValueError naming both settings unless the mixtures and windows of the phases fit the data."""
     mixed(phases, data)
     total = sum(phase.steps * phase.batch_tokens for phase in phases)
     steps = sum(phase.steps for phase in phases)
     if steps >= MOST_STEPS:
-        raise ValueError(f"phases: {steps:,} steps in all, and a run has less than {MOST_STEPS:,}")
+        raise ValueError(f"phases: {steps:,} steps in all, and a run must have fewer than {MOST_STEPS:,}")
     if total >= 1 << CORPUS_BIT:
-        raise ValueError(f"phases: {total:,} tokens in all, the most is {1 << CORPUS_BIT:,}")
+        raise ValueError(f"phases: {total:,} tokens in all, and a run must have fewer than {1 << CORPUS_BIT:,}")
     block_tokens = block_tokens_of(data, phases)
     for phase in phases:
         if block_tokens % phase.seq_len:
@@ -116,5 +133,5 @@ def check_phases(phases: Sequence[Phase], data: DataConfig) -> None:
 
 
 def block_tokens_of(data: DataConfig, phases: Sequence[Phase]) -> int:
-    """`data.block_tokens`, or what stands for it where it is not given."""
+    """`data.block_tokens`, or its default."""
     return data.block_tokens or phases[0].seq_len * (1 if data.windows == "stream" else BLOCK_WINDOWS)

@@ -6,17 +6,19 @@
 A block is the unit that an epoch reads once. Every phase begins, in each corpus, at the first block that no earlier
 phase has touched, so phases of other sequence lengths and mixtures repeat nothing within an epoch.
 
-A block that holds several windows would fill a step with one stretch of text. So the blocks of an epoch are divided
-into pools, and a pool's windows are taken in turns: one window of each block, then another window of each, and so on.
-A pool has at least as many blocks as a step has windows of the corpus: a step reads from as many places of the corpus
-as it has windows, whatever `block_tokens` is. A phase that ends inside a pool leaves the rest of the pool unread in
-this epoch: less than a quarter of the corpus, or twice the blocks of a step where these are more.
+If the windows of a block followed one another, a step would read a few long sections of text. So the blocks of an epoch
+are divided into pools, and a pool's windows are taken in turns: one window of each block, then another window of each
+block, and so on. A pool has at least as many blocks as a step has windows of the corpus, so a step reads from as many
+places of the corpus as it has windows, whatever `block_tokens` is. A phase that ends inside a pool leaves the rest of
+the pool unread in this epoch: less than a quarter of the corpus, or less than twice the blocks of a step if that is
+more.
 
-Windows of packed documents come from larger blocks, which must be packed to read one window of them. There the windows
-of 16 successive blocks of the phase, of all its corpora, are in one random order. The mixture of such a phase is exact,
-within a block, where 16 blocks end. The mixture of windows of the stream is exact, within a window, after every sample.
+Windows of packed documents come from larger blocks, and a whole block must be packed to read one of its windows. So the
+windows of 16 successive blocks of the phase, over all its corpora, are in one random order. The mixture of such a phase
+is exact to one block after every 16 blocks. The mixture of windows of the stream is exact to one window after every
+sample.
 
-No pool depends on the number of steps of its phase: a phase may be lengthened while it runs.
+No pool depends on the number of steps of its phase, so a phase may be lengthened while it runs.
 """
 
 from collections import OrderedDict
@@ -33,55 +35,55 @@ from pretrain.order.phases import Phase, locate
 from pretrain.order.rows import Rows, joined
 from pretrain.order.stream import Windows
 
-CHUNK = 8192  # samples placed at once: alone a sample costs 150 µs, in a chunk 0.3 µs, 0.5 with pools
+CHUNK = 8192  # samples placed at once: a sample costs 150 µs alone, 0.3 µs in a chunk, 0.5 µs in a chunk with pools
 CHUNKS_KEPT = 4
-# Blocks: the most a pool has where a step needs no more. Its windows are read at random places, as all are where blocks
-# are as long as windows; but the pages of a pool come from the disk once if memory holds it: 64 MiB at 8,192 tokens.
+# The most blocks of a pool, unless a step needs more. A pool is read at random places, but each of its pages comes from
+# the disk only once if memory holds the pool: 64 MiB with blocks of 8,192 tokens.
 POOL = 4096
-PACKED_POOL = 16  # blocks of packed documents: the parts of a long one are in one block, and must not come in one step
-VERSION = 2  # of this order. Version 1 read windows that are shorter than a block one block after another
-CORPUS_BIT = 52  # above the bits of a place, for 4.5e15 tokens of each corpus
+PACKED_POOL = 16  # blocks of packed documents: the parts of a long document are in one block, but belong in many steps
+VERSION = 2  # of this order; version 1 read windows that are shorter than a block one block after another
+CORPUS_BIT = 52  # the corpus stands above this bit of a key, and the place below it: 4.5e15 tokens of each corpus
 
 
 class Samples(NamedTuple):
     """Successive samples of a phase, each array (B,) int64."""
 
-    corpora: np.ndarray  # number of the corpus
-    keys: np.ndarray  # what every random bit of the sample hangs on: its place in the corpus's order, and the corpus
-    starts: np.ndarray  # the window: its position in the corpus's stream, or what names it where documents are packed
+    corpora: np.ndarray  # the number of the corpus
+    keys: np.ndarray  # the corpus, and the place in its order: the key of every random bit that the sample needs
+    starts: np.ndarray  # the window's position in the corpus's stream; of a packed window see PackedWindows
 
 
 @dataclass(frozen=True, order=True)
 class Reading:
-    """A stretch of a corpus's stream in a window of the run, which is sample `sample` of its phase.
+    """Successive tokens of a corpus's stream that are read in one window of the run.
 
-    A window of the plain stream is one stretch, a packed window as many as there are documents in it.
+    A window of the stream is one reading. A packed window has one reading for each part of a document in it.
     """
 
     step: int
-    sample: int
-    at: int  # place in the window where it begins
+    sample: int  # the number of the window in its phase
+    at: int  # the place in the window where the tokens begin
     corpus: str
     epoch: int
-    start: int  # stream position
+    start: int  # the stream position of the first token
     tokens: int
 
 
 def pool_of(blocks: int, windows: int) -> int:
-    """Blocks of a pool in a corpus that has so many `blocks`, and so many `windows` in a step.
+    """The blocks of a pool, for a corpus of `blocks` blocks that has `windows` windows in a step.
 
-    No fewer than a step has windows. Else an eighth of the corpus, so that a phase that ends inside a pool leaves
-    little unread, and at most POOL.
+    At least one block for each window of a step. Otherwise an eighth of the corpus, so that a phase that ends inside a
+    pool leaves little unread, but at most POOL.
     """
     return max(1, windows, min(POOL, blocks // 8))
 
 
 @dataclass(frozen=True)
 class Pools:
-    """The windows that a phase draws from a corpus, numbered from 0, and where the corpus's order has them.
+    """The windows that a phase draws from a corpus, numbered from 0, and their places in the corpus's order.
 
-    The phase begins at block `first` of the order. Of every epoch the blocks from there on are divided into pools of
-    `pool` blocks, the last pool of an epoch with up to twice as many. Windows of a pool are taken in turns.
+    The phase begins at block `first` of the order. The blocks of each epoch from there on are divided into pools of
+    `pool` blocks. The last pool of an epoch has up to twice as many. The windows of a pool are taken in turns.
     """
 
     windows: Windows
@@ -90,7 +92,7 @@ class Pools:
     pool: int
 
     def windows_at(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The block (B,) of the order that each of the windows `numbers` (B,) is in, and which it is there (B,)."""
+        """The block (B,) in the order of each of the windows `numbers` (B,), and the window's number in it (B,)."""
         each = self.windows.per_block(self.seq_len)
         if each == 1:
             return self.first + numbers, np.zeros_like(numbers)
@@ -101,7 +103,7 @@ class Pools:
         return blocks, self.windows.in_turn(blocks, turns, each)
 
     def numbers(self, blocks: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """The inverse: the numbers (B,) of the windows `which` (B,) of `blocks` (B,) of the order."""
+        """The inverse of `windows_at`: the numbers (B,) of the windows `which` (B,) of `blocks` (B,) of the order."""
         each = self.windows.per_block(self.seq_len)
         turns = self.windows.turns_of(blocks, which, each)
         epochs, places = np.divmod(blocks - self._epoch_begin, self.windows.blocks)
@@ -110,7 +112,7 @@ class Pools:
         return before * each + turns * sizes + places - heads
 
     def touched(self, count: int) -> int:
-        """How many blocks from `first` on the first `count` windows are in, and those before them."""
+        """The number of blocks, counted from `first`, up to the last block that the first `count` windows touch."""
         if not count:
             return 0
         each = self.windows.per_block(self.seq_len)
@@ -121,17 +123,17 @@ class Pools:
 
     @property
     def _begun(self) -> int:
-        """Blocks that earlier phases have touched of the epoch in which this one begins."""
+        """The number of blocks that earlier phases have touched in the epoch in which this phase begins."""
         return self.first % self.windows.blocks
 
     @property
     def _epoch_begin(self) -> int:
-        """The first block of that epoch in the order."""
+        """The first block, in the order, of the epoch in which this phase begins."""
         return self.first - self._begun
 
     def _pool(self, epochs: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the pools begin that have the blocks at `places` (B,) of `epochs` (B,), counted from the one in which
-        the phase begins; and how many blocks they have."""
+        """The first block (B,) and the number of blocks (B,) of the pools that hold the blocks at `places` (B,) of
+        `epochs` (B,). Epochs are counted from the one in which the phase begins."""
         begin, blocks = np.where(epochs == 0, self._begun, 0), self.windows.blocks
         last = np.maximum(1, (blocks - begin) // self.pool) - 1
         pools = np.minimum((places - begin) // self.pool, last)
@@ -140,22 +142,22 @@ class Pools:
 
 
 class Order:
-    """Which text every sample of a run is. The number of a corpus is its place in `corpora`."""
+    """The text of every sample of a run. The number of a corpus is its position in `corpora`."""
 
     def __init__(self, corpora: dict[str, Windows], phases: Sequence[Phase]):
-        """A phase without a mixture draws from the one corpus there is."""
+        """A phase without a mixture needs exactly one corpus."""
         self.corpora, self.phases, self.names = corpora, phases, list(corpora)
         self.windows = list(corpora.values())
         assert [windows.corpus for windows in self.windows] == list(range(len(corpora)))
         (self.block_tokens,) = {windows.block_tokens for windows in self.windows}
         self.packed = isinstance(self.windows[0], PackedWindows)
         self.per_block = [[windows.per_block(phase.seq_len) for windows in self.windows] for phase in phases]
-        # What a mixture deals out is windows; of packed ones whole blocks, since these differ in how many they have.
+        # A mixture deals out single windows; or whole packed blocks, because corpora differ in the windows of a block.
         self.dealt = self.per_block if self.packed else [[1] * len(corpora)] * len(phases)
         self.mixtures = [
             Mixture(phase.weights(self.names), tuple(counts)) for phase, counts in zip(phases, self.dealt, strict=True)
         ]
-        self.pools: list[list[Pools]] = []  # of each phase and corpus
+        self.pools: list[list[Pools]] = []  # [phase][corpus]
         self.first_blocks = np.zeros((len(phases) + 1, len(corpora)), np.int64)
         for number in range(len(phases)):
             self.pools.append(self._pools(number))
@@ -164,7 +166,7 @@ class Order:
         self._chunks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def samples(self, phase: int, first: int, count: int) -> Samples:
-        """Samples first … first + count - 1 of the phase of that number."""
+        """Samples first … first + count - 1 of phase number `phase`."""
         parts = []
         assert first >= 0 and first + count <= self.phases[phase].samples, (first, count, self.phases[phase].samples)
         while count:
@@ -174,7 +176,7 @@ class Order:
         return Samples(*(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)))
 
     def rows(self, samples: Samples, seq_len: int, words: bool = False) -> Rows:
-        """The tokens of samples, in windows of `seq_len`; with `words` also where words begin in them."""
+        """The tokens of samples, in windows of `seq_len`, with `words` also the beginnings of words in them."""
         corpora = np.unique(samples.corpora) if len(self.windows) > 1 else np.zeros(1, np.int64)
         if len(corpora) == 1:
             return self.windows[corpora[0]].rows(samples.starts, seq_len, words)
@@ -185,12 +187,12 @@ class Order:
         return joined(parts)
 
     def ahead(self, samples: Samples, seq_len: int) -> None:
-        """Have the system begin to read samples that will be asked for."""
+        """Ask the system to read samples from the disk that will be needed soon."""
         for number in np.unique(samples.corpora):
             self.windows[number].ahead(samples.starts[samples.corpora == number], seq_len)
 
     def step(self, step: int) -> list[Reading]:
-        """What optimizer step `step` (0-based) reads, in the order of the global batch."""
+        """All readings of optimizer step `step` (0-based), in the order of the global batch."""
         position = locate(step, self.phases)
         phase = position.phase
         found = self.samples(position.number, position.first_sample, phase.batch)
@@ -209,9 +211,10 @@ class Order:
         ]
 
     def readings(self, corpus: str, first: int, last: int) -> list[Reading]:
-        """Every stretch of the run that holds one of the stream positions first … last - 1 of a corpus, by step.
+        """All readings of the run that hold one of the stream positions first … last - 1 of a corpus, by step.
 
-        The inverse of `step`; the cost grows with the epochs of the run and the windows of the stretch, nothing else.
+        The inverse of `step`. The cost grows with the epochs of the run and with the windows that hold the positions,
+        and with nothing else.
         """
         number = self.names.index(corpus)
         windows, begins = self.windows[number], self.first_blocks[:, number]
@@ -222,7 +225,7 @@ class Order:
                 starts = windows.grid(first, last, seq_len, epoch)
                 places = windows.places_of(starts, epoch)
                 blocks, parts = np.divmod(places, self.block_tokens)
-                of_phase = np.searchsorted(begins, blocks, side="right") - 1  # skips phases that draw nothing of it
+                of_phase = np.searchsorted(begins, blocks, side="right") - 1  # skips phases that do not read the corpus
                 for p, phase in enumerate(self.phases):
                     mine = np.flatnonzero(of_phase == p) if phase.seq_len == seq_len else ()
                     if not len(mine):
@@ -240,30 +243,30 @@ class Order:
         return sorted(found)
 
     def drawn(self, phase: int) -> np.ndarray:
-        """Tokens of its stream that the phase of that number takes from each corpus, (C,) int64: of packed blocks that
-        are left unfinished as many as their windows hold in the mean."""
+        """The tokens that phase number `phase` reads from each corpus, (C,) int64. The windows of packed blocks that
+        remain unfinished count with the mean tokens of a window."""
         return self._windows(phase) * self.block_tokens // self.per_block[phase]
 
     def places(self, phase: int) -> tuple[np.ndarray, np.ndarray]:
-        """How many windows the first step of a phase has from each corpus, and from how many blocks, both (C,)."""
+        """The windows that the first step of a phase has from each corpus, and the blocks they come from, both (C,)."""
         found = self.samples(phase, 0, self.phases[phase].batch)
         blocks = (found.keys & (1 << CORPUS_BIT) - 1) // self.block_tokens
-        corpora = np.unique(np.stack([found.corpora, blocks]), axis=1)[0]  # of each of the blocks
+        corpora = np.unique(np.stack([found.corpora, blocks]), axis=1)[0]  # the corpus of each block
         counts, places = (np.bincount(each, minlength=len(self.names)) for each in (found.corpora, corpora))
         return counts, np.minimum(places, [windows.blocks for windows in self.windows])  # a step may end an epoch
 
     def padding(self, phase: int) -> np.ndarray:
-        """The share of padding in the windows that the phase of that number takes from each corpus, (C,) float64."""
+        """The share of padding in the windows that phase number `phase` reads from each corpus, (C,) float64."""
         return 1 - self.block_tokens / (np.array(self.per_block[phase]) * self.phases[phase].seq_len)
 
     def epochs(self) -> np.ndarray:
-        """How often the run goes through each corpus, (C,) float64: where its order ends, in epochs."""
+        """The epochs of each corpus that the run reads, (C,) float64: the end of the run in the corpus's order."""
         last = len(self.phases) - 1
         ends = self.first_blocks[last] + self._windows(last) / self.per_block[last]
         return ends / np.array([windows.blocks for windows in self.windows])
 
     def _pools(self, phase: int) -> list["Pools"]:
-        """How the phase of that number takes windows from each corpus."""
+        """The pools of each corpus in phase number `phase`."""
         batch, weights = self.phases[phase].batch, self.mixtures[phase].weights
         of_step = -(-batch * weights // weights.sum())
         return [
@@ -272,7 +275,7 @@ class Order:
         ]
 
     def _windows(self, phase: int) -> np.ndarray:
-        """How many windows the phase draws from each corpus, (C,) int64."""
+        """The number of windows that the phase draws from each corpus, (C,) int64."""
         samples, mixture = self.phases[phase].samples, self.mixtures[phase]
         if not self.packed:
             return mixture.counts(samples)
@@ -281,7 +284,7 @@ class Order:
         return mixture.counts(finished) * self.dealt[phase] + np.bincount(others, minlength=len(self.names))
 
     def _ended(self, phase: int) -> list[int]:
-        """Behind which window of each corpus, (C,), the phase has drawn nothing."""
+        """The number of windows of each corpus, (C,), up to the last window that the phase draws."""
         samples, mixture = self.phases[phase].samples, self.mixtures[phase]
         if not self.packed:
             return mixture.counts(samples).tolist()
@@ -290,7 +293,8 @@ class Order:
         return (mixture.counts(int(items.max()) + 1) * self.dealt[phase]).tolist()
 
     def _chunk(self, phase: int, chunk: int) -> np.ndarray:
-        """(3, at most CHUNK) int64: the columns of `Samples`. Kept, since loaders ask for successive samples."""
+        """(3, at most CHUNK) int64: the columns of `Samples`. Recent chunks are kept: loaders ask for successive
+        samples."""
         found = self._chunks.get((phase, chunk))
         if found is None:
             end = min((chunk + 1) * CHUNK, self.phases[phase].samples)
@@ -315,16 +319,18 @@ class Order:
         mixture, pool = self.mixtures[phase], self._packed_pool(phase)
         (item,), _ = mixture.items_of(np.array([self.phases[phase].samples - 1]))
         first = int(item) // pool * pool
-        return first, int(mixture.first_samples(first))
+        return first, int(mixture.first_samples(np.array([first]))[0])
 
     def _packed_pool(self, phase: int) -> int:
-        """Blocks whose packed windows are in one random order: at most a quarter of an epoch of each corpus."""
+        """The number of packed blocks whose windows are in one random order: at most a quarter of an epoch of each
+        corpus."""
         weights = self.mixtures[phase].weights
         epochs = [w.blocks * weights.sum() // weight for w, weight in zip(self.windows, weights, strict=True) if weight]
         return max(1, min(PACKED_POOL, int(min(epochs)) // 4))
 
     def _shuffled(self, phase: int, samples: np.ndarray, move: Callable[..., np.ndarray]) -> np.ndarray:
-        """Packed windows of successive blocks of a phase are in one random order; `move`: permute or unpermute."""
+        """Shuffle packed windows among the successive blocks of a pool; `move` is `permute` or its inverse
+        `unpermute`."""
         if not self.packed:
             return samples
         mixture, found, size = self.mixtures[phase], np.empty_like(samples), self._packed_pool(phase)

@@ -1,4 +1,4 @@
-"""Phases: the stretches of a run, and where a step stands in them."""
+"""Phases: the sections of a run one after another, and the position of a step in them."""
 
 import math
 from collections.abc import Sequence
@@ -10,25 +10,33 @@ from pydantic import Field, model_validator
 from pretrain.config import Config
 from pretrain.order.mixture import RESOLUTION
 
-MOST_STEPS = 10**10  # of a run
+MOST_STEPS = 10**10  # a run must have fewer steps
 Weight = Annotated[int, Field(ge=1)]
 
 
 class Phase(Config):
-    """A stretch of the run. Most runs are one phase."""
+    """A section of the run with its own length of windows, batch size, learning rate and mixture. Most runs have one
+    phase."""
 
     steps: int = Field(gt=0, lt=MOST_STEPS)
-    seq_len: int = Field(gt=1, le=2**40)  # tokens a window
-    batch_tokens: int = Field(gt=0, le=2**40)  # input tokens an optimizer step, over all ranks
-    # The learning rate; optim.lr_at has the rule in full. None: the rate goes on where the phase before ended, and in
-    # the first phase optim.lr and optim.warmup_steps stand for these two.
+    """The optimizer steps of the phase."""
+    seq_len: int = Field(gt=1, le=2**40)
+    """The tokens of a window."""
+    batch_tokens: int = Field(gt=0, le=2**40)
+    """The input tokens of an optimizer step, over all ranks: a multiple of `seq_len`."""
     lr: float | None = Field(None, gt=0, lt=1e9)
-    warmup_steps: int | None = Field(None, ge=0)  # the first steps, in which it goes to `lr`, or else to optim.lr
-    decay_steps: int = Field(0, ge=0)  # the last steps, in which it falls to the floor
+    """The learning rate that the phase warms up to. By default the first phase takes `optim.lr`, and a later phase
+    keeps the rate at which the phase before it ended."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """The first steps of the phase, in which the learning rate moves to `lr`, or to `optim.lr` if the phase has no
+    `lr`. By default the first phase takes `optim.warmup_steps`."""
+    decay_steps: int = Field(0, ge=0)
+    """The last steps of the phase, in which the learning rate falls to its floor."""
     decay: Literal["1-sqrt", "cosine", "linear"] = "1-sqrt"
-    # Parts of the tokens that come from each corpus of data.corpora, as whole numbers: {en: 7, zh: 3}. None: the
-    # weights given there. A corpus that is not named is not drawn from.
+    """The shape of the fall over `decay_steps`."""
     mixture: dict[str, Weight] | None = None
+    """The shares of the tokens that come from each corpus of `data.corpora`, as whole numbers: `{en: 7, zh: 3}`.
+    Corpora that are not named are not read. By default the weights in `data.corpora` hold."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Phase":
@@ -45,7 +53,7 @@ class Phase(Config):
             below = self.batch_tokens // self.seq_len * self.seq_len
             nearest = " or ".join(f"{n}" for n in (below, below + self.seq_len) if n)
             raise ValueError(
-                f"phases: batch_tokens = {self.batch_tokens} is not whole windows of seq_len = {self.seq_len}: "
+                f"phases: batch_tokens = {self.batch_tokens} is not a multiple of seq_len = {self.seq_len}: "
                 f"take {nearest}"
             )
         if self.mixture is not None:
@@ -54,7 +62,7 @@ class Phase(Config):
 
     @property
     def batch(self) -> int:
-        """Windows an optimizer step."""
+        """The windows of an optimizer step."""
         return self.batch_tokens // self.seq_len
 
     @property
@@ -62,13 +70,13 @@ class Phase(Config):
         return self.steps * self.batch
 
     def weights(self, names: list[str]) -> tuple[int, ...]:
-        """The weight of each of a run's corpora; without a mixture there is one corpus, and it has all."""
+        """The weight of each corpus of the run. A phase without a mixture must have one corpus, with weight 1."""
         assert self.mixture or len(names) == 1, names
         return tuple((self.mixture or {names[0]: 1}).get(name, 0) for name in names)
 
 
 def check_weights(where: str, weights: dict[str, int]) -> None:
-    """Raise ValueError unless there is a weight, and the weights in lowest terms add up to at most RESOLUTION."""
+    """Raise ValueError if there is no weight, or if the weights in lowest terms add up to more than RESOLUTION."""
     if not weights:
         raise ValueError(f"{where} is empty: give at least one corpus a weight")
     total, common = sum(weights.values()), math.gcd(*weights.values())
@@ -76,7 +84,7 @@ def check_weights(where: str, weights: dict[str, int]) -> None:
         said = ", ".join(f"{name}: {weight}" for name, weight in weights.items())
         nearest = {name: max(1, round(weight * RESOLUTION / total)) for name, weight in weights.items()}
         over = sum(nearest.values()) - RESOLUTION
-        nearest[max(nearest, key=nearest.get)] -= max(0, over)
+        nearest[max(nearest, key=lambda name: nearest[name])] -= max(0, over)
         near = ", ".join(f"{name}: {weight}" for name, weight in nearest.items())
         raise ValueError(
             f"{where} = {{{said}}} adds up to {total // common} in lowest terms, the most is {RESOLUTION}: "
@@ -86,7 +94,7 @@ def check_weights(where: str, weights: dict[str, int]) -> None:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a step stands: the number of its phase, the phase, its first sample within the phase."""
+    """The position of a step: the number of its phase, the phase, and the step's first sample in the phase."""
 
     number: int
     phase: Phase
@@ -103,7 +111,7 @@ def locate(step: int, phases: Sequence[Phase]) -> Position:
 
 
 def tokens_after(step: int, phases: Sequence[Phase]) -> int:
-    """Input tokens behind a run that has done `step` steps."""
+    """The input tokens of the first `step` steps."""
     tokens = 0
     for phase in phases:
         taken = min(step, phase.steps)
@@ -112,7 +120,7 @@ def tokens_after(step: int, phases: Sequence[Phase]) -> int:
 
 
 def done_in(phases: Sequence[Phase], step: int) -> list[int]:
-    """How many of the first `step` steps of a run lie in each phase that has begun by then."""
+    """The number of the first `step` steps of a run in each phase that has begun by then."""
     found = []
     for phase in phases:
         if step > 0:

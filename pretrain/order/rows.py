@@ -1,7 +1,7 @@
 """Rows: the tokens of a batch of windows, in the one form that objectives know.
 
 Windows of the stream (stream.py) and packed windows (packed.py) both give rows, so an objective never asks which of the
-two it was given.
+two made its rows.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ import numpy as np
 class Rows:
     """B windows of T places each; every array is (B, T).
 
-    Where a window holds several documents, or parts of documents, `begins` is True at the first place of each part. The
-    first place of a window of the stream always begins a part; a document that begins at the last place of such a
-    window has no token of text there, and no part of its own.
+    A window holds one or more parts: documents or pieces of documents. `begins` is True at the first place of each
+    part. The first place of a window of the stream always begins a part, and the last place never does, even if a
+    document begins there.
     """
 
     ids: np.ndarray  # int32: the tokens; padding where there is no text
-    before: np.ndarray  # int32: the token that precedes each one in the stream: the end mark before a document's first
-    begins: np.ndarray  # bool: where a part of a document begins
-    text: np.ndarray | None = None  # bool: False where a place is free; None: no place is
-    words: np.ndarray | None = None  # bool: where a word begins, if that was asked for; free places begin words too
+    before: np.ndarray  # int32: the token before each token in the stream; before a document it is the end mark
+    begins: np.ndarray  # bool: True where a part begins
+    text: np.ndarray | None = None  # bool: False where a place is free; None: no place is free
+    words: np.ndarray | None = None  # bool: True where a word begins and at free places; None: it was not asked for
 
     def part_starts(self) -> np.ndarray:
-        """(B, T) bool: where a part of a document begins, or a stretch of free places."""
+        """(B, T) bool: True where a part begins, and at the first of successive free places."""
         if self.text is None:
             return self.begins
         free = ~self.text
@@ -35,14 +35,15 @@ class Rows:
         return starts
 
     def part_ends(self) -> np.ndarray:
-        """(B, T) bool: the last token of every part of a document."""
+        """(B, T) bool: True at the last token of every part."""
         ends = np.ones_like(self.begins) if self.text is None else self.text.copy()
         ends[:, :-1] &= self.begins[:, 1:] if self.text is None else self.begins[:, 1:] | ~self.text[:, 1:]
         return ends
 
 
 def of_stream(tokens: np.ndarray, end: int, words: np.ndarray | None = None) -> Rows:
-    """Rows of windows of the stream. `tokens` (B, 1 + T) begin with the one before each window; `end`: the end mark."""
+    """Rows of windows of the stream. `tokens` (B, 1 + T) has each window and the token before it; `end` is the end
+    mark."""
     before = tokens[:, :-1]
     begins = before == end
     begins[:, -1] = False
@@ -51,7 +52,7 @@ def of_stream(tokens: np.ndarray, end: int, words: np.ndarray | None = None) -> 
 
 
 def joined(parts: Sequence[tuple[np.ndarray, Rows]]) -> Rows:
-    """Rows of several corpora as one: each of `parts` says which rows of the result (its numbers) it gives."""
+    """Join the rows of several corpora. Each of `parts` has the row numbers in the result, and their rows."""
     count = sum(len(numbers) for numbers, _ in parts)
     found = {}
     for field in fields(Rows):

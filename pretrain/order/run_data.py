@@ -1,4 +1,4 @@
-"""Everything that a run reads: its corpora, opened and checked, and the order in which its steps read them."""
+"""The data of a run: its corpora, opened and checked, and the order in which its steps read them."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from pretrain.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class RunCorpus:
-    """One opened set of shards. The name is empty where a run has one corpus without a name."""
+    """One opened set of shards. The name is empty if the run has one unnamed corpus."""
 
     name: str
     folder: str
@@ -34,22 +34,25 @@ class RunData:
     """The corpora of a run, and the order in which its steps read them."""
 
     corpora: list[RunCorpus]
-    order: Order  # its phases are longer than those of the run by the steps whose data are skipped
-    phases: Sequence[Phase]  # of the run, with every mixture written out
+    order: Order  # its phases are longer than the run's by the number of skipped steps
+    phases: Sequence[Phase]  # the run's phases, with every mixture written out
     skips: Skips = ()
 
     def position(self, step: int) -> Position:
-        """Where in the order the data are that `step` (0-based) of the run reads."""
+        """The position in the order of the data that `step` (0-based) of the run reads."""
         return locate(branch.reads(step, self.phases, self.skips), self.order.phases)
 
     def check_unchanged(self) -> None:
-        """Raise ShardError, naming the file, if a corpus is no longer what it was when it was opened."""
+        """Raise ShardError, naming the file, if a corpus has changed since it was opened."""
         for windows in self.order.windows:
             windows.check_unchanged()
 
     def identity(self) -> dict:
-        """The entries about data in the index of a checkpoint: `shards`, or `corpora` where these have names; the
-        version of the `order`; and `words`, by name, where the objective masks whole words."""
+        """The entries about data in the index of a checkpoint.
+
+        They are `shards`, or `corpora` if the corpora have names; the version of the `order`; and, if the objective
+        masks whole words, the fingerprints of `words` by the name of the corpus.
+        """
         starts = {name: windows.word_starts for name, windows in self.order.corpora.items()}
         words = {name: found.fingerprint for name, found in starts.items() if found}
         named = {"corpora": [[corpus.name, corpus.train.fingerprint] for corpus in self.corpora]}
@@ -57,9 +60,9 @@ class RunData:
         return found | {"order": VERSION} | ({"words": words} if words else {})
 
     def conflicts(self, index: dict, begun: Sequence[Phase]) -> list[str]:
-        """Lines `key: old, new` for each corpus that is not as a checkpoint with this `index` had it.
+        """Lines that say how the corpora differ from the corpora of a checkpoint with this `index`.
 
-        Only corpora that its phases `begun` have drawn from count: others may come, go and change.
+        Only corpora that its phases `begun` have read are compared. Other corpora may come, go and change.
         """
         old = index.get("corpora") or [["", index["shards"]]]
         drawn = [name for phase in begun for name in phase.mixture or {"": 1}]
@@ -67,10 +70,10 @@ class RunData:
         shorter = [phase.seq_len for phase in begun if phase.seq_len < self.order.block_tokens]
         if shorter and index.get("order", 1) != VERSION:
             lines.append(
-                f"order: this run began with version {index.get('order', 1)} of the order of windows, this program has "
-                f"version {VERSION}, which reads windows of {shorter[0]} out of blocks of {self.order.block_tokens} "
-                "otherwise: finish the run with the program that began it, or begin a new one from its checkpoint with "
-                "branch_from"
+                f"order: this run began with version {index.get('order', 1)} of the order of windows, and this program "
+                f"has version {VERSION}, which reads windows of {shorter[0]} tokens from blocks of "
+                f"{self.order.block_tokens} in another order: finish the run with the program that began it, or begin "
+                "a new run from its checkpoint with branch_from"
             )
         for number, (name, shards) in enumerate(old):
             if name and name not in drawn:
@@ -78,8 +81,8 @@ class RunData:
             new = self.corpora[number] if number < len(self.corpora) else None
             if new is None or name not in ("", new.name):
                 there = f"found {new.name if new else 'nothing'} there"
-                what = f"data.corpora.{number}: this run has drawn from {name}, {there}"
-                lines.append(f"{what}; a corpus keeps its place in the list")
+                what = f"data.corpora.{number}: this run has read {name}, {there}"
+                lines.append(f"{what}; put each corpus back at its place in the list")
                 continue
             words = self.order.corpora[new.name].word_starts
             for what, was, now in (
@@ -88,18 +91,18 @@ class RunData:
             ):
                 if was and now and was != now:
                     of = f"data.corpora.{number}, {name}, {what}" if name else what
-                    lines.append(f"{of}: this run began with {was[:12]}…, {new.folder} is {now[:12]}…")
+                    lines.append(f"{of}: this run began with {was[:12]}…, {new.folder} has {now[:12]}…")
         return lines
 
     def check_epochs(self) -> None:
-        """Raise ConfigError when the run would go through a corpus more often than its max_epochs."""
+        """Raise ConfigError if the run would read a corpus more often than its max_epochs."""
         drawn = np.array([self.order.drawn(number) for number in range(len(self.order.phases))])  # (phases, C)
         total = int(drawn.sum())
         lines = []
         for number, (corpus, epochs) in enumerate(zip(self.corpora, self.order.epochs().tolist(), strict=True)):
             if corpus.max_epochs is not None and epochs > corpus.max_epochs:
                 taken, most = int(drawn[:, number].sum()), math.floor(corpus.max_epochs * corpus.train.tokens)
-                part, limit = f"its part of the run is {taken / total:.1%}", f"{most / total:.1%}, {most:,} tokens"
+                part, limit = f"its share of the run is {taken / total:.1%}", f"{most / total:.1%}, {most:,} tokens"
                 lines += [
                     f"data.corpora.{number}, {corpus.name}: {taken:,} of the run's {total:,} tokens, from "
                     f"{corpus.train.tokens:,}: {epochs:.3g} epochs, max_epochs = {corpus.max_epochs:g}",
@@ -110,9 +113,10 @@ class RunData:
             raise ConfigError("a corpus would be seen too often", *lines, remedy)
 
     def table(self) -> list[str]:
-        """An aligned table of the tokens that the run will draw from every corpus, in each phase and in all.
+        """An aligned table of the tokens that the run will draw from every corpus, in each phase and in total.
 
-        The last columns: how many windows of a step are from the corpus, and from how many places (blocks) of it.
+        The columns `windows/step` and `places/step` have the windows of a step that come from the corpus, and the
+        number of places (blocks) in the corpus that they come from.
         """
         plan = self.order
         names = [name or "train" for name in plan.names]
@@ -145,21 +149,23 @@ class RunData:
         ]
 
     def unigram(self) -> np.ndarray:
-        """(V,) how often each id occurs in the mixture of the first phase; of one corpus its int64 counts."""
+        """(V,) the counts of each id in the mixture of the first phase: int64 for one corpus, else float64."""
         sides = [corpus.train for corpus in self.corpora]
         weights = self.phases[0].weights([corpus.name for corpus in self.corpora])
         if len(sides) == 1:
             return sides[0].unigram()
         scale = sum(side.tokens for side in sides) / sum(weights)
-        return sum(weight * scale * (side.unigram() / side.tokens) for side, weight in zip(sides, weights, strict=True))
+        parts = [weight * scale * (side.unigram() / side.tokens) for side, weight in zip(sides, weights, strict=True)]
+        return sum(parts[1:], parts[0])
 
 
 def open_run_data(
     data: DataConfig, phases: Sequence[Phase], seed: int, tokenizer: Tokenizer, skips: Skips = (), words: bool = False
 ) -> RunData:
-    """Open the corpora of a run whose mixtures are written out. `words`: also where words begin in them.
+    """Open the corpora of a run, with `words` also the files that say where words begin.
 
-    Raises ShardError unless all are intact, different, made with `tokenizer`, and long enough.
+    The mixtures of `phases` must be written out. Raises ShardError unless all corpora are intact, different, built
+    with `tokenizer`, and long enough.
     """
     corpora = _open_corpora(data, tokenizer)
     block_tokens = block_tokens_of(data, phases)
@@ -174,8 +180,10 @@ def open_run_data(
 
 
 def _open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[RunCorpus]:
-    """Every corpus of a run. Raises ShardError unless all are intact, different, and made with `tokenizer`."""
-    configured = data.corpora or [CorpusConfig.model_construct(name="", shards=data.shards, max_epochs=None)]
+    """Open every corpus. Raises ShardError unless all are intact, different, and built with `tokenizer`."""
+    configured = data.corpora
+    if data.shards is not None:
+        configured = [CorpusConfig.model_construct(name="", shards=data.shards, max_epochs=None)]
     found: list[RunCorpus] = []
     for corpus in configured:
         train, heldout = Shards(corpus.shards, "train", data.checksums), Shards(corpus.shards, "heldout")
@@ -194,11 +202,11 @@ def _open_corpora(data: DataConfig, tokenizer: Tokenizer) -> list[RunCorpus]:
                 raise ShardError(
                     f"the corpora {other.name} and {corpus.name} are the same shards",
                     f"{other.folder} and {corpus.shards} are both {train.fingerprint[:12]}…",
-                    "name it once, with the weight of both",
+                    "list it once, with the sum of both weights",
                 )
         found.append(RunCorpus(corpus.name, corpus.shards, corpus.max_epochs, train, heldout))
-    for corpus in found:
-        check_tokenizer(corpus.train.index, corpus.folder, tokenizer)
+    for opened in found:
+        check_tokenizer(opened.train.index, opened.folder, tokenizer)
     return found
 
 

@@ -1,9 +1,10 @@
-"""Which tokens sample i is made of: a pure function of (shards, seed, i), in O(1).
+"""The tokens of sample i: a pure function of (shards, seed, i), in O(1).
 
 The stream of one side is cut into blocks of `block_tokens`. Each epoch visits every block once, in the order of a
-keyed permutation computed per index; nothing is listed, stored or skipped. A phase of the run cuts its samples out of
-blocks that no earlier phase has touched, so a change of sequence length repeats nothing within an epoch. The few
-tokens that do not fill a block are not always the same ones: each epoch starts its blocks at its own offset.
+keyed permutation that is computed for one index at a time: no list of blocks is made, stored or skipped through. A
+phase of the run cuts its samples out of blocks that no earlier phase has touched, so a change of sequence length
+repeats nothing within an epoch. Each epoch begins its blocks at an offset of its own, so the few tokens that do not
+fill a block differ from epoch to epoch.
 
 Every function has its inverse: a token's position in the stream leads back to its place in the order of any epoch.
 """
@@ -18,7 +19,7 @@ from pretrain.shards import Shards
 
 
 class WordStarts(Protocol):
-    """Which tokens of a stream begin a word; see shards/word_starts.py."""
+    """The tokens of a stream that begin a word; see shards/word_starts.py."""
 
     fingerprint: str
 
@@ -26,7 +27,7 @@ class WordStarts(Protocol):
         """(B, length) bool at stream positions starts[b] … starts[b] + length - 1."""
 
     def check_unchanged(self) -> None:
-        """Raise ShardError if what it reads is no longer what it was when it was opened."""
+        """Raise ShardError, naming the file, if a file has changed since it was opened."""
 
 
 class WindowPart(NamedTuple):
@@ -38,9 +39,9 @@ class WindowPart(NamedTuple):
 
 
 class Windows:
-    """Fixed-length views over one side of a shard set: place in the order ↔ stream position → ids.
+    """Windows of one side of a shard set: place in the order ↔ stream position → ids.
 
-    `corpus` is the number of the set among those of a run: each has an order of its own.
+    `corpus` is the number of the set among the sets of a run. Each number has an order of its own.
     """
 
     def __init__(self, shards: Shards, block_tokens: int, seed: int, words: WordStarts | None = None, corpus: int = 0):
@@ -50,28 +51,28 @@ class Windows:
         self.word_starts = words
 
     def check_unchanged(self) -> None:
-        """Raise ShardError, naming the file, if what is read here is no longer what it was when it was opened."""
+        """Raise ShardError, naming the file, if a file has changed since it was opened."""
         self.shards.check_unchanged()
         if self.word_starts is not None:
             self.word_starts.check_unchanged()
 
     def per_block(self, seq_len: int) -> int:
-        """Windows of `seq_len`, a divisor of block_tokens, that a block is cut into."""
+        """The number of windows of `seq_len` tokens in a block. `seq_len` divides `block_tokens`."""
         return self.block_tokens // seq_len
 
     def apart(self, seq_len: int) -> int:
-        """How far apart in the order the places of two successive windows of a block are."""
+        """The distance in the order between the places of two successive windows of a block."""
         return seq_len
 
     def in_turn(self, blocks: np.ndarray, turns: np.ndarray, each: int) -> np.ndarray:
-        """Which of the `each` windows of `blocks` (B,) of the order is read when its block has its turn `turns` (B,).
+        """The number (B,) of the window that each of `blocks` (B,) gives in its turn `turns` (B,), of `each` windows.
 
-        One random order of an epoch, which every block begins at its own place.
+        An epoch has one random order of the numbers, and every block begins at its own place in it.
         """
         return self._turned(blocks, turns, each, back=False)
 
     def turns_of(self, blocks: np.ndarray, which: np.ndarray, each: int) -> np.ndarray:
-        """The inverse: in which turn of its block each of the windows `which` (B,) is read."""
+        """The inverse of `in_turn`: the turn of its block in which each of the windows `which` (B,) is read."""
         return self._turned(blocks, which, each, back=True)
 
     def _turned(self, blocks: np.ndarray, numbers: np.ndarray, each: int, back: bool) -> np.ndarray:
@@ -87,9 +88,10 @@ class Windows:
         return found
 
     def starts(self, places: np.ndarray) -> np.ndarray:
-        """Stream positions (B,) int64 of the windows at `places` (B,) of the order.
+        """The stream positions (B,) int64 of the windows at `places` (B,) of the order.
 
-        A place is counted in tokens. It names one window of one epoch: it is the key of every random bit spent on it.
+        A place is counted in tokens. It names one window of one epoch, and it is the key of every random bit that this
+        window needs.
         """
         block, part = np.divmod(places, self.block_tokens)
         epoch, block = np.divmod(block, self.blocks)
@@ -101,14 +103,17 @@ class Windows:
         return starts
 
     def places_of(self, positions: np.ndarray, epoch: int) -> np.ndarray:
-        """The inverse: where the order of `epoch` has the tokens at stream `positions` (B,); -1 for those it omits."""
+        """The inverse of `starts`: the places (B,) in the order of `epoch` of the tokens at stream `positions` (B,).
+
+        A token that the epoch omits has the place -1.
+        """
         block, part = np.divmod(np.asarray(positions, np.int64) - self._offset(epoch), self.block_tokens)
         inside = (block >= 0) & (block < self.blocks)
         place = unpermute(np.where(inside, block, 0), self.blocks, *self._key(epoch))
         return np.where(inside, (epoch * self.blocks + place) * self.block_tokens + part, -1)
 
     def grid(self, first: int, last: int, seq_len: int, epoch: int) -> np.ndarray:
-        """Where those windows of `seq_len` begin that `epoch` cuts out of the stream and that hold one of the positions
+        """The stream positions of all windows of `seq_len` in `epoch` that hold one of the positions
         first … last - 1."""
         begin, end = self._offset(epoch), self._offset(epoch) + self.blocks * self.block_tokens
         inside = range(max(first, begin) - begin, min(last, end) - begin)
@@ -119,26 +124,26 @@ class Windows:
         return (self.seed, epoch, self.corpus) if self.corpus else (self.seed, epoch)
 
     def _offset(self, epoch: int) -> int:
-        """Where the blocks of an epoch begin in the stream."""
+        """The stream position of the first block of an epoch."""
         spare = self.shards.tokens - self.blocks * self.block_tokens
         return int(hash64(OFFSET, *self._key(epoch)) % np.uint64(spare + 1))
 
     def parts(self, start: int, seq_len: int) -> list[WindowPart]:
-        """What the window at `start` holds, from left to right."""
+        """The parts of the stream in the window at `start`, from left to right."""
         return [WindowPart(0, start, seq_len)]
 
     def ahead(self, starts: np.ndarray, seq_len: int) -> None:
-        """Have the system begin to read windows that will be asked for."""
+        """Ask the system to read windows from the disk that will be needed soon."""
         self.shards.ahead(starts, seq_len)
 
     def rows(self, starts: np.ndarray, seq_len: int, words: bool = False) -> Rows:
-        """The windows of `seq_len` tokens at `starts` (B,); with `words` also where words begin in them."""
+        """The windows of `seq_len` tokens at `starts` (B,), with `words` also the beginnings of words in them."""
         return of_stream(self.tokens(starts, seq_len), self.end, self.words(starts, seq_len) if words else None)
 
     def tokens(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """(B, 1 + length) int32: `length` tokens of the stream from each of `starts` (B,) on, and the one before them.
+        """(B, 1 + length) int32: the token before each of `starts` (B,), and `length` tokens from there on.
 
-        The stream is preceded by an end mark, so that its first token is predicted like any other.
+        An end mark precedes the stream, so its first token is predicted like any other.
         """
         if starts.min() > 0:
             return self.shards.gather(starts - 1, 1 + length)
@@ -149,6 +154,6 @@ class Windows:
         return tokens
 
     def words(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
-        """(B, seq_len) bool: where words begin in the windows at `starts`."""
+        """(B, seq_len) bool: True where a word begins in the windows at `starts`."""
         assert self.word_starts is not None, "this set was opened without its words"
         return self.word_starts.gather(starts, seq_len)

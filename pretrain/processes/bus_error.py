@@ -1,8 +1,8 @@
-"""A mapped file that becomes shorter while it is read ends the process by SIGBUS: this says which file it was.
+"""A message for SIGBUS: it names the mapped file that became shorter while it was read.
 
-Reading a page that the file no longer has, or that a disk cannot read, is no exception in Python: the kernel ends the
-process without a word, and whoever sees it end suspects its memory. A Python signal handler does not help, because it
-runs after the instruction that failed, which fails again for ever. A handler in the C form runs in its place.
+If a page of a mapped file is gone, or if the disk cannot read it, Python raises no exception: the kernel ends the
+process without a message, which looks like a lack of memory. A Python signal handler does not help, because it runs
+after the failed instruction, which then fails again for ever. A C signal handler runs at once.
 """
 
 import ctypes
@@ -11,8 +11,8 @@ import signal
 import sys
 from functools import cache
 
-STATUS = 71  # of a forked process that ends so: it tells the rank that started it; others end with 2
-SA_SIGINFO, ADDRESS_AT = 4, 16  # of Linux; where the address is in a siginfo_t of 64 bits
+STATUS = 71  # the exit status of a forked process: it tells the rank; other processes end with 2
+SA_SIGINFO, ADDRESS_AT = 4, 16  # Linux's flag; the offset of the address in a 64-bit siginfo_t
 HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 _started: list[int] = []  # the process that installed the handler
@@ -31,7 +31,7 @@ class _Action(ctypes.Structure):
 
 @cache
 def explain_bus_errors() -> None:
-    """Have this process, and those that it forks, name the file when SIGBUS ends them. Linux only."""
+    """Let this process, and processes forked from it, name the file when SIGBUS ends them. Linux only."""
     if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
         return
     _started[:] = [os.getpid()]
@@ -41,7 +41,7 @@ def explain_bus_errors() -> None:
 
 @HANDLER
 def _handler(number: int, info: int, context: int) -> None:
-    """End the process: to return would be to meet the same error again."""
+    """Print the message and end the process. Returning would repeat the failed instruction."""
     try:
         address = ctypes.c_uint64.from_address(info + ADDRESS_AT).value
         os.write(2, f"error: {_said(address)}\n".encode(errors="replace"))
@@ -50,20 +50,20 @@ def _handler(number: int, info: int, context: int) -> None:
 
 
 def _said(address: int) -> str:
-    """The message for a bus error at an address: the file that lies there, and the remedy."""
+    """The message for a bus error at an address: the file mapped there, and the remedy."""
     remedy = "copy it again from where it was made, and start again: a run continues from its newest checkpoint"
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             stretch, _, offset, _, _, *path = line.rstrip("\n").split(maxsplit=5)
             first, last = (int(end, 16) for end in stretch.split("-"))
             if first <= address < last and path and path[0].startswith("/"):
-                wanted, path = int(offset, 16) + address - first, path[0].removesuffix(" (deleted)")
+                wanted, name = int(offset, 16) + address - first, path[0].removesuffix(" (deleted)")
                 try:
-                    size = os.stat(path).st_size
+                    size = os.stat(name).st_size
                 except OSError as error:
-                    return f"a file cannot be read any more\n  {path}: {error.strerror}\n  {remedy}"
+                    return f"a file cannot be read any more\n  {name}: {error.strerror}\n  {remedy}"
                 if size <= wanted:
-                    return f"a file became shorter while it was read\n  {path} has {size:,} bytes left\n  {remedy}"
+                    return f"a file became shorter while it was read\n  {name} has {size:,} bytes left\n  {remedy}"
                 failed = "the disk or the network file system failed"
-                return f"{failed}\n  {path}, byte {wanted:,}\n  look at the system's log (dmesg), and start again"
+                return f"{failed}\n  {name}, byte {wanted:,}\n  look at the system's log (dmesg), and start again"
     return "memory that was mapped cannot be read (SIGBUS)\n  is /dev/shm full?\n  look at the system's log (dmesg)"

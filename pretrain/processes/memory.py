@@ -1,4 +1,4 @@
-"""How a process takes memory from the system."""
+"""Memory that a process takes from the system: malloc's settings, and the limit."""
 
 import ctypes
 import os
@@ -7,32 +7,33 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # of malloc.h
-KEPT = 256 << 20  # bytes, at the end of the heap
-MAPPED = 8 << 20  # bytes from which a block is mapped by itself, and given back as soon as it is free
-MOST = 2**31 - 1  # of an int
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # from malloc.h
+KEPT = 256 << 20  # free bytes that stay at the end of the heap
+MAPPED = 8 << 20  # a block of this many bytes is mapped separately, and returned to the system when it is freed
+MOST = 2**31 - 1  # the largest int
 
 
 @cache
 def keep_freed() -> None:
-    """Have malloc keep up to KEPT bytes that are free for what is asked for next.
+    """Let malloc keep up to KEPT free bytes for later allocations.
 
-    As it is set, glibc gives the free end of the heap back to the system and takes it again, zeroed page by page, at
-    every turn of a loop whose arrays have some megabytes. Without this, encoding Chinese takes an eighth more time,
-    masking whole words in batches of 128 windows of 512 twice the time; peaks of memory are the same but for a
-    twentieth. It is for processes that work on arrays of less than MAPPED: training on a CPU, with larger tensors, has
-    three times the page faults with it (see keep_tensors). A chunk of text, of 4 MiB, is below MAPPED too, which spares
-    a build a quarter of its page faults. Other C libraries are left as they are.
+    By default glibc returns the free end of the heap to the system. A loop with arrays of some megabytes then takes it
+    back at every turn, and the system zeroes it page by page. Without this setting encoding Chinese takes an eighth
+    more time, and masking whole words in batches of 128 windows of 512 takes twice the time. Peaks of memory differ by
+    less than a twentieth. The setting is for processes with arrays below MAPPED: training on a CPU, with larger
+    tensors, has three times the page faults with it (see keep_tensors). A chunk of text, of 4 MiB, is below MAPPED too,
+    which saves a build a quarter of its page faults. Other C libraries stay unchanged.
     """
     _mallopt({M_TRIM_THRESHOLD: KEPT, M_MMAP_THRESHOLD: MAPPED})
 
 
 def keep_tensors() -> None:
-    """Have malloc keep all that is freed, however large, and one heap for all threads: for training on a CPU.
+    """Let malloc keep all freed memory, and use one heap for all threads: for training on a CPU.
 
-    Without it, a step of 14 M weights and 1,024 tokens has 12,000 to 27,000 page faults, which take 24 to 53 ms of its
-    900. ZeRO 1 makes its buffers of gradients anew at every step: 53,000 page faults, and 809 ms instead of 650 on each
-    of two ranks. Peaks of memory are the same but for 4 %. Call it before the first collective, which starts threads.
+    Without it, a step of 14 M weights and 1,024 tokens has 12,000 to 27,000 page faults, which take 24 to 53 of its
+    900 ms. ZeRO 1 allocates its gradient buffers anew at every step: 53,000 page faults, and 809 ms instead of 650 ms
+    on each of two ranks. Peaks of memory differ by less than 4 %. Call it before the first collective, which starts
+    threads.
     """
     _mallopt({M_TRIM_THRESHOLD: MOST, M_MMAP_MAX: 0, M_ARENA_MAX: 1})
 
@@ -45,9 +46,9 @@ def _mallopt(settings: dict[int, int]) -> None:
 
 
 def limit() -> int:
-    """Bytes that a process may use at most: the machine's memory, or less where a container or `ulimit -v` says so."""
+    """The bytes that a process may use: the machine's memory, or the limit of a container or of `ulimit -v` if less."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
         with suppress(OSError, ValueError):
             found.append(int(Path("/sys/fs/cgroup", name).read_text()))
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)

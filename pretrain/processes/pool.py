@@ -1,4 +1,4 @@
-"""Work over processes, of this machine or a cluster: results in the order of the items, however many there are."""
+"""Work on the processes of this machine or of a cluster, with the results in the order of the items."""
 
 import atexit
 import multiprocessing
@@ -18,16 +18,17 @@ from pretrain.errors import PretrainError, UserError
 from pretrain.processes.bus_error import explain_bus_errors
 from pretrain.processes.memory import keep_freed
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
-AHEAD = 2  # items in flight for each worker: bounds memory, and hides the time it takes to make the next
-CONNECT_S = 30  # to a scheduler
-WATCH_S = 10.0  # between two looks at the workers of a cluster
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+AHEAD = 2  # items in progress for each worker: bounds memory, and hides the time that making the next item takes
+CONNECT_S = 30  # the longest wait for a scheduler
+WATCH_S = 10.0  # the time between two checks of a cluster's workers
 
 
 def ordered(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int, executor: Executor | None = None
 ) -> Iterator[Result]:
-    """`work(item)` of each item, in the order of the items.
+    """Yield `work(item)` for each item, in the order of the items.
 
     With one worker, this process does the work. With more, it starts `workers` processes and only collects results. If
     you pass an `executor` (from `processes` or `cluster`), its workers do the work, and they begin before the first
@@ -45,7 +46,7 @@ def ordered(
 
 
 def noted(items: Iterable[Item], note: Callable[[Item], object], notes: deque) -> Iterator[Item]:
-    """The items; `note(item)` is put into `notes` when an item is taken: their results come in the same order."""
+    """Yield the items, and append `note(item)` to `notes` for each. Results of `ordered` come in the same order."""
     for item in items:
         notes.append(note(item))
         yield item
@@ -57,7 +58,7 @@ def _by_new_processes(work: Callable[[Item], Result], items: Iterable[Item], wor
 
 
 class _Window:
-    """Up to `size` items that are being worked on, or whose results wait for their turn."""
+    """Up to `size` items that are in progress, or finished and waiting for their turn."""
 
     def __init__(self, executor: Executor, work: Callable, items: Iterable, size: int):
         self._executor, self._work, self._items, self._size = executor, work, iter(items), size
@@ -79,6 +80,7 @@ class _Window:
             self._futures.append(_submitted(self._executor, self._work, item))
 
     def results(self) -> Iterator:
+        """Yield the results in order. Raises PretrainError if a worker process dies."""
         futures = self._futures
         try:
             self.fill()
@@ -87,19 +89,19 @@ class _Window:
                 self.fill()
                 yield result
         except BrokenProcessPool:
-            reason = "if it did not say why, was it out of memory? Take fewer workers"
+            reason = "if no reason is printed above, was it out of memory? Take fewer workers"
             raise PretrainError(f"a worker process died: {reason}") from None
         finally:
-            # A pool of ours is killed, and its thread then fails all its futures: one that was cancelled meanwhile
-            # would end that thread with a traceback.
+            # Our own pool is killed, and its thread then sets an exception on every future. A cancelled future would
+            # end that thread with a traceback.
             if not isinstance(self._executor, ProcessPoolExecutor):
                 for future in futures:
                     future.cancel()
 
 
 def _submitted(executor: Executor, work: Callable, item: object) -> Future:
-    # A pool starts its processes here, and they inherit the mask: Ctrl-C, which the terminal sends to all of them,
-    # never interrupts a worker. This process hears it when the mask is lifted, and ends the workers.
+    # The pool starts its processes here, and they inherit the mask. So Ctrl-C, which the terminal sends to all
+    # processes, never interrupts a worker. This process receives it when the mask is lifted, and ends the workers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return executor.submit(work, item)
@@ -110,50 +112,52 @@ def _submitted(executor: Executor, work: Callable, item: object) -> Future:
 @contextmanager
 def processes(workers: int) -> Iterator[Executor]:
     """A pool of `workers` new processes of this machine. They are killed if the block ends with an exception."""
-    # Not forked: a progress bar or a tokenizer may have started threads here, which a fork would leave half-alive.
+    # Not forked: a progress bar or a tokenizer may have started threads here, and a fork would copy their locks only.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         yield pool
     except BaseException:
         _kill(pool)
         raise
-    pool.shutdown()  # waits for the processes, so that the system counts their time as ours
+    pool.shutdown()  # wait for the processes, so that the system adds their time to this process
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
-    """End the processes at once, whatever they are doing. The next run removes the temporary files that they leave."""
+    """Kill the processes at once. The next run removes their temporary files."""
     results = pool._result_queue
     for process in list((pool._processes or {}).values()):
         process.kill()
     if results is not None:
         # A process that is killed while it sends a result leaves half of it in the pipe. The pool's thread would wait
-        # for the other half as long as anybody, this process too, holds the end for writing.
-        results._writer.close()
+        # for the other half as long as any process, also this one, holds the writing end.
+        results._writer.close()  # type: ignore[attr-defined]  # typeshed omits private attributes
     pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:
-    """Prepare a new worker process, which ends when the process that started it is gone.
+    """Prepare a new worker process. It ends when the process that started it is gone.
 
-    The pool's workers hold each other's ends of its pipes. After a kill -9 of their parent none of them would ever read
-    an end of file, and all of them would wait for work for ever.
+    The workers of a pool hold the ends of each other's pipes. After a kill -9 of their parent none of them would ever
+    read an end of file, and all of them would wait for work for ever.
     """
     keep_freed()
     explain_bus_errors()
-    atexit.register(os._exit, 0)  # not to take every module down, which is 60 ms
+    atexit.register(os._exit, 0)  # skip the end of every module, which takes 60 ms
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a worker process calls this"
+    wait([parent.sentinel])
     os._exit(1)
 
 
 @contextmanager
 def cluster(scheduler: str) -> Iterator[tuple[Executor, int]]:
-    """The workers of a running Dask cluster, and how many of them there are. Raises UserError if there are none.
+    """The executor of a running Dask cluster, and the number of its workers. Raises UserError if it has none.
 
-    A task whose worker is lost is given to another one, so that its work must bear to be done twice.
+    If a worker is lost, Dask gives its task to another worker. So a task may run twice.
     """
     try:
         import distributed
@@ -177,7 +181,7 @@ def cluster(scheduler: str) -> Iterator[tuple[Executor, int]]:
 
 @contextmanager
 def _watched(workers: Callable[[], dict], scheduler: str) -> Iterator[None]:
-    """Say it when a cluster has no worker any more: Dask waits for others without a word."""
+    """Print a message when a cluster has no worker left: Dask itself waits for new workers silently."""
     over = threading.Event()
 
     def watch() -> None:
@@ -185,7 +189,7 @@ def _watched(workers: Callable[[], dict], scheduler: str) -> Iterator[None]:
         while not over.wait(WATCH_S):
             try:
                 has = bool(workers())
-            except Exception:  # if the scheduler is gone, who waits for results is told
+            except Exception:  # if the scheduler is gone, waiting for results fails with a message
                 continue
             if had and not has:
                 print(f"the Dask cluster at {scheduler} has no worker left: waiting for another", file=sys.stderr)

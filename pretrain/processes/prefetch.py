@@ -1,9 +1,9 @@
 """Results computed ahead by forked processes, in order.
 
-Every process has a pipe of its own and shares no lock, so the death of one (the kernel's, when memory runs out) can
-block neither the others nor the rank: its pipe ends, which is seen at once, wherever in its work it was. PyTorch's
-DataLoader reports such a death as a RuntimeError out of a signal handler, at whatever line the rank is at; killed at
-eight moments one after the other, once it never came back from ending the other processes (2.7).
+Every process has a pipe of its own and shares no lock. So the death of a process (the kernel may kill it when memory
+runs out) blocks neither the other processes nor the rank: its pipe ends, and the rank notices at once. PyTorch's
+DataLoader instead raises a RuntimeError from a signal handler, at any line of the rank. In a test that killed a process
+at eight moments in turn, it once never returned from ending the other processes (2.7).
 """
 
 import os
@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pretrain.errors import PretrainError, ShardError
 from pretrain.processes import bus_error
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 def ahead(work: Callable[[int], T], items: range, workers: int, depth: int) -> Iterator[T]:
-    """`work(item)` for each of `items`, in order; `workers` processes hold up to `depth` finished results each.
+    """Yield `work(item)` for each of `items`, in order. Each of `workers` processes holds up to `depth` results.
 
-    Results travel pickled. What `work` raises is raised here. Raises PretrainError when a process dies.
+    Results are pickled. An exception in `work` is raised here. Raises PretrainError if a process dies.
     """
-    crew: list[_Worker] = []
+    crew: list[_Worker[T]] = []
     try:
         for number in range(min(workers, len(items))):
             crew.append(_Worker(work, items[number::workers], depth, crew))
@@ -38,7 +38,7 @@ def ahead(work: Callable[[int], T], items: range, workers: int, depth: int) -> I
             worker.end()
 
 
-class _Worker:
+class _Worker(Generic[T]):
     """One forked process and the reading end of its pipe."""
 
     def __init__(self, work: Callable[[int], T], items: range, depth: int, earlier: list["_Worker"]):
@@ -46,19 +46,20 @@ class _Worker:
         self.pid = os.fork()
         if not self.pid:
             try:
-                # An end that a sibling keeps open would hide from an earlier worker that the rank is gone.
+                # If this process kept them open, earlier workers would not notice that the rank is gone.
                 for connection in (self.results, *(worker.results for worker in earlier)):
                     connection.close()
-                # A signal to the process group reaches workers too; one that died of it would end the rank before it
-                # has saved.
+                # A signal to the process group reaches workers too. A worker that died of it would end the rank before
+                # the rank has saved.
                 for number in SIGNALS:
                     signal.signal(number, signal.SIG_IGN)
                 _compute(theirs, work, items, depth)
             finally:
-                os._exit(1)  # never back into the rank's code
+                os._exit(1)  # never return into the rank's code
         theirs.close()
 
     def take(self) -> T:
+        """The next result. Raises the exception of `work`, or the error for a dead process."""
         try:
             done, result = pickle.loads(self.results.recv_bytes())
         except (EOFError, OSError):  # between two results, or in the middle of one
@@ -68,19 +69,21 @@ class _Worker:
         return result
 
     def _death(self) -> PretrainError:
-        """The error text for a process that ended before its work was done."""
+        """The error for a process that ended before its work was done."""
         pid, code = self.pid, self.end()
-        if code == bus_error.STATUS:  # it has said so itself
+        if code == bus_error.STATUS:  # the process has printed the message
             return ShardError(f"a token file can no longer be read (process {pid} of data.workers named it above)")
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         reason = (
-            "was it out of memory? Fewer workers need less." if code == -signal.SIGKILL else "is it said above why?"
+            "was it out of memory? Fewer workers need less."
+            if code == -signal.SIGKILL
+            else "is a reason printed above?"
         )
         what = f"a process of data.workers died: process {pid} {how}; {reason}"
         return PretrainError(f"{what} The run continues from its newest checkpoint")
 
     def end(self) -> int:
-        """Stop the process; its exit status, negative: the signal that ended it. It has no state to save."""
+        """Stop the process, which has no state to save. Returns its exit status, or minus the signal that ended it."""
         self.results.close()
         if not self.pid:
             return 0
@@ -93,7 +96,8 @@ class _Worker:
 
 
 def _compute(pipe: Connection, work: Callable[[int], T], items: range, depth: int) -> None:
-    """In the forked process: results into a queue of `depth`, from which a thread sends them."""
+    """In the forked process: put results into a queue of `depth`. A thread sends them from there."""
+    result: tuple[bool, object]
     finished: queue.Queue[bytes | None] = queue.Queue(depth)
     sender = threading.Thread(target=_send, args=(pipe, finished))
     sender.start()
@@ -115,5 +119,5 @@ def _send(pipe: Connection, finished: queue.Queue) -> None:
     while (result := finished.get()) is not None:
         try:
             pipe.send_bytes(result)
-        except OSError:  # the rank is gone, or wants no more
+        except OSError:  # the rank is gone, or needs no more results
             os._exit(0)

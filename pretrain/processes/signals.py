@@ -1,7 +1,7 @@
-"""Being asked to stop: SIGTERM, SIGINT, SIGUSR1, or the launcher's death. The run saves and ends cleanly.
+"""Requests to stop: SIGTERM, SIGINT, SIGUSR1, or the launcher's death. The run saves and ends cleanly.
 
-`deepspeed` on one node does not forward SIGTERM: the launcher dies at once and its ranks would train on as orphans.
-Ranks therefore watch their ancestors.
+`deepspeed` on one node does not forward SIGTERM: the launcher dies at once, and its ranks would continue as orphans. So
+the ranks watch their ancestors.
 """
 
 import os
@@ -14,10 +14,10 @@ INSIST_S = 5.0
 
 
 class Interrupt:
-    """A context in which `asked` turns true instead of the process dying.
+    """A context in which a signal sets `asked` instead of ending the process.
 
-    A signal that comes again after INSIST_S is obeyed at once. Sooner it is the same wish: a signal to the process
-    group reaches a rank directly, and once more through its launcher.
+    A second signal after INSIST_S ends the process at once. A second signal before that counts as the same request,
+    because a signal to the process group reaches a rank directly and once more through its launcher.
     """
 
     def __init__(self, watch_launcher: bool):
@@ -26,10 +26,12 @@ class Interrupt:
 
     @property
     def asked(self) -> bool:
+        """Whether a signal came, or the launcher is gone."""
         return self._signal is not None or (self._lineage is not None and _lineage() != self._lineage)
 
     @property
     def reason(self) -> str:
+        """The name of the signal, or a text about the launcher."""
         return signal.Signals(self._signal).name if self._signal is not None else "the launcher is gone"
 
     def __enter__(self) -> "Interrupt":
@@ -52,7 +54,7 @@ class Interrupt:
 
 
 def launcher() -> str | None:
-    """Which launcher started this process, from a variable that each of them alone sets; None: none of those known."""
+    """The launcher that started this process, known by an environment variable that it alone sets; None if unknown."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         return "torchrun"
@@ -62,9 +64,9 @@ def launcher() -> str | None:
 
 
 def _lineage() -> tuple[int, int]:
-    """Process ids of the parent and, where the parent is DeepSpeed's launcher, of the `deepspeed` command above it.
+    """The process id of the parent and, if the parent is DeepSpeed's launcher, of the `deepspeed` command above it.
 
-    Under torchrun the grandparent is the user's shell, which may end while the run goes on.
+    Under torchrun the grandparent is the user's shell, which may end while the run continues.
     """
     parent = os.getppid()
     try:

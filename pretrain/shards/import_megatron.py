@@ -1,18 +1,19 @@
-"""Token files made elsewhere, as a shard folder: the `.bin`/`.idx` pairs of Megatron's preprocess_data and its kin.
+"""Import token files made elsewhere: the `.bin`/`.idx` pairs of Megatron's preprocess_data and similar tools.
 
     pairs: [data/wiki_text_document]          wiki_text_document.bin and .idx
     tokenizer: runs/wiki/tokenizer            the vocabulary they were made with, adopted by the tokenizer stage
     out: runs/wiki/shards
 
-A tokenizer other than the one that made the ids mostly gives other ids for the text that it decodes them to. A sample
-of documents is tried: right ones give back 99.6 % of the tokens and more, documents that were cut included; wrong ones
-of the same size mostly 40 to 91 % (8,000 entries, trained on halves of 10 MB), but 95 to 99 % where one of the two is a
-`bert` vocabulary of Chinese characters: that is not seen. Read what is printed, the first document.
+The stage checks that the tokenizer is the right one: it decodes a sample of documents and encodes the text again. The
+right tokenizer gives back at least 99.6 % of the tokens, even of documents that were cut. A wrong one of the same size
+mostly gives back 40 to 91 % (8,000 entries, trained on halves of 10 MB). If one of the two is a `bert` vocabulary of
+Chinese characters, a wrong one gives back 95 to 99 %, and the check does not notice. So the beginning of the first
+document is printed: read it.
 
-Whatever marks the tool put around a sequence go, those of our template come: `[CLS] … [SEP]` around each document, or
-`<eod>` behind it. Sequences of one document (sentences) are joined. A document's side is decided by its text, as in the
-shards stage, where the vocabulary gives the text back: sets made here and there agree; elsewhere by its ids. Bytes of
-text are counted if the vocabulary counts them.
+The marks that the tool put around sequences are replaced by the marks of our template: `[CLS] … [SEP]` around each
+document, or `<eod>` behind it. Sequences of one document (sentences) are joined. If the vocabulary gives the text back,
+the text decides the side of a document, so that imported and built sets agree; otherwise the ids decide. Bytes of text
+are counted if the vocabulary counts them.
 """
 
 import time
@@ -37,48 +38,54 @@ from pretrain.storage.files import digest, lies_in
 from pretrain.storage.publish import publish
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
-BATCH_TOKENS = 1 << 20  # worked on together, or one document
+BATCH_TOKENS = 1 << 20  # tokens processed together, or one longer document
 SHOWN_TOKENS = 40
-SAMPLED = 64  # documents of a pair that are decoded and encoded again, their first SAMPLED_TOKENS
+SAMPLED = 64  # documents of a pair whose first SAMPLED_TOKENS are decoded and encoded again
 SAMPLED_TOKENS = 1000
-FEW_TOKENS = 200  # say nothing about a tokenizer
+FEW_TOKENS = 200  # fewer tokens tell nothing about a tokenizer
 
 
 class ImportConfig(StageConfig):
-    """What `launch/import_megatron.py` reads."""
+    """The configuration that `launch/import_megatron.py` reads."""
 
-    pairs: list[str] = Field(min_length=1)  # paths without .bin and .idx
-    tokenizer: str  # folder of the tokenizer stage
+    pairs: list[str] = Field(min_length=1)
+    """The pairs of files, each as its path without `.bin` and `.idx`."""
+    tokenizer: str
+    """The folder of the tokenizer that the pairs were made with."""
     out: str
-    heldout_fraction: float = Field(0.01, gt=0, lt=1)  # of documents
-    # [CLS], [SEP], <eod> or padding in the middle of a sequence: a text that spelled them, or a file of another kind.
+    """The folder for the shards."""
+    heldout_fraction: float = Field(0.01, gt=0, lt=1)
+    """The share of the documents that is held out."""
     inner_marks: Literal["stop", "remove"] = "stop"
-    # How many tokens of a sample must come back when it is decoded and encoded again. Fewer do where the tool that made
-    # the pair knew the vocabulary but treated text otherwise: another normaliser, or BPE-dropout.
+    """What to do about [CLS], [SEP], <eod> or padding in the middle of a sequence. `stop` ends with an error, because
+    the file may be of another kind. `remove` leaves these tokens out, for texts that spelled them."""
     min_returned: float = free(0.95, ge=0, le=1)
-    piece_tokens: int = Field(1 << 30, gt=0)  # a piece is closed by the document that reaches this
+    """The share of the tokens of a sample that must come back when it is decoded and encoded again. Lower it if the
+    tool that made the pairs used this vocabulary with another normaliser or with BPE-dropout."""
+    piece_tokens: int = Field(1 << 30, gt=0)
+    """The tokens of a piece (one `.bin` file). The document that reaches this number is the last of its piece."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair as it lies on the disk, mapped."""
+    """A pair of files, mapped."""
 
     prefix: str
     ids: np.ndarray  # (tokens,) uint16 or int32
-    lengths: np.ndarray  # (sequences,)
+    lengths: np.ndarray  # (sequences,) in tokens
     offsets: np.ndarray  # (sequences,) in bytes
-    documents: np.ndarray  # (documents + 1,) the first sequence of each, and how many there are
+    documents: np.ndarray  # (documents + 1,) the first sequence of each document, and the number of sequences
 
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """Some documents of a pair without their marks, and what was noticed."""
+    """Some documents of a pair without their marks. Documents without a token are left out."""
 
     ids: np.ndarray  # (tokens,) int64
-    lengths: np.ndarray  # (documents,) none is 0
-    numbers: np.ndarray  # (documents,) of each in its pair
-    read: int  # documents
-    removed: int  # marks inside of documents
+    lengths: np.ndarray  # (documents,) in tokens
+    numbers: np.ndarray  # (documents,) the number of each document in its pair
+    read: int  # documents read, also empty ones
+    removed: int  # marks removed from inside documents
 
 
 def run(config: ImportConfig) -> dict:
@@ -86,16 +93,8 @@ def run(config: ImportConfig) -> dict:
     began = time.monotonic()
     tokenizer = open_tokenizer(config.tokenizer)
     pairs = [open_pair(prefix) for prefix in config.pairs]
-    for pair in pairs:
-        if lies_in(f"{pair.prefix}.bin", config.out):
-            found = f"{pair.prefix}.bin is in {config.out}"
-            raise ShardError("the output folder holds a pair that it is made of", found, "choose another out=")
     identity = _identity(pairs)
-    digests = [pair for pair, _ in identity]
-    for number, found in enumerate(digests):
-        if found["bytes"] and found in digests[:number]:
-            same = f"{config.pairs[digests.index(found)]}.bin and {config.pairs[number]}.bin"
-            raise ShardError("documents would stand twice", f"{same} are the same, byte by byte", "leave one out")
+    _check_pairs(config, [bin_ for bin_, _ in identity])
     for pair in pairs:
         _check_returned(pair, tokenizer, config.min_returned)
     spelling = [tokenizer.vocabulary.raw(token) for token in range(tokenizer.vocab_size)]
@@ -117,7 +116,7 @@ def run(config: ImportConfig) -> dict:
                     advance(found.read)
         for pair, before, after in zip(pairs, identity, _identity(pairs), strict=True):
             if before != after:
-                raise ShardError("a pair changed while it was read", pair.prefix, "start again when it is at rest")
+                raise ShardError("a pair changed while it was read", pair.prefix, "start again when it is complete")
         sides = {side: writer.close() for side, writer in writers.items()}
         _check_sides(sides, config)
         index = write_shards_index(
@@ -132,23 +131,38 @@ def run(config: ImportConfig) -> dict:
             split={"by": "text" if tokenizer.lossless else "ids", "heldout_fraction": config.heldout_fraction},
             inner_marks=config.inner_marks,
         )
+    _print_counts(sides, read, removed)
+    closing_line("adopt", began)
+    return index
+
+
+def _check_pairs(config: ImportConfig, digests: list[dict]) -> None:
+    """Raise ShardError if the output folder holds a pair, or if two `.bin` files have the same bytes."""
+    for number, (prefix, found) in enumerate(zip(config.pairs, digests, strict=True)):
+        if lies_in(f"{prefix}.bin", config.out):
+            place = f"{prefix}.bin is in {config.out}"
+            raise ShardError("the output folder holds a pair that it is made of", place, "choose another out=")
+        if found["bytes"] and found in digests[:number]:
+            same = f"{config.pairs[digests.index(found)]}.bin and {prefix}.bin have the same bytes"
+            raise ShardError("documents would be in the result twice", same, "leave one of the pairs out")
+
+
+def _print_counts(sides: dict[str, dict], read: int, removed: int) -> None:
     for side, entry in sides.items():
         print(f"{side}: {entry['documents']:,} documents, {entry['tokens']:,} tokens")
     empty = read - sum(entry["documents"] for entry in sides.values())
     for count, what in ((empty, "documents without a token left out"), (removed, "marks inside of documents removed")):
         if count:
             print(f"{count:,} {what}")
-    closing_line("adopt", began)
-    return index
 
 
 def _identity(pairs: list[Pair]) -> list[list[dict]]:
-    """Size and hash of the two files of each pair."""
+    """The size and the digest of both files of each pair."""
     return [[digest(Path(f"{pair.prefix}.{end}")) for end in ("bin", "idx")] for pair in pairs]
 
 
 def open_pair(prefix: str) -> Pair:
-    """A pair, checked but for its ids. Raises ShardError when it is not what the format says."""
+    """Open a pair. Raises ShardError if it does not follow the format; the ids are checked later."""
     bin_, idx = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
     for path in (bin_, idx):
         if not path.is_file():
@@ -163,23 +177,26 @@ def open_pair(prefix: str) -> Pair:
         wrong = np.flatnonzero((ends != following) | (lengths[here] < 0))
         if len(wrong):
             at = f"sequence {first + wrong[0]:,} of {len(lengths):,} ends at byte {ends[wrong[0]]:,}"
-            raise ShardError(f"{bin_} is not what {idx.name} says", f"{at}, the next begins at {following[wrong[0]]:,}")
+            then = f"{at}, the next begins at {following[wrong[0]]:,}"
+            raise ShardError(f"{bin_} does not fit {idx.name}", then, "copy both files again from where they were made")
     for first in range(0, len(sequences), BATCH_TOKENS):
         part = sequences[first : first + BATCH_TOKENS + 1]
         if (np.diff(part) < 0).any() or sequences[0] != 0 or sequences[-1] != len(lengths):
-            raise ShardError(f"{idx} is damaged", "its document index does not divide its sequences")
+            wrong_index = "its document index does not divide its sequences into documents"
+            raise ShardError(f"{idx} is damaged", wrong_index, "copy it again from where it was made")
     ids = np.memmap(bin_, dtype, "r") if size else np.empty(0, dtype)
     return Pair(prefix, ids, lengths, offsets, sequences)
 
 
 def _check_returned(pair: Pair, tokenizer: Tokenizer, wanted: float) -> None:
-    """Raise ShardError when too few tokens of a sample come back from text.
+    """Raise ShardError if too few tokens of a sample come back when it is decoded and encoded again.
 
-    As many as of what the tokenizer encoded itself would do: not every one is made to give back its own ids.
+    Some tokenizers do not even give back all of their own ids, so the share is compared with the share of the tokens
+    that come back from text which this tokenizer encoded itself.
     """
     rows = list(_sample(pair, tokenizer))
     if sum(map(len, rows)) < FEW_TOKENS or any(((row < 0) | (row >= tokenizer.vocab_size)).any() for row in rows):
-        return  # an id that no token has is named when all are read
+        return  # `documents` names an id outside of the vocabulary
     first = _returned(rows, tokenizer)
     share, own = _share(rows, first), _share(first, _returned(first, tokenizer))
     if share < wanted * own:
@@ -187,8 +204,8 @@ def _check_returned(pair: Pair, tokenizer: Tokenizer, wanted: float) -> None:
         raise ShardError(
             f"{pair.prefix}.bin was probably made with another tokenizer than {tokenizer.folder}",
             f"of the tokens of {len(rows)} documents, {share:.1%} come back when they are decoded and encoded again",
-            f"of text that this tokenizer encoded, {own:.1%} do; a document begins: {begin!r}",
-            "name the tokenizer that it was made with; if this is the one, lower min_returned",
+            f"of text that this tokenizer encoded, {own:.1%} come back; a document begins: {begin!r}",
+            "name the tokenizer that the pair was made with; if this is the one, lower min_returned",
         )
 
 
@@ -206,13 +223,13 @@ def _sample(pair: Pair, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
 
 
 def _returned(rows: list[np.ndarray], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The ids of the texts that rows of ids are decoded to, without marks."""
+    """Decode rows of ids to text, and encode the text again, without marks."""
     marks = list(tokenizer.specials.values())
     return [ids[~np.isin(ids, marks)] for ids in tokenizer.encode_batch([tokenizer.decode(row) for row in rows])]
 
 
 def _share(rows: list[np.ndarray], others: list[np.ndarray]) -> float:
-    """Of all tokens of rows, those that the others have as well, wherever."""
+    """The share of the tokens of `rows` that the row in `others` has too, at any position."""
     common = total = 0
     for row, other in zip(rows, others, strict=True):
         size = max(row.max(initial=0), other.max(initial=0)) + 1
@@ -222,7 +239,7 @@ def _share(rows: list[np.ndarray], others: list[np.ndarray]) -> float:
 
 
 def documents(pair: Pair, tokenizer: Tokenizer, inner_marks: str) -> Iterator[CheckedPair]:
-    """The documents of a pair, about BATCH_TOKENS together. Raises ShardError."""
+    """The documents of a pair, in batches of about BATCH_TOKENS. Raises ShardError for a wrong id or mark."""
     token = first = 0
     while first < len(pair.documents) - 1:
         begin = int(pair.documents[first])
@@ -245,10 +262,13 @@ def _found(
     tokenizer: Tokenizer,
     remove: bool,
 ) -> CheckedPair:
-    """Documents `first` … of a pair, of sequences of `lengths`, those of document d from bounds[d] to bounds[d + 1]."""
+    """Check documents of a pair, beginning with number `first`, and remove their marks.
+
+    Document `first + d` consists of the sequences bounds[d] to bounds[d + 1] - 1, which have `lengths` tokens.
+    """
     ends = np.cumsum(lengths)
     begins = ends - lengths
-    edges = np.append(begins, ends[-1:] if len(ends) else 0)[bounds]  # tokens before each document
+    edges = np.append(begins, ends[-1:] if len(ends) else 0)[bounds]  # the tokens before each document
 
     def place(at: int) -> str:
         document = int(np.searchsorted(edges, at, side="right")) - 1
@@ -257,7 +277,7 @@ def _found(
     wrong = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab_size))
     if len(wrong):
         has = f"{tokenizer.folder} has 0 to {tokenizer.vocab_size - 1}"
-        remedy = "name the tokenizer that it was made with"
+        remedy = "name the tokenizer that the pair was made with"
         raise ShardError(f"{pair.prefix}.bin has an id that no token has", place(wrong[0]), has, remedy)
     marks = {tokenizer.specials[role] for role in ("cls", "sep", "eod", "pad") if role in tokenizer.specials}
     is_mark = np.isin(ids, list(marks))
@@ -268,7 +288,7 @@ def _found(
         raise ShardError(
             f"{pair.prefix}.bin has {tokenizer.token_text(int(ids[at]))} in the middle of a sequence",
             place(at),
-            "set inner_marks=remove to leave such tokens out, if the tokenizer is the right one",
+            "if the tokenizer is the right one, set inner_marks=remove to leave such tokens out",
         )
     counts = np.append(0, np.cumsum(keep))[edges]
     lengths = np.diff(counts)
@@ -276,8 +296,8 @@ def _found(
 
 
 def _outer(is_mark: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(tokens,) bool: the marks with nothing but marks between them and the begin or the end of their sequence."""
-    text = np.append(0, np.cumsum(~is_mark))  # tokens of text before each
+    """(tokens,) bool: True for marks with only marks between them and the beginning or the end of their sequence."""
+    text = np.append(0, np.cumsum(~is_mark))  # the tokens of text before each token
     before, after = np.repeat(text[begins], ends - begins), np.repeat(text[ends], ends - begins)
     return is_mark & ((text[:-1] == before) | (text[:-1] == after))
 
@@ -290,6 +310,7 @@ def _write(
     spelling: list[bytes],
     heldout_fraction: float,
 ) -> None:
+    """Write some documents of pair number `pair`, each to its side."""
     ids, lengths = _with_template(found, tokenizer.specials)
     origin = np.zeros(len(lengths), ORIGIN)
     origin["file"], origin["number"] = pair, found.numbers
@@ -307,7 +328,7 @@ def _write(
 
 
 def _with_template(found: CheckedPair, specials: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, lengths) of the documents with our marks around them."""
+    """(ids, lengths) of the documents with the marks of our template."""
     before = [specials["cls"]] if "eod" not in specials else []
     after = [specials["eod" if "eod" in specials else "sep"]]
     lengths = found.lengths + len(before) + len(after)
@@ -322,6 +343,7 @@ def _with_template(found: CheckedPair, specials: dict[str, int]) -> tuple[np.nda
 
 
 def _check_sides(sides: dict[str, dict], config: ImportConfig) -> None:
+    """Raise ShardError if one side has no document."""
     if not any(entry["documents"] for entry in sides.values()):
         raise ShardError("no pair holds a token", ", ".join(config.pairs), "name pairs that hold text")
     for side, entry in sides.items():

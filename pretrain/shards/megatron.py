@@ -1,8 +1,9 @@
-"""Megatron's indexed dataset: a `.bin` of ids and an `.idx` that says where each document lies.
+"""Megatron's indexed dataset: a `.bin` file of ids, and an `.idx` file with the position of each document.
 
 The layout of `.idx` (little endian), after Megatron-LM's `indexed_dataset.py`, version 1: magic `MMIDIDX\\0\\0`, uint64
 version, uint8 dtype code, uint64 sequences, uint64 documents + 1, int32 lengths, int64 byte offsets, int64 document
-index. Ids are uint16 where there are fewer than 65,500, else int32, as its tool has it: the format has no uint32.
+index. Ids are uint16 if the vocabulary has fewer than 65,500 entries, else int32, as in Megatron's tool; the format has
+no uint32.
 """
 
 import struct
@@ -15,12 +16,13 @@ from pretrain.errors import ShardError
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
-CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
+CODES: dict[np.dtype, int] = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 INT32_VOCABULARY = 65_500
-STRETCH = 1 << 20  # entries of the document index that are written at a time
+STRETCH = 1 << 20  # entries of the document index written at a time
 
 
 def dtype_of(vocab_size: int) -> np.dtype:
+    """The dtype of stored ids."""
     return np.dtype(np.uint16 if vocab_size < INT32_VOCABULARY else np.int32)
 
 
@@ -30,10 +32,10 @@ def write_idx(
     lengths: Callable[[], Iterable[np.ndarray]],
     dtype: np.dtype,
 ) -> None:
-    """Write Megatron's index for some documents, one sequence a document.
+    """Write Megatron's index for `documents` documents, each of one sequence.
 
-    `lengths()` gives their lengths in tokens, int32, in stretches. It is called twice, so that a piece of any size
-    needs the memory of one stretch.
+    `lengths()` gives the lengths of the documents in tokens, int32, as several arrays one after another. It is called
+    twice, so only one of the arrays must be in memory at a time.
     """
     write(HEADER.pack(MAGIC, 1, CODES[np.dtype(dtype)], documents, documents + 1))
     for stretch in lengths():
@@ -51,7 +53,7 @@ def write_idx(
 def read_idx(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
     """(dtype of ids, lengths (n,) int32, byte offsets (n,) int64) of a Megatron index of n sequences, arrays mapped.
 
-    Raises ShardError when the header or the file's size is not what the format says.
+    Raises ShardError if the header or the size of the file does not follow the format.
     """
     dtype, n, _ = _header(path)
     return dtype, np.memmap(path, "<i4", "r", HEADER.size, (n,)), np.memmap(path, "<i8", "r", HEADER.size + 4 * n, (n,))
@@ -60,14 +62,14 @@ def read_idx(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
 def read_document_index(path: Path) -> np.ndarray:
     """(documents + 1,) int64, mapped: the first sequence of each document, and the number of sequences.
 
-    Raises ShardError when the file is not what the format says.
+    Raises ShardError if the file does not follow the format.
     """
     _, n, documents = _header(path)
     return np.memmap(path, "<i8", "r", HEADER.size + 12 * n, (documents,))
 
 
 def documents_of_size(size: int) -> int:
-    """How many documents an index of `size` bytes has, if each is one sequence, as here."""
+    """The number of documents in an index of `size` bytes, if each document is one sequence, as in our sets."""
     return (size - HEADER.size - 8) // 20
 
 

@@ -1,15 +1,15 @@
-"""Make one shard set of several, each taken whole or in part; neither the text nor the tokenizer is needed.
+"""Make one shard set from several sets or parts of sets. Neither the text nor the tokenizer is needed.
 
     parts:
       - {shards: runs/wiki/shards}
       - {shards: runs/web/shards, fraction: 0.25}
 
 `fraction` chooses training documents. The held-out side of each set stays whole, so that scores of runs on parts of a
-set can be compared. `files` chooses documents of both sides by the file that they came from. A piece of which every
-document stays is linked, not copied. The index names every set that was used, what was chosen from it, and the sets
-that it was made of in turn.
+set can be compared. `files` chooses documents of both sides by the file that they came from. A piece is linked, not
+copied, if all of its documents are chosen. The index names every set that was used, the choice from each set, and the
+sets that each set was made from in turn.
 
-No document is on both sides. Where sets were split by different rules, every document is hashed, and a training
+No document is on both sides. If the sets were split by different rules, every document is hashed, and a training
 document that another set holds out is dropped and counted.
 """
 
@@ -33,17 +33,20 @@ from pretrain.shards.writer import SideWriter, write_shards_index
 from pretrain.storage.files import digest, lies_in
 from pretrain.storage.publish import publish
 
-COPY_TOKENS = 1 << 22  # tokens that are copied at a time
+COPY_TOKENS = 1 << 22  # tokens copied at a time
 
 
 class ReshardPart(Config):
-    """A set, or some of its documents: those that meet every condition given here."""
+    """A set, or the documents of a set that meet all conditions given here."""
 
     shards: str
-    files: list[str] | None = Field(None, min_length=1)  # patterns of the files they came from: `zh/*.jsonl`
-    # Of the training documents: 0.25 takes a quarter, [0.25, 1] takes the others. Each document has a hash of `seed`
-    # and its number, uniform in [0, 1), and is taken if the hash lies in the range. So 0.2 contains all of 0.1.
+    """The folder of a shard set."""
+    files: list[str] | None = Field(None, min_length=1)
+    """Patterns such as `zh/*.jsonl`: only documents from files that match one of them are taken."""
     fraction: float | tuple[float, float] | None = None
+    """The share of the training documents that is taken: 0.25 takes a quarter, and `[0.25, 1]` takes the others. Each
+    document has a hash of `seed` and its number, uniform in [0, 1), and is taken if the hash lies in the range. So 0.2
+    includes all documents of 0.1."""
 
     @model_validator(mode="after")
     def _range(self) -> "ReshardPart":
@@ -54,22 +57,27 @@ class ReshardPart(Config):
 
     @property
     def range(self) -> tuple[float, float]:
+        """The range of hashes that are taken."""
         whole = 1.0 if self.fraction is None else self.fraction
         return whole if isinstance(whole, tuple) else (0.0, whole)
 
     @property
     def choice(self) -> dict:
-        """The conditions, as the index records them."""
+        """The conditions in the form that the index records."""
         return self.model_dump(mode="json", exclude={"shards"}, exclude_none=True)
 
 
 class ReshardConfig(StageConfig):
-    """What `launch/reshard.py` reads."""
+    """The configuration that `launch/reshard.py` reads."""
 
     parts: list[ReshardPart] = Field(min_length=1)
+    """The sets, or parts of sets, that are joined."""
     out: str
-    seed: int = Field(0, ge=0, lt=2**64)  # of the hashes that `fraction` compares
-    piece_tokens: int = Field(1 << 30, gt=0)  # a written piece is closed by the document that reaches this size
+    """The folder for the new set."""
+    seed: int = Field(0, ge=0, lt=2**64)
+    """The seed of the hashes that `fraction` compares."""
+    piece_tokens: int = Field(1 << 30, gt=0)
+    """The tokens of a piece that is written anew. The document that reaches this number is the last of its piece."""
 
 
 def run(config: ReshardConfig) -> dict:
@@ -86,7 +94,9 @@ def run(config: ReshardConfig) -> dict:
     alike = _split_alike(indexes)
     held = None if alike else _held_out([source["heldout"] for source in sources])
     with publish(Path(config.out), "shards", ShardError, config) as folder:
-        sides, known, dropped = {}, {}, 0
+        sides: dict[str, dict] = {}
+        known: dict[str, dict] = {}
+        dropped = 0
         for side in SIDES:
             writer = SideWriter(folder, side, first["dtype"], first["vocab_size"], config.piece_tokens, kept)
             with progress(f"{side} side", "pieces", sum(len(source[side].pieces) for source in sources)) as advance:
@@ -97,7 +107,7 @@ def run(config: ReshardConfig) -> dict:
             known |= writer.digests
             if not sides[side]["documents"]:
                 said = [f"{part.shards}: {part.choice}" for part in config.parts]
-                raise ShardError(f"no document is chosen for the {side} side", *said, "choose more")
+                raise ShardError(f"no document is chosen for the {side} side", *said, "choose more documents")
         index = write_shards_index(
             folder,
             first,
@@ -118,20 +128,20 @@ def run(config: ReshardConfig) -> dict:
     for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens")
     if dropped:
-        print(f"dropped: {dropped:,} training documents that are held out")
+        print(f"dropped: {dropped:,} training documents that another set holds out")
     return index
 
 
 def _lineage(part: ReshardPart, index: dict) -> dict:
-    """What the index records of a part: its fingerprint, what was chosen, and the same of the sets it was made of."""
+    """The index's record of a part: its fingerprint, the choice, and the same record of the sets it was made from."""
     made = {"seed": index["seed"], "parts": index["parts"]} if "parts" in index else {}
     return {"shards": index["fingerprint"], **part.choice, **made}
 
 
 def _described(indexes: list[dict]) -> dict:
-    """The name and the sources of all sets, for a model card; empty if one of the sets does not record its own.
+    """The name and the sources of all sets, for a model card; empty if one of the sets does not record its sources.
 
-    A part may leave out every document of a source: the sources listed are those that the text can be from.
+    A part may leave out every document of a source, so the text need not be from all sources listed.
     """
     described = [index.get("recorded", {}) for index in indexes]
     if not all("sources" in one for one in described):
@@ -157,7 +167,8 @@ def _files(source: Shards, part: ReshardPart) -> np.ndarray | None:
     for pattern in part.files:
         if not any(fnmatchcase(place, pattern) for place in places):
             some = ", ".join(places[:8]) + (", …" if len(places) > 8 else "")
-            raise ShardError(f"no document came from a file {pattern!r}", f"{part.shards} has {some}")
+            remedy = "correct the pattern in parts: files"
+            raise ShardError(f"no document came from a file {pattern!r}", f"{part.shards} has {some}", remedy)
     return np.array([any(fnmatchcase(place, pattern) for pattern in part.files) for place in places])
 
 
@@ -178,13 +189,13 @@ def _chooser(source: Shards, part: ReshardPart, files: np.ndarray | None, seed: 
     return choose
 
 
-# What is written
+# Writing
 
 
 def _write(
     writer: SideWriter, source: Shards, choose: Choose, files: np.ndarray, held: np.ndarray | None, advance: Callable
 ) -> int:
-    """Write the chosen documents of one side of a set. Returns how many were dropped because they are in `held`."""
+    """Write the chosen documents of one side of a set. Returns the number of documents dropped because of `held`."""
     whole, dropped = [], 0
     for piece in range(len(source.pieces)):
         chosen = choose(piece)
@@ -210,7 +221,7 @@ def _write(
 
 
 def _check_piece(source: Shards, piece: int) -> None:
-    """Raise ShardError if a byte of a piece has changed since it was made: its copy would get new checksums."""
+    """Raise ShardError if a byte of a piece has changed since it was made: a copy would hide this with new digests."""
     for end in ("bin", "idx", *(f"{name}.npy" for name in sidecars(source.index))):
         name = f"{source.pieces[piece]}.{end}"
         if digest(source.folder / name) != source.index["files"][name]:
@@ -233,14 +244,14 @@ def _copy(writer: SideWriter, source: Shards, piece: int, chosen: np.ndarray, fi
         writer.add(tokens, lengths[first:last][here], {name: row[first:last][here] for name, row in rows.items()})
 
 
-# Where documents came from
+# Origins of documents
 
 
 def _places(sources: list[Shards]) -> tuple[list[str], list[np.ndarray]]:
-    """One table of the places of all sets, and for each set the row of each of its own places in that table.
+    """One table of the places of all sets, and for each set the row numbers of its own places in this table.
 
-    If two sets name the same place, the later one's gets the fingerprint of its set in front. A set that does not know
-    where its documents came from gets one place: its fingerprint, with the number of each document in it.
+    If two sets name the same place, the name in the later set gets the fingerprint of its set in front. A set without
+    origins gets one place: its fingerprint, and the number of each document in the set.
     """
     of: dict[str, str] = {}  # place → fingerprint of the set
     named = []
@@ -254,7 +265,7 @@ def _places(sources: list[Shards]) -> tuple[list[str], list[np.ndarray]]:
 
 
 def _origins(source: Shards, piece: int, files: np.ndarray) -> np.ndarray:
-    """The rows of a piece's sidecar `origin`, whose files are renumbered by `files`."""
+    """The rows of a piece's sidecar `origin`, with its files renumbered by `files`."""
     numbers = source.numbers(piece)
     rows = np.zeros(len(numbers), ORIGIN)
     if source.has_origins:
@@ -265,14 +276,14 @@ def _origins(source: Shards, piece: int, files: np.ndarray) -> np.ndarray:
     return rows
 
 
-# What is refused or dropped
+# Checks
 
 
 def _check_out(config: ReshardConfig) -> None:
     for part in config.parts:
         if lies_in(config.out, part.shards) or lies_in(part.shards, config.out):
             raise ShardError(
-                "the output folder is a set that it is made of, or inside of one",
+                "the output folder is one of its own parts, or lies inside one",
                 f"out = {config.out}, shards = {part.shards}",
                 "choose another out=",
             )
@@ -289,18 +300,18 @@ def _check_tokenizers(config: ReshardConfig, indexes: list[dict]) -> None:
 
 
 def _check_twice(config: ReshardConfig, indexes: list[dict]) -> None:
-    """Raise ShardError if two parts are the same set, were made of a common set, or have an equal piece."""
+    """Raise ShardError if two parts are the same set, were made from a common set, or have an equal piece."""
     for (a, one), (b, other) in combinations(zip(config.parts, map(_ancestry, indexes), strict=True), 2):
         for shared in one.keys() & other.keys():
             raise ShardError(
                 "documents would be in the result twice",
                 f"{a.shards} and {b.shards} both contain {one[shared]}",
-                "leave one of them out; to weight sets against each other, give the run several corpora",
+                "leave one of them out; to weight sets against each other, train on several corpora (data.corpora)",
             )
 
 
 def _ancestry(index: dict) -> dict[str, str]:
-    """Digest → description, of a set, of every set that it was made of, and of its pieces."""
+    """Digest → description, for a set, for every set that it was made from, and for its pieces."""
     found, lines = {}, [{"shards": index["fingerprint"], "parts": index.get("parts", ())}]
     while lines:
         line = lines.pop()
@@ -311,9 +322,9 @@ def _ancestry(index: dict) -> dict[str, str]:
 
 
 def _split_alike(indexes: list[dict]) -> bool:
-    """Whether all sets decide by one rule, from the text alone, which side a document is on."""
+    """Whether one rule, which reads only the text, decides the side of a document in all sets."""
     splits = [index.get("split") for index in indexes]
-    # A source may have its own rule, and the same text may be in two sources, held out in only one of them.
+    # A source may have a rule of its own, so a text in two sources may be held out in only one of them.
     known = all(split is not None and "sources" not in split for split in splits)
     return len(splits) == 1 or (known and all(split == splits[0] for split in splits))
 
@@ -326,7 +337,7 @@ def _held_out(sources: list[Shards]) -> np.ndarray:
 def _hashes(source: Shards, piece: int) -> np.ndarray:
     """(documents,) uint64: a hash of the ids of each document of a piece."""
     lengths, offsets = source.piece_index(piece)
-    data = memoryview(source.piece_ids(piece)).cast("B")
+    data = source.piece_ids(piece).data.cast("B")
     ends = offsets + lengths.astype(np.int64) * (len(data) // int(source.piece_tokens[piece]))
     digests = (blake2b(data[a:b], digest_size=8).digest() for a, b in zip(offsets.tolist(), ends.tolist(), strict=True))
     return np.frombuffer(b"".join(digests), "<u8")

@@ -1,4 +1,4 @@
-"""The stage `words`: a segmenter says where words begin in the Chinese text of a shard set."""
+"""The stage `words`: a segmenter finds the beginnings of words in the Chinese text of a shard set."""
 
 import hashlib
 import logging
@@ -25,21 +25,26 @@ from pretrain.storage.sealed import sealed, unsealed, usable
 from pretrain.storage.work import kept, settled
 from pretrain.tokenizer import open_tokenizer
 
-STRETCH_TOKENS = 1 << 21  # of whole documents, that a process segments at a time: 10 to 20 s, 0.2 GB
+STRETCH_TOKENS = 1 << 21  # tokens of whole documents that a process segments at a time: 10 to 20 s, 0.2 GB
 
 
 class WordsConfig(StageConfig):
-    """What `launch/words.py` reads."""
+    """The configuration that `launch/words.py` reads."""
 
-    shards: str  # folder of the shards stage; the result becomes its folder `words`
-    tokenizer: str  # the one they were built with
+    shards: str
+    """The folder of a shard set. The result is written to its folder `words`."""
+    tokenizer: str
+    """The folder of the tokenizer that the shards were built with."""
     segmenter: Literal["jieba"] = "jieba"
-    user_dictionary: str | None = None  # words it does not know, as jieba has them: a line each, `word [count] [tag]`
+    """The segmenter."""
+    user_dictionary: str | None = None
+    """A file of words that the segmenter does not know, in jieba's format: a line `word [count] [tag]` for each."""
     workers: int = free(1, ge=1)
+    """The processes that segment."""
 
 
 def run(config: WordsConfig) -> dict:
-    """Segment a shard set into `SHARDS/words`; returns the index. Killed and started again it goes on where it was.
+    """Segment a shard set into `SHARDS/words`, and return the index. A killed stage continues when started again.
 
     Raises ShardError, TokenizerError, or ConfigError for the dictionary.
     """
@@ -93,13 +98,13 @@ def run(config: WordsConfig) -> dict:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A segmenter by name, with words of the user's (UTF-8) beside its own dictionary."""
+    """A segmenter by name, with the user's words (UTF-8) in addition to its own dictionary."""
 
     name: str
     user_dictionary: bytes
 
     def identity(self) -> dict:
-        """What decides the result: name, version, hash of the dictionaries."""
+        """Everything that determines the result: name, version, hashes of the dictionaries."""
         with _jieba().Tokenizer().get_dict_file() as file:
             own = file.read()
         return {
@@ -110,14 +115,14 @@ class Segmenter:
         }
 
     def cut(self) -> Callable[[str], list[str]]:
-        """The function from a run of characters to its words."""
+        """A function that divides a run of characters into words."""
         return _cut(self.user_dictionary)
 
 
 @lru_cache(maxsize=1)
 def _cut(user_dictionary: bytes) -> Callable[[str], list[str]]:
     tokenizer = _jieba().Tokenizer()
-    # Not `initialize`: it would read what any user of the machine may have left in /tmp/jieba.cache.
+    # Not `initialize`: it would read /tmp/jieba.cache, which any user of the machine may have written.
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
     tokenizer.load_userdict(user_dictionary.decode("utf-8").splitlines())
@@ -134,7 +139,7 @@ def _jieba():
 
 
 def _dictionary(path: str | None) -> bytes:
-    """The user's dictionary, checked."""
+    """The bytes of the user's dictionary. Raises ConfigError if it cannot be read or has a wrong line."""
     if path is None:
         return b""
     try:
@@ -160,6 +165,8 @@ def _dictionary(path: str | None) -> bytes:
 
 @dataclass(frozen=True)
 class SegmentJob:
+    """Everything that a process needs to segment stretches of one side."""
+
     folder: Path
     side: str
     tokenizer: Path
@@ -169,7 +176,7 @@ class SegmentJob:
 
 @dataclass(frozen=True)
 class SegmentStretch:
-    """Whole documents of one piece: token `first` of the piece and how many."""
+    """Whole documents of one piece: `tokens` tokens from token `first` of the piece on."""
 
     piece: int
     first: int
@@ -188,13 +195,13 @@ def _stretches(shards: Shards) -> Iterator[SegmentStretch]:
 
 
 def segment_stretch(job: SegmentJob, stretch: SegmentStretch) -> Path:
-    """The file with a stretch's bits, made unless it is there."""
+    """The file with the bits of a stretch. It is made if it is not there."""
     path = job.work / f"{job.side}-{stretch.piece:05d}-{stretch.first:012d}"
     if not usable(path):
         shards, tokens = _opened(job.folder, job.side), _tokens(job.tokenizer)
         ids = shards.piece_ids(stretch.piece)[stretch.first : stretch.first + stretch.tokens]
         with sealed(path) as file:
-            file.write(np.packbits(tokens.begins(ids, job.segmenter.cut()), bitorder="little"))
+            file.write(np.packbits(tokens.begins(ids, job.segmenter.cut()), bitorder="little").data)
     return path
 
 
@@ -209,7 +216,7 @@ def _tokens(folder: Path) -> TokenKinds:
 
 
 class BitFile:
-    """Bits written one after another, the lowest of each byte first."""
+    """A file of bits that are added in order. The first bit of a byte is its lowest."""
 
     def __init__(self, path: Path):
         self._file, self._left = open(path, "wb"), np.empty(0, np.uint8)
@@ -223,6 +230,6 @@ class BitFile:
         self._file.write(np.packbits(bits[:whole], bitorder="little").tobytes())
         self._left = bits[whole:]
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.write(np.packbits(self._left, bitorder="little").tobytes())
         self._file.close()

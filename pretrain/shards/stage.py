@@ -1,4 +1,4 @@
-"""The stage `shards`: its configuration, the processes that build, and the index of what it publishes."""
+"""The stage `shards`: its configuration, the processes that build a set, and the index that is published with it."""
 
 import importlib.metadata
 import time
@@ -50,20 +50,28 @@ from pretrain.tokenizer import Tokenizer
 from pretrain.tokenizer.tokenizer import MADE_BY as TOKENIZER_MADE_BY
 
 COUNTED = 64  # chunks whose counts are added up together
-Each = Callable[[Callable, Iterable], Iterator]  # as `map`: the results, in order, of a function of each thing
+Each = Callable[[Callable, Iterable], Iterator]  # like `map`: the results of a function of each item, in order
 
 
 class ShardsConfig(StageConfig):
-    """What `launch/shards.py` reads."""
+    """The configuration that `launch/shards.py` reads."""
 
-    corpus: str  # recipe.yaml, a folder that holds one, or one text file
-    tokenizer: str  # folder of the tokenizer stage
+    corpus: str
+    """The corpus: a `recipe.yaml`, a folder that holds one, or one text file."""
+    tokenizer: str
+    """The folder of the tokenizer."""
     out: str
-    piece_tokens: int = Field(1 << 30, gt=0)  # a piece is closed by the document that reaches this
-    shuffle_seed: int | None = Field(None, ge=0, lt=2**63)  # documents in random order; null: in the recipe's
-    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)  # of text that a process takes; 64 MB from 1 TB on
-    workers: int = free(1, ge=1)  # processes of this machine
-    scheduler: str | None = free(None)  # tcp://…, of a Dask cluster whose workers do the work instead
+    """The folder for the shards."""
+    piece_tokens: int = Field(1 << 30, gt=0)
+    """The tokens of a piece (one `.bin` file). The document that reaches this number is the last of its piece."""
+    shuffle_seed: int | None = Field(None, ge=0, lt=2**63)
+    """The seed of a random order of the documents. By default documents keep the recipe's order."""
+    chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)
+    """The bytes of text that a process tokenises at a time. From 1 TB of text on, 64 MB is better."""
+    workers: int = free(1, ge=1)
+    """The processes of this machine that build."""
+    scheduler: str | None = free(None)
+    """The address (`tcp://…`) of a Dask scheduler. The workers of its cluster then build instead of `workers`."""
 
 
 def run(config: ShardsConfig) -> dict:
@@ -86,7 +94,7 @@ def run(config: ShardsConfig) -> dict:
         _check(blocks, config, corpus)
         places = list(dict.fromkeys(place for block in blocks for place in block.places))
         aside, pieces = _plan(job, blocks, places, config, each)
-        written = each(partial(write_piece, aside, job.dtype), pieces)  # begins; meanwhile files are hashed
+        written = each(partial(write_piece, aside, job.dtype), pieces)  # begins now; meanwhile the corpus is hashed
         identity = corpus.fingerprint(each)
         unigrams = sum(each(partial(counted, job.dtype, tokenizer.vocab_size), _groups(blocks)))
         sides, files = _written(written, blocks)
@@ -114,13 +122,14 @@ def run(config: ShardsConfig) -> dict:
 
 
 def _described(corpus: Corpus | CleanedCorpus, shares: Shares) -> dict:
-    """The text, for a model card. Language and licence change no token, so they are no part of the identity."""
+    """A description of the text, for a model card. It is not part of the set's identity: language and licence change
+    no token."""
     sources = [source.model_dump(include={"name", "language", "licence"}) for source in corpus.recipe.sources]
     return {"name": corpus.recipe.name, "sources": sources, "shares": shares.counts}
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    """The checked tokenizer, held for what is done in this process."""
+    """The checked tokenizer. It stays open for the work that is done in this process."""
     opened.cache_clear()
     index = read_index(folder, TokenizerError, TOKENIZER_MADE_BY, stage="tokenizer")
     return opened(folder, index["fingerprint"])
@@ -128,7 +137,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 @contextmanager
 def _processes(config: ShardsConfig) -> Iterator[tuple[Each, int]]:
-    """`each(work, items)`: the results in order; and the number of processes that they come from."""
+    """A function `each(work, items)` that yields the results in order, and the number of processes behind it."""
     if config.scheduler:
         with cluster(config.scheduler) as (executor, workers):
             yield partial(ordered, workers=workers, executor=executor), workers
@@ -140,7 +149,7 @@ def _processes(config: ShardsConfig) -> Iterator[tuple[Each, int]]:
 
 
 def _job(config: ShardsConfig, corpus: Corpus | CleanedCorpus, tokenizer: Tokenizer, work: Path) -> BuildJob:
-    """What the processes have to know. Chunks that other settings left are removed."""
+    """The job that is sent to the processes. Finished chunks of other settings are deleted."""
     settings = {
         "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
@@ -156,10 +165,10 @@ def _job(config: ShardsConfig, corpus: Corpus | CleanedCorpus, tokenizer: Tokeni
 
 
 def _tokenise(job: BuildJob, each: Each, workers: int) -> tuple[list[ShardBlock], Shares]:
-    """The blocks of the corpus, in order, and what each source holds of either side."""
+    """The blocks of the corpus, in order, and the documents and bytes of each source on each side."""
     blocks, skipped, shares = [], Skipped(), Shares()
     names = [source.name for source in job.corpus.recipe.sources]
-    items: deque[tuple[int, int]] = deque()  # on their way
+    items: deque[tuple[int, int]] = deque()  # (source, bytes) of the items in progress
     with progress("tokenising", "documents", reads=job.corpus.stored) as advance:
         these = noted(items_of(job.corpus, job.chunk_bytes, workers), attrgetter("source", "stored"), items)
         for made in each(partial(tokenise, job), these):
@@ -174,17 +183,17 @@ def _tokenise(job: BuildJob, each: Each, workers: int) -> tuple[list[ShardBlock]
             advance(0, read=stored)
     if skipped:
         print(skipped.line())
-    # A cleaned corpus has documents of all its sources in every file, and knows how many.
+    # Every file of a cleaned corpus has documents of all sources, and its index has the counts of each source.
     return blocks, job.corpus.shares if isinstance(job.corpus, CleanedCorpus) else shares
 
 
 def _check(blocks: list[ShardBlock], config: ShardsConfig, corpus: Corpus | CleanedCorpus) -> None:
-    """Raise CorpusError when a side of the corpus is empty."""
+    """Raise CorpusError if a side of the corpus is empty."""
     counts = [sum(block.sides[number].documents for block in blocks) for number in range(len(SIDES))]
     for side, count in zip(SIDES, counts, strict=True):
         if not count:
             for block in blocks:
-                block.path.unlink(missing_ok=True)  # they are of no use
+                block.path.unlink(missing_ok=True)  # another split needs other blocks
             raise CorpusError(
                 f"the {side} side of the corpus is empty",
                 f"{config.corpus} has {sum(counts):,} documents, heldout_fraction {corpus.recipe.heldout_fraction}",
@@ -195,7 +204,7 @@ def _check(blocks: list[ShardBlock], config: ShardsConfig, corpus: Corpus | Clea
 def _plan(
     job: BuildJob, blocks: list[ShardBlock], places: list[str], config: ShardsConfig, each: Each
 ) -> tuple[Path, Iterator[ShardPiece]]:
-    """The folder for what is decided here, and the pieces of the output. When documents are shuffled, runs are made."""
+    """The work folder for the pieces of these settings, and the pieces of the output. Shuffling first makes runs."""
     numbers = {place: number for number, place in enumerate(places)}
     files = [np.array([numbers[place] for place in block.places], np.uint32) for block in blocks]
     seed, sides = config.shuffle_seed, range(len(SIDES))
@@ -218,12 +227,12 @@ def _groups(blocks: list[ShardBlock]) -> Iterator[list[ShardBlock]]:
 
 
 def _written(pieces: Iterator[Written], blocks: list[ShardBlock]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """What each side holds, and the digest of each file."""
+    """The entry of each side in the index, and the digest of each file."""
     sides = {
         side: {"pieces": [], **vars(reduce(add, (block.sides[number] for block in blocks)))}
         for number, side in enumerate(SIDES)
     }
-    files = {}
+    files: dict[str, dict] = {}
     with progress("writing", unit="pieces") as advance:
         for written in pieces:
             sides[written.side]["pieces"].append(written.name)

@@ -1,4 +1,4 @@
-"""The one writer of shard sets: the files of a piece, a side made of documents and taken-over pieces, and the index."""
+"""The writer of shard sets: the files of a piece, a side made of documents or of whole pieces, and the index."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from pretrain.storage.files import finished, write_json
 from pretrain.storage.index import write_index
 from pretrain.tokenizer import Tokenizer
 
-FORMAT = 2  # 1 had no origins
-SIDECARS = {"raw": np.dtype("<u4"), "origin": ORIGIN}  # arrays of one row a document, NAME.raw.npy …
-TOKENIZED = ("kind", "dtype", "vocab_size", "specials", "tokenizer")  # what an index says about the ids
+FORMAT = 2  # format 1 had no origins
+SIDECARS = {"raw": np.dtype("<u4"), "origin": ORIGIN}  # arrays with one row a document: NAME.raw.npy, NAME.origin.npy
+TOKENIZED = ("kind", "dtype", "vocab_size", "specials", "tokenizer")  # the entries of an index about the ids
 
 
 def write_shards_index(
@@ -33,8 +34,8 @@ def write_shards_index(
 ) -> dict:
     """Write ORIGINS and the index of a shard set, and return the index.
 
-    `tokenized` has the keys TOKENIZED. `places` are what the file numbers of the sidecar `origin` stand for. `files`
-    has the digests of files that are known already. `identity` is what this kind of set is made from.
+    `tokenized` has the keys TOKENIZED. `places` are the names of the file numbers in the sidecar `origin`. `files` has
+    the digests that are already known. `identity` describes the sources of this kind of set.
     """
     write_json(folder / ORIGINS, places)
     index = {"stage": "shards", "format": FORMAT, **{key: tokenized[key] for key in TOKENIZED}, "sidecars": sidecars}
@@ -43,7 +44,7 @@ def write_shards_index(
 
 
 def tokenized(tokenizer: Tokenizer) -> dict:
-    """What an index says about ids that `tokenizer` made."""
+    """The entries of an index about ids that `tokenizer` made."""
     return {
         "kind": tokenizer.kind,
         "dtype": str(dtype_of(tokenizer.vocab_size)),
@@ -56,7 +57,7 @@ def tokenized(tokenizer: Tokenizer) -> dict:
 class PieceWriter:
     """The files of one piece: NAME.bin, NAME.idx and NAME.SIDECAR.npy. Use it as a context manager.
 
-    Each file is hashed while it is written, and gets its name when it is whole. `files` has their digests.
+    Each file is hashed while it is written, and gets its name when it is complete. `files` has the digests.
     """
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype, sidecars: list[str]):
@@ -68,18 +69,21 @@ class PieceWriter:
         self._write = self._bin.enter_context(self._hashed("bin"))
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._bin.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bin.__exit__(kind, error, trace)
 
     def add(self, ids: np.ndarray) -> None:
-        """Append the ids of documents that lie one after another."""
+        """Append the ids of successive documents."""
         self._write(np.ascontiguousarray(ids, self.dtype))
 
     def close(self, documents: int, rows: Callable[[], Iterable[dict[str, np.ndarray]]]) -> None:
         """Finish the ids, and write the index and the sidecars.
 
-        `rows()` gives one row a document, in stretches: arrays by name, `length` and every sidecar. It is called
-        once for each sidecar and twice for the index, so that no more than a stretch must be in memory.
+        `rows()` yields groups of successive documents. A group is a mapping of `length` and every sidecar to an array
+        with one row a document. `rows` is called once for each sidecar and twice for the index, so only one group must
+        be in memory at a time.
         """
         self._bin.close()
         with self._hashed("idx") as write:
@@ -92,13 +96,13 @@ class PieceWriter:
 
     @contextmanager
     def _hashed(self, end: str) -> Iterator[Callable[[bytes | np.ndarray], None]]:
-        """A function that writes to a file of the piece; at the end the file's size and SHA-256 are in `files`."""
+        """A function that writes to a file of the piece. At the end the file's size and SHA-256 are in `files`."""
         name, found, size = f"{self.name}.{end}", hashlib.sha256(), 0
         with finished(self.folder / name) as file:
 
             def write(data: bytes | np.ndarray) -> None:
                 nonlocal size
-                view = memoryview(data).cast("B") if len(data) else b""
+                view = (data if isinstance(data, bytes) else data.data.cast("B")) if len(data) else b""
                 found.update(view)
                 size += file.write(view)
 
@@ -114,9 +118,9 @@ def _npy_header(dtype: np.dtype, rows: int) -> bytes:
 
 
 class SideWriter:
-    """Writes one side of a shard folder, piece by piece; memory is some 30 bytes a document of the open piece.
+    """Writes one side of a shard folder, piece by piece. It needs some 30 bytes of memory a document of the open piece.
 
-    `digests` has what is known of the files without reading them again.
+    `digests` has the digests of the files that need not be read again.
     """
 
     def __init__(
@@ -130,12 +134,12 @@ class SideWriter:
         self.documents = self.tokens = self.raw_bytes = 0
         self._piece: PieceWriter | None = None
         self._open_tokens = 0
-        self._rows: list[dict[str, np.ndarray]] = []  # of the documents of the open piece
+        self._rows: list[dict[str, np.ndarray]] = []  # the documents of the open piece
 
     def add(self, ids: np.ndarray, lengths: np.ndarray, rows: dict[str, np.ndarray]) -> None:
-        """Documents of `lengths` (n,) that lie one after another in `ids`, with n rows for each sidecar.
+        """Add successive documents of `lengths` (n,) tokens from `ids`, with n rows for each sidecar.
 
-        A piece is closed by the document that reaches `piece_tokens`.
+        The document that reaches `piece_tokens` is the last of its piece.
         """
         self.unigram += np.bincount(ids, minlength=len(self.unigram))
         ends = np.cumsum(lengths)
@@ -157,9 +161,9 @@ class SideWriter:
         self.raw_bytes += int(rows["raw"].sum(dtype=np.int64)) if "raw" in self.sidecars else 0
 
     def take(self, source: Shards, piece: int, rows: dict[str, np.ndarray]) -> None:
-        """A whole piece as it is: linked, or copied to another file system. `rows` are sidecars that change.
+        """Add a whole piece unchanged: linked, or copied to another file system. `rows` replaces some of its sidecars.
 
-        Its ids are not read, and not counted in `unigram`.
+        The ids are not read, and not counted in `unigram`.
         """
         self._close_piece()
         name, theirs = self._name(), source.pieces[piece]
@@ -175,7 +179,7 @@ class SideWriter:
             self.raw_bytes += int(source.sidecar(piece, "raw").sum(dtype=np.int64))
 
     def close(self) -> dict:
-        """The side's entry in the index."""
+        """Finish the side, and return its entry in the index."""
         self._close_piece()
         np.save(self.folder / f"{self.side}.unigram.npy", self.unigram)
         raw_bytes = self.raw_bytes if "raw" in self.sidecars else None
@@ -195,7 +199,7 @@ class SideWriter:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file of ours; a copy on another file system, or of what belongs to somebody else."""
+    """Give a file of this user a second name. Copy it if it belongs to another user or lies on another file system."""
     if source.stat().st_uid == os.geteuid():
         try:
             return os.link(source, target)

@@ -1,4 +1,4 @@
-"""Single files: written whole or not at all, hashed, and told from what a system or an editor leaves in a folder."""
+"""Single files: complete or absent, hashed, and told apart from files that a system or an editor leaves in a folder."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ STRAY = re.compile(  # files and folders that the system, a file manager or an e
 
 
 def is_used(folder: Path) -> bool:
-    """Whether a folder has anything but what the system or a file manager left in it."""
+    """Whether a folder has anything but files of the system, of a file manager, or locks."""
     return not all(STRAY.fullmatch(path.name) or LOCKED.fullmatch(path.name) for path in folder.iterdir())
 
 
 def lies_in(path: Path | str, folder: Path | str) -> bool:
-    """Whether `path` is `folder` or lies in it, wherever their links lead."""
+    """Whether `path` is `folder` or lies in it, after following all links."""
     path, folder = Path(path).resolve(), Path(folder).resolve()
     return folder == path or folder in path.parents
 
@@ -39,19 +39,23 @@ def digest(path: Path) -> dict:
 
 
 def is_stray(path: Path) -> bool:
+    """Whether the system, a file manager or an editor left the file, or a folder above it."""
     return any(STRAY.fullmatch(part) for part in path.parts)
 
 
 def write_json(path: Path, value: object) -> None:
-    """A reader sees the old file or the new one."""
+    """Write `value` as JSON. A reader sees the old file or the new one."""
     with finished(path) as file:
         file.write(as_json(value).encode())
 
 
 @contextmanager
 def finished(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written aside and synced before it gets its name: what has the name is whole, whenever the process
-    or the machine ends. Two processes that do the same work at once do not meet."""
+    """A file that is written under a temporary name and synced before it gets its own name.
+
+    So a file that has its name is complete, whenever the process or the machine ends. Two processes that write the same
+    file at once do not disturb each other.
+    """
     aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(aside, "wb") as file:
@@ -60,9 +64,10 @@ def finished(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         aside.rename(path)
     except BaseException:
-        aside.unlink(missing_ok=True)  # a full disk is not filled by what nobody can use
+        aside.unlink(missing_ok=True)  # an incomplete file must not fill the disk
         raise
 
 
 def as_json(value: object) -> str:
+    """The text of our JSON files."""
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

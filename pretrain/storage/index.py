@@ -1,7 +1,7 @@
-"""The index of a published folder, index.json: which files it has, what it was made from, and its fingerprint.
+"""The index of a published folder, index.json: its files, its sources, and its fingerprint.
 
 The index lists every file with its size and SHA-256. The fingerprint is the hash of the index without places, times
-and versions. Nothing large is hashed again to prove what a folder is.
+and versions. So the identity of a folder is known without hashing large files again.
 """
 
 import hashlib
@@ -16,22 +16,14 @@ from pretrain.storage.files import as_json, digest, is_stray, write_json
 from pretrain.storage.locks import LOCKED
 
 INDEX = "index.json"
-
-
-SMALL = 256 << 20  # bytes
-
-
-CHECKSUM = "checksum"  # the key of a hash of the whole index; `fingerprint` leaves out what is recorded
-
-
-DERIVED = ("words",)  # stages whose results lie in the folder that they were made from; no other's may
-
-
-RECORDED = "recorded"  # the key under which an index keeps what is noted but not part of its identity
+SMALL = 256 << 20  # bytes of a folder up to which every opening hashes all files
+CHECKSUM = "checksum"  # the key for the hash of the whole index, `recorded` included
+DERIVED = ("words",)  # the stages with results inside the folder that they were made from
+RECORDED = "recorded"  # the key for entries that are not part of the identity
 
 
 def intact(path: Path) -> dict | None:
-    """An index that says what it was written to say, of any version; None: it was altered or damaged."""
+    """The index in a file, of any version; None if it was altered or damaged."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         whole = index["fingerprint"] == fingerprint(index) and index.get(CHECKSUM) in (None, checksum(index))
@@ -41,7 +33,7 @@ def intact(path: Path) -> dict | None:
 
 
 def digests(folder: Path, known: dict[str, dict] | None = None) -> dict[str, dict]:
-    """`digest` of every file below `folder` but its index, by relative name, sorted; unless it is `known`."""
+    """The digest of every file below `folder` except its index, sorted by relative name. `known` digests are reused."""
     known = known or {}
     files = (path for path in folder.rglob("*") if path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in files)
@@ -56,10 +48,10 @@ def fingerprint(index: dict) -> str:
 def write_index(
     folder: Path, index: dict, recorded: tuple[str, ...] = (), known: dict[str, dict] | None = None
 ) -> dict:
-    """Add the digests of `folder`'s files and the fingerprint to `index`, write it last, return it.
+    """Add the digests of `folder`'s files and the fingerprint to `index`, write it, and return it. Call it last.
 
-    Files named in `recorded` hold places or times: checked like the others, but not part of the identity. Those in
-    `known` were hashed while they were written, and are not read again.
+    Files named in `recorded` hold places or times: they are checked like the others, but are not part of the identity.
+    Files in `known` were hashed while they were written, and are not read again.
     """
     found = digests(folder, known)
     index = {**index, "files": {name: entry for name, entry in found.items() if name not in recorded}}
@@ -72,9 +64,9 @@ def write_index(
 
 
 def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | None = None) -> dict:
-    """The index of a complete folder, of one stage or any, with all that is read of it (schemas.py).
+    """The index of a complete folder of `stage`, or of any stage. All keys that are read are checked (schemas.py).
 
-    Raises `what` when it is missing, damaged, of another stage, or of a version that this one does not read.
+    Raises `what` if it is missing, damaged, of another stage, or of a version that this one does not read.
     """
     path, again = Path(folder) / INDEX, f"make it again with: {made_by}"
     try:
@@ -83,14 +75,14 @@ def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | N
         state = "the folder is incomplete" if Path(folder).is_dir() else "there is no such folder"
         raise what(f"{folder}: {state}", f"looked for: {path}", f"make it with: {made_by}") from None
     except OSError as error:
-        raise what(f"{path} cannot be read", error.strerror, "mend that, and start again") from None
+        raise what(f"{path} cannot be read", str(error.strerror), "correct this, and start again") from None
     except (ValueError, RecursionError):
         raise what(f"{path} is damaged: not JSON", again) from None
     if not isinstance(index, dict) or not isinstance(index.get(RECORDED, {}), dict):
         raise what(f"{path} was altered: its fingerprint does not match", again)
     try:
         intact = index.get("fingerprint") == fingerprint(index)
-        whole = index.get(CHECKSUM) in (None, checksum(index))  # None: of an older index
+        whole = index.get(CHECKSUM) in (None, checksum(index))  # None: an older index
     except UnicodeEncodeError as error:
         raise what(f"{path} is damaged: it has half of a surrogate pair", f"{error.object!a:.60}", again) from None
     if not intact:
@@ -102,20 +94,20 @@ def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | N
     if stage and index.get("stage") != stage:
         found = f"its {INDEX} says stage {json.dumps(index.get('stage'))}"
         raise what(f"{folder} is not of the stage {stage}", found, f"make such a folder with: {made_by}")
-    if found := schemas.faults(index):
-        raise what(f"{path} is not what this version reads", *found, f"take the version that made it, or {again}")
+    if wrong := schemas.faults(index):
+        raise what(f"{path} is not what this version reads", *wrong, f"take the version that made it, or {again}")
     return index
 
 
 def listed(index: dict) -> dict[str, dict]:
-    """Every file of a folder with its size and SHA-256, those outside its identity included."""
+    """Every file of a folder with its size and SHA-256, also files that are not part of the identity."""
     return {**index["files"], **index.get(RECORDED, {}).get("files", {})}
 
 
 def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
-    """Every listed file is there with its listed size: what every opening checks, at the cost of a stat each."""
+    """Raise `what` unless every listed file has its listed size. Every opening checks this, with one stat a file."""
     for name, entry in listed(index).items():
-        path = f"{folder}/{name}"  # of thousands of files a Path each would take longer than to ask for their sizes
+        path = f"{folder}/{name}"  # with thousands of files, making a Path takes longer than the stat
         try:
             found = os.stat(path).st_size
         except OSError:
@@ -126,7 +118,8 @@ def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
 
 
 def check_contents(folder: Path, index: dict, what: type[UserError], remedy: str, thorough: bool = False) -> None:
-    """Sizes always; every byte when the folder is small (0.2 s) or `thorough`. Raises `what`, naming each file."""
+    """Raise `what`, naming each file, if a size differs from the index; in a small folder (0.2 s), or if `thorough`,
+    also if a byte differs."""
     check_sizes(folder, index, what)
     if thorough or sum(entry["bytes"] for entry in listed(index).values()) <= SMALL:
         found = faults(folder, index)
@@ -135,7 +128,7 @@ def check_contents(folder: Path, index: dict, what: type[UserError], remedy: str
 
 
 def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda files: None) -> list[str]:
-    """Names of files that differ from the index, each with what is wrong: every byte is hashed."""
+    """A line for each file that differs from the index: its name and the difference. Every byte is hashed."""
     found = []
     for name, entry in listed(index).items():
         path = Path(folder) / name
@@ -151,7 +144,7 @@ def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda fi
     unlisted = [Path(folder) / name for name in DERIVED]
     unlisted = [path for path in unlisted if path.is_dir() and not (path / INDEX).exists()]
     found += [f"{path.name}/{INDEX}: missing" for path in unlisted]
-    # Nor what is being made: folders whose names begin with a dot are those of a stage at work, or killed at it.
+    # A folder with a dot in front belongs to a stage that is running or was killed: it is not extra either.
     inner = {path for place in [*within(folder), *unlisted, *Path(folder).glob(".*/")] for path in place.rglob("*")}
     files = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file() and path not in inner)
     present = {path.as_posix() for path in files if not (is_stray(path) or LOCKED.fullmatch(path.name))}
@@ -159,36 +152,36 @@ def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda fi
 
 
 def strays(folder: Path, index: dict) -> list[str]:
-    """Names of files in a published folder that the system or an editor left there: no part of it, and harmless."""
+    """The names of harmless files that the system or an editor left in a published folder."""
     paths = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file())
     return sorted({path.as_posix() for path in paths if is_stray(path)} - set(listed(index)))
 
 
 def within(folder: Path) -> list[Path]:
-    """The published folders that lie in a published folder: what was derived from it later, with an index each."""
+    """The published folders inside a published folder: results derived from it, each with an index of its own."""
     return sorted(path.parent for path in Path(folder).glob(f"*/{INDEX}") if stage_of(path) is not None)
 
 
 def index_faults(folder: Path, index: dict) -> list[str]:
-    """What is wrong with the bytes of an index that says what it should: those of its record, or of white space."""
+    """A line if the bytes of an index with a right fingerprint were altered: in its record or in its white space."""
     same = (Path(folder) / INDEX).read_bytes() == as_json(index).encode()
-    same = same and index.get(CHECKSUM) in (None, checksum(index))  # None: of an older index
-    return [] if same else [f"{INDEX}: altered, its bytes are not those that were written"]
+    same = same and index.get(CHECKSUM) in (None, checksum(index))  # None: an older index
+    return [] if same else [f"{INDEX}: altered, its bytes differ from the bytes that were written"]
 
 
 def checksum(index: dict) -> str:
-    """SHA-256 of a whole index, what is recorded included."""
+    """The SHA-256 of a whole index, with `recorded`."""
     return _sha256({key: value for key, value in index.items() if key != CHECKSUM})
 
 
 def _sha256(value: object) -> str:
-    """Of the canonical JSON."""
+    """The SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stage_of(index: Path) -> str | None:
-    """The stage of the folder that `index` belongs to, "" if it is damaged; None: not an index of ours."""
+    """The stage named in the file `index`; "" if the file is damaged, None if it is not an index of ours."""
     try:
         found = json.loads(index.read_text(encoding="utf-8"))
     except OSError:

@@ -1,8 +1,8 @@
-"""The lock of a folder that is being made: no two processes make one folder, or train in it, at the same time.
+"""The lock of a folder: no two processes make one folder, or train in it, at the same time.
 
-The lock of `runs/wiki` is the file `runs/.wiki.lock`. It is created once and never removed: whoever locks a file that
-another process may remove can end up with the lock of a file that nobody else sees. The kernel releases the lock when
-its owner ends, however it ends. The text of the file names the last owner, for the message to whoever comes second.
+The lock of `runs/wiki` is the file `runs/.wiki.lock`. It is created once and never removed: if processes removed it,
+one of them could lock a file that no other process sees any more. The kernel releases the lock when its owner ends, for
+any reason. The file holds the name of its last owner, for the error message of the next process.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from pathlib import Path
 
 from pretrain.errors import UserError
 
-LOCK, LOCKED = ".{}.lock", re.compile(r"\..*\.lock")  # the name of a lock file, and how it is known
-NAMED_S = 0.1  # an owner writes its name after it has the lock: a reader gives it this long
-_held: dict[int, Path] = {}  # descriptor → folder, of this process
+LOCK, LOCKED = ".{}.lock", re.compile(r"\..*\.lock")  # the name of a lock file, and its pattern
+NAMED_S = 0.1  # an owner writes its name after locking: a reader waits this long for the name
+_held: dict[int, Path] = {}  # descriptor → folder, for the locks of this process
 
 
 @contextmanager
 def locked(folder: Path, command: str, what: type[UserError] = UserError) -> Iterator[None]:
     """Keep every other process out of `folder` until the block ends.
 
-    `command` says what the owner does, in the message that others get. Raises `what` if another process has the lock,
-    or if its file cannot be made. A folder inside of one that this process has locked needs no lock of its own. A file
-    system without locks keeps nobody out.
+    `command` names the work of the owner in the message to other processes. Raises `what` if another process has the
+    lock, or if the lock file cannot be made. A folder inside one that this process has locked needs no lock of its own.
+    On a file system without locks, nobody is kept out.
     """
     folder = Path(folder).resolve()
     if any(held in folder.parents for held in _held.values()):
@@ -45,10 +45,10 @@ def locked(folder: Path, command: str, what: type[UserError] = UserError) -> Ite
 
 
 def path_of(folder: Path) -> Path:
-    """The lock file of a folder: beside it, or in it where no file can be made beside it.
+    """The lock file of a folder: beside the folder, or inside it if no file can be made beside it.
 
-    Nothing can be made beside the root of a file system that is mounted there, at least not where another machine that
-    mounts it would see it; nor where the folder above belongs to somebody else.
+    A file beside the root of a mounted file system would not be seen by other machines that mount it. The folder above
+    may also belong to another user.
     """
     folder = Path(folder).resolve()
     beside = folder.with_name(LOCK.format(folder.name))
@@ -57,9 +57,9 @@ def path_of(folder: Path) -> Path:
 
 
 def is_mounted(folder: Path) -> bool:
-    """Whether `folder` is the root of a mounted file system, or of a part of one that is mounted there (Docker's -v).
+    """Whether a file system, or a part of one (Docker's -v), is mounted at `folder`.
 
-    `os.path.ismount` alone does not see a part of the same file system.
+    `os.path.ismount` alone does not notice a mounted part of the same file system.
     """
     if os.path.ismount(folder):
         return True
@@ -71,7 +71,7 @@ def is_mounted(folder: Path) -> bool:
 
 
 def _lock(folder: Path, what: type[UserError]) -> int:
-    """A locked descriptor of the lock file of `folder`."""
+    """Lock the lock file of `folder`, and return its descriptor."""
     while True:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,11 +91,11 @@ def _lock(folder: Path, what: type[UserError]) -> int:
             return descriptor
         if _is_at(descriptor, path):
             return descriptor
-        os.close(descriptor)  # somebody removed the file between opening and locking it
+        os.close(descriptor)  # the file was removed between opening and locking
 
 
 def _open(path: Path) -> int:
-    """Never inherited by a program that is started. The file of another user cannot be written, but locked."""
+    """Open a lock file. Started programs do not inherit it. Another user's file can be locked, but not written."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError:
@@ -114,13 +114,13 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _sign(lock: int, command: str) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     owner = {"host": os.uname().nodename, "pid": os.getpid(), "command": command, "since": since}
-    with contextlib.suppress(OSError):  # the file of another user, or a full disk: the lock holds without a name
+    with contextlib.suppress(OSError):  # another user's file, or a full disk: the lock works without a name
         os.ftruncate(lock, 0)
         os.pwrite(lock, json.dumps(owner).encode() + b"\n", 0)
 
 
 def _owner(path: Path) -> str:
-    """Who has the lock, as the file says it."""
+    """A description of the owner, from the text of the lock file."""
     try:
         owner = json.loads(path.read_bytes())
         return "{command}, process {pid} on {host} since {since}".format(**owner)
@@ -129,7 +129,7 @@ def _owner(path: Path) -> str:
 
 
 def _forget() -> None:
-    """In a forked process: its copy of a lock would outlive the owner. To close it releases nothing."""
+    """Close the copies of all locks in a forked process: they would outlive the owner. This releases no lock."""
     for lock in _held:
         os.close(lock)
     _held.clear()

@@ -1,8 +1,8 @@
-"""How every stage publishes its folder: written aside, hashed while writing, named last by one rename.
+"""Publishing the folder of a stage: files are written and hashed in a temporary folder, and one rename names it last.
 
-A folder is complete when its index file (JSON) is there. The index lists every file with its size and SHA-256, what
-the folder was made from, and a fingerprint: the hash of the index without places, times and versions. Nothing large
-is hashed again to prove what a folder is.
+A folder is complete when its index file (JSON) is there. The index lists every file with its size and SHA-256, the
+sources of the folder, and a fingerprint: the hash of the index without places, times and versions. So the identity of a
+folder is known without hashing large files again.
 """
 
 import contextlib
@@ -26,31 +26,35 @@ from pretrain.storage.locks import is_mounted, locked
 if TYPE_CHECKING:
     from pretrain.config import StageConfig
 
-ASIDE = (".tmp", ".old", ".work")  # ends of the names of folders, beginning with a dot, that are not published yet
-SETTINGS = "settings"  # the key of a record under which the settings of a stage are noted
+ASIDE = (".tmp", ".old", ".work")  # unpublished folders are named `.NAME` and one of these ends
+SETTINGS = "settings"  # the key under `recorded` with the settings of a stage
 
 
 @contextmanager
 def publish(
     folder: Path, stage: str, what: type[UserError] = UserError, config: "StageConfig | None" = None
 ) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; on success it takes `folder`'s name, on failure nothing is left behind.
+    """Yield an empty folder beside `folder`. On success it takes `folder`'s name; on failure it is deleted.
 
-    Refuses (`what`), before any work: to replace a folder that holds anything but an earlier result of the same stage,
-    or one that was made with other settings than those of `config`, unless that says `replace`; to lie in a published
-    folder, which would not be what it was; and to make what another process is making. The settings are recorded in
-    the index, outside of its identity.
+    Raises `what`, before any work, if `folder`
+
+    - holds anything but an earlier result of the same stage,
+    - holds a result that was made with other settings than `config`, unless `config.replace`,
+    - lies in a published folder, which it would alter,
+    - is being made by another process.
+
+    The settings are recorded in the index, outside of its identity.
     """
     folder = Path(folder)
     check_output(folder, what, derived=stage in DERIVED)
-    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays a link
+    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays
     _check_replaceable(folder, stage, what, config)
     with locked(folder, stage, what):
-        aside = folder.with_name(f".{folder.name}.tmp")  # one name: what a killed run left is swept by the next
+        aside = folder.with_name(f".{folder.name}.tmp")  # one name: the next run deletes what a killed one left
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _sweep(folder, aside)
-            _check_replaceable(folder, stage, what, config)  # once more: a process may have finished, or been killed
+            _check_replaceable(folder, stage, what, config)  # again: another process may have ended meanwhile
             aside.mkdir()
         except OSError as error:
             found = f"{error.filename}: {error.strerror}"
@@ -64,7 +68,7 @@ def publish(
             _take_name(aside, folder, what)
             # A worker of a killed run may still be writing there.
             shutil.rmtree(work_folder(folder), ignore_errors=True)
-        except Exception as error:  # not OSError alone: safetensors and NumPy wrap what the system said
+        except Exception as error:  # not only OSError: safetensors and NumPy wrap the system's errors
             if isinstance(error, PretrainError) or (refused := refusal(error, f"{folder} was not written")) is None:
                 raise
             raise what(*refused) from None
@@ -73,9 +77,10 @@ def publish(
 
 
 def _check_replaceable(folder: Path, stage: str, what: type[UserError], config: "StageConfig | None") -> None:
-    """Raise `what` when `folder` cannot be replaced, or has anything but an earlier result of `stage`."""
+    """Raise `what` if `folder` cannot be replaced, or holds anything but an earlier result of `stage`."""
     if folder.parent.exists() and not os.access(folder.parent, os.W_OK | os.X_OK):
-        raise what("the output folder cannot be made", f"{folder.parent} may not be written", "choose another out=")
+        found = f"no permission to write in {folder.parent}"
+        raise what("the output folder cannot be made", found, "choose another out=")
     if is_mounted(folder):
         remedy = f"choose a folder inside of it, such as out={folder / stage}"
         raise what("the output folder is a mount point, which cannot be replaced", str(folder), remedy)
@@ -88,10 +93,10 @@ def _check_replaceable(folder: Path, stage: str, what: type[UserError], config: 
 
 
 def _check_settings(folder: Path, stage: str, what: type[UserError], config: "StageConfig") -> None:
-    """Raise `what` when the result of `stage` in `folder` was made with other settings, naming each."""
-    remedy = "choose another out=, or say replace=true to lose what is there"
+    """Raise `what`, naming each setting, if the result of `stage` in `folder` was made with other settings."""
+    remedy = "choose another out=, or set replace=true, which deletes the earlier result"
     index = intact(folder / INDEX)
-    if index is None:  # damaged: to make it again is the cure
+    if index is None:  # damaged: making it again is the remedy
         return
     if other := schemas.unknown_format(index):
         raise what(f"{folder} was made by another version", other, remedy)
@@ -102,7 +107,7 @@ def _check_settings(folder: Path, stage: str, what: type[UserError], config: "St
 
 
 def _older_settings(index: dict, config: "StageConfig") -> dict:
-    """The settings that the index of an older version reveals; all others are taken to be the same."""
+    """The settings found in the index of an older version. All other settings are assumed to be the same."""
     said = {**index, **index.get(RECORDED, {})}
     now = config.settings()
     return {key: said[key] if type(said.get(key)) is type(new) else new for key, new in now.items()}
@@ -116,19 +121,19 @@ def _record_settings(folder: Path, settings: dict) -> None:
 
 
 def _sweep(folder: Path, aside: Path) -> None:
-    """Put right what a killed process left beside `folder`, whose lock this process has."""
+    """Clean up after killed processes beside `folder`. This process must hold the lock of `folder`."""
     shutil.rmtree(aside, ignore_errors=True)
     for old in _olds(folder):
         if not folder.exists() and stage_of(old / INDEX):
-            old.rename(folder)  # killed between the two renames: the earlier result is all there is
+            old.rename(folder)  # killed between the two renames: restore the earlier result
         else:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def _take_name(aside: Path, folder: Path, what: type[UserError]) -> None:
-    """Give `aside` the name of `folder`. What had the name is removed, if the system lets go of it.
+    """Rename `aside` to `folder`, and delete the earlier folder of that name if the system permits it.
 
-    A result that cannot have the name gets another beside it: its work is not lost.
+    If the rename fails, the result gets another name beside it, so that its work is not lost.
     """
     old = next(old for old in _old_names(folder) if not old.exists()) if folder.exists() else None
     try:
@@ -146,12 +151,12 @@ def _take_name(aside: Path, folder: Path, what: type[UserError]) -> None:
         try:
             shutil.rmtree(old)
         except OSError as error:  # on NFS while another process has a file of it open
-            state = f"could not be removed ({error.strerror}): is a file of it in use?"
-            print(f"note: {folder} is published; what it replaces, {old}, {state}", file=sys.stderr)
+            state = f"could not be removed ({error.strerror}): is one of its files in use?"
+            print(f"note: {folder} is published; the result that it replaces, {old}, {state}", file=sys.stderr)
 
 
 def _old_names(folder: Path) -> Iterator[Path]:
-    """Names beside `folder` for what it replaces, one after another: `.NAME.old`, `.NAME.old2` …"""
+    """Successive names beside `folder` for the folder that it replaces: `.NAME.old`, `.NAME.old2` …"""
     return (folder.with_name(f".{folder.name}.old{number if number > 1 else ''}") for number in count(1))
 
 
@@ -161,13 +166,14 @@ def _olds(folder: Path) -> list[Path]:
 
 
 def check_output(folder: Path, what: type[UserError] = UserError, derived: bool = False) -> None:
-    """Raise `what` when `folder` cannot be made: its name is none, it or one above it is a file, or may not be written.
+    """Raise `what` if `folder` cannot be made or must not be made there.
 
-    Nor may it lie in a published folder, unless what it will hold is `derived` from that.
+    Its name may be invalid, it or a folder above it may be a file or not writable, or it may lie in a published folder.
+    Only results `derived` from a published folder may lie in it.
     """
     folder, remedy = Path(folder), "choose another out="
     try:
-        # The longest name that is made beside it and in it: a name that is too long is refused before any work.
+        # Look up the longest names that will be made beside it and in it: too long a name fails before any work.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(folder.absolute().with_name(f".{folder.absolute().name}.old999") / ("x" * 64))
         above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -179,20 +185,20 @@ def check_output(folder: Path, what: type[UserError] = UserError, derived: bool 
     if not above.is_dir():
         raise what("the output folder cannot be made", f"{above} is a file", remedy)
     if not os.access(above, os.W_OK | os.X_OK):
-        raise what("the output folder cannot be made", f"{above} may not be written", remedy)
+        raise what("the output folder cannot be made", f"no permission to write in {above}", remedy)
     if held:
         found = f"{folder} is in {held[0]}, the result of stage {held[1]}"
         raise what("the output folder lies in a published folder", found, remedy)
 
 
 def work_folder(folder: Path) -> Path:
-    """Where a stage keeps what it has finished of `folder` until that is published."""
-    folder = folder.resolve() if folder.is_symlink() else folder.absolute()  # workers elsewhere have another folder
+    """The folder where a stage keeps its finished work until `folder` is published."""
+    folder = folder.resolve() if folder.is_symlink() else folder.absolute()  # other machines have another cwd
     return folder.with_name(f".{folder.name}.work")
 
 
 def _sync(folder: Path) -> None:
-    """Push everything to disk, readable to whom the umask allows (safetensors makes its files private)."""
+    """Write everything through to the disk, with the permissions of the umask (safetensors makes its files private)."""
     os.umask(mask := os.umask(0o022))
     for path in [*folder.rglob("*"), folder]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

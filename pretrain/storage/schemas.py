@@ -1,24 +1,25 @@
-"""The keys and types of the index of each stage, for everything that is read of it.
+"""The keys and types of the index of each stage.
 
-An index can be well signed and still not be what this version reads: a newer or older release wrote it, or a tool did.
-`faults` holds it against these descriptions before anything else looks at it. Keys that are not described here are
-allowed: nobody reads them.
+An index with a right fingerprint can still be unreadable for this version, because a newer or older release or a tool
+wrote it. `faults` compares it with these descriptions before anything else reads it. Other keys are allowed, because
+nothing reads them.
 """
 
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-FORMATS = {"shards": (1, 2), "tokenizer": (2,)}  # that this version reads; of the other stages: 1
-MOST = 3  # faults that are told
+FORMATS = {"shards": (1, 2), "tokenizer": (2,)}  # the formats that this version reads; for other stages only 1
+MOST = 3  # faults that are listed
 
 
 def _inside(name: str) -> str:
-    """The name of a file of a folder, which cannot lead out of it."""
+    """Check that `name` names a file inside the folder."""
     path = PurePosixPath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-        raise ValueError("not the name of a file inside of the folder")
+        raise ValueError("not the name of a file inside the folder")
     return name
 
 
@@ -28,22 +29,28 @@ Name = Annotated[str, AfterValidator(_inside)]
 
 
 class IndexSection(BaseModel):
+    """Base of every section of an index: exact types, and any further keys."""
+
     model_config = ConfigDict(strict=True, extra="allow")
 
 
 class File(IndexSection):
+    """The digest of a file."""
+
     bytes: Count
     sha256: Digest
 
 
 class SourceEntry(IndexSection):
+    """A source of the text, for a model card."""
+
     name: str
     language: str
     licence: str
 
 
 class Recorded(IndexSection):
-    """Places: `verify` looks there for what a folder was made with; a card names the sources."""
+    """Places and descriptions: `check_files` finds the folder's sources there, and a model card names them."""
 
     files: dict[Name, File] = {}
     settings: dict[str, Any] = {}
@@ -57,7 +64,7 @@ class Recorded(IndexSection):
 
 
 class Index(IndexSection):
-    """Of any stage."""
+    """The keys of any stage."""
 
     stage: str
     fingerprint: Digest
@@ -71,6 +78,8 @@ class Index(IndexSection):
 
 
 class Side(IndexSection):
+    """The counts of one side of a shard set."""
+
     pieces: list[Name]
     documents: Count
     tokens: Count
@@ -78,7 +87,7 @@ class Side(IndexSection):
 
 
 class Lineage(IndexSection):
-    """A set of which another was made, as `reshard` records it."""
+    """A set that another set was made from, as `reshard` records it."""
 
     shards: Digest
     documents: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
@@ -88,15 +97,19 @@ class Lineage(IndexSection):
 
 
 class Places(Recorded):
+    """The places of the sets that a set was made from."""
+
     parts: list[str] = []
 
 
 class ShardsIndex(Index):
+    """The index of a shard set."""
+
     kind: str
     dtype: Literal["uint16", "int32"]
     vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
     specials: dict[str, Count]
-    sidecars: list[Literal["raw", "origin"]] = ["raw"]  # format 1 had no more
+    sidecars: list[Literal["raw", "origin"]] = ["raw"]  # format 1 had only `raw`
     tokenizer: Digest
     sides: dict[Literal["train", "heldout"], Side]
     split: dict[str, Any] | None = None
@@ -107,7 +120,8 @@ class ShardsIndex(Index):
     @model_validator(mode="after")
     def _agree(self) -> "ShardsIndex":
         if len(self.parts) != len(self.recorded.parts):
-            raise ValueError(f"parts: {len(self.parts)}, of which {len(self.recorded.parts)} have a place")
+            places = len(self.recorded.parts)
+            raise ValueError(f"parts: {len(self.parts)} parts, but recorded.parts has {places}")
         for role, number in self.specials.items():
             if number >= self.vocab_size:
                 raise ValueError(f"specials.{role}: {number} is no id of {self.vocab_size}")
@@ -128,10 +142,12 @@ class ShardsIndex(Index):
         return self
 
 
-IDX_BYTES = 42  # of a Megatron index beside 20 for each document: the header, and the end of the last document
+IDX_BYTES = 42  # a Megatron index has 20 bytes a document and these: the header, and the end of the last document
 
 
 class Rules(BaseModel):
+    """The rules by which a vocabulary normalises and divides text."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
     kind: Literal["bert", "byte"]
@@ -142,6 +158,8 @@ class Rules(BaseModel):
 
 
 class TokenizerIndex(Index):
+    """The index of a tokenizer."""
+
     kind: Literal["bert", "byte"]
     vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
     specials: dict[str, Count]
@@ -162,21 +180,27 @@ class TokenizerIndex(Index):
 
 
 class Amount(IndexSection):
+    """Counts of one side."""
+
     documents: Count
     bytes: Count
 
 
 class Share(IndexSection):
+    """The counts of a source on both sides."""
+
     train: Amount
     heldout: Amount
 
 
 class Counted(Recorded):
+    """The record of a cleaned corpus."""
+
     shares: dict[str, Share] = {}
 
 
 class Split(IndexSection):
-    """A source of the text that was cleaned, with what it said of its sides."""
+    """A source of a cleaned corpus, with its rule for the held-out side."""
 
     name: str
     heldout_fraction: float | None = None
@@ -185,10 +209,14 @@ class Split(IndexSection):
 
 
 class Origin(IndexSection):
+    """The corpus that was cleaned."""
+
     sources: list[Split] = []
 
 
 class CleanIndex(Index):
+    """The index of a cleaned corpus."""
+
     name: str
     heldout_fraction: Annotated[float, Field(ge=0, le=1)]
     sources: Annotated[list[SourceEntry], Field(min_length=1)]
@@ -197,10 +225,14 @@ class CleanIndex(Index):
 
 
 class WordsIndex(Index):
+    """The index of the beginnings of words."""
+
     shards: Digest
 
 
 class CheckpointIndex(Index):
+    """The index of a checkpoint."""
+
     step: Annotated[int, Field(ge=0, lt=10**10)]
     steps_applied: Count
     adam_began: Count = 0
@@ -213,13 +245,15 @@ class CheckpointIndex(Index):
     @model_validator(mode="after")
     def _agree(self) -> "CheckpointIndex":
         if not self.shards and not self.corpora:
-            raise ValueError("shards: neither they nor corpora are named")
+            raise ValueError("shards: neither shards nor corpora are given")
         if "config.yaml" not in self.recorded.files:
             raise ValueError("recorded.files: config.yaml is missing")
         return self
 
 
 class FinetuneIndex(Index):
+    """The index of a fine-tuned model."""
+
     task: Any = None
     options: dict[str, Any] = {}
 
@@ -257,7 +291,8 @@ def faults(index: dict) -> list[str]:
     return []
 
 
-def _line(problem: dict) -> str:
+def _line(problem: ErrorDetails) -> str:
+    """A validation error of pydantic as one line."""
     where = ".".join(map(str, problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":

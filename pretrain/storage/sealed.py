@@ -1,4 +1,4 @@
-"""Sealed files: results of a killed stage, with a hash behind them that shows damage before they are taken over."""
+"""Sealed files: finished work of a stage that ends with a hash, so that damage is found before the work is reused."""
 
 import hashlib
 import sys
@@ -9,11 +9,11 @@ from typing import BinaryIO
 
 from pretrain.storage.files import finished
 
-SEAL_BYTES = hashlib.sha256().digest_size  # at the end of a sealed file
+SEAL_BYTES = hashlib.sha256().digest_size  # the bytes of the hash at the end of a sealed file
 
 
 class Sealed:
-    """A file that is written with the SHA-256 of its name and its bytes behind them: `with sealed(path) as file`."""
+    """A file that ends with the SHA-256 of its name and its contents. Use it as `with sealed(path) as file`."""
 
     def __init__(self, file: BinaryIO, path: Path):
         self._file, self._found = file, _of_name(path)
@@ -28,7 +28,7 @@ class Sealed:
 
 @contextmanager
 def sealed(path: Path) -> Iterator[Sealed]:
-    """`finished`, for a file that a later run takes over if this one is killed: `usable` says whether it still may."""
+    """Like `finished`, for a file that a later run may reuse if this one is killed. `usable` checks such a file."""
     with finished(path) as file:
         seal = Sealed(file, path)
         yield seal
@@ -36,9 +36,9 @@ def sealed(path: Path) -> Iterator[Sealed]:
 
 
 def usable(path: Path) -> bool:
-    """Whether the `sealed` file of a killed run is there with all its bytes as they were written: each is hashed.
+    """Whether the `sealed` file exists and has exactly the bytes that were written. Every byte is hashed.
 
-    A damaged one is removed, so that it is made again, and named.
+    A damaged file is deleted, so that it is made again, and a message names it.
     """
     if not path.exists():
         return False
@@ -54,16 +54,16 @@ def usable(path: Path) -> bool:
 
 
 def _of_name(path: Path) -> "hashlib._Hash":
-    """The beginning of a seal. Names say of what a file was made: the contents of another are not taken for it."""
+    """The beginning of a seal. It includes the name, which stands for the settings: a renamed file is refused."""
     return hashlib.sha256(f"{path.parent.name}/{path.name}\0".encode())
 
 
 def discard(path: Path) -> None:
-    """Remove what a killed run left of a file that is no longer what was written, and say so."""
+    """Delete a damaged file of a killed run, and print a message that names it."""
     print(f"{path} is not what was written: it was damaged since, and is made again", file=sys.stderr, flush=True)
     path.unlink(missing_ok=True)
 
 
 def unsealed(path: Path) -> bytes:
-    """The contents of a `usable` file, without its hash."""
+    """The contents of a `usable` file, without the seal."""
     return path.read_bytes()[:-SEAL_BYTES]

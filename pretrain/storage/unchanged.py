@@ -10,17 +10,17 @@ from pretrain.storage.index import listed
 
 
 class Unchanged:
-    """The files of a published folder that somebody goes on reading, as they were when they were opened."""
+    """Detects changes of the files in a published folder while they are being read."""
 
     def __init__(self, folder: Path, index: dict, names: Iterable[str]):
-        """Takes the stamp of each: its place on the disk, its size, and when it was last changed."""
+        """Take the stamp of each file: its place on the disk, its size, and the time of its last change."""
         self._folder, self._index = folder, index
         self._stamps = {name: self._stamp(name) for name in names}
 
     def check(self, what: type[UserError]) -> None:
-        """Raise `what`, naming the file, if the bytes of one are no longer those of the index.
+        """Raise `what`, naming the file, if the bytes of a file no longer agree with the index.
 
-        A stat each. Only a file with another stamp is hashed: it may have been copied to its place again.
+        This costs one stat a file. Only a file with a new stamp is hashed, because it may be a correct new copy.
         """
         for name, before in self._stamps.items():
             now = self._stamp(name)
@@ -28,7 +28,7 @@ class Unchanged:
                 continue
             if now is None or digest(self._folder / name) != listed(self._index)[name]:
                 state = "is missing" if now is None else "is not what it was when it was opened"
-                found = "the steps since the newest checkpoint may have read something else: they are not saved"
+                found = "the steps since the newest checkpoint may have read wrong data: they are not saved"
                 remedy = "copy it again from where it was made, and start again"
                 raise what(f"{self._folder / name} {state}", found, remedy)
             self._stamps[name] = now

@@ -1,8 +1,8 @@
-"""The unfinished work of a stage: what it has finished when it is killed, and goes on from.
+"""The work folder of a stage: its finished files, from which it continues after it was killed.
 
 A stage that makes the folder NAME keeps its finished files in `.NAME.work` beside it, in one folder for each kind of
 file and the settings that decide their contents. Files are sealed (see `sealed`), or listed with their digests in a
-sealed record, so that damage is found before a file is taken over.
+sealed record, so that damage is found before a file is reused.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from pretrain.storage.sealed import discard, sealed, unsealed, usable
 def kept(
     folder: Path, noun: str, pattern: str, what: type[UserError] = UserError, derived: bool = False
 ) -> Iterator[Path]:
-    """The work folder of `folder`. Use it inside of `publish`, which lets one process in, and removes it in the end.
+    """The work folder of `folder`. Use it inside `publish`, which admits one process and deletes the folder at the end.
 
-    On failure the work folder stays if it has files of `pattern`, which the message calls `noun`. `derived` is for a
-    `folder` that lies in the published folder it is made from.
+    On failure the work folder stays if it has files that match `pattern`; the message calls them `noun`. `derived` is
+    for a `folder` inside the published folder that it is made from.
     """
     work = work_folder(folder)
     check_output(work, what, derived)
@@ -59,13 +59,13 @@ def settled(work: Path, kind: str, settings: object) -> Path:
 
 
 def record(path: Path, files: dict[str, dict], values: dict) -> None:
-    """Note in a sealed file that `files`, given by their digests, lie finished beside it, and what belongs to them."""
+    """Write a sealed record with the digests of finished `files` beside it, and with `values` that belong to them."""
     with sealed(path) as file:
         file.write(json.dumps({"files": files, **values}).encode())
 
 
 def recorded(path: Path) -> dict | None:
-    """Return the `values` and `files` of a record if it and every file it lists are there and undamaged, else None.
+    """Return the `values` and `files` of a record if the record and all its files are undamaged, else None.
 
     Damaged files are deleted, and a message names them.
     """
@@ -81,7 +81,7 @@ def recorded(path: Path) -> dict | None:
 
 
 def code(*packages: str) -> str:
-    """Hash of the source code of some of our packages: unfinished work of one version is not taken over by another."""
+    """The hash of the source code of some of our packages: another version of the code must not reuse its work."""
     found = hashlib.sha256()
     for package in packages:
         for path in sorted((Path(__file__).parent.parent / package).rglob("*.py")):

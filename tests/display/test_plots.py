@@ -1,4 +1,4 @@
-"""Labels of plots: written in the fonts that there are, or said to be in none."""
+"""Labels of plots: in the fonts of the machine, or replaced with a message."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pretrain.display import plots
 
 
 def font(folder: Path, name: str, characters: str) -> Path:
-    """A font that can write `characters` alone."""
+    """A font with only these `characters`."""
     names = [".notdef", *(f"uni{ord(c):X}" for c in characters)]
     builder = FontBuilder(1000)
     builder.setupGlyphOrder(names)
@@ -28,7 +28,7 @@ def font(folder: Path, name: str, characters: str) -> Path:
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine with the font of matplotlib and those that a test adds."""
+    """A machine with only matplotlib's own font and the fonts that a test adds."""
     manager = font_manager.fontManager
     usual = [entry for entry in manager.ttflist if entry.name == plots.USUAL]
     monkeypatch.setattr(manager, "ttflist", usual)

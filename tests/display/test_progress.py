@@ -1,4 +1,4 @@
-"""Progress of long work: what is said of how much is done, how long the rest takes, and what a stage took."""
+"""Progress of long work: finished share, remaining time, and the time and memory of a stage."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that only pass when a test says so, to have lines whose numbers can be checked."""
+    """A clock that only the test advances, so that the numbers of the lines can be checked."""
 
     class Clock:
         now = 0.0
@@ -34,7 +34,7 @@ def test_lines_say_the_share_of_the_bytes_that_are_read_and_the_time_that_is_lef
     assert capsys.readouterr().err.splitlines() == [
         "cleaning: 20 documents, 25%, 10 s, eta 30 s",
         "cleaning: 25 documents, 50%, 20 s, eta 20 s",
-        "cleaning: 26 documents, 60%, 220 s, eta 800 s",  # as fast as of late
+        "cleaning: 26 documents, 60%, 220 s, eta 800 s",  # by the recent rate
         "cleaning: 29 documents, 100%, 230 s",
         "cleaning: 29 documents, 100%, 230 s",
     ]

@@ -1,4 +1,4 @@
-"""Mixtures: every prefix within one of its part, in closed form and back, also at item 10¹²."""
+"""Mixtures: every prefix is within one item of the weights, in closed form and back, also at item 10¹²."""
 
 from fractions import Fraction
 
@@ -22,7 +22,7 @@ def mixtures(count: int = 120) -> list[tuple[int, ...]]:
 
 
 def slow(weights: tuple[int, ...], items: int) -> list[int]:
-    """Tijdeman's rule with fractions, one item after the other: an independent statement of what is meant."""
+    """Tijdeman's rule with fractions, item by item: an independent reference."""
     parts = [Fraction(weight, sum(weights)) for weight in weights]
     slack = Fraction(1, max(2, 2 * sum(weight > 0 for weight in weights) - 2))
     drawn, order = [0] * len(weights), []
@@ -40,7 +40,7 @@ def test_the_order_is_that_of_the_slow_rule(weights):
 
 
 def test_every_prefix_is_within_one_of_its_part():
-    """All prefixes of a period; in fact within 1 - 1/(2k - 2), the best that any rule can promise."""
+    """All prefixes of a period are even within 1 - 1/(2k - 2) items, the best bound of any rule."""
     for weights in mixtures():
         mixture, k = Mixture(weights), sum(weight > 0 for weight in weights)
         corpora, _ = mixture.draw(np.arange(mixture.period))

@@ -15,7 +15,7 @@ from tests.order.test_packed import lengths as lengths_of
 
 
 class Text:
-    """A stream of so many tokens, each its own position."""
+    """A stream of `tokens` tokens, each equal to its position."""
 
     specials = {"eod": 0}
 
@@ -58,7 +58,7 @@ def test_no_corpus_repeats_anything_within_an_epoch_whatever_the_phases_do():
 
 
 def test_the_epochs_of_a_corpus_leave_out_only_what_its_phases_left_unfinished():
-    """Both epochs of `code` but the last are complete: 9 blocks of 9."""
+    """All epochs of `code` except the last are complete: 9 blocks of 9."""
     found = [r for r in everything(order()) if r.corpus == "code"]
     assert max(r.epoch for r in found) >= 5
     for epoch in range(max(r.epoch for r in found)):
@@ -78,7 +78,7 @@ def test_every_prefix_of_a_phase_has_its_mixture_within_a_window():
 
 
 def test_the_steps_that_read_a_stretch_are_those_that_list_it():
-    """The inverse against a search through every step."""
+    """The inverse agrees with a search through every step."""
     of, random = order(), np.random.default_rng(0)
     found = everything(of)
     stretches = [(name, 0, size) for name, size in SIZES.items()]
@@ -107,7 +107,7 @@ def test_a_corpus_added_behind_the_others_changes_no_phase_that_leaves_it_out():
 
 
 def test_windows_as_long_as_blocks_are_read_in_the_order_of_blocks():
-    """No pool changes it: the same samples, keys and text as from the windows of the corpus alone."""
+    """Pools do not matter here: the samples, keys and text equal the windows of the corpus alone."""
     phases = [
         Phase(steps=50, seq_len=BLOCK, batch_tokens=BLOCK * 9),
         Phase(steps=30, seq_len=BLOCK, batch_tokens=BLOCK),
@@ -125,7 +125,7 @@ def test_windows_as_long_as_blocks_are_read_in_the_order_of_blocks():
 
 
 def slow_pools(blocks: int, begun: int, batch: int) -> list[list[int]]:
-    """The blocks of the pools of a whole epoch behind `begun` blocks, by a loop."""
+    """The blocks of all pools of an epoch after its first `begun` blocks, by a loop."""
     left, pools = list(range(begun, blocks)), []
     size = max(batch, min(4096, blocks // 8))
     while len(left) >= 2 * size:
@@ -135,7 +135,7 @@ def slow_pools(blocks: int, begun: int, batch: int) -> list[list[int]]:
 
 
 def test_the_windows_of_a_pool_are_taken_in_turns():
-    """Against the pools of a loop: one window of every block, then another one of every block, and so on."""
+    """The order agrees with a loop: one window of every block, then another one of every block, and so on."""
     phases = [Phase(steps=3, seq_len=32, batch_tokens=64), Phase(steps=42, seq_len=16, batch_tokens=112)]
     windows = Windows(Text(SIZES["en"]), BLOCK, 5)
     of = Order({"": windows}, phases)
@@ -159,7 +159,7 @@ def test_the_windows_of_a_pool_are_taken_in_turns():
 @pytest.mark.parametrize("block_tokens", [32, 1024, 8192])
 @pytest.mark.parametrize("batch", [64, 300])
 def test_a_step_reads_from_as_many_places_as_it_has_windows(block_tokens, batch):
-    """Of a corpus that has so many blocks; of a smaller one from every block, and never from two neighbours."""
+    """If the corpus has enough blocks. In a smaller one a step reads from every block, and never two neighbours."""
     sizes = {"en": 700 * block_tokens + 5, "zh": 40 * block_tokens}
     phase = Phase(steps=120, seq_len=32, batch_tokens=32 * batch, mixture={"en": 3, "zh": 1})
     windows = {name: Windows(Text(size), block_tokens, 5, corpus=n) for n, (name, size) in enumerate(sizes.items())}
@@ -193,7 +193,7 @@ def test_a_phase_that_is_lengthened_keeps_all_it_has_read(kind, mixture):
 
 
 def test_a_phase_leaves_at_most_a_pool_of_its_epoch_unread():
-    """Of a small corpus too: a run of many short phases goes through all epochs, each at least three quarters."""
+    """In a small corpus, too: a run of many short phases reads at least three quarters of every epoch."""
     phases = [Phase(steps=13, seq_len=seq_len, batch_tokens=256) for seq_len in (16, 32, 64) * 12]
     of = Order({"": Windows(Text(64 * 100 + 9), 64, 5)}, phases)
     read = np.zeros(40)

@@ -1,4 +1,4 @@
-"""Windows of whole documents: every token once an epoch, few documents cut, each found again from both ends."""
+"""Packed windows: every token once an epoch, few documents cut, and the way from step to text and back."""
 
 import tracemalloc
 
@@ -19,7 +19,7 @@ PAD, END = -1, -2
 
 
 class Documents:
-    """A stream of documents of these lengths, each token its own position; before it stands an end mark."""
+    """A stream of documents of these lengths. Each token equals its position, and an end mark precedes the stream."""
 
     specials = {"pad": PAD, "eod": END}
 
@@ -37,7 +37,7 @@ class Documents:
 
 
 def lengths(seed: int, count: int, mean: float = 3.0, least: int = 2) -> np.ndarray:
-    """Of documents: log-normal, as those of the web are."""
+    """Lengths of documents: log-normal, like documents of the web."""
     return np.random.default_rng(seed).lognormal(mean, 1.0, count).astype(np.int64) + least
 
 
@@ -67,7 +67,7 @@ def everything(of: Order) -> list[Reading]:
 
 
 def slow_best_fit(sizes: list[int], seq_len: int) -> list[list[int]]:
-    """The sizes in each window: the textbook's loop."""
+    """The sizes in each window, by the loop of a textbook."""
     windows: list[list[int]] = []
     for size in sorted(sizes, reverse=True):
         holding = [window for window in windows if sum(window) + size <= seq_len]
@@ -126,7 +126,7 @@ def test_an_epoch_has_every_token_of_its_blocks_once(seq_len):
     assert np.array_equal(rows.ids == PAD, ~rows.text)
     np.add.at(seen, rows.ids[rows.text], 1)
     assert seen.max() == 1
-    # Left out: what lies before the first block and behind the last, and the rest of a document begun before.
+    # Left out: tokens before the first block and behind the last, and the rest of a document that began before.
     left = np.flatnonzero(seen == 0)
     assert len(left) < BLOCK + 2 * seq_len
     assert np.array_equal(windows.places_of(starts, 0), places)
@@ -150,7 +150,7 @@ def test_documents_that_fit_are_whole_but_for_a_few_and_longer_ones_are_cut_ever
 
 
 def test_a_step_takes_windows_of_many_blocks_in_an_order_that_does_not_know_their_lengths():
-    """The parts of a long document are in one block, and packing goes from the longest to the shortest."""
+    """All parts of a long document are in one block, and packing begins with the longest parts."""
     windows = PackedWindows(Documents(lengths(3, 40_000)), 64 * 64, 5)
     of = Order({"": windows}, [Phase(steps=60, seq_len=64, batch_tokens=64 * 128)])
     samples = of.samples(0, 0, of.phases[0].samples)
@@ -163,7 +163,7 @@ def test_a_step_takes_windows_of_many_blocks_in_an_order_that_does_not_know_thei
 
 @pytest.mark.parametrize("block", [64 * 64, 16 * 64])
 def test_the_waste_is_counted_as_documents_and_places_show_it(block):
-    """Also documents that the end of a block cuts: those of more than 1/64 of it."""
+    """This includes documents cut by the end of a block: those with more than 1/64 of its tokens."""
     windows = PackedWindows(Documents(lengths(6, 40 * block // 64)), block, 5)
     assert windows.blocks < 64, "all blocks are measured"
     places = (np.arange(windows.blocks)[:, None] * block + np.arange(windows.per_block(64))).ravel()
@@ -181,10 +181,10 @@ def test_the_waste_is_counted_as_documents_and_places_show_it(block):
 
 
 def test_as_many_windows_are_taken_as_leave_1_in_200_documents_cut():
-    """Of documents a little longer than half a window, one in each: twice as many windows as the tokens would fill."""
+    """Documents a little longer than half a window need one window each: twice as many as the tokens would fill."""
     windows = PackedWindows(Documents(np.full(9000, 33)), 64 * 2048, 5)
     count, (padding, cut) = windows.per_block(64), windows.waste(64)
-    blocks = [windows._parts_of(start, 64)[1:] for start in windows._measured()]
+    blocks = [windows._parts_of(start, 64)[1:] for start in windows._measured_blocks()]
     documents = sum(len(parts) for parts, _ in blocks)
     assert count == pytest.approx(64 * 2048 / 33, rel=0.01)
     assert cut == pytest.approx(0.005, abs=0.0005) and padding == pytest.approx(1 - 33 / 64, abs=0.01)
@@ -232,7 +232,7 @@ def test_readings_are_what_the_rows_hold():
 
 
 def test_a_phase_has_its_mixture_in_tokens_of_text():
-    """Blocks are dealt out, each of as many tokens, whatever number of windows they are packed into."""
+    """The mixture deals out blocks of equal tokens, for any number of windows in a block."""
     of = order()
     assert of.per_block[0][1] > 1.2 * of.per_block[0][0]
     for number, phase in enumerate(PHASES):
@@ -285,7 +285,7 @@ def test_words_of_windows_are_those_of_their_tokens():
 
 
 def test_a_trillion_tokens_cost_what_a_million_do():
-    """Neither the blocks of an epoch nor the documents are listed: 10⁸ steps on is where step 0 is."""
+    """Neither blocks nor documents are listed, so step 10⁸ costs as much as step 0."""
 
     class Endless(Documents):
         def __init__(self):
@@ -309,7 +309,7 @@ def test_a_trillion_tokens_cost_what_a_million_do():
 
 
 def test_the_shards_say_where_documents_lie(prepared):
-    """`Shards.spans` over several pieces, against each document's own."""
+    """`Shards.spans` over several pieces agrees with the spans of each document."""
     shards = Shards(prepared.shards["bert"])
     every = np.array([shards.span(number) for number in range(shards.documents)])
     random = np.random.default_rng(0)
@@ -381,7 +381,7 @@ def test_masked_parts_begin_and_end_with_their_marks_and_padding_is_never_asked_
     assert np.array_equal(targets[filled], rows[lines, at][filled]), "asked for is what stands in the text"
     assert not np.isin(targets[filled], [cls, sep, pad]).any() and not free[lines, at][filled].any()
     assert (np.diff(at, axis=1) > 0).all()
-    # Each token is asked for with the same probability, in windows with much padding as in others.
+    # Each token is a target with the same probability, also in windows with much padding.
     text = goes_on & ~last
     text, filled = text[text.any(1)], filled[text.any(1)]  # a window may be empty
     share, asked = text.mean(1), filled.sum(1) / text.sum(1)
@@ -396,4 +396,4 @@ def test_causal_parts_are_predicted_from_their_document_alone():
     assert np.array_equal(inputs, rows.before) and np.array_equal(targets, rows.ids)
     goes_on = (~rows.begins & rows.text)[:, 1:]
     assert np.array_equal(inputs[:, 1:][goes_on], targets[:, :-1][goes_on])
-    assert (inputs[rows.begins] == BYTE["eod"]).mean() > 0.5  # the others are rests of documents that were cut
+    assert (inputs[rows.begins] == BYTE["eod"]).mean() > 0.5  # the other parts are rests of cut documents

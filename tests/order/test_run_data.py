@@ -1,4 +1,4 @@
-"""Several corpora in one run: what is configured, refused, reported and scored, and what a run may go on with."""
+"""Several corpora in one run: configuration, errors, reports, scores, and changes on resuming."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from tests.helpers.ranks import on_ranks
 
 @pytest.fixture(scope="module")
 def two(prepared, tmp_path_factory) -> dict[str, str]:
-    """The sample's languages as sets of their own, for each kind of tokenizer."""
+    """A shard set for each language of the sample, with each kind of tokenizer."""
     root, found = tmp_path_factory.mktemp("two"), {}
     for language in ("en", "zh"):
         recipe = root / f"{language}.yaml"
@@ -75,7 +75,7 @@ def test_weights_become_the_mixture_of_every_phase_that_names_none_in_lowest_ter
 @pytest.mark.parametrize(
     ("phases", "entries", "message"),
     [
-        ([phase(en=1)], [], "data.shards is one without a name: use data.corpora"),
+        ([phase(en=1)], [], "data.shards has no name: use data.corpora"),
         ([phase()], [{"name": "en"}], "phases.0 has no mixture, and no corpus of data.corpora has a weight"),
         ([phase(em=1)], [{"name": "en", "weight": 1}], "mixture has 'em', which is no name .* did you mean en?"),
         ([phase(x=1)], [{"name": "en"}, {"name": "zh"}], "mixture has 'x', .*known: en, zh"),
@@ -121,7 +121,7 @@ def test_a_flipped_bit_in_a_large_set_is_found_where_checksums_are_asked_for(pre
     shutil.copytree(prepared.shards["bert"], folder)
     ids = folder / "train-00000.bin"
     ids.write_bytes(bytes([ids.read_bytes()[0] ^ 1]) + ids.read_bytes()[1:])
-    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # as if it were too large to be hashed by every start
+    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # like a set that is too large for hashing at every start
     wanted = {"shards": str(folder), "tokenizer": str(tokenizer.folder)}
     opened_with(DataConfig(**wanted), prepared)
     with pytest.raises(ShardError) as error:
@@ -217,7 +217,7 @@ def test_a_mixed_run_scores_every_corpus_and_the_mixture(prepared, two, tmp_path
 
 
 def test_the_mixture_of_scores_is_that_of_its_text():
-    """Two corpora of which tokens come 3 : 1, as one text: nats and bytes add up."""
+    """Two corpora with tokens 3 : 1 are scored as one text: nats and bytes add up."""
     frequencies = [np.array([1.0, 0.0]), np.array([0.2, 0.8]), np.array([0.0, 1.0])]
     numbers = ((2.0, 0.1, 0.5, 100, 4.0), (4.0, 0.4, 0.1, 900, 2.0), (9.0, 7.0, 0.0, 5, 1.0))
     scores = [Scores(*found, shares) for found, shares in zip(numbers, frequencies, strict=True)]
@@ -270,7 +270,7 @@ def test_a_run_of_one_corpus_goes_on_with_a_second_one_for_later_phases(prepared
     assert len(cases.history(tmp_path / "run")) == 8
 
     for change, message in (
-        (listed[::-1], "data.corpora.0: this run has drawn from main, found zh there"),
+        (listed[::-1], "data.corpora.0: this run has read main, found zh there"),
         ([{**listed[0], "shards": two["en-byte"]}, listed[1]], "different tokenizers"),
         (
             [{**listed[0], "shards": two["zh-bert"]}, {**listed[1], "shards": two["en-bert"]}],
@@ -284,7 +284,7 @@ def test_a_run_of_one_corpus_goes_on_with_a_second_one_for_later_phases(prepared
 
 
 def test_whole_words_of_every_corpus_are_part_of_the_run(prepared, two, tmp_path):
-    """English says itself where words begin; the Chinese set needs its stage; other words are another run."""
+    """The ids show English words; the Chinese set needs the stage `words`; other words are another run."""
     listed = corpora(two)
     listed[1]["shards"] = str(shutil.copytree(two["zh-bert"], tmp_path / "zh"))
     objective = {"kind": "masked_lm", "unit": "word"}

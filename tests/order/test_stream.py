@@ -1,4 +1,4 @@
-"""Windows of one set: every block once an epoch, from place to stream position to ids and back."""
+"""Windows of one set: every block once an epoch; place → stream position → ids, and back."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from pretrain.shards import Shards
 
 
 def places(windows: Windows, samples: np.ndarray, seq_len: int, first_block: int = 0) -> np.ndarray:
-    """Where samples stand in the order of a set that a phase draws from alone, from a block of it on."""
+    """The places of samples in the order of a single corpus, for a phase that begins at block `first_block`."""
     blocks, parts = np.divmod(samples, windows.block_tokens // seq_len)
     return (first_block + blocks) * windows.block_tokens + parts * seq_len
 

@@ -43,7 +43,7 @@ def refuse(number: int, bad: int) -> int:
 
 
 def die(how: int, first: Path, number: int) -> int:
-    """The first process that does this kills itself."""
+    """Kills the first process that calls it."""
     time.sleep(0.02)
     with suppress(FileExistsError):
         first.touch(exist_ok=False)
@@ -52,7 +52,7 @@ def die(how: int, first: Path, number: int) -> int:
 
 
 def place(met: Path, workers: int, number: int) -> int:
-    """Which process does this. None is done before all `workers` have something to do."""
+    """The id of the process. No call returns before all `workers` processes have one."""
     (met / str(os.getpid())).touch()
     deadline = time.monotonic() + 60
     while len(list(met.iterdir())) < workers and time.monotonic() < deadline:
@@ -81,7 +81,7 @@ def _blocked(number: int) -> tuple[int, bool]:
 
 
 def test_ctrl_c_is_kept_from_workers_before_they_run_a_line_of_python():
-    """They are ended by the process that started them, which hears Ctrl-C itself."""
+    """The process that started them receives Ctrl-C itself and ends them."""
     assert all(blocked for _, blocked in ordered(_blocked, range(4), 2))
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -190,7 +190,7 @@ def test_ctrl_c_waits_neither_for_work_nor_for_the_other_half_of_a_large_result(
             process.kill()
             process.wait()
     assert len(workers) == 3 and not any(is_running(int(worker)) for worker in workers)
-    assert err.read_text() == "interrupted; no half-made folder has its name\n"
+    assert err.read_text() == "interrupted; no incomplete folder was published\n"
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
@@ -216,7 +216,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # dead, and nobody asked
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie is dead
     except FileNotFoundError:
         return False
 

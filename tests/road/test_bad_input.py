@@ -271,7 +271,7 @@ ROWS = [  # the mistake, the stage, the damage, and fragments of the message: wh
     ("corpora of different tokenizers", "pretrain", corpora_of(f"name: a, {BERT}", f"name: b, {BYTE}"),
      ["the corpora a and b were built with different tokenizers", "says {bert}", "says {byte}", "rebuild one"]),
     ("the same shards twice", "pretrain", corpora_of(f"name: a, {BERT}", f"name: b, {BERT}"),
-     ["the corpora a and b are the same shards", "name it once"]),
+     ["the corpora a and b are the same shards", "list it once"]),
     ("a corpus that would be seen too often", "pretrain", corpora_of(f"name: a, {BERT}, max_epochs: 0.001"),
      ["a corpus would be seen too often", "data.corpora.0, a: 256 of the run's 256 tokens", "max_epochs = 0.001",
       "lower its weight, run fewer steps, add text, or raise max_epochs"]),

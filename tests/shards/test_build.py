@@ -1,4 +1,4 @@
-"""Building: the bytes of a slow loop, whoever works and whatever is killed; documents in random order; origins."""
+"""Building: the bytes equal a slow loop for any processes and any kills; documents in random order; origins."""
 
 import fcntl
 import gzip
@@ -51,7 +51,7 @@ TIMEOUT_S = 60
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """In memory where that can be: hundreds of files are synced here, which takes a disk minutes."""
+    """A folder in memory, if possible: the tests sync hundreds of files, which takes minutes on a disk."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         yield Path(folder)
@@ -86,7 +86,7 @@ def config(prepared, corpus: Path, out: Path, kind: str = "bert", **changes) -> 
 
 
 def recipe(path: Path, texts: list[str]) -> Path:
-    """Of one text file, a tenth held out."""
+    """A corpus of one text file, with a tenth held out."""
     path.with_suffix(".txt").write_text("\n\n".join(texts), encoding="utf-8")
     values = {"name": "one", "heldout_fraction": 0.1, "sources": [{"name": "s", "files": [f"{path.stem}.txt"]}]}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -99,17 +99,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def reference(prepared, corpus, tmp_path_factory) -> dict[str, bytes]:
-    """What an undisturbed build gives, in this process."""
+    """The result of an undisturbed build in this process."""
     out = tmp_path_factory.mktemp("reference") / "out"
     run(config(prepared, corpus, out))
     return contents(out)
 
 
-# What is written
+# The files
 
 
 def slow(prepared, corpus: Path, out: Path, piece_tokens: int) -> dict[str, bytes]:
-    """Every file of a build but its index, by a loop over documents that holds all of them."""
+    """Every file of a build except its index, made by a loop that holds all documents."""
     tokenizer = open_tokenizer(prepared.tokenizer["bert"])
     out.mkdir()
     places: dict[str, int] = {}
@@ -192,7 +192,7 @@ def test_where_files_are_called_otherwise_the_fingerprint_stays(prepared, tmp_pa
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_499, "uint16"), (65_500, "int32"), (250_000, "int32")])
 def test_ids_of_a_large_vocabulary_are_int32(tmp_path, vocab_size, dtype):
-    """A vocabulary of this size takes minutes to train, so the ids are made here."""
+    """Training a vocabulary of this size takes minutes, so the test makes the ids itself."""
     assert dtype_of(vocab_size) == dtype
     ids = [np.random.default_rng(side).integers(0, vocab_size, 30).astype(dtype) for side in range(2)]
     ids[1][0] = vocab_size - 1
@@ -256,9 +256,9 @@ def _peak_mb(tmp_path: Path, values: ShardsConfig) -> float:
 
 
 def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(prepared, few, tmp_path):
-    """In 36 places: before or after a call that opens, writes, syncs, closes, renames or removes a file.
+    """Kills at 36 places: before or after a call that opens, writes, syncs, closes, renames or removes a file.
 
-    The first kill of each build is in a stretch of its own of an undisturbed one; the next are wherever they fall.
+    The first kills of all builds are spread evenly over an undisturbed build. Later kills come at any place.
     """
     rng, kills = random.Random(0), 0
     values = config(prepared, few, tmp_path / "straight")
@@ -271,7 +271,7 @@ def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(prepared, few, t
         while _killed(values.model_copy(update={"out": str(out)}), at, rng.choice(("c_call", "c_return"))):
             kills, tries = kills + 1, tries + 1
             assert not out.exists() or contents(out) == expected
-            at = rng.randrange(calls) if tries < 3 else 2 * calls  # to replace a folder takes more than to make it
+            at = rng.randrange(calls) if tries < 3 else 2 * calls  # replacing a folder takes more calls than making it
         assert contents(out) == expected
         assert not [name for name in entries(tmp_path) if name.startswith(".")], "work is left"
     assert kills >= 36
@@ -284,7 +284,7 @@ def few(tmp_path_factory) -> Path:
 
 
 def _calls(values: ShardsConfig) -> int:
-    """How often an undisturbed build calls what changes files."""
+    """The number of calls in an undisturbed build that change files."""
     count = 0
 
     def hook(frame, event, function):
@@ -300,7 +300,7 @@ def _calls(values: ShardsConfig) -> int:
 
 
 def _killed(values: ShardsConfig, at: int, event: str) -> bool:
-    """Build in another process, which dies by SIGKILL at its call number `at`; False: it had finished before."""
+    """Build in another process, which dies by SIGKILL at its call number `at`. Returns False if it finished before."""
     child = os.fork()
     if not child:
         left = at
@@ -400,10 +400,10 @@ def test_chunks_of_other_settings_are_not_taken(prepared, corpus, reference, tmp
     _interrupted(monkeypatch, config(prepared, corpus, out, kind="byte"), after=4)
     assert len(_finished(work)) == 4
     _interrupted(monkeypatch, config(prepared, corpus, out), after=5)
-    assert len(_finished(work)) == 5  # those of the other tokenizer are gone
+    assert len(_finished(work)) == 5  # the chunks of the other tokenizer are gone
     before = _finished(work)
     _interrupted(monkeypatch, config(prepared, corpus, out, piece_tokens=100, shuffle_seed=1), after=9)
-    assert before.items() < _finished(work).items()  # chunks know nothing of pieces or their order
+    assert before.items() < _finished(work).items()  # chunks do not depend on pieces or their order
     run(config(prepared, corpus, out))
     assert contents(out) == reference
 
@@ -429,20 +429,20 @@ class Planted:
 
 
 def planted(path: Path) -> None:
-    """A pickle where a version that read pickles found one, in either form: behind the data, or the whole file."""
+    """A pickle at the places where an earlier version read pickles: behind the data, or as the whole file."""
     head = pickle.dumps(Planted(path))
     path.write_bytes(path.read_bytes() + head + len(head).to_bytes(8, "little") if "chunks" in str(path) else head)
 
 
 def swapped(path: Path) -> None:
-    """The file of another chunk, run or piece, whole in itself."""
+    """The undamaged file of another chunk, run or piece."""
     others = [other for other in path.parent.iterdir() if other.suffix == path.suffix and other != path]
     shutil.copy(others[0], path) if others else flipped(path)
 
 
 @pytest.fixture(scope="module")
 def straight(prepared, few, tmp_path_factory) -> dict[str, bytes]:
-    """The same build, never killed."""
+    """The same build without a kill."""
     out = tmp_path_factory.mktemp("straight") / "out"
     run(config(prepared, few, out, shuffle_seed=3, piece_tokens=500))
     return contents(out)
@@ -487,7 +487,7 @@ def test_what_a_killed_build_left_is_made_again_if_it_was_damaged_since(
 
 
 def _interrupted(monkeypatch, values: ShardsConfig, after: int) -> None:
-    """Ctrl-C after some chunks are there."""
+    """Ctrl-C after some chunks are finished."""
     real = blocks.write_block
 
     def write(path, *rest):
@@ -508,7 +508,7 @@ def test_what_another_process_builds_is_left_alone(prepared, corpus, tmp_path):
         folder.mkdir(parents=True)
     chunk.touch()
     lock = os.open(tmp_path / ".out.lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # as the process that makes it has it
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as in the process that makes it
     with pytest.raises(ShardError, match="another process is making this folder"):
         run(config(prepared, corpus, out))
     assert chunk.exists() and theirs.exists()
@@ -583,7 +583,7 @@ def test_a_random_order_is_resumed_where_it_was_killed(prepared, few, tmp_path):
 
 
 def test_orders_of_different_seeds_put_each_document_everywhere():
-    """Chi-square of where document d of 8 stands over 4,000 seeds: 7 degrees of freedom, p = 1e-4 at 29.9."""
+    """Chi-square of the place of document d of 8 over 4,000 seeds: 7 degrees of freedom, p = 1e-4 at 29.9."""
     keys = np.stack([hash64(shuffle.SHUFFLE, seed, 0, np.arange(8)) for seed in range(4000)])
     places = np.argsort(np.argsort(keys, axis=1), axis=1)  # (seeds, documents)
     for document in range(8):
@@ -607,7 +607,7 @@ def scheduler():
 
 
 def test_a_dask_cluster_gives_the_same_bytes(prepared, corpus, reference, shuffled, tmp_path, scheduler, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # workers are in another folder
+    monkeypatch.chdir(tmp_path)  # workers have another current folder
     address = scheduler.scheduler_address
     index = run(config(prepared, os.path.relpath(corpus), Path("out"), scheduler=address))
     assert index["fingerprint"] == json.loads(reference["index.json"])["fingerprint"]

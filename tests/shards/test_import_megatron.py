@@ -1,7 +1,7 @@
-"""Pairs of Megatron's layout made elsewhere become shards: the documents stay, our marks and our split come.
+"""Importing Megatron's pairs: the documents stay the same, and get our marks and our split.
 
-The pairs are written here, field by field as the layout is documented. What Megatron-LM's own tool and reader make of
-it is in benchmarks/results/megatron.json.
+The tests write the pairs field by field, by the documentation of the layout. A comparison with Megatron-LM's own tool
+and reader is in benchmarks/results/megatron.json.
 """
 
 import re
@@ -86,7 +86,7 @@ FORMS = {
 @pytest.mark.parametrize("code", [8, 4], ids=["uint16", "int32"])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_pair_of_any_form_becomes_the_shards_of_its_text(prepared, tmp_path, form, code):
-    """The very bytes that the shards stage makes of the text, on the same sides."""
+    """The bytes and sides equal the result of the shards stage for the same text."""
     specials = open_tokenizer(prepared.tokenizer["byte"]).specials
     assert (specials["eod"], specials["pad"]) == (EOD, PAD)
     pair = write_pair(tmp_path / "pair", [FORMS[form](ids) for ids in bare(prepared, "byte")], code)
@@ -104,7 +104,7 @@ def test_a_pair_of_any_form_becomes_the_shards_of_its_text(prepared, tmp_path, f
 
 @pytest.mark.parametrize("marks", [False, True], ids=["bare", "marked"])
 def test_sentences_of_bert_are_joined_between_one_pair_of_marks(prepared, tmp_path, marks):
-    """Sides are by the hash of the ids: what is normalised away does not come back. Bytes of text are not known."""
+    """The hash of the ids decides the sides, because normalised text does not come back. Bytes of text are unknown."""
     cls, sep = (open_tokenizer(prepared.tokenizer["bert"]).specials[role] for role in ("cls", "sep"))
     plain = bare(prepared, "bert")
     marked = [[[cls, *part, sep] if marks else part for part in halves(ids)] for ids in plain]
@@ -184,7 +184,7 @@ def test_a_pair_of_another_tokenizer_of_the_same_size_is_refused(prepared, tmp_p
         adopt(prepared, "byte", tmp_path / "out", good, pair, **other)
     assert f"{pair}.bin" in str(error.value) and "lower min_returned" in str(error.value)
     share, own = map(float, re.findall(r"([0-9.]+)% (?:come|do)", str(error.value)))
-    assert share < 95 and own > 99.9  # 89: few of 1,024 tokens are longer than a letter
+    assert share < 95 and own > 99.9  # 89: few of 1,024 tokens have more than one letter
     assert not (tmp_path / "out").exists()
     adopt(prepared, "byte", tmp_path / "out", pair, min_returned=0.1, **other)
     adopt(prepared, "byte", tmp_path / "right", pair)
@@ -194,7 +194,7 @@ def test_a_pair_of_another_tokenizer_of_the_same_size_is_refused(prepared, tmp_p
 def test_documents_that_were_cut_within_words_are_of_their_tokenizer(prepared, tmp_path, kind):
     cut = [[ids[n : n + 64]] for ids in bare(prepared, kind) for n in range(7, len(ids) - 64, 64)]
     adopt(prepared, kind, tmp_path / "out", write_pair(tmp_path / "pair", cut))
-    with pytest.raises(ShardError, match="was probably made with another tokenizer"):  # not of what was cut
+    with pytest.raises(ShardError, match="was probably made with another tokenizer"):  # cut ones give back less
         adopt(prepared, kind, tmp_path / "out", tmp_path / "pair", min_returned=1.0)
 
 
@@ -207,8 +207,8 @@ def change(path: Path, at: int, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        (lambda bin_, idx: bin_.write_bytes(bin_.read_bytes()[:-2]), "is not what pair.idx says"),
-        (lambda bin_, idx: bin_.write_bytes(bin_.read_bytes() + b"\x00\x00"), "is not what pair.idx says"),
+        (lambda bin_, idx: bin_.write_bytes(bin_.read_bytes()[:-2]), "does not fit pair.idx"),
+        (lambda bin_, idx: bin_.write_bytes(bin_.read_bytes() + b"\x00\x00"), "does not fit pair.idx"),
         (lambda bin_, idx: change(idx, 34 + 4, struct.pack("<i", 3)), "sequence 1 of 3"),
         (lambda bin_, idx: change(idx, 34, struct.pack("<i", -1)), "sequence 0 of 3"),
         (lambda bin_, idx: change(idx, 34 + 12 + 8, struct.pack("<q", 6)), "sequence 0 of 3"),
@@ -240,7 +240,7 @@ def test_a_side_without_a_document_is_refused(prepared, tmp_path):
 
 def test_a_pair_that_is_named_twice_is_refused(prepared, tmp_path):
     pairs = [write_pair(tmp_path / name, [[[5, 6]], [[7]]]) for name in ("one", "two")]
-    with pytest.raises(ShardError, match="would stand twice") as error:
+    with pytest.raises(ShardError, match="would be in the result twice") as error:
         adopt(prepared, "byte", tmp_path / "out", *pairs)
     assert f"{pairs[0]}.bin and {pairs[1]}.bin" in str(error.value)
 
@@ -260,7 +260,7 @@ def test_a_pair_that_changes_while_it_is_read_is_refused(prepared, tmp_path, mon
 
 
 def test_a_pair_without_a_token_adds_nothing(prepared, tmp_path):
-    """Of no document, of documents without a sequence, of sequences without a token; alone it is no corpus."""
+    """A pair without documents, without sequences or without tokens adds nothing, and is no corpus alone."""
     one = write_pair(tmp_path / "one", [[ids] for ids in bare(prepared, "byte")])
     empty = [
         write_pair(tmp_path / f"empty{n}", documents) for n, documents in enumerate(([], [[], []], [[[]], [[], []]]))
@@ -279,7 +279,7 @@ def test_a_pair_is_not_replaced_by_what_is_made_of_it(prepared, tmp_path):
 
 
 def test_an_adopted_set_trains(prepared, tmp_path):
-    """Through the command line, from a pair as the tool writes it by default."""
+    """The command line imports a pair in the default form of Megatron's tool."""
     write_pair(tmp_path / "text_document", [[ids] for ids in bare(prepared, "byte")], 4)
     config = tmp_path / "adopt.yaml"
     values = {"tokenizer": prepared.tokenizer["byte"], "out": tmp_path / "shards", "heldout_fraction": 0.1}

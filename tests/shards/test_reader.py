@@ -1,4 +1,4 @@
-"""Opened shards: one stream out of any number of pieces, documents found in it, and no cost that grows with the set."""
+"""Opened shards: one stream of any number of pieces, the documents in it, and no cost that grows with the set."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PIECES, PIECE_TOKENS = 4_000, 250_000_000
 
 
 def write_pieces(folder: Path, side: str, documents: list[list[list[int]]], vocab_size: int) -> dict:
-    """The pieces of one side, byte by byte as the layout is documented; the side's entry in the index."""
+    """Write the pieces of one side byte by byte, by the documentation. Returns the side's entry in the index."""
     code, letter, size = (8, "H", 2) if vocab_size < 65_500 else (4, "i", 4)
     names = [f"{side}-{n:05d}" for n in range(len(documents))]
     for name, piece in zip(names, documents, strict=True):
@@ -46,7 +46,7 @@ def index_of(sides: dict[str, dict]) -> dict:
 
 
 def write_set(folder: Path, documents: list[list[list[int]]], vocab_size: int = 30_000, **changes) -> Path:
-    """A shard folder with a training side of these pieces of documents of ids."""
+    """A shard folder with a training side: for each piece a list of documents, which are lists of ids."""
     folder.mkdir(parents=True)
     entry = write_pieces(folder, "train", documents, vocab_size)
     write_json(folder / "origins.json", ["en.jsonl, line", "zh.parquet, row"])
@@ -194,12 +194,12 @@ def test_rows_from_the_disk_bring_no_neighbours_along(tmp_path):
     before = bytes_from_disk()
     found.ahead(starts[:100], 512)
     rows = found.rows(starts, 512)
-    assert bytes_from_disk() - before < 8 << 20  # 0 where files live in memory
+    assert bytes_from_disk() - before < 8 << 20  # 0 if files are in memory
     assert np.array_equal(rows, np.stack([ids[start : start + 512] for start in starts]))
 
 
 def test_checksums_on_request_find_what_sizes_cannot(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # as in a set too large to be hashed at every opening
+    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # like a set that is too large for hashing at every opening
     folder = write_set(tmp_path / "shards", [[[1, 2, 3]], [[4, 5]]])
     (folder / "train-00001.bin").write_bytes(struct.pack("<HH", 4, 6))
     assert Shards(folder).gather(np.array([3]), 2).tolist() == [[4, 6]]
@@ -243,7 +243,7 @@ def trillion(tmp_path_factory) -> Path:
 
 
 def test_a_set_of_a_trillion_tokens_opens_without_being_read(trillion):
-    """What is counted is work: files opened, bytes read, memory. benchmarks/reading.py has the time, 0.2 s."""
+    """The test counts work: files opened, bytes read, memory. benchmarks/reading.py measures the time, 0.2 s."""
     command = [sys.executable, "-c", MEASURE, str(trillion)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     torch, found = json.loads(done.stdout)
@@ -254,8 +254,8 @@ def test_a_set_of_a_trillion_tokens_opens_without_being_read(trillion):
     assert opened["read"] - start["read"] < index + 100_000
     assert len(first["opened"]) - 1 <= 2 * 32 + 1  # a piece for each row, another for the token before it
     assert len(later["opened"]) <= 2 * 32 + 1
-    assert asked["read"] - start["read"] < index + 1_000_000  # of which modules of NumPy are 400,000
-    # The index as Python holds it takes a few times its bytes; the set itself is 2 TB.
+    assert asked["read"] - start["read"] < index + 1_000_000  # the modules of NumPy alone take 400,000
+    # The parsed index takes a few times its bytes; the set itself has 2 TB.
     assert asked["memory"] - start["memory"] < 20 * index
     piece, token = divmod(10**11 + 5, PIECE_TOKENS)
     inside, offset = divmod(token, PIECE_TOKENS // 4)

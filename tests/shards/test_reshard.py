@@ -1,4 +1,4 @@
-"""Shard sets made of shard sets: each document once, on its side, with its origin; whole pieces are not read."""
+"""Shard sets made from shard sets: each document once, on its side, with its origin. Whole pieces are not read."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def documents(folder: Path, side: str = "train") -> list[tuple]:
 
 
 def check(folder: Path) -> None:
-    """Counts, unigrams and checksums are those of what is there."""
+    """Counts, unigrams and checksums agree with the files."""
     assert check_files.check(folder) == []
     for side in ("train", "heldout"):
         found, rows = Shards(folder, side), documents(folder, side)
@@ -91,7 +91,7 @@ def test_concatenated_sets_have_the_documents_of_both_in_order(wiki, web, tmp_pa
 
 def test_whole_pieces_are_linked_and_not_read(wiki, web, tmp_path, monkeypatch):
     digested = []
-    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # as in a set too large to be hashed at every opening
+    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # like a set that is too large for hashing at every opening
     monkeypatch.setattr("pretrain.storage.index.digest", lambda path: digested.append(path.name) or digest(path))
     out = reshard(tmp_path / "both", {"shards": wiki}, {"shards": web})
     assert (out / "train-00000.bin").samefile(wiki / "train-00000.bin")
@@ -182,14 +182,14 @@ BY_SOURCE = {"by": "text", "heldout_fraction": 0.1, "sources": {"books": {"heldo
 
 @pytest.mark.parametrize("split", [None, BY_SOURCE])
 def test_sets_whose_split_says_too_little_are_compared_too(tmp_path, split):
-    """Those that do not say it, and those of sources with rules of their own."""
+    """Sets without a recorded rule, and sets whose sources have rules of their own."""
     one = write_set(tmp_path / "one", drawn(1, 1), drawn(2, 1), split=split)
     two = write_set(tmp_path / "two", [drawn(2, 1)[0][:10] + drawn(5, 1)[0]], drawn(4, 1), split=split)
     out = reshard(tmp_path / "out", {"shards": one}, {"shards": two})
     assert Shards(out).index["dropped"] == 10 and len(documents(out)) == 100
 
 
-# What is known of documents
+# Origins and bytes of documents
 
 
 def test_a_set_without_origins_gives_its_name_and_numbers(wiki, tmp_path):
@@ -211,7 +211,7 @@ def test_raw_bytes_are_unknown_when_those_of_a_part_are(wiki, tmp_path):
     assert not list(out.glob("*.raw.npy")) and check_files.check(out) == []
 
 
-# Refused
+# Errors
 
 
 def test_documents_that_would_stand_twice_are_refused(wiki, web, tmp_path):
@@ -276,7 +276,7 @@ def test_a_damaged_piece_is_not_given_new_checksums(tmp_path, monkeypatch):
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # as in a set too large to be hashed at every opening
+    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # like a set that is too large for hashing at every opening
     with pytest.raises(ShardError, match=r"train-00001.bin was altered"):
         reshard(tmp_path / "out", {"shards": damaged, "fraction": 0.5})
     out = reshard(tmp_path / "out", {"shards": damaged})

@@ -1,4 +1,4 @@
-"""Where words begin: in English, Chinese and both, around unknown tokens, in either kind of vocabulary."""
+"""Beginnings of words: in English, Chinese and mixed text, around unknown tokens, in both kinds of vocabulary."""
 
 import json
 import os
@@ -27,7 +27,7 @@ jieba = pytest.importorskip("jieba")
 
 @pytest.fixture(scope="module")
 def found(prepared, tmp_path_factory) -> dict:
-    """The shards of both kinds, copied, with their words beside them."""
+    """Copies of the shards of both kinds, with their words."""
     root = tmp_path_factory.mktemp("words")
     made = {}
     for kind, folder in prepared.shards.items():
@@ -37,7 +37,7 @@ def found(prepared, tmp_path_factory) -> dict:
 
 
 def split(text: str, tokenizer: Tokenizer) -> list[str]:
-    """The words of a text as the tokens have them, `|` between the tokens of one; marks left out."""
+    """The words of a text by its tokens, with `|` between the tokens of a word and without marks."""
     ids = tokenizer.encode_batch([text])[0]
     begins = word_starts.TokenKinds(tokenizer).begins(ids, Segmenter("jieba", b"").cut())
     assert len(begins) == len(ids) and begins[0]
@@ -63,7 +63,7 @@ def byte(prepared) -> Tokenizer:
 
 
 def joined(text: str, tokenizer: Tokenizer) -> list[str]:
-    """`split`, with the tokens of a word put together as text."""
+    """`split`, with the tokens of each word joined to text."""
     ids = tokenizer.encode_batch([text])[0]
     begins = np.flatnonzero(word_starts.TokenKinds(tokenizer).begins(ids, Segmenter("jieba", b"").cut()))
     ends = [*begins[1:].tolist(), len(ids)]
@@ -99,7 +99,7 @@ def test_the_bytes_of_a_word_stay_together(byte):
     assert "".join(found) == text
     chinese = [word for word in found if HAN.search(word)]
     assert [word.strip() for word in chinese] == [*jieba.lcut("中国人民学习"), "年"]
-    assert " lowest" in found and chinese[0].startswith(" ")  # a space belongs to the word behind it, in both
+    assert " lowest" in found and chinese[0].startswith(" ")  # a space belongs to the next word in both
 
 
 @pytest.mark.parametrize("kind", ["bert", "byte"])
@@ -113,12 +113,12 @@ def test_any_text_is_cut_between_characters_and_every_chinese_word_of_jieba_is_w
     ours = [run for word in found for run in HAN.findall(word)]
     known = [word for word in expected if bert.specials["unk"] not in bert.encode_batch([word])[0]]
     whole = sum(word in set(ours) for word in known) / len(known)
-    # Of bytes, a few tokens hold characters of two words, which then are one; [UNK] parts a few of BERT's runs.
+    # A few `byte` tokens hold characters of two words, which then become one. [UNK] divides a few runs of `bert`.
     assert ours == expected if kind == "bert" and len(known) == len(expected) else whole > 0.9, whole
 
 
 def test_the_characters_of_every_extension_are_chinese():
-    """Of Unicode 17, which the data of this Python may not know: both here and in the report of a vocabulary."""
+    """Unicode 17, which may be newer than the data of this Python: here and in the report of a vocabulary."""
     first = [0x3400, 0x4E00, 0x20000, 0x2A700, 0x2B740, 0x2B820, 0x2CEB0, 0x2EBF0, 0x30000, 0x31350, 0x323B0]
     last = [0x4DBF, 0x9FFF, 0x2A6DF, 0x2B73F, 0x2B81D, 0x2CEAD, 0x2EBE0, 0x2EE5D, 0x3134A, 0x323AF, 0x33479]
     characters = [chr(point) for point in first + last]
@@ -198,7 +198,7 @@ def test_a_killed_stage_goes_on_where_it_was(found, prepared, tmp_path, monkeypa
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     made = [path for path in shards.glob(".words.work/stretches-*/*") if path.suffix != ".tmp"]
-    Shards(shards)  # what is half made is no part of the set
+    Shards(shards)  # unfinished work is not part of the set
     made[0].write_bytes(bytes([made[0].read_bytes()[0] ^ 1]) + made[0].read_bytes()[1:])  # so it is made again
     monkeypatch.setattr(segment, "STRETCH_TOKENS", 100)
     segmented = []
@@ -275,7 +275,7 @@ def test_damaged_words_are_refused(found, prepared, tmp_path):
 
 
 def test_whole_chinese_and_english_words_are_masked(found, bert):
-    """Windows of the shards, cut anywhere: but for two words a window, a word is masked whole or not at all."""
+    """Windows are cut anywhere: except for two words a window, a word is masked whole or not at all."""
     shards, T = Shards(found["bert"]), 64
     read = StoredWordStarts(shards)
     starts = np.arange(0, shards.tokens - T, 37)
@@ -287,7 +287,7 @@ def test_whole_chinese_and_english_words_are_masked(found, bert):
     batch = objective.batch(rows, starts)
     masked = batch.inputs == shards.specials["mask"]
     assert batch.inputs.shape == ids.shape and (masked.sum(axis=1) <= 13).all()
-    assert (masked.sum(axis=1) == 13).mean() > 0.95  # but for windows of almost nothing but marks or [UNK]
+    assert (masked.sum(axis=1) == 13).mean() > 0.95  # except in windows with almost only marks or [UNK]
     whole_characters = cut = 0
     special = np.isin(ids, list(shards.specials.values()))
     special[:, [0, -1]] = True

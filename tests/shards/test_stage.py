@@ -1,4 +1,4 @@
-"""Token files: Megatron's bytes, the tokenizer's documents, one stream whatever the pieces; damage is named."""
+"""Token files: Megatron's bytes, the tokenizer's documents, one stream for any pieces. Errors name the damage."""
 
 import shutil
 import struct
@@ -55,7 +55,7 @@ def stream(found: Shards) -> np.ndarray:
 
 
 def documents(folder: Path, side: str) -> list[np.ndarray]:
-    """The stored documents of a side, read as another reader of the format would: offsets and lengths of the .idx."""
+    """The stored documents of a side, read as any reader of the format does: by offsets and lengths of the .idx."""
     found = []
     for piece in read_index(folder, ShardError, "")["sides"][side]["pieces"]:
         dtype, lengths, offsets = read_idx(folder / f"{piece}.idx")
@@ -68,7 +68,7 @@ def documents(folder: Path, side: str) -> list[np.ndarray]:
 
 
 def megatron_idx(lengths: list[int], code: int, itemsize: int) -> bytes:
-    """What `_IndexWriter` of Megatron-LM's indexed_dataset.py writes for documents of one sequence each."""
+    """The output of `_IndexWriter` in Megatron-LM's indexed_dataset.py for documents of one sequence each."""
     written = b"MMIDIDX\x00\x00" + struct.pack("<Q", 1) + struct.pack("<B", code)
     written += struct.pack("<Q", len(lengths)) + struct.pack("<Q", len(lengths) + 1)
     written += b"".join(struct.pack("<i", length) for length in lengths)
@@ -131,7 +131,7 @@ def test_a_damaged_index_is_refused(tmp_path, damage, found):
     assert str(path) in str(error.value) and found in str(error.value)
 
 
-# What is stored
+# The documents
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -266,7 +266,7 @@ def test_shards_of_another_tokenizer_are_refused_naming_both(prepared, tmp_path)
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "heldout-00000.idx", "train-00000.raw.npy", "train.unigram.npy"])
 def test_a_truncated_or_missing_file_is_named_at_opening(copy, monkeypatch, name):
-    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # as in a set too large to be hashed at every opening
+    monkeypatch.setattr("pretrain.storage.index.SMALL", 0)  # like a set that is too large for hashing at every opening
     path = copy / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])

@@ -1,4 +1,4 @@
-"""One process makes a folder at a time, whatever ends the others, and nobody is locked out for ever."""
+"""One process at a time makes a folder, and a process that ends in any way releases its lock."""
 
 import json
 import os
@@ -57,13 +57,13 @@ def test_of_processes_that_begin_at_once_one_makes_the_folder_and_its_files_alon
     rounds = 60
     racers = [start(RACER, tmp_path, rounds, os.getpid()) for _ in range(2)]
     for number in range(rounds):
-        left = tmp_path / f"{number}.aside" / ".o.tmp"  # of a killed process
+        left = tmp_path / f"{number}.aside" / ".o.tmp"  # by a killed process
         left.mkdir(parents=True)
         for name in range(20):
             (left / str(name)).touch()
         (tmp_path / f"{number}.aside").rename(tmp_path / str(number))
         said = sorted(racer.stdout.readline().strip() for racer in racers)
-        assert said in (["done", "refused"], ["done", "done"]), said  # the second may come when the first is done
+        assert said in (["done", "refused"], ["done", "done"]), said  # the second may come later
         out = tmp_path / str(number) / "o"
         index = read_index(out, UserError, "")
         assert len(index["files"]) == 4 and not faults(out, index)
@@ -77,13 +77,13 @@ def test_the_owner_is_named_and_its_death_frees_the_folder_though_a_forked_proce
     with pytest.raises(ConfigError) as refused, locked(tmp_path / "run", "pretrain", ConfigError):
         pass
     assert f"run: pretrain, process {owner.pid} on {os.uname().nodename} since 20" in str(refused.value)
-    with locked(tmp_path / "other", "pretrain"):  # of another folder
+    with locked(tmp_path / "other", "pretrain"):  # the lock of another folder
         pass
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
     with locked(tmp_path / "run", "export"):
         assert json.loads((tmp_path / ".run.lock").read_text())["command"] == "export"
-    os.killpg(owner.pid, signal.SIGKILL)  # the forked process was there all the time
+    os.killpg(owner.pid, signal.SIGKILL)  # the forked process lived all the time
     owner.communicate(timeout=30)
 
 
@@ -110,7 +110,7 @@ def test_a_lock_file_that_is_removed_meanwhile_is_made_again(tmp_path, monkeypat
 
     real, times = locks._open, []
 
-    def removed(path):  # by somebody who tidies up, the first time
+    def removed(path):  # somebody deletes the file the first time
         descriptor = real(path)
         if not times:
             path.unlink()

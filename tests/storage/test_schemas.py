@@ -1,4 +1,4 @@
-"""An index that is well signed but not what this version reads is refused by name, wherever it is opened."""
+"""An index with a right fingerprint that this version cannot read gives an error at every opening."""
 
 import copy
 import json
@@ -18,12 +18,12 @@ WRONG = [None, -1, 2**80, "\ud800", "../x", [], {"a": {"b": []}}]
 
 
 def signed(folder, index: dict) -> None:
-    """The index with a right fingerprint and checksum, as another release or a tool writes one."""
+    """Write the index with a right fingerprint and checksum, as another release or a tool does."""
     path = folder / "index.json"
     try:
         index = {**index, "fingerprint": fingerprint(index)}
         index = {**index, "checksum": checksum(index)}
-    except (UnicodeEncodeError, AttributeError, TypeError):  # no such index has a fingerprint
+    except (UnicodeEncodeError, AttributeError, TypeError):  # such an index cannot have a fingerprint
         pass
     path.write_text(json.dumps(index))
 
@@ -55,7 +55,7 @@ def changed(index: dict) -> list[dict]:
 
 
 def cleaned(folder) -> None:
-    """Read all that is read of the index of a cleaned corpus."""
+    """Read every key that is read from the index of a cleaned corpus."""
     corpus = open_corpus(folder)
     corpus.shares.show(corpus.meant)
 
@@ -87,7 +87,7 @@ def test_no_structure_of_an_index_gives_a_traceback(prepared, tmp_path, stage, c
             except UserError as error:
                 refused += 1
                 assert str(folder) in str(error)
-    assert refused > len(others) // 2  # nobody reads the others
+    assert refused > len(others) // 2  # nothing reads other keys
 
 
 @pytest.mark.parametrize("format", [99, 0, "2", 2.5, None, [1]])

@@ -1,4 +1,4 @@
-"""Files that somebody changes, cuts or copies again while they are read: what is trained on is what was hashed."""
+"""Files that change, shrink or are copied again during a run: a run trains only on the bytes of the index."""
 
 import os
 import shutil

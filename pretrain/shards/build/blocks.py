@@ -1,17 +1,18 @@
-"""How shards are made by any number of processes, of this machine or of many that share a file system.
+"""Building shards with any number of processes, on this machine or on many that share a file system.
 
-Three steps, each of files that are finished when they have their name, in a folder `.NAME.work` beside the output:
+There are three steps. Each writes files to a folder `.NAME.work` beside the output, and a file is complete when it has
+its name:
 
-    chunks-…/KEY     a chunk of the corpus, tokenised: a `Block`. KEY is its content and its place in the corpus
+    chunks-…/KEY     a tokenised chunk of the corpus, as a `ShardBlock`. KEY is its content and its place in the corpus
     runs-…/NUMBER    only when documents are shuffled: neighbouring chunks as one block, in order of a random key
-    pieces-…/NAME.*  files of the output, put together from stretches of blocks and hashed on the way; NAME.done last
+    pieces-…/NAME.*  files of the output, joined from stretches of blocks and hashed while written; NAME.done last
 
-Processes write; what they send back is counts. What is finished is not made again, in whatever order, by however many
-processes and after however many interruptions: the output does not show them, nor how the corpus was cut into chunks.
+The processes write files and send back only counts. A finished file is never made again. The output is the same for any
+number of processes, any order of their work, any interruptions and any division of the corpus into chunks.
 
-Memory of a worker: 150 MB (vocabulary 30,000), or 25 times the longest document; 200 MB where documents are shuffled.
-The process that starts the workers holds two chunks for each of them, and 1 kB for every chunk of the corpus. Disk,
-while they work: the output twice, three times if documents are shuffled, and 8 bytes for each distinct id of a chunk.
+Memory of a worker: 150 MB (vocabulary 30,000), or 25 times the longest document; 200 MB if documents are shuffled. The
+process that starts the workers holds two chunks for each of them, and 1 kB for every chunk of the corpus. Disk during
+the build: the output twice, three times if documents are shuffled, and 8 bytes for each distinct id of a chunk.
 """
 
 import json
@@ -34,17 +35,17 @@ from pretrain.storage.sealed import SEAL_BYTES, sealed, usable
 from pretrain.storage.work import record, recorded
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 
-ROW = np.dtype(  # of a document; `begin` is its first token within its side of the block, `key` is for shuffling
+ROW = np.dtype(  # a document; `begin` is its first token in its side of the block, `key` is its place when shuffled
     [("length", "<i4"), ("raw", "<u4"), ("file", "<u4"), ("number", "<u8"), ("begin", "<u8"), ("key", "<u8")]
 )
 COUNT = np.dtype([("id", "<u4"), ("times", "<u4")])
-BATCH_CHARACTERS = 1 << 20  # encoded together
-BUFFER_TOKENS = 1 << 20  # copied at a time
+BATCH_CHARACTERS = 1 << 20  # characters encoded together
+BUFFER_TOKENS = 1 << 20  # tokens copied at a time
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one side of a block holds."""
+    """The counts of one side of a block."""
 
     documents: int = 0
     tokens: int = 0
@@ -60,17 +61,17 @@ class Side:
 
 @dataclass(frozen=True)
 class ShardBlock:
-    """A finished file: the rows (ROW) of its documents, those of the first side first, then their ids in that order.
+    """A finished file of documents: first the rows (ROW) of all documents, side by side, then their ids in this order.
 
-    `files` of its rows are numbers into `places`, where documents came from: "en.jsonl, line". Last, of a chunk, how
-    often each id occurs on each side (COUNT): counted when they are made, they need not be read for it.
+    The `file` of a row is a number into `places`, the origins of documents: "en.jsonl, line". The block of a chunk ends
+    with the counts of each id on each side (COUNT), so that counting need not read the ids again.
     """
 
     path: Path
     sides: tuple[Side, ...]
     places: tuple[str, ...]
     skipped: Skipped
-    distinct: tuple[int, ...] = ()  # ids of each side
+    distinct: tuple[int, ...] = ()  # distinct ids of each side
 
     def rows(self, side: int, first: int = 0, last: int | None = None) -> np.ndarray:
         """Rows first … last - 1 of a side."""
@@ -85,19 +86,19 @@ class ShardBlock:
         return self._read(dtype, tokens, begin + before * dtype.itemsize)
 
     def counts(self, side: int, dtype: np.dtype) -> np.ndarray:
-        """(distinct ids of a side,) COUNT."""
+        """(distinct ids of the side,) COUNT: each id of a side and its count."""
         rows, tokens = (sum(getattr(each, name) for each in self.sides) for name in ("documents", "tokens"))
         begin = rows * ROW.itemsize + tokens * dtype.itemsize
         return self._read(COUNT, self.distinct[side], begin + sum(self.distinct[:side]) * COUNT.itemsize)
 
     def between(self, side: int, first: int, last: int) -> tuple[int, int]:
-        """Which rows of a side, in order of their keys, have one from `first` to `last`."""
+        """The rows with keys from `first` to `last`, as (first row, last row + 1), of a side that is sorted by key."""
         count = self.sides[side].documents
         if not count:
             return 0, 0
         before = sum(side.documents for side in self.sides[:side])
         rows = np.memmap(self.path, ROW, "r", before * ROW.itemsize, (count,))
-        keys = rows.view(np.ndarray)["key"]  # not for np.searchsorted, which would copy it: it is not aligned
+        keys = rows.view(np.ndarray)["key"]  # np.searchsorted would copy this: it is not aligned
         return bisect_left(keys, first), bisect_right(keys, last)
 
     def _read(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
@@ -111,29 +112,30 @@ class ShardBlock:
 
 @dataclass(frozen=True)
 class BuildJob:
-    """What a process has to know to tokenise a chunk; with the chunk, everything that decides what a block holds."""
+    """Everything that a process needs to tokenise a chunk. The job and the chunk determine the contents of a block."""
 
     corpus: Corpus | CleanedCorpus
     tokenizer: Path
     fingerprint: str  # of the tokenizer
-    dtype: np.dtype  # of its ids
+    dtype: np.dtype  # of the ids
     folder: Path
     chunk_bytes: int
 
 
 def tokenise(job: BuildJob, item: Group | Chunk) -> list[ShardBlock]:
-    """The blocks of a chunk, or of the chunks of some files, which are read here; those that are there are not made."""
+    """The blocks of a chunk, or of all chunks of some files, which this process reads. Finished blocks are kept."""
     chunks = [item] if isinstance(item, Chunk) else job.corpus.chunks(job.chunk_bytes, item)
     return [_block(job, chunk) for chunk in chunks]
 
 
 def items_of(corpus: Corpus | CleanedCorpus, chunk_bytes: int, workers: int) -> Iterator[Group | Chunk]:
-    """What is sent to processes: the names of files while there is a fair share of them for each, or else their text.
+    """The items that are sent to processes: names of files if each process gets a fair share of them, else text.
 
-    One process reads and unpacks 100 to 500 MB/s, which feeds 10 to 40 of them: a thousand must read for themselves.
+    One process reads and unpacks 100 to 500 MB/s, which is enough for 10 to 40 processes. A thousand processes must
+    read for themselves.
     """
     groups = list(corpus.groups(chunk_bytes))
-    share = sum(group.bytes for group in groups) / (4 * workers)  # of four a process the last ends soon
+    share = sum(group.bytes for group in groups) / (4 * workers)  # with 4 shares a process, the last ends soon
     for group in groups:
         if workers > 1 and group.files and group.bytes <= share:
             yield group
@@ -143,7 +145,7 @@ def items_of(corpus: Corpus | CleanedCorpus, chunk_bytes: int, workers: int) -> 
 
 @lru_cache(maxsize=1)
 def opened(folder: Path, fingerprint: str) -> Tokenizer:
-    """The tokenizer, once a process."""
+    """The tokenizer, opened once in each process. Raises TokenizerError if its fingerprint has changed."""
     tokenizer = open_tokenizer(folder)
     if tokenizer.fingerprint != fingerprint:
         found = f"{folder} was {fingerprint[:12]}… at the start and is now {tokenizer.fingerprint[:12]}…"
@@ -156,7 +158,8 @@ def _block(job: BuildJob, chunk: Chunk) -> ShardBlock:
     if usable(path):
         return read_block(path)
     tokenizer, skipped = opened(job.tokenizer, job.fingerprint), Skipped()
-    sides, places = {side: _Encoded(tokenizer, job.dtype) for side in SIDES}, {}
+    sides = {side: _Encoded(tokenizer, job.dtype) for side in SIDES}
+    places: dict[str, int] = {}
     for document in job.corpus.read(chunk, skipped):
         place, _, number = document.where.rpartition(" ")
         sides[document.side].add(document, places.setdefault(place, len(places)), int(number))
@@ -169,8 +172,11 @@ class _Encoded:
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype):
         self.tokenizer, self.dtype = tokenizer, dtype
-        self.texts, self.characters = [], 0
-        self.ids, self.lengths, self.rows = [], [], []
+        self.texts: list[str] = []
+        self.characters = 0
+        self.ids: list[np.ndarray] = []
+        self.lengths: list[np.ndarray] = []
+        self.rows: list[tuple[int, int, int, int, int, int]] = []
         self.times = np.zeros(tokenizer.vocab_size, np.int64)
 
     def add(self, document: Document, file: int, number: int) -> None:
@@ -182,7 +188,7 @@ class _Encoded:
             self._encode()
 
     def arrays(self) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-        """(documents,) ROW, their ids one after another, and how often each occurs, COUNT."""
+        """The documents as (documents,) ROW, their ids in order, and the count of each id, (distinct ids,) COUNT."""
         if self.texts:
             self._encode()
         rows = np.array(self.rows, ROW)
@@ -205,27 +211,27 @@ class _Encoded:
 def write_block(
     path: Path,
     rows: list[np.ndarray],
-    ids: list[Iterable[np.ndarray]],
+    ids: Sequence[Iterable[np.ndarray]],
     places: tuple[str, ...],
     skipped: Skipped,
     counts: Sequence[np.ndarray] = (),
 ) -> ShardBlock:
-    """Write the rows of each side, the ids, which come in stretches, and their counts; then what is known of them.
+    """Write the rows and the ids of each side, the ids as several arrays, and their counts.
 
-    The end of the file is a JSON head, its length in 8 bytes, and the seal of `sealed.sealed`.
+    The end of the file is a JSON head that describes the block, its length in 8 bytes, and the seal of `sealed.sealed`.
     """
     sides = tuple(Side(len(r), int(r["length"].sum(dtype=np.int64)), int(r["raw"].sum(dtype=np.int64))) for r in rows)
     block = ShardBlock(path, sides, places, skipped, tuple(map(len, counts)))
     with sealed(path) as file:
         for array in chain(rows, chain.from_iterable(ids), counts):
-            file.write(array)
+            file.write(array.data)
         head = json.dumps({**asdict(block), "path": None}).encode()
         file.write(head + len(head).to_bytes(8, "little"))
     return block
 
 
 def read_block(path: Path) -> ShardBlock:
-    """The block in a file that is `sealed.usable`."""
+    """The block in a file. `sealed.usable` must have checked the file."""
     with open(path, "rb") as file:
         file.seek(-8 - SEAL_BYTES, os.SEEK_END)
         size = int.from_bytes(file.read(8), "little")
@@ -236,7 +242,7 @@ def read_block(path: Path) -> ShardBlock:
 
 
 def counted(dtype: np.dtype, vocab_size: int, blocks: Sequence[ShardBlock]) -> np.ndarray:
-    """How often each id occurs on each side of the blocks of some chunks: (sides, V) int64."""
+    """(sides, V) int64: the count of each id on each side of the blocks of some chunks."""
     counts = np.zeros((len(SIDES), vocab_size), np.int64)
     for block in blocks:
         for side, total in enumerate(counts):
@@ -250,13 +256,13 @@ def counted(dtype: np.dtype, vocab_size: int, blocks: Sequence[ShardBlock]) -> n
 
 @dataclass(frozen=True)
 class BlockStretch:
-    """Neighbouring documents of one side of a block, at least one."""
+    """Documents first … last - 1 of one side of a block, at least one."""
 
     block: ShardBlock
     side: int
     first: int
     last: int
-    files: np.ndarray | None = None  # number of a file in the block → in the output; None: they are the same
+    files: np.ndarray | None = None  # file number in the block → in the output; None: unchanged
 
     def rows(self) -> np.ndarray:
         rows = self.block.rows(self.side, self.first, self.last)
@@ -282,7 +288,7 @@ class PiecePart(Protocol):
 
 @dataclass(frozen=True)
 class ShardPiece:
-    """A `.bin` with what lies beside it."""
+    """The plan of a piece: a `.bin` file and the files beside it."""
 
     name: str
     side: int
@@ -295,8 +301,9 @@ class ShardPiece:
 
 
 def pieces_of(side: int, blocks: list[ShardBlock], files: list[np.ndarray], piece_tokens: int) -> Iterator[ShardPiece]:
-    """The pieces of a side: the document that reaches `piece_tokens` closes one."""
-    parts, filled, documents, made = [], 0, 0, 0
+    """The pieces of a side. The document that reaches `piece_tokens` is the last of its piece."""
+    parts: list[PiecePart] = []
+    filled = documents = made = 0
     for block, table in zip(blocks, files, strict=True):
         first = before = 0
         for last, tokens in _cuts(block, side, piece_tokens - filled, piece_tokens):
@@ -311,9 +318,9 @@ def pieces_of(side: int, blocks: list[ShardBlock], files: list[np.ndarray], piec
 
 
 def _cuts(block: ShardBlock, side: int, room: int, piece_tokens: int) -> list[tuple[int, int]]:
-    """Where the pieces in a block end, each as (documents, tokens) up to there; the end of the block is the last.
+    """The ends of the pieces in a block, each as the (documents, tokens) before it. The end of the block is the last.
 
-    `room` is what the first of them still takes. Only blocks in which one ends are opened.
+    `room` is the number of tokens that the first piece still takes. A block is opened only if a piece ends in it.
     """
     found, cuts, begin = block.sides[side], [], 0
     if found.tokens >= room:
@@ -328,13 +335,15 @@ def _cuts(block: ShardBlock, side: int, room: int, piece_tokens: int) -> list[tu
 
 @dataclass(frozen=True)
 class Written:
+    """The files of a finished piece."""
+
     name: str
     side: str
     files: dict[str, dict]  # name → {"bytes", "sha256"}
 
 
 def write_piece(folder: Path, dtype: np.dtype, piece: ShardPiece) -> Written:
-    """Write the files of a piece, unless they are there. Memory: a part's rows, or what it puts in order."""
+    """Write the files of a piece, unless they are finished. Memory: the rows of one part, or the ids that it sorts."""
     done = folder / f"{piece.name}.done"
     if (found := recorded(done)) is not None:
         return Written(**found)
@@ -352,11 +361,10 @@ def _rows(part: PiecePart) -> dict[str, np.ndarray]:
     """The rows of a part's documents, as `PieceWriter` takes them."""
     rows = part.rows()
     origin = np.empty(len(rows), ORIGIN)
-    for name in ORIGIN.names:
-        origin[name] = rows[name]
+    origin["file"], origin["number"] = rows["file"], rows["number"]
     return {"length": rows["length"], "raw": rows["raw"], "origin": origin}
 
 
 def begins(lengths: np.ndarray) -> np.ndarray:
-    """Where each of (n,) things begins that lie one after another."""
+    """The first token of each of (n,) successive documents."""
     return np.cumsum(lengths, dtype=np.int64) - lengths

@@ -1,10 +1,10 @@
 """Documents in random order: an external sort by a random key, which is a function of seed, side and document number.
 
-Neighbouring chunks become runs: blocks whose documents are in order of their keys. A piece is then made of the same
-stretch of keys of every run. With runs of 128 MB and pieces of 2 GB, a build of 5 TB of ids has 40,000 runs, and a
-piece takes 50 kB of each: files are read in long strides, and never document by document.
+Neighbouring chunks become runs: blocks with their documents sorted by key. Each piece of the output then joins one
+range of keys from every run. With runs of 128 MB and pieces of 2 GB, a build of 5 TB of ids has 40,000 runs, and a
+piece takes 50 kB of each: files are read in long sections, and never document by document.
 
-The order is a property of the corpus and the seed: it does not know of chunks, runs or processes.
+The order depends only on the corpus and the seed, not on chunks, runs or processes.
 """
 
 from collections.abc import Iterator
@@ -18,37 +18,39 @@ from pretrain.hashing import SHUFFLE, hash64
 from pretrain.shards.build.blocks import ROW, BlockStretch, ShardBlock, ShardPiece, begins, read_block, write_block
 from pretrain.storage.sealed import usable
 
-RUN_TOKENS = 1 << 26  # 128 MB of ids, which are held twice
-GATHER_TOKENS = 1 << 21  # put into order at a time
-PLAN_DOCUMENTS = 1 << 18  # whose keys are looked at together
+RUN_TOKENS = 1 << 26  # 128 MB of ids; a process holds them twice
+GATHER_TOKENS = 1 << 21  # tokens sorted at a time
+PLAN_DOCUMENTS = 1 << 18  # documents planned at a time
 KEYS = 1 << 64
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring blocks that become one."""
+    """Neighbouring blocks that become one sorted block."""
 
     path: Path
     blocks: tuple[ShardBlock, ...]
-    files: tuple[np.ndarray, ...]  # for each, as in Stretch
-    numbers: tuple[int, ...]  # of the first document of each side, among all of that side
+    files: tuple[np.ndarray, ...]  # one for each block, as in BlockStretch
+    numbers: tuple[int, ...]  # the number of the first document on each side, among all documents of the side
 
 
 def runs_of(folder: Path, blocks: list[ShardBlock], files: list[np.ndarray]) -> Iterator[Run]:
-    """As many neighbouring blocks together as reach RUN_TOKENS."""
-    held, tokens, made, numbers = [], 0, 0, [0] * len(SIDES)
+    """Join neighbouring blocks until they reach RUN_TOKENS."""
+    held: list[tuple[ShardBlock, np.ndarray]] = []
+    tokens, made, numbers = 0, 0, [0] * len(SIDES)
     begun = tuple(numbers)
     for block, table in zip(blocks, files, strict=True):
         held.append((block, table))
         tokens += sum(side.tokens for side in block.sides)
         numbers = [number + side.documents for number, side in zip(numbers, block.sides, strict=True)]
         if tokens >= RUN_TOKENS or block is blocks[-1]:
-            yield Run(folder / f"{made:06d}", *zip(*held, strict=True), begun)
+            run_blocks, run_files = zip(*held, strict=True)
+            yield Run(folder / f"{made:06d}", run_blocks, run_files, begun)
             held, tokens, made, begun = [], 0, made + 1, tuple(numbers)
 
 
 def make_run(seed: int, dtype: np.dtype, run: Run) -> ShardBlock:
-    """Write a run, unless it is there."""
+    """Write a run, unless it is finished."""
     if usable(run.path):
         return read_block(run.path)
     rows, ids = [], []
@@ -70,7 +72,7 @@ def make_run(seed: int, dtype: np.dtype, run: Run) -> ShardBlock:
 
 @dataclass(frozen=True)
 class Merge:
-    """Documents of one side of several runs: those with a key from `first` to `last`, in its order."""
+    """The documents of one side of several runs with keys from `first` to `last`, in order of their keys."""
 
     runs: tuple[ShardBlock, ...]
     side: int
@@ -85,7 +87,7 @@ class Merge:
         return _ids(stretches, dtype, rows["length"], order)
 
     def _sorted(self) -> tuple[np.ndarray, np.ndarray, list[BlockStretch]]:
-        """Rows in order, the place of each in the stretches, and these."""
+        """The rows in order, the position of each in the stretches, and the stretches."""
         found = [(run, *run.between(self.side, self.first, self.last)) for run in self.runs]
         stretches = [BlockStretch(run, self.side, first, last) for run, first, last in found if last > first]
         rows = np.concatenate([np.zeros(0, ROW), *(stretch.rows() for stretch in stretches)])
@@ -94,11 +96,12 @@ class Merge:
 
 
 def shuffled_pieces(side: int, runs: tuple[ShardBlock, ...], piece_tokens: int) -> Iterator[ShardPiece]:
-    """The pieces of a side: the document that reaches `piece_tokens` closes one, as when nothing is shuffled.
+    """The pieces of a side. As without shuffling, the document that reaches `piece_tokens` is the last of its piece.
 
-    The lengths of all documents are read here, PLAN_DOCUMENTS at a time.
+    This reads the lengths of all documents, PLAN_DOCUMENTS at a time.
     """
-    parts, filled, documents, made = [], 0, 0, 0
+    parts: list[Merge] = []
+    filled = documents = made = 0
     spans = sum(run.sides[side].documents for run in runs) // PLAN_DOCUMENTS + 1
     for span in range(spans):
         rows = Merge(runs, side, KEYS * span // spans, KEYS * (span + 1) // spans - 1).rows()
@@ -120,7 +123,10 @@ def shuffled_pieces(side: int, runs: tuple[ShardBlock, ...], piece_tokens: int) 
 def _ids(
     stretches: list[BlockStretch], dtype: np.dtype, lengths: np.ndarray, order: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Ids of the documents of stretches in another order, with `lengths` (n,) in it, about GATHER_TOKENS at a time."""
+    """The ids of the documents of `stretches`, reordered by `order`, about GATHER_TOKENS at a time.
+
+    `lengths` (n,) are the lengths of the documents in the new order.
+    """
     ids = np.concatenate([np.zeros(0, dtype), *(ids for stretch in stretches for ids in stretch.ids(dtype))])
     before = np.empty_like(lengths)
     before[order] = lengths
