@@ -1,8 +1,8 @@
-"""The door to transformers: the one place that imports it, judges and opens model folders, and keeps it quiet.
+"""The door to transformers and peft: it checks model folders, opens them, and keeps the libraries quiet.
 
-A folder is judged before transformers sees it: it must be whole and unaltered, and it must not bring code of its own.
-After it is opened, what transformers would pass over in silence is an error here: weights that are missing, a tokenizer
-that is missing or has more tokens than the model has embeddings.
+A folder is checked before transformers sees it: it must be complete and unaltered, and it must not bring code. After it
+is opened, faults that transformers ignores are errors here: missing weights, a missing tokenizer, and a tokenizer with
+more tokens than the model has embeddings.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pretrain.errors import PretrainError, TaskError
 from pretrain.storage.index import CHECKSUM, INDEX, check_contents, digests, fingerprint, read_index
@@ -21,9 +21,9 @@ from pretrain.storage.index import CHECKSUM, INDEX, check_contents, digests, fin
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Whose classes are code in the folder or on a hub: a folder that names such code is not opened.
+# Keys that name code in the folder or on a hub. A folder with such a key is not opened.
 CODE = ("auto_map", "custom_pipelines", "auto_mapping")
-ATTENTION = ("attn_implementation", "_attn_implementation")  # `owner/kernel` is code from a hub
+ATTENTION = ("attn_implementation", "_attn_implementation")  # a value `owner/kernel` is code from a hub
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 SIZE_REMEDY = "export it again, or copy it again from where it was made"
 
@@ -37,13 +37,13 @@ def library(name: str) -> ModuleType:
 
 
 def model_folder(folder: str) -> Path:
-    """`folder` as a path. Raises TaskError unless it holds a whole model that needs no code of its own."""
+    """`folder` as a path. Raises TaskError unless it holds a complete model that brings no code."""
     path = Path(folder)
     try:
         there, found = path.is_dir(), (path / "config.json").is_file()
         adapter = (path / "adapter_config.json").is_file()
     except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL
-        raise TaskError(f"{folder!r} cannot be opened", f"found: {error}", "model = names a local folder") from None
+        raise TaskError(f"{folder!r} cannot be opened", f"found: {error}", "set model to a local folder") from None
     if adapter:
         raise TaskError(
             f"{folder}: this folder holds an adapter, and a whole model is needed",
@@ -53,7 +53,7 @@ def model_folder(folder: str) -> Path:
     if not found:
         raise TaskError(
             f"{folder}: it has no config.json" if there else f"{folder}: there is no such folder",
-            "model = names a local Hugging Face folder",
+            "set model to a local Hugging Face folder",
             "make one with: python launch/export.py CONFIG.yaml",
         )
     for settings in sorted(path.glob("*config.json")):
@@ -69,9 +69,9 @@ def model_folder(folder: str) -> Path:
 
 
 def _check_layers(folder: Path) -> None:
-    """Raise TaskError when config.json has more layers than the folder has tensors.
+    """Raise TaskError if config.json asks for more layers than the folder has tensors.
 
-    transformers makes the layers before it looks at the weights: of a damaged number it would never come to an end.
+    transformers builds all layers before it reads the weights: with a damaged number it would never finish.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found = {key: config[key] for key in LAYERS if isinstance(config.get(key), int)}
@@ -91,7 +91,7 @@ def _check_layers(folder: Path) -> None:
 
 
 def _refuse_code(settings: Path) -> None:
-    """Raise TaskError when a JSON file of settings cannot be read, or asks to run code of the folder or of a hub."""
+    """Raise TaskError if a JSON file of settings cannot be read, or asks to run code of the folder or of a hub."""
     try:
         values = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -110,17 +110,17 @@ def _refuse_code(settings: Path) -> None:
 
 
 def must_differ(out: str, *read: str) -> None:
-    """Publishing replaces `out`. Raises ValueError, for a config's validator, when it is one of the folders read."""
+    """Raise ValueError, for a config's validator, if `out` is a folder that is read: publishing would replace it."""
     if Path(out).resolve() in [Path(folder).resolve() for folder in read]:
-        raise ValueError(f"out = {out} would replace what is read: choose another folder")
+        raise ValueError(f"out = {out} would replace a folder that is read: choose another one")
 
 
 def identity(folder: str) -> str:
-    """The fingerprint of a model folder: what our stage wrote in its index, of other origin the hash of its files.
+    """The fingerprint of a model folder: from its index if our stages made it, else a hash of its files.
 
-    Every byte is hashed, whatever the size of the folder: a flipped bit in the weights trains and answers without a
-    word. The file system then has the bytes in memory when transformers reads them. Raises TaskError when the folder is
-    none that may be opened, or when its files are not those of its index.
+    Every byte is hashed, however large the folder is: a model with a flipped bit trains and answers without an error.
+    transformers then reads the bytes from the file system's cache. Raises TaskError if the folder may not be opened, or
+    if its files differ from its index.
     """
     path = model_folder(folder)
     if _is_ours(path / INDEX):
@@ -130,17 +130,25 @@ def identity(folder: str) -> str:
     return fingerprint({"files": digests(path)})
 
 
+class _AutoClass(Protocol):
+    """A class of transformers such as AutoTokenizer, which chooses the class of what it opens."""
+
+    def from_pretrained(self, folder: str, **options: Any) -> Any: ...
+
+
 def open_config(folder: str, **changes: Any) -> "PretrainedConfig":
+    """The folder's configuration, with `changes` laid over it."""
     return _opened("configuration", folder, library("transformers").AutoConfig, **changes)
 
 
 def open_model(
-    folder: str, auto: type, may_be_new: Callable[[str, "PreTrainedModel"], bool], **options: Any
+    folder: str, auto: _AutoClass, may_be_new: Callable[[str, "PreTrainedModel"], bool], **options: Any
 ) -> tuple["PreTrainedModel", set[str], dict[str, tuple]]:
-    """The folder as a model of the class that `auto` chooses; the weights that start at random because the folder lacks
-    them; and those that it has in another shape, as {name: shape}, which start at random too.
+    """Open the folder as a model of the class that `auto` chooses.
 
-    Raises TaskError when the folder lacks a weight that may not be new.
+    Returns the model and the weights that start at random: the names of those that the folder lacks, and {name: shape}
+    of those that it has in another shape. `may_be_new(name, model)` decides which weights may start at random.
+    Raises TaskError for any other weight that the folder lacks or has in another shape.
     """
     model, info = _opened(
         "model", folder, auto,
@@ -159,10 +167,10 @@ def open_model(
 
 
 def open_tokenizer(folder: str, config: "PretrainedConfig") -> "PreTrainedTokenizerBase":
-    """The folder's tokenizer. Raises TaskError when the folder has none, or one of another model."""
+    """The folder's tokenizer. Raises TaskError if the folder has none, or that of another model."""
     tokenizer = _opened("tokenizer", folder, library("transformers").AutoTokenizer)
     vocabulary = tokenizer.get_vocab()
-    # transformers 5 makes up an empty tokenizer where the files are missing.
+    # If the files are missing, transformers 5 gives an empty tokenizer.
     if len(vocabulary) <= len(set(tokenizer.all_special_tokens)):
         found = f"transformers finds {len(vocabulary)} tokens there"
         raise TaskError(f"{folder} has no tokenizer", found, f"copy the tokenizer's files into it, or {SIZE_REMEDY}")
@@ -176,10 +184,10 @@ def open_tokenizer(folder: str, config: "PretrainedConfig") -> "PreTrainedTokeni
     return tokenizer
 
 
-def _opened(what: str, folder: str, auto: type, **options: Any) -> Any:
-    """`auto.from_pretrained(folder)`: nothing is downloaded, and no code but that of transformers runs.
+def _opened(what: str, folder: str, auto: _AutoClass, **options: Any) -> Any:
+    """`auto.from_pretrained(folder)`, without a download and without code from the folder.
 
-    Raises TaskError with what transformers says when it cannot.
+    Raises TaskError with the message of transformers if it cannot open the folder.
     """
     with explained(f"transformers cannot open the {what} of {folder}"):
         return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
@@ -187,9 +195,9 @@ def _opened(what: str, folder: str, auto: type, **options: Any) -> Any:
 
 @contextmanager
 def explained(failure: str) -> Iterator[None]:
-    """Whatever transformers raises inside becomes a TaskError that begins with `failure`.
+    """Turn every error that transformers raises inside into a TaskError that begins with `failure`.
 
-    For a folder that is damaged or was made elsewhere it raises errors of every kind: KeyError, TypeError,
+    If a folder is damaged or was made elsewhere, transformers raises errors of every kind: KeyError, TypeError,
     AttributeError, SafetensorError and more.
     """
     try:
@@ -203,7 +211,7 @@ def explained(failure: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' advice, load reports and bars: what matters of it is said by us."""
+    """Silence the advice, load reports and progress bars of the libraries; our own messages say what matters."""
     transformers = library("transformers")
     verbosity, bars = transformers.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()
     disabled = logging.root.manager.disable
@@ -222,7 +230,7 @@ def quiet() -> Iterator[None]:
 
 
 def _is_ours(index: Path) -> bool:
-    """Whether a folder is a result of our stages. An index that is damaged is ours: the refusal says so."""
+    """Whether our stages made the folder. A damaged index counts as ours, so that reading it raises an error."""
     try:
         found = json.loads(index.read_text(encoding="utf-8"))
     except FileNotFoundError:

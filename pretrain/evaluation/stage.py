@@ -1,10 +1,11 @@
-"""The stage `evaluate`: score a run again, finished or killed, without training.
+"""The stage `evaluate`: score a checkpoint again, without training.
 
     $ python launch/evaluate.py configs/sample/evaluate.yaml run=runs/wiki max_tokens=10000000
 
-Everything that is not said here is as the run has it: its tokenizer, its corpora's held-out sides and their weights,
-the length and kind of its windows. With the run's own settings the scores are those that the run printed at that step.
-A plain process or any number of ranks; each rank holds the weights alone, no gradients and no optimizer state.
+Settings that are not given come from the run: its tokenizer, the held-out sides and the weights of its corpora, the
+length and the kind of its windows. With these settings, the scores are equal to those that the run printed at that
+step. The stage works in a plain process and on any number of ranks. A rank holds the weights, but no gradients and no
+optimizer state.
 """
 
 from contextlib import ExitStack
@@ -18,9 +19,9 @@ from pretrain import config
 from pretrain.config import Config, StageConfig, free
 from pretrain.errors import ConfigError, ShardError
 from pretrain.model.transformer import Transformer
-from pretrain.objectives import Objective
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.learner import Learner
+from pretrain.objectives.objective import Objective
 from pretrain.order.phases import Phase, locate
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.storage.files import write_json
@@ -60,7 +61,7 @@ class ScoringConfig(StageConfig):
 
 
 def run(cfg: ScoringConfig) -> dict:
-    """Score a checkpoint; the contents of scores.json. Raises a UserError that says what does not fit."""
+    """Score a checkpoint, and return the contents of scores.json. Raises UserError if a setting does not fit."""
     world = find_world()
     if world.launched:
         join(world, TIMEOUT_S)
@@ -122,21 +123,22 @@ def _scores(
     tokenizer: Tokenizer,
     which: tuple[Config, int, int, bool],
 ) -> dict[str, Scores]:
-    """The scores of each side. `which`: the objective, the length of windows, how many tokens, whether windows are
-    packed."""
+    """The scores of each held-out side. `which`: objective, tokens per window, max_tokens, packed or not."""
     objective, seq_len, max_tokens, packed = which
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
     scorer = _Scorer(old, found, world)
     longest = max(phase.seq_len for phase in old.phases)
     at_once = cfg.micro_batch or max(1, old.engine.micro_batch * longest // seq_len)
-    return {
-        name: HeldOut(side, objective, seq_len, max_tokens, token_bytes, packed).score(scorer, world, at_once)
-        for name, side in sides.items()
-    }
+    scores = {}
+    for name, side in sides.items():
+        score = HeldOut(side, objective, seq_len, max_tokens, token_bytes, packed).score(scorer, world, at_once)
+        assert score is not None, "only an interrupt ends a scoring early"
+        scores[name] = score
+    return scores
 
 
 def _sides(cfg: ScoringConfig, old: RunConfig, found: Checkpoint, tokenizer: Tokenizer) -> dict[str, Shards]:
-    """The held-out sides to score, by name: of the corpora of the run, or of `shards`, by folder."""
+    """The held-out sides to score: those of the run's corpora by name, or those of `shards` by folder."""
     own = found.index.get("corpora") or [["", found.index["shards"]]]
     marks = {} if cfg.shards else dict(own)
     places = {corpus.name: corpus.shards for corpus in old.data.corpora} or {"": old.data.shards}
@@ -148,7 +150,7 @@ def _sides(cfg: ScoringConfig, old: RunConfig, found: Checkpoint, tokenizer: Tok
             raise ShardError(
                 "these are not the shards that the run was trained on",
                 f"{found.folder} says {marks[name][:12]}…, {folder} is {side.fingerprint[:12]}…",
-                f"to score their held-out side all the same, say shards='[{folder}]'",
+                f"to score their held-out side anyway, set shards='[{folder}]'",
             )
         sides[name] = side
     return sides
@@ -173,7 +175,7 @@ def _seq_len(cfg: ScoringConfig, old: RunConfig, phase: Phase, sides: dict[str, 
 
 
 class _Scorer:
-    """As much of an engine as scoring needs: the weights, in the precision that the run computes in."""
+    """The part of an engine that scoring needs: the weights, in the precision of the run."""
 
     def __init__(self, old: RunConfig, found: Checkpoint, world: World):
         load = found.tensors()
@@ -199,8 +201,10 @@ class _Scorer:
 
 
 def _table(scores: dict[str, Scores]) -> list[str]:
-    """An aligned line for each corpus; under "" stands the mixture of them, or the one corpus there is."""
-    rows = [("corpus", "loss", "± error", "no context", "gain", "accuracy", "bits/byte", "targets")]
+    """An aligned line for each corpus. The name "" stands for the mixture of all corpora, or for the only corpus."""
+    rows: list[tuple[str, ...]] = [
+        ("corpus", "loss", "± error", "no context", "gain", "accuracy", "bits/byte", "targets")
+    ]
     for name, found in scores.items():
         values = [getattr(found, key) for key in ("loss", "standard_error", "no_context_loss", "gain")]
         numbers = ["" if value is None else f"{value:.4f}" for value in values]

@@ -1,11 +1,11 @@
-"""A checkpoint as a plain Hugging Face folder, proven equal to our model before it gets its name.
+"""Export a checkpoint as a plain Hugging Face folder. It is published only if it is equal to our model.
 
     config.json  generation_config.json (decoders)  model.safetensors
     tokenizer.json  tokenizer_config.json  vocab.txt (bert)
     README.md    the model card
-    index.json   what it was made from, and the certificate; written last
+    index.json   the fingerprints of its sources, and the certificate; written last
 
-The proof is parity.py, which runs in a process of its own: this package never imports transformers.
+parity.py compares the two in a process of its own: no other module of this package imports transformers.
 """
 
 from pretrain.export.stage import ExportConfig, opened, run, verify

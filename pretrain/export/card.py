@@ -1,7 +1,7 @@
-"""The model card: what the folder is, how good it is, what text it learned from, how to open it, how it was checked.
+"""The model card: the model, its scores, its training text, how to open it, and how it was checked.
 
-It holds no paths, versions or times. It is no part of the folder's identity: what is known of the text and the scores
-depends on whether the shards and the run are still there.
+The card contains no paths, versions or times. It is not part of the folder's fingerprint, because its facts about the
+text and the scores depend on whether the shards and the run still exist.
 """
 
 import re
@@ -16,7 +16,7 @@ from pretrain.tokenizer import Tokenizer
 
 TRAINING = ("seed", "objective", "phases", "optim", "model")  # sections of the run's configuration that are shown
 
-HUB_LICENCES = {  # that text comes with, as the hub spells them; any other is `other` with a name
+HUB_LICENCES = {  # of text, as the hub spells them; any other becomes `other` with a name
     "afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5",
     "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
     "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
@@ -130,7 +130,7 @@ def front_matter(pipeline: str, texts: list[CorpusText]) -> str:
 
 
 def quality(scores: list[dict], step: int, asked: str) -> str:
-    """The held-out scores beside what a predictor that ignores the context can reach."""
+    """The held-out scores, beside the best loss of a predictor that ignores the context."""
     if not scores:
         return f"Not known: the held-out text was not scored at step {step:,}, or the run was not there.\n"
     lines = [
@@ -187,17 +187,17 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text inside of a table of Markdown."""
+    """`text` as a cell of a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def trained_length(settings: dict) -> int:
-    """Tokens of the longest window the model was trained on."""
+    """The number of tokens in the longest training window."""
     return max(phase["seq_len"] for phase in settings["phases"])
 
 
 def _tokens(step: int, phases: list[dict]) -> int:
-    """Input tokens behind optimizer step `step`."""
+    """The number of input tokens of the first `step` optimizer steps."""
     tokens = 0
     for phase in phases:
         tokens += min(step, phase["steps"]) * phase["batch_tokens"]

@@ -1,9 +1,10 @@
-"""Open an exported folder as a stranger does: a fresh process, stock transformers, nothing of ours imported.
+"""Check an exported folder with stock transformers, in a fresh process that imports nothing of ours.
 
     python -P parity.py FOLDER REFERENCE RESULT
 
-REFERENCE holds what our model and tokenizer said (reference.py). RESULT (JSON) gets `faults`, a list of lines that is
-empty when the folder is equal to them, and what was measured. `-P` keeps this file's neighbours off sys.path.
+REFERENCE holds the answers of our model and tokenizer (reference.py). RESULT (JSON) gets the measurements and `faults`,
+one line for each difference: the list is empty if the folder gives the same answers. `-P` keeps the modules beside this
+file off sys.path.
 """
 
 import json
@@ -15,6 +16,7 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def main(folder: Path, reference: Path, result: Path) -> None:
@@ -51,8 +53,8 @@ def main(folder: Path, reference: Path, result: Path) -> None:
     result.write_text(json.dumps({"faults": faults, **measured}), encoding="utf-8")
 
 
-def opened(folder: Path, auto_class: str) -> tuple:
-    """Model, tokenizer, and what was said on loading: every weight must be in the file and have its place."""
+def opened(folder: Path, auto_class: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Model and tokenizer, and the faults on loading: weights that are missing, unexpected or not in fp32."""
     model, report = getattr(transformers, auto_class).from_pretrained(folder, output_loading_info=True)
     faults = [f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names]
     if model.dtype != torch.float32:
@@ -60,8 +62,8 @@ def opened(folder: Path, auto_class: str) -> tuple:
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder), faults
 
 
-def differing_texts(tokenizer, said: dict) -> list[str]:
-    """Tokens whose id is not ours, and the first text of each kind whose ids or decoding are not, as a line each."""
+def differing_texts(tokenizer: PreTrainedTokenizerBase, said: dict) -> list[str]:
+    """A line about tokens with other ids than ours, and one about the first text of each kind that differs."""
     vocab, entries = tokenizer.get_vocab(), said["texts"]
     other = [token for token in said["vocab"].keys() | vocab.keys() if said["vocab"].get(token) != vocab.get(token)]
     faults = [f"{len(other)} tokens have another id or none, such as {min(other)!a}"] if other else []
@@ -91,8 +93,8 @@ def differing_texts(tokenizer, said: dict) -> list[str]:
     return faults
 
 
-def differing_marks(model, tokenizer, said: dict) -> list[str]:
-    """Special tokens that are not ours, in the tokenizer or in what `generate` starts from and stops on."""
+def differing_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: dict) -> list[str]:
+    """Special tokens that differ from ours, in the tokenizer or in the settings that `generate` reads."""
     faults = []
     for role, ours in said["specials"].items():
         found = getattr(tokenizer, "eos_token" if role == "eod" else f"{role}_token")
@@ -111,20 +113,22 @@ def differing_marks(model, tokenizer, said: dict) -> list[str]:
     return faults
 
 
-def logits_of(model, tensors: dict) -> list[torch.Tensor]:
+def logits_of(model: PreTrainedModel, tensors: dict) -> list[torch.Tensor]:
     """Logits (B, R, V) at the compared positions of each batch."""
-    logits = []
+    logits: list[torch.Tensor] = []
     while f"{(n := len(logits))}.ids" in tensors:
         out = model(input_ids=tensors[f"{n}.ids"], attention_mask=tensors[f"{n}.mask"]).logits
         logits.append(out[:, tensors[f"{n}.rows"]].clone())
     return logits
 
 
-def differing_padded(model, tokenizer, said: dict, tensors: dict) -> list[str]:
-    """The differences that appear when texts of several lengths are one batch, padded as the tokenizer does it.
+def differing_padded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: dict, tensors: dict
+) -> list[str]:
+    """The differences that appear if the tokenizer pads texts of several lengths to one batch.
 
-    A decoder must be padded on the left, where `generate` needs it, an encoder on the right, where its positions begin
-    with the text. No padding may change a logit of a text, or what is generated after it.
+    A decoder must be padded on the left, because `generate` continues at the right end. An encoder must be padded on
+    the right, so that positions begin with the text. Padding must change no logit of a text and no generated token.
     """
     batch = tokenizer(said["padded"], padding=True, split_special_tokens=True, return_tensors="pt")
     mask = batch["attention_mask"].bool()  # (B, T)
@@ -142,14 +146,16 @@ def differing_padded(model, tokenizer, said: dict, tensors: dict) -> list[str]:
     return faults or (differing_written(model, batch, said) if said["causal"] else [])
 
 
-def differing_written(model, batch, said: dict) -> list[str]:
-    """Tokens that greedy `generate` adds to a padded text and that are not the likeliest after the text alone."""
+def differing_written(model: PreTrainedModel, batch: BatchEncoding, said: dict) -> list[str]:
+    """The first token that greedy `generate` adds to a padded text but that is not the likeliest after it alone."""
     written = model.generate(**batch, max_new_tokens=said["written"], do_sample=False)
     for ids, mask, row in zip(batch["input_ids"], batch["attention_mask"].bool(), written, strict=True):
         new = row[len(ids) :]
         logits = model(torch.cat((ids[mask], new))[None]).logits[0, int(mask.sum()) - 1 :]
         for token, after in zip(new.tolist(), logits, strict=False):
-            if not float(after.max() - after[token]) <= said["tolerance"]:  # of two that are as likely either will do
+            if (
+                not float(after.max() - after[token]) <= said["tolerance"]
+            ):  # either of two equally likely tokens is right
                 return [f"padded, generate writes token {token}; alone {int(after.argmax())} is the likeliest"]
             if token == model.generation_config.eos_token_id:
                 break
@@ -157,7 +163,7 @@ def differing_written(model, batch, said: dict) -> list[str]:
 
 
 def compare(logits: list[torch.Tensor], tensors: dict) -> tuple[dict, str]:
-    """What was measured, and a line about the worst logit."""
+    """The measurements, and a line about the logit with the largest difference."""
     worst, place, count, ours = 0.0, "", 0, []
     for n, theirs in enumerate(logits):
         reference, rows = tensors[f"{n}.logits"], tensors[f"{n}.rows"]
@@ -176,16 +182,16 @@ def compare(logits: list[torch.Tensor], tensors: dict) -> tuple[dict, str]:
     return measured, f"logits differ by up to {worst:.3g}, in {place}"
 
 
-def first_parting(model, tensors: dict, tolerance: float) -> str:
-    """Where inside the model the first difference is."""
+def first_parting(model: PreTrainedModel, tensors: dict, tolerance: float) -> str:
+    """A line about the first layer whose hidden states differ."""
     mask = tensors["0.mask"]
     theirs = model(input_ids=tensors["0.ids"], attention_mask=mask, output_hidden_states=True).hidden_states
     names = ["the embeddings", *(f"layer {i}" for i in range(len(theirs) - 1))]
     for name, a, b in zip(names, theirs, tensors["hidden"], strict=True):
         difference = float((a - b).abs().max())
         if not difference <= tolerance:
-            return f"they part in {name}: hidden states differ by up to {difference:.3g}"
-    return "hidden states agree in every layer: they part in the head"
+            return f"the first difference is in {name}: hidden states differ by up to {difference:.3g}"
+    return "hidden states agree in every layer: the difference is in the head"
 
 
 def _differing_ids(how: str, text: str, ids: list[int], ours: list[int]) -> str:

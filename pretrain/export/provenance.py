@@ -1,7 +1,7 @@
-"""Facts about text and scores for the model card, read from the shards and the run as far as they are there.
+"""Facts about text and scores for the model card, read from the shards and the run if they still exist.
 
-A checkpoint names its shards by fingerprint, and its configuration names the folder they were in. Where that folder is
-gone or holds something else, the card says that the text is not known, rather than something that may be wrong.
+A checkpoint names its shards by fingerprint, and its configuration names their folder. If that folder is gone or holds
+other shards, the card says that the text is not known.
 """
 
 import json
@@ -11,13 +11,13 @@ from pathlib import Path
 from pretrain.errors import ExportError, UserError
 from pretrain.storage.index import RECORDED, read_index
 
-EVALUATIONS = "evaluations.jsonl"  # of a run: a line for each evaluation and corpus
+EVALUATIONS = "evaluations.jsonl"  # in a run's folder; a line for each evaluation and corpus
 NUMBERS = ("standard_error", "no_context_loss", "gain", "accuracy", "bits_per_byte", "targets")  # shown on the card
 
 
 @dataclass(frozen=True)
 class CorpusText:
-    """A corpus that a model was trained on. `index` is that of its shards; None where they were not found."""
+    """A corpus that a model was trained on. `index` is the index of its shards, or None if they were not found."""
 
     name: str
     fingerprint: str
@@ -25,14 +25,14 @@ class CorpusText:
 
     @property
     def sources(self) -> list[dict] | None:
-        """Name, language and licence of each source; None: not recorded."""
-        return self.index and self.index.get(RECORDED, {}).get("sources")
+        """Name, language and licence of each source; None if they were not recorded."""
+        return self.index.get(RECORDED, {}).get("sources") if self.index else None
 
     def tokens(self, side: str) -> int | None:
-        return self.index and self.index["sides"][side]["tokens"]
+        return self.index["sides"][side]["tokens"] if self.index else None
 
     def bytes(self, side: str) -> int | None:
-        return self.index and self.index["sides"][side]["raw_bytes"]
+        return self.index["sides"][side]["raw_bytes"] if self.index else None
 
 
 def texts(settings: dict, index: dict) -> list[CorpusText]:
@@ -46,7 +46,7 @@ def texts(settings: dict, index: dict) -> list[CorpusText]:
 
 
 def scores(checkpoint: Path, step: int) -> list[dict]:
-    """The held-out scores of a checkpoint's step, the last of each corpus; empty where the step was not scored."""
+    """The held-out scores at a checkpoint's step, the last ones of each corpus. Empty if the step was not scored."""
     path = checkpoint.absolute().parent.parent / EVALUATIONS
     found = {}
     try:
@@ -64,7 +64,7 @@ def scores(checkpoint: Path, step: int) -> list[dict]:
 
 
 def _is_score(score: dict) -> bool:
-    """Whether a line has numbers where the card shows numbers: a damaged one is passed over."""
+    """Whether a line has numbers wherever the card shows numbers. Damaged lines are skipped."""
     known = [score[key] for key in NUMBERS if score.get(key) is not None]
     return isinstance(score.get("loss"), float) and all(type(value) in (int, float) for value in known)
 

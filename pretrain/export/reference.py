@@ -1,4 +1,4 @@
-"""What our model and our tokenizer say, written down for a process that has neither (parity.py).
+"""The answers of our model and our tokenizer, written to files for a process that has neither (parity.py).
 
     tensors.safetensors   per batch n: n.ids and n.mask (B, T), n.rows (R,), n.logits (B, R, V)
                           of batch 0 also hidden (layers + 1, B, T, D)
@@ -6,7 +6,8 @@
     texts.json            texts [{text, ids, decoded, plain}], pairs [[first, second, ids]], vocab {token: id},
                           specials {role: token}, padded [text], causal, tolerance
 
-`plain` texts hold no special-token string. Stock transformers takes such a string for the token, our corpora for text.
+A text is `plain` if it contains no string of a special token: stock transformers reads such a string as the token, our
+corpora as text.
 """
 
 import json
@@ -25,13 +26,13 @@ from pretrain.tokenizer import Tokenizer
 TENSORS, TEXTS = "tensors.safetensors", "texts.json"
 
 TOLERANCE = 1e-4  # largest difference of two logits, in fp32 on a CPU
-LONGEST = 2048  # tokens; a model that takes more is compared up to here
-ROWS = 32  # positions a batch whose logits are compared; all V logits of 2,048 positions would be gigabytes
-FUZZED = 400  # texts
-PADDED = 4  # texts of several lengths that are encoded as one batch
+LONGEST = 2048  # tokens; a model for longer windows is compared up to this length
+ROWS = 32  # positions per batch whose logits are compared; V logits at all 2,048 positions would be gigabytes
+FUZZED = 400  # made-up texts
+PADDED = 4  # texts of different lengths that are padded to one batch
 WRITTEN = 4  # tokens that a decoder adds to each of them
 
-# Pieces of texts, separated by spaces.
+# The pieces that made-up texts are put together from, separated by spaces.
 ENGLISH = "the and The low lowest don't it's re-read Hello, world! (ok) U.S.A. e.g. 3.14 1,000 x=y+1; a_b #tag @me $5"
 CHINESE = "床前明月光 ， 。 疑是地上霜 汉 漢字 中文mixed英文 「引」 《诗》 １２３ 你好！ 龘 \U00020bb7 〇"
 OTHERS = "かな 한국어 ไทย हिन्दी עברית العربية Привет Ελληνικά naïve cafe\u0301 ﬁ ß İ ǅ ½ x² … “q” \u200d \ufeff \u202e"
@@ -44,7 +45,7 @@ RUNS = ["a" * 150, "汉" * 60, " " * 60, "!" * 50, "9" * 40, "\n" * 30, "é" * 1
 def write(folder: Path, model: Transformer, tokenizer: Tokenizer, auto_class: str) -> None:
     """Ask `model` and `tokenizer` about made-up ids and texts and write the answers to `folder`.
 
-    `auto_class`: the class of transformers that is to open the exported folder.
+    `auto_class` is the class of transformers that will open the exported folder.
     """
     folder.mkdir()
     said = _spellings(model.config, tokenizer)
@@ -55,7 +56,7 @@ def write(folder: Path, model: Transformer, tokenizer: Tokenizer, auto_class: st
 
 
 def fuzzed_texts(specials: list[str], count: int, seed: int = 0) -> list[str]:
-    """`count` texts of every script and mixed, with white space and control characters of all sorts, and `specials`."""
+    """`count` texts in many scripts, alone and mixed, with white space, control characters and `specials`."""
     rng = random.Random(seed)
     scripts = [text.split(" ") for text in (ENGLISH, CHINESE, OTHERS, EMOJI, ALMOST_MARKS)]
     pieces = [*scripts, SPACES, RUNS, specials]
@@ -70,13 +71,13 @@ def fuzzed_texts(specials: list[str], count: int, seed: int = 0) -> list[str]:
 
 
 def _any_character(rng: random.Random) -> str:
-    """Any code point but a surrogate."""
+    """Any code point that is not a surrogate."""
     return chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]))
 
 
 @torch.no_grad()
 def _answers(model: Transformer) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     for n, lengths in enumerate(_shapes(min(model.config.max_positions, LONGEST))):
         T = max(lengths)
@@ -109,7 +110,7 @@ def _alone(model: Transformer, texts: list[list[int]]) -> dict[str, Tensor]:
 
 
 def _layout(model: Transformer, mask: Tensor) -> Layout:
-    """(B, T) 1 for text and 0 for padding, which counts as a document that no token of text looks at."""
+    """The layout of `mask` (B, T): 1 is text, 0 padding. Padding is a document of its own: no text attends to it."""
     return Layout(mask, torch.arange(mask.shape[1]).expand_as(mask), model.config.causal)
 
 
@@ -120,7 +121,7 @@ def _shapes(longest: int) -> list[list[int]]:
 
 
 def _hidden_states(model: Transformer, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """What goes into each block, and what the model ends with: layers + 1 of (B, T, D), as transformers counts them."""
+    """The input of each block and the final output: layers + 1 tensors (B, T, D), as transformers counts them."""
     states: list[Tensor] = []
     hooks = [block.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for block in model.blocks]
     last = model(ids, _layout(model, mask))

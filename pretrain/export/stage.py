@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pretrain import config
 from pretrain.config import StageConfig
-from pretrain.dialects import DIALECTS, Dialect, DialectName, check_expressible
+from pretrain.dialects import DIALECTS, DialectName, check_expressible
+from pretrain.dialects.dialect import Dialect
 from pretrain.errors import ExportError
 from pretrain.export import card, provenance, reference, tokenizer_files
 from pretrain.model.config import ModelConfig
@@ -29,6 +30,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEV
 
 
 class ExportConfig(StageConfig):
+    """The configuration of `launch/export.py`."""
+
     checkpoint: str
     """A run's folder, for its newest checkpoint, or the folder of one of its checkpoints (`checkpoints/step_…`)."""
     dialect: DialectName
@@ -40,9 +43,10 @@ class ExportConfig(StageConfig):
 
 
 def run(cfg: ExportConfig) -> dict:
-    """Publish `cfg.out` and return its certificate: what was compared, how far it differed, and by which versions.
+    """Publish `cfg.out` and return its certificate: what was compared, the largest difference, and the versions.
 
-    Raises ExportError when the model cannot be expressed or the folder is not equal to it; then `out` is as it was.
+    Raises ExportError if the dialect cannot express the model, or if the folder is not equal to it. `out` is then left
+    as it was.
     """
     source = Checkpoint(checkpoint.resolve(cfg.checkpoint))
     settings = config.read_values(source.config_text)
@@ -56,7 +60,7 @@ def run(cfg: ExportConfig) -> dict:
         assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
         tokenizer_files.write_tokenizer(aside, tokenizer, card.trained_length(settings))
         _write_model(aside, DIALECTS[cfg.dialect], model, ours, tokenizer.specials)
-        said = aside / "said"  # inside, so that the next export sweeps what a killed one leaves
+        said = aside / "said"  # inside, so that the next export deletes it after a kill
         reference.write(said, opened(model, ours), tokenizer, DIALECTS[cfg.dialect].auto_class)
         del ours  # the other process needs the memory
         certificate = verify(aside, said)
@@ -82,12 +86,12 @@ def run(cfg: ExportConfig) -> dict:
 def verify(folder: Path, said: Path) -> dict:
     """Compare `folder`, opened by stock transformers in a fresh process, with the answers in `said`.
 
-    Returns what was measured. Raises ExportError with what differs.
+    Returns the measurements. Raises ExportError that lists the differences.
     """
     result = said / "result.json"
     script = Path(__file__).with_name("parity.py")
-    python = Path(sys.executable).absolute()  # a shell that has .venv/bin in its PATH gives a relative one
-    command = [python, "-P", script, folder.resolve(), said.resolve(), result.resolve()]
+    python = Path(sys.executable).absolute()  # it is relative if PATH has a relative .venv/bin
+    command: list[str | Path] = [python, "-P", script, folder.resolve(), said.resolve(), result.resolve()]
     done = subprocess.run(command, cwd=said, env=os.environ | OFFLINE, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise ExportError("transformers cannot use the exported folder", *done.stderr.strip().splitlines()[-8:])
@@ -111,7 +115,7 @@ def _write_model(
 
 
 def opened(model: ModelConfig, weights: dict[str, Tensor]) -> Transformer:
-    """Our model with the weights of a checkpoint, which it shares, ready to be asked."""
+    """Our model in evaluation mode. It shares the memory of `weights`, the tensors of a checkpoint."""
     with torch.device("meta"):
         empty = Transformer(model, len(weights["embed.weight"]))
     tied = {"head.decoder.weight": weights["embed.weight"]} if model.tie_embeddings else {}

@@ -1,7 +1,8 @@
-"""The tokenizer's files as `AutoTokenizer` of transformers 4 and 5 opens them beside a model.
+"""Write the tokenizer's files beside a model, as `AutoTokenizer` of transformers 4 and 5 opens them.
 
-A decoder's corpus reads `text <eod>`, and a document begins at the `<eod>` that closes its predecessor. Who opens the
-exported folder encodes prompts: `<eod> text`, so that `generate(**tokenizer(prompt))` continues what training began.
+In a decoder's corpus, `<eod>` ends each document, so each document follows the `<eod>` of the one before it. The
+exported tokenizer therefore encodes a prompt as `<eod> text`: `generate(**tokenizer(prompt))` continues it as in
+training.
 """
 
 import json
@@ -26,7 +27,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:
         engine["post_processor"] = _begun_by(end, tokenizer.specials["eod"])
         write_json(folder / "tokenizer.json", engine)
         # Without the class the folder opens as Qwen2Tokenizer, silently and with other ids. Prompts of several lengths
-        # are padded on the left: what `generate` adds must follow the prompt, not its padding.
+        # are padded on the left: new tokens must follow the prompt, not its padding.
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "padding_side": "left"}
     write_json(folder / "tokenizer_config.json", settings)
 

@@ -1,7 +1,7 @@
 """Fine-tuning a Hugging Face folder on a labelled task.
 
-Nothing here imports our model: the hand-off is a folder format, so folders of other origin do as well. transformers
-and peft are imported when the stage runs, after its configuration was read.
+This package never imports our model: it works on folders, so folders of other origin work as well. transformers and
+peft are imported when the stage runs, after its configuration has been read.
 """
 
 from pretrain.finetune.stage import FinetuneConfig, run

@@ -1,7 +1,7 @@
-"""A fine-tuned model beside its random twin: the same task, labels and architecture from random weights.
+"""Compare a fine-tuned model with its random twin: same task, labels and architecture, but random initial weights.
 
-The two are made by two runs, in either order. Whichever ends last finds the other among the folders beside its own
-`out`, and says in its report whether pre-training helped.
+Two runs make the two folders, in either order. The run that ends last finds the other folder beside its own `out`, and
+its report says whether pre-training helped.
 """
 
 import json
@@ -10,17 +10,17 @@ from pathlib import Path
 
 from pretrain.storage.index import INDEX
 
-SAME = ("labels", "labels_seed", "max_length")  # options of the two
+SAME = ("labels", "labels_seed", "max_length")  # options that twins share
 
 
 def compared(out: Path, index: dict, report: dict) -> list[dict]:
-    """Each twin found beside `out`, with what the comparison says. `index` and `report` are those of the new folder."""
+    """Every twin beside `out`, with a line that compares the two. `index` and `report` belong to the new folder."""
     found = []
     for path in sorted(out.absolute().parent.glob(f"*/{INDEX}")):
         other = _read(path)
         if path.parent == out.absolute() or not other:
             continue
-        # A damaged neighbour is no reason to lose a result.
+        # A damaged folder beside `out` must not lose the new result.
         with suppress(LookupError, TypeError, ValueError, AttributeError):
             if _is_twin(index, other):
                 theirs = _read(path.with_name("report.json")) or {}
@@ -30,7 +30,7 @@ def compared(out: Path, index: dict, report: dict) -> list[dict]:
 
 
 def said(name: str, report: dict, other: dict) -> str:
-    """One line about a result and that of the folder `name`, one of which began with random weights."""
+    """One line that compares `report` with `other`, the report of the folder `name`. One of them is a random twin."""
     ours, theirs = report["test"], other["test"]
     pretrained, random = (theirs, ours) if report["init"] == "random" else (ours, theirs)
     verdict = verdict_of(pretrained, random)
@@ -41,7 +41,7 @@ def said(name: str, report: dict, other: dict) -> str:
 
 
 def verdict_of(pretrained: dict, random: dict) -> str:
-    """Whether the pre-trained result is beyond its random twin, of two `test` sections of reports."""
+    """Whether the pre-trained result is better than its random twin. Both are the section `test` of a report."""
     if pretrained["interval95"][0] > random["interval95"][1]:
         return "pre-training helped: the 95 % intervals do not overlap"
     if pretrained["interval95"][1] < random["interval95"][0]:
@@ -50,14 +50,14 @@ def verdict_of(pretrained: dict, random: dict) -> str:
 
 
 def _is_twin(index: dict, other: dict) -> bool:
-    """Whether two results are of one task and base, one of them from random weights."""
+    """Whether two results share task and base, and one of them started from random weights."""
     ours, theirs = index["options"], other.get("options", {})
     alike = all(index[key] == other.get(key) for key in ("stage", "task", "base"))
     return alike and all(ours[key] == theirs.get(key) for key in SAME) and ours["init"] != theirs.get("init")
 
 
 def _read(path: Path) -> dict | None:
-    """A JSON object; None where there is none."""
+    """The JSON object in a file; None if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

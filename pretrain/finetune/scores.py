@@ -1,4 +1,4 @@
-"""What a test accuracy is worth: the two baselines it has to beat, and an interval around it."""
+"""Judge a test accuracy: two baselines that it should beat, and an interval around it."""
 
 import math
 import re
@@ -27,13 +27,13 @@ def majority(train: Sequence[Example], test: Sequence[Example]) -> float:
 def naive_bayes(train: Sequence[Example], test: Sequence[Example]) -> float:
     """Accuracy on test of multinomial naive Bayes over 1- and 2-grams, add-one smoothing, unseen grams left out.
 
-    Grams are of lower-cased words and punctuation marks, or of characters where most letters of train are Han; a pair
-    is one bag of both texts. Source: Wang & Manning 2012, section 2.1.
+    Grams consist of lower-cased words and punctuation marks, or of characters if most letters of train are Han. The
+    two texts of a pair share one bag of grams. Source: Wang & Manning 2012, section 2.1.
     """
     by_character = han_share(train) > 0.5
     labels = sorted({example.label for example in train})
     vocabulary: dict[Hashable, int] = {}
-    owners, columns = [], []  # of every gram of train: its label, its column
+    owners, columns = [], []  # label and column of every gram of train
     for example in train:
         found = [vocabulary.setdefault(gram, len(vocabulary)) for gram in grams(example, by_character)]
         columns += found
@@ -67,12 +67,12 @@ def han_share(examples: Sequence[Example]) -> float:
 
 
 def interval95(accuracies: Sequence[float], examples: int) -> tuple[float, float]:
-    """95 % interval of the mean of accuracies, one a training seed, on one test set of so many examples.
+    """The 95 % interval of the mean accuracy of several training seeds on one test set of `examples` examples.
 
-    Two independent errors add in quadrature: that of the seeds, Student's t times s / sqrt(n), and that of the test
-    set, z times sqrt(p (1 - p) / m). The second does not shrink with more seeds, because all of them answer the same
-    examples. Two right and two wrong answers are added to p, so that a perfect score keeps an error (Agresti & Coull
-    1998). One seed says nothing of the first error; the interval is then the test set's alone.
+    Two independent errors add in quadrature: the error of the seeds, Student's t times s / sqrt(n), and the error of
+    the test set, z times sqrt(p (1 - p) / m). The second does not shrink with more seeds, because all seeds answer the
+    same examples. Two right and two wrong answers are added to p, so that a perfect score keeps an error (Agresti &
+    Coull 1998). With one seed, the error of the seeds is unknown, and the interval covers only the test set.
     """
     seeds, mean = len(accuracies), fmean(accuracies)
     p = (mean * examples + 2) / (examples + 4)

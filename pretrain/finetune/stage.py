@@ -1,17 +1,19 @@
-"""Fine-tune a model folder: several learning rates are tried on dev, the best one is trained with fresh seeds and asked
-about test, and one of these models is published. A single learning rate needs no choice, so nothing is trained for it.
+"""Fine-tune a model folder on a task, and publish one classifier.
 
-What the folder holds:
+Several learning rates are compared on dev. The best rate is trained with fresh seeds, each of these models answers the
+test examples, and the one that is best on dev is published. A single learning rate is not compared with anything.
+
+The published folder:
 
     config.json  model.safetensors                          method full: a stock folder
-    adapter_config.json  adapter_model.safetensors          method lora: what PEFT lays over the base model
+    adapter_config.json  adapter_model.safetensors          method lora: PEFT adapters for the base model
     tokenizer.json  tokenizer_config.json …                 the base's tokenizer, byte for byte
     README.md                                               how to open the folder
     report.json  predictions.jsonl                          the scores; label and answer of each test example
-    index.json                                              what it was made from, written last
+    index.json                                              fingerprints of its sources; written last
 
-The index's fingerprint holds no time and no place, so equal runs are equal folders. `report.json` is hashed but not
-part of it: its comparison with a random twin depends on what lies beside the folder.
+The index's fingerprint contains no time and no path, so equal runs give equal folders. `report.json` is hashed, but it
+is not part of the fingerprint: its comparison with a random twin depends on the folders beside this one.
 """
 
 import json
@@ -96,8 +98,8 @@ training. Test accuracy, this seed: {accuracy:.1%}; the others and the baselines
 """
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what transformers and NumPy take
-# Beside the files that a tokenizer's class names itself.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that transformers and NumPy accept
+# Copied in addition to the files that the class of a tokenizer names.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
 )  # fmt: skip
@@ -153,8 +155,11 @@ class FinetuneConfig(StageConfig):
             raise ValueError(f"learning_rates = {self.learning_rates}: every one must be greater than 0")
         if len(self.learning_rates) > 1 and not self.dev_seeds:
             raise ValueError("dev_seeds is missing: several learning_rates are compared on dev with these seeds")
-        seeds = {"learning_rates": self.learning_rates, "dev_seeds and test_seeds": self.dev_seeds + self.test_seeds}
-        for name, values in seeds.items():
+        lists: dict[str, Sequence[float]] = {
+            "learning_rates": self.learning_rates,
+            "dev_seeds and test_seeds": self.dev_seeds + self.test_seeds,
+        }
+        for name, values in lists.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} = {values}: a value occurs twice")
         must_differ(self.out, self.model, self.task)
@@ -164,7 +169,7 @@ class FinetuneConfig(StageConfig):
 def run(config: FinetuneConfig) -> dict:
     """Fine-tune, publish `config.out`, print a table; returns report.json plus `seconds`. Raises TaskError.
 
-    The published model is the test seed that is best on dev: chosen by its test score it would look better than it is.
+    The published model is the one that is best on dev. Chosen by its test score, it would look better than it is.
     On a CPU with the same number of threads the same configuration gives the same fingerprint.
     """
     started = time.monotonic()
@@ -213,7 +218,9 @@ def _announce(config: FinetuneConfig, texts: dict[str, list[Example]], report: d
     """Print the facts known before the first training: classes, head, weights, truncated and shared texts."""
     print(f"{config.task}: {len(report['labels']):,} classes", *class_lines(texts), sep="\n")
     weights, where = report["weights"], "drawn at random" if config.init == "random" else f"from {config.model}"
-    head = "the folder's own head is continued, its labels are these" if report["head"] == "continued" else "a new head"
+    head = (
+        "the folder's head is continued, as it has the same labels" if report["head"] == "continued" else "a new head"
+    )
     print(f"{weights['trained']:,} of {weights['all']:,} weights are trained, {where}; {head}")
     for line in _losses(report):
         print(line)
@@ -221,7 +228,7 @@ def _announce(config: FinetuneConfig, texts: dict[str, list[Example]], report: d
 
 
 def _losses(report: dict) -> list[str]:
-    """Texts that were cut, and dev and test texts that train has too: the accuracies hide both."""
+    """Lines about texts that were cut, and about dev and test texts that train has too: accuracies show neither."""
     lines, examples = [], report["examples"]
     if any(report["truncated"].values()):
         shares = (f"{count:,} of {examples[name]:,} {name}" for name, count in report["truncated"].items())
@@ -255,7 +262,7 @@ class _Fitted:
     seed: int
     dev: float
     test: float
-    answers: np.ndarray  # to the test examples
+    answers: np.ndarray  # the class of each test example
 
 
 def _search(
@@ -265,7 +272,10 @@ def _search(
     rows: dict[str, list[Row]],
     scratch: Path,
 ) -> tuple[_Fitted, dict]:
-    """Choose a rate on dev if there are several, train it with each test seed; the best model and the scores."""
+    """Choose a rate on dev if there are several, and train it with each test seed.
+
+    Returns the model that is best on dev, and the scores of all.
+    """
     schedule = Schedule(config.epochs, config.batch, config.warmup_share, config.weight_decay)
     rates, dev_seeds = config.learning_rates, config.dev_seeds if len(config.learning_rates) > 1 else []
     trainings = len(rates) * len(dev_seeds) + len(config.test_seeds)
@@ -287,12 +297,13 @@ def _search(
         def on_dev(model: "PreTrainedModel | PeftModel") -> float:
             return accuracy(answers(model, tokenizer, rows["dev"]), rows["dev"])
 
-        dev = []
+        dev: list[dict] = []
         for rate in rates if dev_seeds else ():
             by_seed = [on_dev(train(rate, seed)) for seed in dev_seeds]
             dev.append({"learning_rate": rate, "accuracy": fmean(by_seed), "by_seed": by_seed})
         rate = max(dev, key=lambda tried: tried["accuracy"])["learning_rate"] if dev else rates[0]
-        test, best = [], None
+        test: list[dict] = []
+        best: _Fitted | None = None
         for seed in config.test_seeds:
             model = train(rate, seed)
             given = answers(model, tokenizer, rows["test"])
@@ -300,22 +311,24 @@ def _search(
             test.append({"seed": seed, "accuracy": fitted.test, "dev": fitted.dev})
             if best is None or fitted.dev > best.dev:
                 best = fitted
-    by_seed = [fitted["accuracy"] for fitted in test]
-    return best, {
-        "learning_rate": rate,
-        "dev": dev,
-        "test": {
-            "accuracy": fmean(by_seed),
-            "interval95": scores.interval95(by_seed, len(rows["test"])),
-            "interval_covers": "test examples and training seeds" if len(by_seed) > 1 else "test examples, one seed",
-            "by_seed": test,
-        },
-        "published_seed": best.seed,
+    assert best is not None, "a configuration has at least one test seed"
+    found = {"learning_rate": rate, "dev": dev, "test": _on_test(test, len(rows["test"]))}
+    return best, found | {"published_seed": best.seed}
+
+
+def _on_test(by_seed: list[dict], examples: int) -> dict:
+    """The section `test` of the report: the mean accuracy of all seeds, and its interval."""
+    accuracies = [fitted["accuracy"] for fitted in by_seed]
+    return {
+        "accuracy": fmean(accuracies),
+        "interval95": scores.interval95(accuracies, examples),
+        "interval_covers": "test examples and training seeds" if len(by_seed) > 1 else "test examples, one seed",
+        "by_seed": by_seed,
     }
 
 
 def _overlap(train: Sequence[Example], others: Sequence[Example]) -> int:
-    """How many of `others` have the very texts of a training example."""
+    """The number of `others` whose texts are exactly those of a training example."""
     seen = {(example.text, example.text_pair) for example in train}
     return sum((example.text, example.text_pair) in seen for example in others)
 
@@ -329,7 +342,7 @@ def _write(
     gold: list[str],
     base: str,
 ) -> None:
-    """Everything but the index."""
+    """Write all files of the folder except its index."""
     _copy_tokenizer(Path(config.model), tokenizer, folder)
     best.model.to("cpu").save_pretrained(folder)
     write_json(folder / "report.json", report)
@@ -339,14 +352,14 @@ def _write(
             print(json.dumps({"label": label, "predicted": labels[answer]}, ensure_ascii=False), file=file)
     card = {"full": FULL_CARD, "lora": LORA_CARD}[config.method] + REST
     text = card.format(base=base, labels=dict(enumerate(labels)), max_length=config.max_length, accuracy=best.test)
-    (folder / "README.md").write_text(text, encoding="utf-8")  # in place of the form that peft leaves to be filled in
+    (folder / "README.md").write_text(text, encoding="utf-8")  # replaces the template that peft writes
 
 
 def _copy_tokenizer(base: Path, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """The very files of the base, which its certificate is about.
+    """Copy the tokenizer files of the base unchanged, because its certificate is about these files.
 
-    `save_pretrained` would write the state of the last call into them (`truncation`) and a class that transformers 4
-    does not know.
+    `save_pretrained` would write into them the truncation of the last call, and a class that transformers 4 does not
+    know.
     """
     for name in {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}:
         if (base / name).is_file():
@@ -367,7 +380,7 @@ def _index(config: FinetuneConfig, task: Task, base: str) -> dict:
 def _print(config: FinetuneConfig, report: dict, seconds: float) -> None:
     start = "" if config.init == "pretrained" else ", random start"
     title = f"{Path(config.task).name}: {config.method}{start}, {report['examples']['train']:,} labels, {seconds:.0f} s"
-    rows = []
+    rows: list[tuple[str, str, str] | None] = []
     for tried in report["dev"]:
         chosen = ", chosen" if tried["learning_rate"] == report["learning_rate"] else ""
         rows.append((f"dev, rate {tried['learning_rate']:g}{chosen}", _percent(tried["accuracy"]), ""))

@@ -1,6 +1,6 @@
 """A classification task: a folder with train.jsonl, dev.jsonl and test.jsonl.
 
-One line is one example, `{"text": …, "label": …}` and, for pairs, `"text_pair"`; other keys are left alone. Labels are
+One line is one example, `{"text": …, "label": …}` and, for pairs, `"text_pair"`; other keys are ignored. Labels are
 strings, and the classes are the labels of train, sorted.
 """
 
@@ -23,7 +23,7 @@ class Example:
     text: str
     text_pair: str | None
     label: str
-    line: int  # in its file
+    line: int  # its number in the file, from 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Task:
     dev: list[Example]
     test: list[Example]
     labels: list[str]
-    files: dict[str, dict]  # of each split: size and SHA-256
+    files: dict[str, dict]  # size and SHA-256 of each file, by name
 
     @property
     def pairs(self) -> bool:
@@ -60,7 +60,7 @@ def read_task(folder: Path | str) -> Task:
 
 
 def class_lines(examples: dict[str, list[Example]], shown: int = 20) -> list[str]:
-    """A table of how many examples of each class every split has, the largest classes of train first."""
+    """A table of the number of examples of each class in each split, the largest classes of train first."""
     counts = {split: Counter(example.label for example in found) for split, found in examples.items()}
     labels = sorted(counts["train"], key=lambda label: (-counts["train"][label], label))
     plain = (label if label.isprintable() else ascii(label) for label in labels[:shown])
@@ -73,10 +73,11 @@ def class_lines(examples: dict[str, list[Example]], shown: int = 20) -> list[str
 
 
 def stratified(examples: list[Example], count: int, seed: int) -> list[Example]:
-    """`count` examples in file order, the classes as near to their shares as whole numbers allow, at least one of each.
+    """Choose `count` examples, in file order; each class keeps its share, rounded, and at least one example.
 
-    Which ones is decided by a hash of seed and text: reordering the file or adding lines leaves most choices alone, and
-    within a class a smaller choice is part of a larger one. Raises TaskError when `count` cannot be had.
+    A hash of seed and text chooses, so reordering the file or adding lines changes little of the choice. Within a
+    class, a smaller choice is part of a larger one. Raises TaskError if `count` is larger than the number of examples
+    or smaller than the number of classes.
     """
     by_label: dict[str, list[int]] = {}
     for position, example in enumerate(examples):
@@ -104,7 +105,7 @@ def _rank(example: Example, seed: int) -> bytes:
 
 
 def _contents(folder: Path) -> tuple[dict[str, Path], dict[str, bytes]]:
-    """The path and the bytes of each split. Raises TaskError unless all are there and may be read."""
+    """The path and the bytes of each split. Raises TaskError unless all can be read."""
     paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
     try:
         if not folder.is_dir():
@@ -118,7 +119,7 @@ def _contents(folder: Path) -> tuple[dict[str, Path], dict[str, bytes]]:
 
 
 def _digests(paths: dict[str, Path], contents: dict[str, bytes]) -> dict[str, dict]:
-    """Size and SHA-256 of each file, of the very bytes that the examples were read from."""
+    """Size and SHA-256 of each file, computed from the bytes that the examples were read from."""
     return {
         paths[split].name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for split, data in contents.items()
@@ -155,16 +156,16 @@ def _example(line: bytes, path: Path, number: int) -> Example:
 
 
 def _problem(error: ValueError | RecursionError) -> str:
-    """Why a line cannot be read as JSON, to be said behind its place."""
+    """Why a line is not JSON, for an error message, which has the place of the line before it."""
     if isinstance(error, json.JSONDecodeError):
         return f", column {error.colno}: {error.msg}"
     if isinstance(error, RecursionError):
         return ": it is nested too deeply to be read"
-    return ": a number in it has more than 4,300 digits"  # the one ValueError of json.loads that is no JSONDecodeError
+    return ": a number in it has more than 4,300 digits"  # the only other ValueError of json.loads
 
 
 def _check_scalar_values(key: str, text: str, where: str) -> None:
-    """Raise TaskError for a lone surrogate: JSON can write it (`\\ud800`), and no tokenizer or file can take it."""
+    """Raise TaskError for a lone surrogate: JSON can write it (`\\ud800`), but it has no UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -181,7 +182,7 @@ def _folded(label: str) -> str:
 
 
 def _check_distinct(path: Path, examples: list[Example]) -> None:
-    """Raise TaskError when two labels differ in white space, capitals or Unicode form alone: one class, spelt twice."""
+    """Raise TaskError if two labels differ only in white space, capitals or Unicode form: they are one class."""
     first: dict[str, Example] = {}
     for example in examples:
         other = first.setdefault(_folded(example.label), example)
@@ -195,7 +196,7 @@ def _check_distinct(path: Path, examples: list[Example]) -> None:
 
 
 def _check(path: Path, examples: list[Example], labels: set[str], pairs: bool) -> None:
-    """What can only be judged beside train: the labels, and whether examples are pairs."""
+    """Raise TaskError if a label does not occur in train, or if only some examples are pairs."""
     for example in examples:
         where = f"{path}, line {example.line}"
         if example.label not in labels:

@@ -1,4 +1,4 @@
-"""One training: a model built for the task, fitted by the Trainer of transformers, its answers."""
+"""One training: build a classifier, fit it with the Trainer of transformers, and let it answer."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,23 +16,29 @@ from pretrain.huggingface import library
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import (
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
-Row = dict[str, Any]  # what the tokenizer gives for one example, and `labels`: the number of its class
+Row = dict[str, Any]  # the tokenizer's columns of one example, and `labels`: the number of its class
 
 GRADIENT_NORM = 1.0
 EVAL_BATCH = 128
-LOSS_EVERY = 10  # steps whose mean loss is shown
+LOSS_EVERY = 10  # steps; the progress bar shows the mean loss of so many
 
 
 @dataclass(frozen=True)
 class FinetuneStart:
-    """What every training begins with."""
+    """The model that every training starts from."""
 
     folder: str
     labels: list[str]
     init: Literal["pretrained", "random"]
-    dropout: float | None  # None: the folder's own
+    dropout: float | None  # None: as in the folder's config.json
     lora_rank: int | None  # None: every weight is trained
 
 
@@ -66,7 +72,7 @@ def open_tokenizer(folder: str, max_length: int) -> "PreTrainedTokenizerBase":
 def encode(
     examples: Sequence[Example], labels: list[str], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple[list[Row], int]:
-    """A row for each example, and how many were cut to `max_length`. Marks such as `[SEP]` inside a text are text."""
+    """A row for each example, and the number of examples that were cut to `max_length`. `[SEP]` in a text is text."""
     texts = [example.text for example in examples]
     pairs = [example.text_pair for example in examples] if examples[0].text_pair is not None else None
     whole = tokenizer(texts, pairs, split_special_tokens=True, verbose=False)["input_ids"]
@@ -79,15 +85,15 @@ def encode(
 
 
 def build(start: FinetuneStart, seed: int) -> "PreTrainedModel | PeftModel":
-    """A classifier in fp32; whatever is not read from the folder is drawn from `seed`.
+    """A classifier in fp32. Weights that the folder lacks are drawn at random from `seed`.
 
-    Raises TaskError when the folder's weights are not those of its config.json, or its head is for other labels.
+    Raises TaskError if the folder's weights do not fit its config.json, or if its head is for other labels.
     """
     return _built(start, seed)[0]
 
 
 def check(start: FinetuneStart) -> dict:
-    """The model of `build`, before a training is paid for: how many weights, and whether the head is new or continued.
+    """Build the model once before any training: the number of its weights, and whether its head is new or continued.
 
     Raises TaskError where `build` would.
     """
@@ -96,7 +102,7 @@ def check(start: FinetuneStart) -> dict:
 
 
 def _built(start: FinetuneStart, seed: int) -> "tuple[PreTrainedModel | PeftModel, bool]":
-    """The classifier, and whether it has the head that the folder was fine-tuned with."""
+    """The classifier, and whether its head comes from the folder."""
     transformers = library("transformers")
     numbered = dict(enumerate(start.labels))
     config = huggingface.open_config(
@@ -118,20 +124,23 @@ def _is_of_head(name: str, model: "PreTrainedModel") -> bool:
 
 
 def _may_be_new(name: str, model: "PreTrainedModel") -> bool:
-    """The head, and the pooler of an encoder, which our pre-training does not have."""
+    """Whether a weight may start at random: the head, and the pooler of an encoder, which our pre-training lacks."""
     return _is_of_head(name, model) or ".pooler." in name
 
 
 def _continues_head(
     start: FinetuneStart, model: "PreTrainedModel", missing: set[str], shapes: dict[str, tuple]
 ) -> bool:
-    """Whether the whole head came from the folder: then it was fine-tuned, and must have been for the same labels."""
+    """Whether the whole head came from the folder, which was then fine-tuned.
+
+    Raises TaskError if the folder was fine-tuned for other labels, or if other weights are missing beside its head.
+    """
     if shapes or not any(_is_of_head(name, model) for name in missing):
         labels = huggingface.open_config(start.folder).id2label
         own = [str(labels[number]) for number in sorted(labels)]
         if shapes or own != start.labels:
             raise TaskError(
-                "this folder was fine-tuned for other labels, and its head would be taken for theirs",
+                "this folder was fine-tuned for other labels, so its head does not fit this task",
                 f"{start.folder} has a head for {_listed(own)}",
                 f"the task has {_listed(start.labels)}",
                 "take the pre-trained folder that it was fine-tuned from, such as the export of the encoder",
@@ -161,20 +170,38 @@ def fit(
     scratch: Path,
     advance: Callable[..., None] = lambda steps, note="": None,
 ) -> None:
-    """Train `model` in place on the first GPU, or on the CPU; AdamW, linear warm-up and decay. Nothing is saved.
+    """Train `model` in place with AdamW, linear warm-up and decay, on the first GPU or on the CPU. Saves nothing.
 
     `advance(1)` is called after every step, and `advance(0, "loss 0.412")` with the mean loss of the last steps.
-    Raises TaskError when it diverged: answers that are no numbers would count as the first label.
+    Raises TaskError if the training diverged: every answer of such a model would be the first label.
     """
     import torch
 
     transformers = library("transformers")
-    steps = schedule.steps(len(rows))
-    by_length = {"train_sampling_strategy": "group_by_length"}
+    settings = _settings(schedule, len(rows), learning_rate, seed, scratch)
+    collator = transformers.DataCollatorWithPadding(tokenizer)
+    trainer = transformers.Trainer(model, settings, train_dataset=rows, data_collator=collator)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(_reporter(advance))
+    trainer.train()
+    if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+        raise TaskError(
+            f"training diverged at learning rate {learning_rate:g}",
+            f"seed {seed}: its weights are no longer finite numbers",
+            "take that rate out of learning_rates",
+        )
+
+
+def _settings(schedule: Schedule, examples: int, learning_rate: float, seed: int, scratch: Path) -> "TrainingArguments":
+    import torch
+
+    transformers = library("transformers")
+    steps = schedule.steps(examples)
+    by_length: dict[str, str | bool] = {"train_sampling_strategy": "group_by_length"}
     if not hasattr(transformers.TrainingArguments, "train_sampling_strategy"):  # transformers 4
         by_length = {"group_by_length": True}
     settings = transformers.TrainingArguments(
-        output_dir=str(scratch),  # made by the Trainer even if nothing is saved
+        output_dir=str(scratch),  # the Trainer makes this folder although nothing is saved
         num_train_epochs=schedule.epochs,
         per_device_train_batch_size=schedule.batch,
         learning_rate=learning_rate,
@@ -190,26 +217,16 @@ def fit(
         logging_steps=min(LOSS_EVERY, steps),
         report_to="none",
         disable_tqdm=True,
-        label_names=["labels"],  # a PeftModel's own are not found
+        label_names=["labels"],  # the Trainer does not find them in a PeftModel
         **by_length,
     )
     # With several GPUs the Trainer would wrap the model in DataParallel and multiply the batch by their number.
     settings._n_gpu = min(settings.n_gpu, 1)
-    collator = transformers.DataCollatorWithPadding(tokenizer)
-    trainer = transformers.Trainer(model, settings, train_dataset=rows, data_collator=collator)
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(_reporter(advance))
-    trainer.train()
-    if not all(torch.isfinite(weight).all() for weight in model.parameters()):
-        raise TaskError(
-            f"training diverged at learning rate {learning_rate:g}",
-            f"seed {seed}: its weights are no longer finite numbers",
-            "take that rate out of learning_rates",
-        )
+    return settings
 
 
 def _reporter(advance: Callable[..., None]) -> "TrainerCallback":
-    class Reporter(library("transformers").TrainerCallback):
+    class Reporter(library("transformers").TrainerCallback):  # type: ignore[misc]  # a class only if installed
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             advance(1)
 
@@ -245,13 +262,13 @@ def accuracy(found: np.ndarray, rows: list[Row]) -> float:
 
 
 def weights(model: "nn.Module") -> dict[str, int]:
-    """How many weights the model has, and how many of them are trained."""
+    """The number of all weights, and the number of weights that are trained."""
     sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
     return {"all": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}
 
 
 def _set_dropout(config: "PretrainedConfig", rate: float, folder: str) -> None:
-    """Architectures name their dropouts differently; a None among them means: as another one."""
+    """Set every dropout rate, whatever the architecture calls it. A rate of None follows another one and is kept."""
     names = [name for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, int | float)]
     if not names:
         raise TaskError(f"dropout = {rate}, but this model has none", f"{folder}/config.json", "leave dropout out")
@@ -260,9 +277,9 @@ def _set_dropout(config: "PretrainedConfig", rate: float, folder: str) -> None:
 
 
 def _with_adapters(model: "PreTrainedModel", rank: int) -> "PeftModel":
-    """Low-rank adapters on every linear layer of the blocks; head and pooler, which start at random, trained in full.
+    """Add low-rank adapters to every linear layer of the blocks. Head and pooler start at random and train in full.
 
-    Source: Hu et al. 2021, arXiv:2106.09685. Adapters on the feed-forward layers too: a narrow model has little else.
+    Source: Hu et al. 2021, arXiv:2106.09685. The feed-forward layers have adapters too, because they hold most weights.
     """
     from torch import nn
 

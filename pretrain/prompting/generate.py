@@ -1,4 +1,4 @@
-"""Prompt a decoder folder: continuations by the `generate` of transformers, printed and optionally published."""
+"""Prompt a decoder folder: the `generate` of transformers continues each prompt; the texts are printed or published."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from pretrain.storage.publish import publish
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Logits divided by less than this could leave the range of float32. So close to 0 every draw is the likeliest token.
+# Logits divided by less than this could leave the range of float32; every draw would be the likeliest token anyway.
 COLDEST = 1e-6
 
 
@@ -51,7 +51,7 @@ class GenerateConfig(StageConfig):
 
 
 def run(config: GenerateConfig) -> list[str]:
-    """Print and return the continuation of each prompt; with `out`, also generations.jsonl. Raises TaskError."""
+    """Print and return the continuation of each prompt; if `out` is set, publish them too. Raises TaskError."""
     huggingface.model_folder(config.model)
     if config.out is None:
         identity(config.model)
@@ -62,7 +62,7 @@ def run(config: GenerateConfig) -> list[str]:
         base = identity(config.model)
         found = _continuations(config)
         _write(folder, config, base, found)
-    _print(config.prompts, found)  # published by now, whoever reads the terminal (`| head`)
+    _print(config.prompts, found)  # after publishing: with `| head`, printing may fail
     return found
 
 
@@ -76,7 +76,7 @@ def _continuations(config: GenerateConfig) -> list[str]:
         tokenizer = huggingface.open_tokenizer(config.model, settings)
         model, _, _ = huggingface.open_model(config.model, transformers.AutoModelForCausalLM, lambda name, model: False)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        options = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
+        options: dict[str, float] = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
         if options["do_sample"]:
             options |= {"temperature": config.temperature, "top_k": config.top_k}
         with huggingface.explained(f"transformers cannot continue text with {config.model}"):
@@ -87,7 +87,7 @@ def _continuations(config: GenerateConfig) -> list[str]:
 def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
     """Raise TaskError unless the folder holds a model that was trained to continue text.
 
-    transformers would open an encoder as a decoder, and a classifier with a new head, and both answer nonsense.
+    transformers would open an encoder as a decoder, and a classifier with a new head, and both would write nonsense.
     """
     known = library("transformers.models.auto.modeling_auto")
     decoders, encoders = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -96,7 +96,7 @@ def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
     classes = {name for names in decoders.values() for name in _each(names)}
     causal = any(name in classes for name in found) if found else kind in decoders
     if kind in encoders and not getattr(config, "is_decoder", False):
-        causal = False  # BERT and its like are of both kinds, and look at what follows unless they are decoders
+        causal = False  # BERT is in both lists, and without `is_decoder` it attends to the tokens that follow
     if not causal:
         holds = ", ".join(found) or f"a model of the kind {kind}"
         raise TaskError(
@@ -113,14 +113,14 @@ def _each(names: str | tuple[str, ...]) -> tuple[str, ...]:
 def _encoded(
     prompt: str, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", max_new_tokens: int
 ) -> "BatchEncoding":
-    """The ids of a prompt, which the tokenizer begins as it was trained to (our decoders: `<eod>`).
+    """The ids of a prompt. The tokenizer begins them as documents begin in training (our decoders: with `<eod>`).
 
-    Raises TaskError when the prompt is empty, or does not fit the model together with its continuation.
+    Raises TaskError if the prompt is empty, or if prompt and continuation are too long for the model.
     """
     encoded = tokenizer(prompt, return_tensors="pt", split_special_tokens=True).to(model.device)
     tokens = encoded["input_ids"].shape[1]
     if tokens == 0:
-        raise TaskError("this prompt has no tokens", f"prompt: {prompt!r}", "begin the text")
+        raise TaskError("this prompt has no tokens", f"prompt: {prompt!r}", "write at least the first word")
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and tokens + max_new_tokens > limit:
         raise TaskError(
@@ -145,7 +145,7 @@ def continuation(
     def text(tokens: "torch.Tensor") -> str:
         return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    return text(written)[len(text(ids[0])) :]  # decoded alone, some tokenizers would drop its first space
+    return text(written)[len(text(ids[0])) :]  # some tokenizers drop the first space of a text that is decoded alone
 
 
 def _print(prompts: list[str], found: list[str]) -> None:

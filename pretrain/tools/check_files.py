@@ -1,10 +1,10 @@
-"""Every byte of published folders against their indexes, and the folders they were made with against both.
+"""Check every byte of published folders against their indexes, and check that their sources are still the same.
 
     $ python launch/check_files.py runs/wiki/shards
     runs/wiki/shards: shards, 8 files, 1,234,567 bytes: intact
 
-Opening a folder checks sizes and, where that is cheap, checksums; this checks everything, however large: for after a
-copy between machines.
+Opening a folder checks sizes and, where that is cheap, checksums. This command checks everything, however large: use it
+after a copy between machines.
 """
 
 import argparse
@@ -27,7 +27,7 @@ class CorpusPlace(schemas.IndexSection):
     shards: str
 
 
-class RunData(schemas.IndexSection):
+class DataSection(schemas.IndexSection):
     """The keys that are read from the section `data` of a run's configuration."""
 
     tokenizer: str | None = None
@@ -39,7 +39,7 @@ PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "che
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Verify the folders of the command line; the exit status."""
+    """Check the folders on the command line, and return the exit status."""
     cli.print_what_can_be_printed()
     parser = argparse.ArgumentParser(prog="launch/check_files.py", description="Check every byte of published folders.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of any stage; of a run, all its checkpoints")
@@ -48,30 +48,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(paths: list[Path]) -> None:
-    """Print a line for each intact folder. All are looked at before UserError names every fault of every one."""
+    """Print a line for each intact folder. When all folders are checked, raise UserError with every fault found."""
     named = [folder for path in paths for folder in published(path)]
     lines, broken = [], 0
     for folder in named:
         try:
             found = check(folder)
-        except UserError as error:  # the index itself
+        except UserError as error:  # the index itself is damaged
             found = [error.what, *error.details]
         lines += found
         broken += bool(found)
     if lines:
         remedy = "copy it again from where it was made, or make it again"
-        raise UserError(f"not what was published: {broken} of {len(named)} folders", *lines, remedy)
+        raise UserError(f"damaged or altered: {broken} of {len(named)} folders", *lines, remedy)
 
 
 def published(path: Path) -> list[Path]:
-    """The folders that `path` stands for: itself and what was derived inside it, or the checkpoints of a run."""
+    """The folders that `path` stands for: itself and folders derived inside it, or the checkpoints of a run."""
     if not (path / INDEX).exists() and (path / "checkpoints").is_dir():
         return sorted((path / "checkpoints").glob("step_*")) or [path]
     return [path, *within(path)]
 
 
 def check(folder: Path) -> list[str]:
-    """What is wrong with a published folder, a line each; if nothing is, says so. Raises UserError for its index."""
+    """The faults of a published folder; prints a line if it has none. Raises UserError if its index is damaged."""
     index = read_index(folder, UserError, MADE_BY)
     with progress(f"hashing {folder}", "files", len(listed(index))) as advance:
         wrong = faults(folder, index, advance) + index_faults(folder, index)
@@ -95,13 +95,13 @@ def check(folder: Path) -> list[str]:
 
 
 def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
-    """The folders this one was made with, where it recorded their places: (what, fingerprint, place)."""
+    """(kind, fingerprint, place) of each folder that this one was made with, if its place is recorded."""
     places = index.get(RECORDED, {})
     if index["stage"] == "checkpoint":
-        places = _places_of_run(folder / "config.yaml") | {"parent": places.get("parent")}  # of a branch
+        places = _places_of_run(folder / "config.yaml") | {"parent": places.get("parent")}  # if it is a branch
     one = [(what, index[what], Path(places[at])) for what, at in PLACES.items() if index.get(what) and places.get(at)]
-    parts = zip(index.get("parts", ()), places.get("parts", ()), strict=True)  # of a set made of sets
-    corpora = {corpus["name"]: corpus["shards"] for corpus in places.get("corpora") or ()}  # of a run that mixes some
+    parts = zip(index.get("parts", ()), places.get("parts", ()), strict=True)  # if several sets were put together
+    corpora = {corpus["name"]: corpus["shards"] for corpus in places.get("corpora") or ()}  # if the run mixes corpora
     named = [(name, fingerprint) for name, fingerprint in index.get("corpora") or () if name in corpora]
     mixed = [(f"corpus {name}", fingerprint, corpora[name]) for name, fingerprint in named]
     several = [("shards", part["shards"], place) for part, place in parts] + mixed
@@ -109,10 +109,10 @@ def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
 
 
 def _places_of_run(path: Path) -> dict:
-    """Where a run found its tokenizer and its shards, as its configuration says. Raises UserError if it does not."""
+    """The places of a run's tokenizer and shards, from its configuration. Raises UserError if they cannot be read."""
     try:
         values = read_values(path.read_text(encoding="utf-8"))
-        return RunData.model_validate(values["data"]).model_dump()
+        return DataSection.model_validate(values["data"]).model_dump()
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         kind = "not what this version reads" if isinstance(error, ValidationError) else type(error).__name__
         raise UserError(f"{path} does not say what the run was made with", kind) from None

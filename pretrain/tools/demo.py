@@ -1,6 +1,6 @@
-"""The whole road, stage after stage, each by the command a user would type; then one table of what came out.
+"""Run all stages, each by the command that a user would type, and print one table of the results.
 
-Nothing is shared between stages but the folders they write.
+Stages share nothing but the folders that they write.
 """
 
 import json
@@ -21,6 +21,8 @@ from pretrain.storage.index import INDEX
 
 
 class ModelRoad(Config):
+    """One model: its pre-training and its export."""
+
     run: str
     """The configuration file of `launch/pretrain.py`."""
     export: str
@@ -65,7 +67,7 @@ def run(config: DemoConfig) -> dict:
 
 
 def summarise(config: DemoConfig, stage_s: dict[str, float], total_s: float) -> dict:
-    """Collect what the stages wrote: reports, scores, paths, and the wall seconds of each."""
+    """Collect the results of all stages: reports, scores, paths, and the wall time of each stage in seconds."""
     finetuned = {Path(out).name: _finetuned(out) for out in map(_out, config.finetune)}
     return {
         "seconds": {"total": round(total_s, 1), "stages": stage_s},
@@ -104,7 +106,7 @@ def _execute(command: list[str], ranks: int) -> None:
     env = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}"}
     env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     threads = max(1, (os.cpu_count() or 1) // ranks) if command[0] == "deepspeed" else os.cpu_count() or 1
-    env.setdefault("OMP_NUM_THREADS", str(threads))  # ranks that share cores with idle threads spin against each other
+    env.setdefault("OMP_NUM_THREADS", str(threads))  # more threads than cores would spin and slow each other down
     status = subprocess.run([here / command[0], *command[1:]], env=env).returncode
     if status:
         raise PretrainError(f"exit status {status} from: {' '.join(command)}")
@@ -147,7 +149,7 @@ def _finetuned(out: str) -> dict:
 
 
 def _gains(finetuned: dict[str, dict]) -> dict[str, str]:
-    """For each pre-trained result its distance to the randomly initialised twin and to naive Bayes, with verdicts.
+    """For each pre-trained result, its distances from its random twin and from naive Bayes, with verdicts.
 
     A twin is the folder of the same task (the name up to the first dash) whose report says init: random.
     """

@@ -1,13 +1,13 @@
-"""What a run reads, and when: the documents of any step, and the steps of any document, from the order alone.
+"""Show what a run reads and when: the documents of any step, and the steps of any document.
 
     $ python launch/explain.py runs/wiki --step 41207                     which documents, of which corpora
     $ python launch/explain.py runs/wiki --step 41207 --sample 3          one window: text, masks, segments
     $ python launch/explain.py runs/wiki --document "en.jsonl, line 12"   in which steps it is seen
     $ python launch/explain.py runs/wiki --lengths                        how long documents are
 
-Nothing of the run is replayed: step 10⁹ costs what step 0 costs, and a run that has not begun can be asked as well,
-by its configuration (with overrides, as launch/pretrain.py takes them). Steps have the numbers that metrics.jsonl,
-TensorBoard and checkpoints give them: step 1 is the first.
+The order of a run is computed and nothing is replayed, so step 10⁹ costs no more than step 0. A run that has not begun
+can be asked too, by its configuration, with overrides as for launch/pretrain.py. Steps are numbered as in
+metrics.jsonl, TensorBoard and checkpoints: step 1 is the first.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 from pretrain import cli, config
 from pretrain.errors import ConfigError, ShardError
-from pretrain.objectives import Objective
+from pretrain.objectives.objective import Objective
 from pretrain.order import branch
 from pretrain.order.order import Order, Reading
 from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows
@@ -40,18 +40,20 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Answer the question on the command line; the exit status."""
+    """Answer the question on the command line, and return the exit status."""
     cli.print_what_can_be_printed()
-    parser = argparse.ArgumentParser(prog="launch/explain.py", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="launch/explain.py", description="Show what a run reads and when.")
     parser.add_argument("run", help="a run's folder, one of its checkpoints, or a YAML file of launch/pretrain.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over a YAML file")
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("--step", type=int, help="what this step reads")
-    question.add_argument("--document", metavar="WHERE", help="its steps; as --step writes it: 'en.jsonl, line 12'")
-    question.add_argument("--lengths", action="store_true", help="a histogram of the documents' lengths in tokens")
-    parser.add_argument(
-        "--sample", type=int, metavar="N", help="with --step: its N-th window alone, as the model sees it"
+    question.add_argument(
+        "--document",
+        metavar="WHERE",
+        help="the steps that read this document, written as by --step: 'en.jsonl, line 12'",
     )
+    question.add_argument("--lengths", action="store_true", help="a histogram of the documents' lengths in tokens")
+    parser.add_argument("--sample", type=int, metavar="N", help="with --step: only its window N, as the model sees it")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.sample is not None and arguments.step is None:
         parser.error("--sample is for one window of --step")
@@ -63,7 +65,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     path = folder / CONFIG if folder.is_dir() else folder
     run = config.load(RunConfig, path, arguments.overrides).resolved()
     tokenizer = open_tokenizer(run.data.tokenizer)
-    words = run.words and arguments.sample is not None  # nothing else asks where words begin
+    words = run.words and arguments.sample is not None  # only a sample needs the places where words begin
     data = open_run_data(run.data, run.phases, run.seed, tokenizer, run.skips, words)
     if arguments.lengths:
         return show_lengths(data.corpora, max(phase.seq_len for phase in run.phases), run.seed)
@@ -89,7 +91,7 @@ def _answer(arguments: argparse.Namespace) -> None:
 class DocumentStretch:
     """A part of one document inside a window."""
 
-    first: int  # position in the window, and one past the last
+    first: int  # its first position in the window, and the position after its last one
     last: int
     document: int
     offset: int  # of its first token within the document
@@ -108,15 +110,17 @@ def stretches(shards: Shards, start: int, tokens: int) -> Iterator[DocumentStret
 
 
 def show_step(order: Order, tokenizer: Tokenizer, name: str, step: int) -> None:
-    """Print the corpora, documents and first words of every window of a step of the order (0 is its first), under the
-    name of the step that reads it."""
+    """Print the corpora, documents and first words of every window of step `step` of the order (the first is 0).
+
+    `name` is the step of the run that reads it.
+    """
     position = locate(step, order.phases)
     phase, readings = position.phase, order.step(step)
     where = f", phase {position.number}" if len(order.phases) > 1 else ""
     print(f"{name}{where}: {phase.batch:,} windows of {phase.seq_len:,} tokens")
     if len(order.corpora) > 1:
         _show_shares(order, position.number, readings)
-    windows: list[list[Reading]] = [[] for _ in range(phase.batch)]  # one of packed documents may be empty
+    windows: list[list[Reading]] = [[] for _ in range(phase.batch)]  # a packed window may be empty
     for reading in readings:
         windows[reading.sample - position.first_sample].append(reading)
     for sample, window in enumerate(windows):
@@ -128,15 +132,15 @@ def show_step(order: Order, tokenizer: Tokenizer, name: str, step: int) -> None:
 
 
 def _held(order: Order, window: list[Reading]) -> Iterator[tuple[Reading, DocumentStretch]]:
-    """What a window reads, with the documents in it, from left to right."""
+    """Each document in a window, from left to right, with the reading that it belongs to."""
     for reading in window:
         for part in stretches(order.corpora[reading.corpus].shards, reading.start, reading.tokens):
             yield reading, replace(part, first=part.first + reading.at, last=part.last + reading.at)
 
 
 def _show_shares(order: Order, phase: int, readings: list[Reading]) -> None:
-    """Tokens of the step from each corpus, beside the share asked for."""
-    drawn = Counter()
+    """Print the number of tokens from each corpus, beside its share of the mixture."""
+    drawn: Counter[str] = Counter()
     for reading in readings:
         drawn[reading.corpus] += reading.tokens
     weights = order.mixtures[phase].weights
@@ -146,7 +150,7 @@ def _show_shares(order: Order, phase: int, readings: list[Reading]) -> None:
 
 
 def _place(window: list[Reading]) -> str:
-    """Where a window's text stands; of a packed one, how much it is."""
+    """The place of a window's text in the stream, and for a packed window the number of its tokens."""
     if not window:
         return "empty"
     reading = window[0]
@@ -176,7 +180,7 @@ def _one_line(text: str) -> str:
 
 
 def show_sample(data: RunData, objectives: list[Objective], tokenizer: Tokenizer, step: int, sample: int) -> None:
-    """Print a window's segments with their documents, its text with the masks, and what its targets are shown as.
+    """Print a window's segments with their documents, its text with marked targets, and the number of targets.
 
     Steps count from 1, the windows of a step from 0.
     """
@@ -208,7 +212,7 @@ def show_sample(data: RunData, objectives: list[Objective], tokenizer: Tokenizer
 
 
 def show_readings(data: RunData, where: str, done: int | None) -> None:
-    """Print every step that reads a document, and which the run has done. Raises ShardError for one that is nowhere."""
+    """Print every step that reads a document; `done` is the last step of the run. Raises ShardError if none does."""
     order, corpora = data.order, data.corpora
     found = [(corpus.name, number) for corpus in corpora for number in _documents(corpus.train, where)]
     if not found:
@@ -223,26 +227,26 @@ def show_readings(data: RunData, where: str, done: int | None) -> None:
     for name, number in found:
         shards = order.corpora[name].shards
         begin, end = shards.span(number)
-        corpus = f"{name}, " if name else ""
-        print(f"{where}: {corpus}document {number:,}, {end - begin:,} tokens, from {begin:,} of the stream")
+        within = f"{name}, " if name else ""
+        print(f"{where}: {within}document {number:,}, {end - begin:,} tokens, from {begin:,} of the stream")
         readings = order.readings(name, begin, end)
         steps = [branch.read_by(reading.step, data.phases, data.skips) for reading in readings]
         for step, reading in zip(steps, readings, strict=True):
             first, last = max(begin, reading.start), min(end, reading.start + reading.tokens)
             sample = reading.sample % locate(reading.step, order.phases).phase.batch
-            number = "none" if step is None else f"{step + 1:,}"  # none: branch_from.skip_steps leaves it out
+            shown = "none" if step is None else f"{step + 1:,}"  # none: branch_from.skip_steps leaves it out
             state = "" if done is None else "  skipped" if step is None else "  done" if step < done else "  to come"
             print(
-                f"  step {number:>9}  sample {sample:>5,}  epoch {reading.epoch}  "
+                f"  step {shown:>9}  sample {sample:>5,}  epoch {reading.epoch}  "
                 f"its tokens {first - begin:,} to {last - 1 - begin:,}{state}"
             )
         read = [(step, reading.sample) for step, reading in zip(steps, readings, strict=True) if step is not None]
-        windows, steps = len(set(read)), len({step for step, _ in read})
-        print(f"  {windows:,} window{'s'[: windows != 1]} in {steps:,} step{'s'[: steps != 1]}")
+        windows, distinct = len(set(read)), len({step for step, _ in read})
+        print(f"  {windows:,} window{'s'[: windows != 1]} in {distinct:,} step{'s'[: distinct != 1]}")
 
 
 def _documents(shards: Shards, where: str) -> Iterator[int]:
-    """The numbers of the documents that come from `where`: one, or copies of one in a set put together of several."""
+    """The numbers of the documents that come from `where`. A set put together of several may hold copies of one."""
     place, _, number = where.rpartition(" ")
     files = [index for index, name in enumerate(shards.places) if name == place]
     if not files or not number.isdigit():
@@ -257,10 +261,9 @@ def _documents(shards: Shards, where: str) -> Iterator[int]:
 
 
 def show_lengths(corpora: list[RunCorpus], longest: int, seed: int) -> None:
-    """Print, for each corpus and side, how many documents and tokens are in documents of which length, and what windows
-    of either kind would cut.
+    """Print, for each corpus and side, a histogram of document lengths, and the share of documents that windows cut.
 
-    `longest`: tokens of the run's longest window. Memory: 4 bytes a document.
+    `longest` is the number of tokens in the run's longest window. Takes 4 bytes of memory per document.
     """
     for corpus in corpora:
         for shards in (corpus.train, corpus.heldout):
@@ -277,19 +280,20 @@ def show_lengths(corpora: list[RunCorpus], longest: int, seed: int) -> None:
             print(f"  longer than a window of {longest:,}: {long.mean():.1%} of documents, {share:.1%} of tokens")
             if not long.all():
                 cut = ((lengths[~long] - 1) / longest).mean()
-                print(f"  of the others windows of the stream cut {cut:.1%}{_packed(shards, longest, seed)}")
+                print(f"  of the other documents, windows of the stream cut {cut:.1%}{_packed(shards, longest, seed)}")
             print()
 
 
 def _packed(shards: Shards, seq_len: int, seed: int) -> str:
+    """The share of documents that packed windows cut, and their padding; "" if the side is too short to pack."""
     if shards.tokens < BLOCK_WINDOWS * seq_len:
         return ""
     padding, cut = PackedWindows(shards, BLOCK_WINDOWS * seq_len, seed).waste(seq_len)
-    return f", windows of documents {cut:.1%}, for {padding:.1%} of padding"
+    return f", windows of documents {cut:.1%} (with {padding:.1%} of padding)"
 
 
 def _show_histogram(lengths: np.ndarray) -> None:
-    """A line for each power of two."""
+    """Print the number of documents and the share of tokens for each power of two of the length."""
     bins = np.maximum(np.ceil(np.log2(np.maximum(lengths, 1))), 0).astype(np.int64)  # length in (2^(b-1), 2^b]
     counts = np.bincount(bins)
     tokens = np.bincount(bins, weights=lengths)

@@ -307,7 +307,7 @@ def test_one_wrong_weight_is_found_and_nothing_is_left(encoder, tmp_path, monkey
         export.run(ExportConfig(checkpoint=str(encoder), dialect="bert", out=str(tmp_path / "hf")))
     assert "not equal" in caught.value.what
     assert "logits differ by up to" in caught.value.details[0]
-    assert "they part in layer 1: hidden states differ" in caught.value.details[1]
+    assert "the first difference is in layer 1: hidden states differ" in caught.value.details[1]
     assert entries(tmp_path) == []
 
 
@@ -337,7 +337,7 @@ def test_everything_else_that_differs_is_named(decoder_hf, decoder, vocabularies
     assert "encoding 'the' as text gives" in said
     assert "as a pair" in said
     assert "generation_config.json: eos_token_id is 7, should be 2" in said
-    assert "they part in layer 1" in said
+    assert "the first difference is in layer 1" in said
     assert "the tokenizer does not pad on the left" in said
 
 

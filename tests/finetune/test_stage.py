@@ -674,7 +674,7 @@ BAD_CONFIGS = {
         r"dev_seeds and test_seeds = \[0, 0\]: a value occurs twice",
     ),
     "a rate of 0": ({"learning_rates": [0.0]}, "greater than 0"),
-    "the model as out": ({"out": "model"}, "out = model would replace what is read"),
+    "the model as out": ({"out": "model"}, "out = model would replace a folder that is read"),
     "a test seed below 0": ({"test_seeds": [-1]}, "test_seeds.0 = -1"),
     "a dev seed that NumPy does not take": ({"dev_seeds": [2**32]}, "dev_seeds.0 = 4294967296"),
     "rates to compare and no seed": ({"dev_seeds": []}, "dev_seeds is missing"),
@@ -893,7 +893,7 @@ def test_the_sample_prompts_load():
 
 
 BAD_PROMPTS = {
-    "the model as out": ({"out": "./m"}, "would replace what is read"),
+    "the model as out": ({"out": "./m"}, "would replace a folder that is read"),
     "a temperature that float32 has not": ({"temperature": 1e-300}, "temperature = 1e-300: set 0"),
     "a seed of 80 bits": ({"seed": 2**80}, "seed = "),
     "a seed below 0": ({"seed": -1}, "seed = -1"),

@@ -93,7 +93,7 @@ def test_every_fault_of_every_folder_is_named_at_once(damaged, capsys):
         str(damaged / "export"),
     ]
     error, *lines = said.err[said.err.index("error:") :].splitlines()
-    assert error == "error: not what was published: 3 of 5 folders"
+    assert error == "error: damaged or altered: 3 of 5 folders"
     size = weights.stat().st_size
     unigram = (damaged / "shards/train.unigram.npy").stat().st_size
     index = read_index(damaged / "shards", UserError, "")["files"]
