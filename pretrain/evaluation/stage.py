@@ -141,7 +141,9 @@ def _sides(cfg: ScoringConfig, old: RunConfig, found: Checkpoint, tokenizer: Tok
     """The held-out sides to score: those of the run's corpora by name, or those of `shards` by folder."""
     own = found.index.get("corpora") or [["", found.index["shards"]]]
     marks = {} if cfg.shards else dict(own)
-    places = {corpus.name: corpus.shards for corpus in old.data.corpora} or {"": old.data.shards}
+    places = {corpus.name: corpus.shards for corpus in old.data.corpora}
+    if old.data.shards is not None:
+        places[""] = old.data.shards
     sides = {}
     for name, folder in {folder: folder for folder in cfg.shards}.items() or places.items():
         side = Shards(folder, "heldout")

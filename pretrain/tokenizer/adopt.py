@@ -15,7 +15,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
 
-from pretrain.corpus import Corpus, Shares, Skipped
+from pretrain.corpus import CleanedCorpus, Corpus, Shares, Skipped
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.storage.files import digest
 from pretrain.storage.index import INDEX, listed, read_index
@@ -39,12 +39,13 @@ class Foreign:
     files: dict[str, Path]  # the files that were read, by name
 
 
-def adopt(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
+def adopt(config: TokenizerConfig, corpus: Corpus | CleanedCorpus) -> MadeVocabulary:
     """The vocabulary in `config.adopt`, ready to build shards with. Only the held-out text of `corpus` is read.
 
     Raises TokenizerError when a file is missing or broken, or when a special token that a run needs is missing.
     """
-    _check_place(config, corpus)
+    assert config.adopt is not None, "the stage calls this only if `adopt` is set"
+    _check_place(config.adopt, config.corpus, corpus)
     foreign = opened(config.adopt, config.lowercase, config.strip_accents)
     engine, roles = foreign.engine, foreign.roles | config.roles
     kind = config.kind or ("bert" if all(role in roles for role in NEEDED["bert"]) else "byte")
@@ -57,9 +58,10 @@ def adopt(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
     if rules:  # a vocab.txt does not say which tokens are special
         check_special_tokens(config.special_tokens, rules)
     _append(config, kind, engine)
-    specials = {role: engine.token_to_id(roles[role]) for role in SPECIALS[kind] if role in roles}
+    known = engine.get_vocab()
+    specials = {role: known[roles[role]] for role in SPECIALS[kind] if role in roles}
     engine.post_processor = template(kind, {role: (roles[role], token) for role, token in specials.items()})
-    reserved = {token for text, token in engine.get_vocab().items() if is_reserved(text)} - set(specials.values())
+    reserved = {token for text, token in known.items() if is_reserved(text)} - set(specials.values())
     vocabulary = vocabulary_of(engine, reserved)
     _check_marks(config.adopt, vocabulary)
     others = sorted(vocabulary.marks - reserved - set(specials.values()))
@@ -70,7 +72,7 @@ def adopt(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
         kind=kind,
         rules=rules,
         specials=specials,
-        special_tokens={engine.id_to_token(token): token for token in others},
+        special_tokens={text: token for token in others if (text := engine.id_to_token(token)) is not None},
         reserved=sorted(reserved),
         lossless=lossless,
         counts_bytes=counts_bytes and kind == "byte",
@@ -91,7 +93,7 @@ def opened(place: str, lowercase: bool | None = None, strip_accents: bool | None
     letter it is for lower-cased text, as BERT's are. Raises TokenizerError.
     """
     path, files = _files(Path(place))
-    settings = {}
+    settings: dict = {}
     for name in SETTINGS:
         if name in files:
             settings |= _json(files[name])
@@ -154,7 +156,7 @@ def _files(path: Path) -> tuple[Path, dict[str, Path]]:
         saving = "AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes one"
         raise TokenizerError(f"the folder has no {TOKENIZER} and no {VOCAB}", f"{path} has {holds}", saving)
     _check_published(path, found)
-    return found.get(TOKENIZER, found.get(VOCAB)), found
+    return found[TOKENIZER if TOKENIZER in found else VOCAB], found
 
 
 def _check_published(folder: Path, files: dict[str, Path]) -> None:
@@ -333,12 +335,13 @@ def _spelled(vocabulary: Vocabulary) -> list[str]:
     return [mark for mark in marks if engine.token_to_id(mark) in engine.encode(mark, add_special_tokens=False).ids]
 
 
-def _check_place(config: TokenizerConfig, corpus: Corpus) -> None:
-    if is_ours(Path(config.adopt)):
-        raise TokenizerError("this tokenizer was made by this stage", config.adopt, "use that folder as it is")
+def _check_place(place: str, name: str, corpus: Corpus | CleanedCorpus) -> None:
+    """Raise an error if the stage itself made the tokenizer, or if the corpus called `name` has no held-out text."""
+    if is_ours(Path(place)):
+        raise TokenizerError("this tokenizer was made by this stage", place, "use that folder as it is")
     if next(iter(corpus.documents(("heldout",))), None) is None:
         remedy = "add documents, or set heldout_fraction in a recipe.yaml"
-        raise CorpusError("a vocabulary needs held-out documents to be measured on", config.corpus, remedy)
+        raise CorpusError("a vocabulary needs held-out documents to be measured on", name, remedy)
 
 
 # What it does to text

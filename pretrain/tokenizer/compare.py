@@ -119,10 +119,7 @@ def overlap(texts: dict[str, dict[int, str | None]], counts: dict[str, np.ndarra
     found = []
     for a, b in itertools.combinations(held, 2):
         shared = len(held[a].keys() & held[b].keys())
-        lacking = {
-            name: sorted(held[name].keys() - held[other].keys(), key=lambda text, of=held[name]: (-of[text], text))
-            for name, other in ((a, b), (b, a))
-        }
+        lacking = {a: _only(held[a], held[b]), b: _only(held[b], held[a])}
         found.append(
             {
                 "between": [a, b],
@@ -133,6 +130,11 @@ def overlap(texts: dict[str, dict[int, str | None]], counts: dict[str, np.ndarra
             }
         )
     return found
+
+
+def _only(one: Counter[str], other: Counter[str]) -> list[str]:
+    """The texts that only `one` has, the most frequent first."""
+    return sorted(one.keys() - other.keys(), key=lambda text: (-one[text], text))
 
 
 def _by_text(texts: dict[int, str | None], counts: np.ndarray) -> Counter[str]:
@@ -185,7 +187,7 @@ def differences(vocabularies: dict[str, Vocabulary], words: Counter[str]) -> dic
 
 def _cuts(vocabulary: Vocabulary, words: list[str]) -> list[list[str]]:
     """The pieces of each word, as parts of the word; `?` is the unknown token, `é×2` a character of two tokens."""
-    found = []
+    found: list[list[str]] = []
     for encoding in vocabulary.engine.encode_batch([f" {word}" for word in words], add_special_tokens=False):
         spans = [
             (span, token == vocabulary.unknown) for token, span in zip(encoding.ids, encoding.offsets, strict=True)

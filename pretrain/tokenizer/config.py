@@ -134,6 +134,7 @@ class TokenizerConfig(StageConfig):
     @property
     def size(self) -> int:
         """The largest size the vocabulary may have: `vocab_size`, rounded up."""
+        assert self.vocab_size is not None, "an adopted vocabulary has its own size"
         return -(-self.vocab_size // self.multiple_of) * self.multiple_of
 
     @property
@@ -144,6 +145,7 @@ class TokenizerConfig(StageConfig):
     @property
     def rules(self) -> Rules:
         """How the vocabulary to be trained splits text into words."""
+        assert self.kind is not None, "only a vocabulary to be trained has rules of the configuration"
         lowercase = self.kind == "bert" and self.lowercase is not False
         strip_accents = lowercase if self.strip_accents is None else self.strip_accents
         return Rules(self.kind, lowercase, strip_accents, self.digits, self.width)

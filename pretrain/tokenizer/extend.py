@@ -6,10 +6,10 @@ of creation. Reserved slots also keep their ids: they belong to the user who res
 
 from itertools import islice
 
-from pretrain.corpus import Corpus
+from pretrain.corpus import CleanedCorpus, Corpus
 from pretrain.errors import TokenizerError
 from pretrain.tokenizer.config import TokenizerConfig
-from pretrain.tokenizer.kinds import PREFIX, WORD_CHARACTERS, build
+from pretrain.tokenizer.kinds import PREFIX, WORD_CHARACTERS, Rules, build
 from pretrain.tokenizer.tokenizer import Tokenizer, open_tokenizer
 from pretrain.tokenizer.training.count import alphabet
 from pretrain.tokenizer.training.learn import (
@@ -24,18 +24,18 @@ from pretrain.tokenizer.training.learn import (
 from pretrain.tokenizer.training.merge import merge
 
 
-def extend(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
+def extend(config: TokenizerConfig, corpus: Corpus | CleanedCorpus) -> MadeVocabulary:
     """The vocabulary in `config.extend` with the tokens that the train side of `corpus` adds to it.
 
     Raises TokenizerError when it cannot be extended or leaves no room, CorpusError when a side is empty.
     """
+    assert config.extend is not None, "the stage calls this only if `extend` is set"
     parent = open_tokenizer(config.extend)
-    _check(config, parent)
-    rules, prefix = parent.rules, PREFIX[parent.kind]
+    rules, tokens = _check(config, parent)
+    prefix = PREFIX[parent.kind]
     check_special_tokens(config.special_tokens, rules)
     counted, heldout = read(config, corpus, rules)
     words = counted.words
-    tokens = [parent.vocabulary.engine.id_to_token(number) for number in range(parent.vocab_size)]
     tokens += config.special_tokens
     tokens += islice(free_slots(tokens, rules.kind), config.reserved)
     characters = characters_of(words, rules.kind)
@@ -77,7 +77,8 @@ def _spelled(word: str, known: set[str], prefix: str) -> bool:
     return len(word) <= WORD_CHARACTERS and word[0] in known and all(prefix + c in known for c in word[1:])
 
 
-def _check(config: TokenizerConfig, parent: Tokenizer) -> None:
+def _check(config: TokenizerConfig, parent: Tokenizer) -> tuple[Rules, list[str]]:
+    """The rules and the tokens of the parent. Raises TokenizerError if it cannot be extended as asked."""
     if parent.rules is None:
         raise TokenizerError(
             "this vocabulary cannot be extended",
@@ -97,6 +98,17 @@ def _check(config: TokenizerConfig, parent: Tokenizer) -> None:
         number = parent.vocabulary.engine.token_to_id(token)
         if number is not None:
             raise TokenizerError(f"special_tokens: {token!r} is already a token", f"id {number} of {config.extend}")
+    tokens = []
+    for number in range(parent.vocab_size):
+        text = parent.vocabulary.engine.id_to_token(number)
+        if text is None:
+            raise TokenizerError(
+                "this vocabulary cannot be extended, because it has an id without a token",
+                f"{config.extend} was adopted, and has no token with the id {number:,}",
+                "extend a vocabulary whose ids have no gaps",
+            )
+        tokens.append(text)
+    return parent.rules, tokens
 
 
 def _check_room(config: TokenizerConfig, old: int, needed: int) -> None:

@@ -16,11 +16,11 @@ def write(folder: Path, made: MadeVocabulary) -> None:
     engine = made.vocabulary.engine
     (folder / "tokenizer.json").write_bytes((engine.to_str(pretty=True) + "\n").encode("utf-8"))
     token = {role: engine.id_to_token(number) for role, number in made.specials.items()}
-    config = {f"{'eos' if role == 'eod' else role}_token": text for role, text in token.items()}
+    config: dict[str, object] = {f"{'eos' if role == 'eod' else role}_token": text for role, text in token.items()}
     if made.kind == "byte":
         # decoders do not accept token_type_ids
         config |= {"tokenizer_class": FAST, "model_input_names": ["input_ids", "attention_mask"]}
-    elif is_stock(made):
+    elif made.rules is not None and is_stock(made):
         config |= {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": made.rules.lowercase,

@@ -44,7 +44,7 @@ class Measured:
 
     @property
     def counts(self) -> np.ndarray:
-        return sum(self.tokens.values())
+        return sum(self.tokens.values(), np.zeros((), np.int64))
 
 
 def measure(vocabularies: Sequence[Vocabulary], documents: Iterable[Document]) -> list[Measured]:
@@ -66,8 +66,8 @@ def measure(vocabularies: Sequence[Vocabulary], documents: Iterable[Document]) -
                     counted = measured.tallies.setdefault((document.source, document.language), Counter())
                     counted.update(tally(piece, ids, spans, vocabulary.unknown), documents=int(first))
                     produced[document.source].append(ids)
-                for source, ids in produced.items():
-                    counts = np.bincount(np.concatenate(ids), minlength=vocabulary.size)
+                for source, each in produced.items():
+                    counts = np.bincount(np.concatenate(each), minlength=vocabulary.size)
                     measured.tokens[source] = measured.tokens.get(source, 0) + counts
             for text in texts:
                 characters.update(text)
@@ -161,7 +161,8 @@ def report(
 
 def rates(measured: Measured) -> dict:
     """The rates of all text (`overall`), of each of the `sources` and of each of the `languages`."""
-    by_source, by_language = defaultdict(Counter), defaultdict(Counter)
+    by_source: defaultdict[str, Counter] = defaultdict(Counter)
+    by_language: defaultdict[str, Counter] = defaultdict(Counter)
     for (source, language), counted in measured.tallies.items():
         by_source[source] += counted
         by_language[language] += counted
@@ -244,7 +245,7 @@ def _coverage(vocabulary: Vocabulary, measured: Measured, train: Iterable[str]) 
     }
     if train:
         kinds["han_of_train"] = han_in(train)
-    found = {}
+    found: dict[str, dict[str, float | None]] = {}
     for name, characters in kinds.items():
         found[name] = {"characters": len(characters), "written": len(written(vocabulary, characters))}
     for name in ("ascii", "han"):

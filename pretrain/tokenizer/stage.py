@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from pretrain.corpus import open_corpus
+from pretrain.corpus import CleanedCorpus, Corpus, open_corpus
 from pretrain.display.progress import closing_line
 from pretrain.errors import TokenizerError
 from pretrain.storage.files import write_json
@@ -17,7 +17,7 @@ from pretrain.tokenizer import files, plot, report
 from pretrain.tokenizer.adopt import adopt
 from pretrain.tokenizer.config import TokenizerConfig
 from pretrain.tokenizer.extend import extend
-from pretrain.tokenizer.training.learn import train
+from pretrain.tokenizer.training.learn import MadeVocabulary, train
 
 FORMAT = 2  # 1 had no rules
 
@@ -45,33 +45,36 @@ def run(config: TokenizerConfig) -> dict:
         write_json(folder / "report.json", found)
         if config.plot:
             report.draw(folder / "report.png", {"entries": vocabulary}, {"entries": measured})
-        index = {
-            "stage": "tokenizer",
-            "format": FORMAT,
-            "kind": made.kind,
-            "vocab_size": vocabulary.size,
-            "options": config.options,
-            "rules": made.rules and vars(made.rules),
-            "specials": made.specials,
-            "special_tokens": made.special_tokens,
-            "reserved": made.reserved,
-            "lossless": made.lossless,
-            "counts_bytes": made.counts_bytes,
-            "corpus": corpus.fingerprint(),
-            **made.identity,
-            "recorded": {
-                "corpus": config.corpus,
-                **made.recorded,
-                "shares": made.shares.counts,
-                "tokenizers": tokenizers.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-        }
-        write_index(folder, index, recorded=("report.png",) if config.plot else ())
+        write_index(folder, _index(config, corpus, made), recorded=("report.png",) if config.plot else ())
     report.show({config.out: found})
     made.shares.show(corpus.meant)
     if skipped:
         print(skipped.line())
     closing_line("tokenizer", began)
     return found
+
+
+def _index(config: TokenizerConfig, corpus: Corpus | CleanedCorpus, made: MadeVocabulary) -> dict:
+    return {
+        "stage": "tokenizer",
+        "format": FORMAT,
+        "kind": made.kind,
+        "vocab_size": made.vocabulary.size,
+        "options": config.options,
+        "rules": made.rules and vars(made.rules),
+        "specials": made.specials,
+        "special_tokens": made.special_tokens,
+        "reserved": made.reserved,
+        "lossless": made.lossless,
+        "counts_bytes": made.counts_bytes,
+        "corpus": corpus.fingerprint(),
+        **made.identity,
+        "recorded": {
+            "corpus": config.corpus,
+            **made.recorded,
+            "shares": made.shares.counts,
+            "tokenizers": tokenizers.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }

@@ -9,7 +9,7 @@ drop it, change it, isolate it, or treat it as a letter.
 """
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ class CutText:
 class Roles:
     """The role of each character. `ask(code points)` is called once for each character. Role 0 means not asked yet."""
 
-    def __init__(self, ask: Callable[[np.ndarray], np.ndarray]):
+    def __init__(self, ask: Callable[[np.ndarray], Sequence[int] | np.ndarray]):
         self._known = np.zeros(CODE_POINTS, np.uint8)
         self._ask = ask
 
@@ -135,7 +135,8 @@ class BertWords:
         return token.encode()
 
     def _spliced(self, raw: bytes, places: list[int], codes: list[int]) -> bytes:
-        parts, done = [], 0
+        parts: list[bytes] = []
+        done = 0
         for place, code in zip(places, codes, strict=True):
             parts += raw[done:place], self._changes[code]
             done = place + (2 if code < 0x800 else 3 if code < 0x10000 else 4)

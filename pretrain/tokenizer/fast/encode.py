@@ -53,7 +53,7 @@ class Encoder:
 
         Raises UnicodeEncodeError or TypeError for a lone surrogate.
         """
-        if sum(map(len, texts)) < SMALL or self.path == "library":
+        if sum(map(len, texts)) < SMALL or self.path == "library" or self._fast is None:
             return _flat(encoding.ids for encoding in self._engine.encode_batch_fast(texts))
         ids, lengths = zip(*map(self._fast.encode, _groups(texts)), strict=True)
         return np.concatenate(ids), np.concatenate(lengths)
@@ -110,7 +110,7 @@ class _Fast:
         rows = split(ids, lengths)
         foreign = np.unique(documents).tolist()
         for n, encoding in zip(foreign, self._engine.encode_batch_fast([texts[n] for n in foreign]), strict=True):
-            rows[n] = encoding.ids
+            rows[n] = np.array(encoding.ids, np.int32)
         return _flat(rows)
 
     def _match(self, words: CutText) -> None:
@@ -141,9 +141,9 @@ def _groups(texts: list[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _flat(rows: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    rows = [np.array(row, np.int32) for row in rows]
-    return np.concatenate([np.zeros(0, np.int32), *rows]), np.array([len(row) for row in rows], np.int64)
+def _flat(rows: Iterable[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    arrays = [np.array(row, np.int32) for row in rows]
+    return np.concatenate([np.zeros(0, np.int32), *arrays]), np.array([len(row) for row in arrays], np.int64)
 
 
 # Which `tokenizers` objects the fast path supports

@@ -174,7 +174,7 @@ def _table(texts: list[bytes], place: int, root: int, fresh: int) -> tuple[np.nd
     state, best = np.full(len(texts), root), np.full(len(texts), NONE)
     block = np.zeros(len(texts), np.uint64)
     parts = np.arange(len(texts)) == 0  # whether a token differs from the one before it in the bytes read so far
-    rows, ends = [(np.zeros(0, np.uint64), *(np.zeros(0, np.int64),) * 3)], []
+    rows, ends = [(np.zeros(0, np.uint64), *(np.zeros(0, np.int64),) * 3)], list[int]()
     for depth in range(width):
         inside = depth % BLOCK + 1
         letter = letters[:, depth]

@@ -18,7 +18,7 @@ class Pair(NamedTuple):
 
     left: int
     right: int
-    count: int  # of places where the two are neighbours, weighted; `aaa` has two places of the pair `a`, `a`
+    total: int  # of places where the two are neighbours, weighted; `aaa` has two places of the pair `a`, `a`
     places: np.ndarray  # int32: where the left symbol begins
 
 
@@ -28,7 +28,9 @@ class Pairs(NamedTuple):
     left: np.ndarray  # (P,) ids
     right: np.ndarray
     counts: np.ndarray  # (P,) int64
-    stretches: list[tuple[np.ndarray, ...]]  # of each stretch: the numbers of its pairs, their bounds in its places
+    stretches: list[
+        tuple[np.ndarray, np.ndarray, np.ndarray]
+    ]  # of each stretch: the numbers of its pairs, their bounds in its places
 
     def often(self, floor: int) -> Iterator[Pair]:
         """The pairs that occur at least `floor` times, the most frequent first."""
@@ -47,15 +49,15 @@ class Pairs(NamedTuple):
         often = where(self.counts >= floor)
         often = often[np.argsort(-self.counts[often], kind="stable")]
         columns = self.left, self.right, self.counts, ends - sizes, ends
-        for *pair, begin, end in listed(*(column[often] for column in columns)):
-            yield Pair(*pair, gathered[begin:end])
+        for left, right, total, begin, end in listed(*(column[often] for column in columns)):
+            yield Pair(left, right, total, gathered[begin:end])
 
 
 class NewPair(NamedTuple):
     """The pairs of neighbours that contain a symbol just made."""
 
     new: int  # the symbol
-    count: int  # of places where it was made, weighted
+    total: int  # of places where it was made, weighted
     first: np.ndarray  # (n,) bool: whether the new symbol is the left one of the pair
     others: np.ndarray  # (n,) int32: the other symbol of the pair
     places: np.ndarray  # (n,) where the left symbol begins
@@ -132,8 +134,9 @@ class Chains:
             stretches.append((bounds, places))
         order = np.argsort(np.concatenate(keys))
         distinct, _, totals = _runs(np.concatenate(keys)[order], np.concatenate(counts)[order])
-        stretches = [(np.searchsorted(distinct, key), *rest) for key, rest in zip(keys, stretches, strict=True)]
-        return Pairs(*np.divmod(distinct, size), totals, stretches)
+        left, right = np.divmod(distinct, size)
+        numbers = [np.searchsorted(distinct, key) for key in keys]
+        return Pairs(left, right, totals, [(n, *rest) for n, rest in zip(numbers, stretches, strict=True)])
 
     def find(self, left: int, right: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The places among `places` where `right` still follows `left`, and how often the word there occurs."""

@@ -117,7 +117,7 @@ def count_corpus(
     with listing(corpus, each), progress("counting words", "documents", reads=corpus.stored) as advance:
         stored: deque[int] = deque()  # bytes of the chunks that are being counted
         items = ((chunk, lowest) for chunk in noted(corpus.chunks(CHUNK_BYTES), attrgetter("stored"), stored))
-        for part in each(partial(_counted, corpus, rules, seed), items):
+        for part in ordered(partial(_counted, corpus, rules, seed), items, workers):
             total.update(part, lowest)
             heldout.put(part.heldout)
             advance(sum(counts["documents"] for counts in part.seen.values()), read=stored.popleft())
@@ -134,10 +134,15 @@ def count_corpus(
     words = Tally()
     for level in sorted(total.words):
         words.update(total.words.pop(level))
-    sample = {unit: counted[unit] for unit in ("documents", "bytes")}
-    sample |= {f"share_of_{unit}": counted[unit] / train[unit] if counted else 1.0 for unit in sample}
-    sample["levels_left_out"] = lowest
+    sample = _sample(counted, train) | {"levels_left_out": lowest}
     return Counted(_spelled(words, rules.kind), total.seen, sample, total.skipped, total.shares)
+
+
+def _sample(counted: Counter, train: Counter) -> dict[str, float]:
+    """The documents and bytes that were counted, and their shares of the train side."""
+    units = ("documents", "bytes")
+    shares = {f"share_of_{unit}": counted[unit] / train[unit] if counted else 1.0 for unit in units}
+    return {unit: counted[unit] for unit in units} | shares
 
 
 def alphabet(words: Counter[str], kind: str, min_count: int) -> tuple[list[str], list[str]]:
@@ -174,7 +179,7 @@ def drop_unspellable(words: Counter[str], characters: set[str]) -> None:
 # One chunk, in any process
 
 
-def _counted(corpus: Corpus, rules: Rules, seed: int, item: tuple[Chunk, int]) -> _Part:
+def _counted(corpus: Corpus | CleanedCorpus, rules: Rules, seed: int, item: tuple[Chunk, int]) -> _Part:
     """Count one chunk. Words are counted only for levels that have not been dropped yet."""
     chunk, lowest = item
     part = _Part()
@@ -216,6 +221,7 @@ class _Cutter:
         specials = SPECIALS[rules.kind]
         self._engine = build(list(specials.values()), rules)
         self._numbers = _Numbers({specials["unk"]: 0})  # of the characters that are always words of their own
+        self._cut: BertWords | ByteWords
         if rules.kind == "bert":
             self._cut = BertWords(self._engine, self._numbers, composes=rules.width == "fold")
         else:
@@ -236,8 +242,8 @@ class _Cutter:
         tally = Tally()
         tally.add(b"".join(data), np.concatenate(starts), np.concatenate(ends))
         strings = [word.encode("utf-8") for word in others]
-        ends = np.cumsum([0, *map(len, strings)])
-        tally.add(b"".join(strings), ends[:-1], ends[1:], np.array([*others.values()], dtype=np.int64))
+        bounds = np.cumsum([0, *map(len, strings)])
+        tally.add(b"".join(strings), bounds[:-1], bounds[1:], np.array([*others.values()], dtype=np.int64))
         return tally
 
     def _words(self, texts: list[str], others: Counter[str]) -> CutText:
@@ -251,10 +257,10 @@ class _Cutter:
         return self._words([text for number, text in enumerate(texts) if number not in foreign], others)
 
 
-class _Numbers(dict):
+class _Numbers(dict[str, int]):
     """Gives every word a number when it is first looked up."""
 
-    def get(self, word: str, default: int | None = None) -> int:
+    def get(self, word: str, default: int | None = None) -> int:  # type: ignore[override]  # it always has a number
         return self.setdefault(word, len(self))
 
 

@@ -1,14 +1,15 @@
 """Learn a vocabulary from text: count words, merge symbols, and add special tokens and reserved slots."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
-from pretrain.corpus import Corpus, Document, Shares, Skipped
+from pretrain.corpus import CleanedCorpus, Corpus, Document, Shares, Skipped
 from pretrain.corpus.spool import Aside
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.tokenizer.config import TokenizerConfig
@@ -47,11 +48,11 @@ class MadeVocabulary:
     skipped: Skipped  # records that gave no document; complete when `heldout` has been read
     shares: Shares  # of both sides of each source; complete when `heldout` has been read
     words: Counter[str] | None = None  # the words of the train text that were learned from
-    characters: set[str] = frozenset()  # of the train text, as normalised
+    characters: Set[str] = frozenset()  # of the train text, as normalised
     parents: tuple[Vocabulary, ...] = ()  # the vocabulary that it extends, measured for comparison
 
 
-def train(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
+def train(config: TokenizerConfig, corpus: Corpus | CleanedCorpus) -> MadeVocabulary:
     """The vocabulary learned from the train side of `corpus`.
 
     Raises CorpusError if a side is empty or has no words, TokenizerError if a special token could be a word or the
@@ -98,7 +99,7 @@ def train(config: TokenizerConfig, corpus: Corpus) -> MadeVocabulary:
     )
 
 
-def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest) -> MadeVocabulary:
+def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest: Any) -> MadeVocabulary:
     """The vocabulary that has these tokens and splits text by `rules`."""
     engine = build(tokens, rules, special_tokens)
     ids = {token: number for number, token in enumerate(tokens)}
@@ -118,7 +119,7 @@ def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest)
     )
 
 
-def read(config: TokenizerConfig, corpus: Corpus, rules: Rules) -> tuple[Counted, Aside]:
+def read(config: TokenizerConfig, corpus: Corpus | CleanedCorpus, rules: Rules) -> tuple[Counted, Aside]:
     """The words of the train side, and the held-out documents. Raises CorpusError if a side is empty."""
     heldout = Aside(Path(config.out).parent)
     options = {"workers": config.workers, "max_distinct": config.max_distinct, "seed": config.sample_seed}

@@ -61,12 +61,12 @@ def merge(
     tokens = list(tokens)
     ids = {token: number for number, token in enumerate(tokens)}
     chains = Chains(words, ids, prefix, pieces)
-    choices = {"bpe": _MostFrequent, "wordpiece": _MostLikely}[criterion]
+    criteria: dict[str, type[_MostFrequent | _MostLikely]] = {"bpe": _MostFrequent, "wordpiece": _MostLikely}
     with progress("merging", "tokens", vocab_size - len(tokens)) as advance:
         more = bool(words)
         while more and len(tokens) < vocab_size:
             more, known = False, False
-            choice = choices(chains, tokens)
+            choice = criteria[criterion](chains, tokens)
             while not known and len(tokens) < vocab_size and (pair := choice.best()):
                 # `ab` + `c` and `a` + `bc` never both occur: a merge happens everywhere at once, leftmost first, so
                 # two equal strings, neither of which shares a symbol with its surroundings, are split alike wherever
@@ -103,7 +103,7 @@ class _MostFrequent:
     def best(self) -> tuple[int, int] | None:
         """The pair to be merged next; None when all pairs have to be counted again."""
         while True:
-            while self._next and (not self._heap or self._next.count >= -self._heap[0][0]):
+            while self._next and (not self._heap or self._next.total >= -self._heap[0][0]):
                 self._push(self._next)
                 self._next = next(self._rest, None)
             if not self._heap:
@@ -123,7 +123,7 @@ class _MostFrequent:
             self._push(pair)
 
     def _push(self, pair: Pair) -> None:
-        entry = -pair.count, self._tokens[pair.left], self._tokens[pair.right], pair.left, pair.right
+        entry = -pair.total, self._tokens[pair.left], self._tokens[pair.right], pair.left, pair.right
         heapq.heappush(self._heap, entry)
         self._places[pair.left, pair.right] = pair.places
 
@@ -168,7 +168,8 @@ class _MostLikely:
         top = then.argmax()
         fallen = counts[top] * (2 * math.log(self._then / self._all) + self.ERROR)
         rows = where(then + counts * self.ERROR >= then[top] - fallen)
-        gains, error = _gains(*self._pairs[:, rows], self._of, self._all), counts[rows] * self.ERROR
+        lefts, rights, often = self._pairs[:, rows]
+        gains, error = _gains(lefts, rights, often, self._of, self._all), counts[rows] * self.ERROR
         least = (gains - error).max()
         if not least > self._least:  # nan if no pair is left
             return None
@@ -182,9 +183,9 @@ class _MostLikely:
         made = self._chains.merge(a, b, *self._chains.find(a, b, self._places[self._best]), new)
         if new == len(self._of):
             self._of = np.append(self._of, 0)
-        for symbol, change in ((a, -made.count), (b, -made.count), (new, made.count)):
+        for symbol, change in ((a, -made.total), (b, -made.total), (new, made.total)):
             self._of[symbol] += change
-        self._all -= made.count
+        self._all -= made.total
         lost = np.zeros((2, len(self._of)), dtype=np.int64)  # by pairs of each symbol and a, of b and each symbol
         before = made.others[~made.first]
         np.add.at(lost[0], np.where(before == new, b, before), made.weight[~made.first])
@@ -206,7 +207,7 @@ class _MostLikely:
             self._pairs = np.concatenate((self._pairs, np.zeros((3, room), dtype=np.int64)), axis=1)
             self._gains = np.concatenate((self._gains, np.zeros(room)))
         for row, pair in enumerate(found, self._rows):
-            count = pair.count if pair.left != pair.right else self._chains.count_apart(pair.left, pair.places)
+            count = pair.total if pair.left != pair.right else self._chains.count_apart(pair.left, pair.places)
             self._pairs[:, row] = pair.left, pair.right, count
         self._places += [pair.places for pair in found]
         self._gains[self._rows : rows] = self._gains_then(np.arange(self._rows, rows))
@@ -231,11 +232,11 @@ class _MostLikely:
         """The best of several rows with nearly equal gains; of equal ones the row whose strings come first."""
         if len(rows) == 1:
             return rows[0]
-        cases: dict[tuple, list[int]] = {}
+        cases: dict[tuple[int, int, int, bool], list[int]] = {}
         for row in rows:
             left, right, count = self._pairs[:, row].tolist()
-            around = sorted((int(self._of[left]), int(self._of[right])))
-            cases.setdefault((count, *around, left == right), []).append(row)
+            rarer, commoner = sorted((int(self._of[left]), int(self._of[right])))
+            cases.setdefault((count, rarer, commoner, left == right), []).append(row)
         if len(cases) > 1:
             gains = {case: _exact_gain(*case, self._all) for case in cases}
             best = max(gains.values())
@@ -251,7 +252,7 @@ def _gains(left: np.ndarray, right: np.ndarray, counts: np.ndarray, of: np.ndarr
     with np.errstate(divide="ignore", invalid="ignore"):
         n, a, b = counts.astype(np.float64), of[left].astype(np.float64), of[right].astype(np.float64)
 
-        def rest(whole: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        def rest(whole: np.ndarray | np.float64, taken: np.ndarray) -> np.ndarray:
             return np.where(whole > taken, (whole - taken) * np.log1p(-taken / whole), 0.0)
 
         alone = np.where(left == right, rest(a, 2 * n), rest(a, n) + rest(b, n))

@@ -47,8 +47,8 @@ class Tally:
                 rows[:, number] = blocks[begin + number * BLOCK]
             rows[:, -1] = rows[:, -1] & _KEEP[used] | ~_KEEP[used]
             self._put(*_distinct(rows, None if counts is None else counts[here]))
-        for here in np.flatnonzero(widths > WIDEST).tolist():
-            self._long[data[starts[here] : ends[here]]] += 1 if counts is None else int(counts[here])
+        for string in np.flatnonzero(widths > WIDEST).tolist():
+            self._long[data[starts[string] : ends[string]]] += 1 if counts is None else int(counts[string])
 
     def update(self, other: "Tally") -> None:
         """Add the counts of `other`."""
@@ -133,5 +133,5 @@ def _strings(rows: np.ndarray, width: int) -> np.ndarray:
     """The bytes of the strings in packed rows, each followed by BREAK."""
     raw = np.full((len(rows), width * BLOCK + 1), BREAK, dtype=np.uint8)
     raw[:, :-1] = np.ascontiguousarray(rows, dtype="<u8").view(np.uint8).reshape(len(rows), width * BLOCK)
-    raw = raw.ravel()
-    return raw[raw != FILL]
+    flat = raw.ravel()
+    return flat[flat != FILL]
