@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 
 from pretrain import config
-from pretrain.config import Config, StageConfig, free
+from pretrain.config import StageConfig, free
 from pretrain.errors import ConfigError, ShardError
 from pretrain.model.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.learner import Learner
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Objective, ObjectiveConfig
 from pretrain.order.phases import Phase, locate
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.storage.files import write_json
@@ -121,7 +121,7 @@ def _scores(
     world: World,
     sides: dict[str, Shards],
     tokenizer: Tokenizer,
-    which: tuple[Config, int, int, bool],
+    which: tuple[ObjectiveConfig, int, int, bool],
 ) -> dict[str, Scores]:
     """The scores of each held-out side. `which`: objective, tokens per window, max_tokens, packed or not."""
     objective, seq_len, max_tokens, packed = which

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from pretrain.errors import ConfigError
 from pretrain.hashing import CHOICE, permute
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.batch import Batch
-from pretrain.objectives.objective import ObjectiveConfig
+from pretrain.objectives.objective import Objective, ObjectiveConfig
 from pretrain.order.packed import BLOCK_WINDOWS, PackedWindows
 from pretrain.order.phases import Phase
 from pretrain.order.stream import Windows
@@ -114,6 +115,16 @@ def together(scores: list[Scores], weights: tuple[int, ...]) -> Scores:
     )
 
 
+class Scorer(Protocol):
+    """The part of an engine that scoring needs."""
+
+    def train(self, training: bool) -> None: ...
+
+    def __call__(self, objective: Objective, batch: Batch, each: bool = False) -> Any: ...
+
+    def total(self, values: torch.Tensor) -> torch.Tensor: ...
+
+
 Sides = dict[str, "HeldOut"]  # the held-out windows of each corpus by its name
 
 
@@ -167,7 +178,7 @@ class HeldOut:
         return batch.weighted(weights)
 
     def score(
-        self, engine: Engine, world: World, micro_batch: int, interrupt: Interrupt | None = None
+        self, engine: Scorer, world: World, micro_batch: int, interrupt: Interrupt | None = None
     ) -> Scores | None:
         """The scores of all windows, divided among the ranks; a collective. Leaves the module in training mode.
 

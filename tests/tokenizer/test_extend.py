@@ -225,3 +225,17 @@ def test_the_message_helps_and_nothing_is_written(
     for fragment in fragments:
         assert fragment in said
     assert entries(tmp_path) == [config.name]
+
+
+def test_a_vocabulary_with_a_gap_in_its_ids_cannot_be_extended(texts, parents, tmp_path):
+    values = json.loads((parents["bert"].folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = values["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    vocab[last] += 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    keys = {"corpus": texts["new"], "plot": False}
+    run(TokenizerConfig(out=str(tmp_path / "adopted"), adopt=str(tmp_path / "tokenizer.json"), **keys))
+    with pytest.raises(TokenizerError) as error:
+        run(TokenizerConfig(out=str(tmp_path / "out"), extend=str(tmp_path / "adopted"), vocab_size=3000, **keys))
+    assert "an id without a token" in error.value.what
+    assert f"has no token with the id {vocab[last] - 1:,}" in error.value.details[0]
