@@ -257,7 +257,7 @@ ROWS = [  # the mistake, the stage, the damage, and fragments of the message: wh
     ("one corpus and several", "pretrain", nothing_but("data.corpora=[{{name: en, shards: a, weight: 1}}]"),
      ["data.shards (one corpus) or data.corpora (several) says what to read: both are given"]),
     ("a mixture of an unnamed corpus", "pretrain", nothing_but("phases.0.mixture={{en: 1}}"),
-     ["phases: mixture names corpora, but data.shards is one without a name: use data.corpora"]),
+     ["phases: mixture names corpora, but data.shards has no name: use data.corpora"]),
     ("a mixture with a misspelt name", "pretrain",
      corpora_of(f"name: wiki, {BERT}", also=("phases.0.mixture={{wki: 1}}",)),
      ["mixture has 'wki'", "no name in data.corpora: did you mean wiki?"]),

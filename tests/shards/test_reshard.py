@@ -264,7 +264,7 @@ def test_a_choice_that_cannot_be_met_is_refused(wiki, tmp_path, choice, found):
 def test_a_set_is_not_replaced_by_what_is_made_of_it(wiki, tmp_path):
     copy = shutil.copytree(wiki, tmp_path / "in" / "copy")
     for out in (copy, copy / "half"):
-        with pytest.raises(ShardError, match="the output folder is a set that it is made of") as error:
+        with pytest.raises(ShardError, match="the output folder is one of its own parts") as error:
             reshard(out, {"shards": copy, "fraction": 0.5})
         assert str(copy) in str(error.value)
     assert check_files.check(copy) == [] and entries(copy.parent) == [copy.name]
