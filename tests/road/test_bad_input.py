@@ -304,7 +304,7 @@ ROWS = [  # the mistake, the stage, the damage, and fragments of the message: wh
      resumed("objective={kind: causal_lm}", "model.causal=true"),
      ["begun with other settings", "model.causal: False → True", "objective.kind: masked_lm → causal_lm"]),
     ("another corpus", "pretrain", other_corpus,
-     ["{folder}/out was begun with other settings", "shards: this run began with {shards}", "{folder}/other is"]),
+     ["{folder}/out was begun with other settings", "shards: this run began with {shards}", "{folder}/other has"]),
     ("a damaged checkpoint", "pretrain", damaged_checkpoint,
      ["step_00000002 was altered", "exp_avg.safetensors: altered", "remove {folder}/out/checkpoints/step_00000002"]),
     *(("an output folder that holds something else", stage, out_holds_something_else,
