@@ -18,6 +18,7 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: .venv/ready

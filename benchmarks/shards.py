@@ -144,6 +144,7 @@ def _ours_twice(folder: Path, tokenizer: Path, out: Path) -> dict:
 
 def _our_command(workers: int, folder: Path, tokenizer: Path, out: Path) -> list[str]:
     config = {"corpus": str(folder / "recipe.yaml"), "tokenizer": str(tokenizer), "out": str(out), "workers": workers}
+    config["replace"] = True
     if folder.name == "one":
         config |= {"corpus": str(folder / "two.yaml"), "chunk_bytes": 1024}
     path = folder / f"{out.name}.yaml"
