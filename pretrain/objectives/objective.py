@@ -1,5 +1,6 @@
 """The contract of an objective: one module defines it, and one line in `OBJECTIVES` makes it known."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +27,7 @@ class ObjectiveConfig(Config):
     """The name of the objective."""
 
 
-class Objective:
+class Objective(ABC):
     """An objective for windows of one length. It turns rows of tokens into a batch that lists the targets.
 
     A subclass sets the class variables, takes the arguments of `__init__`, and defines `batch` and the texts. It must
@@ -42,9 +43,9 @@ class Objective:
     targets: int  # K, the number of slots of a window: fixed, so that every batch has one shape
     wants_words: bool = False  # whether `batch` needs the positions where words begin: `needs_words` of its settings
 
+    @abstractmethod
     def __init__(self, config: ObjectiveConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
         """`specials`: ids of special tokens by role. Raises ConfigError when vocabulary or length do not fit."""
-        raise NotImplementedError
 
     @classmethod
     def needs_words(cls, config: Any) -> bool:
@@ -56,9 +57,9 @@ class Objective:
         """The settings for scoring held-out text. They are the same for all runs, so that their scores compare."""
         return config
 
+    @abstractmethod
     def batch(self, rows: Rows, keys: np.ndarray) -> Batch:
         """The batch of these rows: a pure function of the rows, the key of each row (B,), and the seed."""
-        raise NotImplementedError
 
     def loss(self, model: "Transformer", batch: Batch) -> "Tensor":
         """The loss summed over the slots of a batch of tensors: Σ weight · nll, in nats, fp32."""
@@ -74,17 +75,17 @@ class Objective:
         logits = learner.logits(model, batch, self.causal)
         return learner.cross_entropy(logits, batch.targets), logits.argmax(-1)
 
+    @abstractmethod
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
         """The tokens (B, n) that the model predicts for a preview. Each of the B windows is a batch of one window.
 
         `ask` is a collective, so a subclass must call it equally often whatever the windows hold.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:
         """Markdown that shows a window and the (n,) tokens that `preview` returned for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def marked(self, window: Batch, tokenizer: Tokenizer) -> tuple[list[str], str]:
         """The text of each token of a window, with the targets marked, and a line that counts the targets."""
-        raise NotImplementedError

@@ -43,6 +43,3 @@ class AdamW(Optimizer):
 
         step = torch.zeros((), device=weight.device)  # a fused AdamW keeps it on the device of the weight
         return {"step": step, **{name: torch.zeros_like(weight) for name in self.states}}
-
-    def count_steps(self, state: "dict[str, torch.Tensor]", steps: int) -> None:
-        state["step"].fill_(steps)

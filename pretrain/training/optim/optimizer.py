@@ -1,5 +1,6 @@
 """The contract of an optimizer: one module defines it, and one line in `OPTIMIZERS` makes it known."""
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pretrain.training.optim.schedule import OptimConfig
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Optimizer:
+class Optimizer(ABC):
     """An optimizer with its settings. It defines the groups of weights, and the state that it keeps for each weight.
 
     Engines and checkpoints ask it for the names of its state and for the state before the first step. A subclass
@@ -22,19 +23,24 @@ class Optimizer:
     def __init__(self, config: OptimConfig):
         self.config = config
 
+    @abstractmethod
     def build(self, module: "nn.Module") -> "torch.optim.Optimizer":
         """PyTorch's optimizer over the weights of `module`.
 
         At ZeRO 1 to 3 it updates flat parts of the weights, so its rule must treat every element alone.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def first_state(self, weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
         """The whole state that PyTorch's optimizer has for a weight before the first step."""
-        raise NotImplementedError
 
     def count_steps(self, state: "dict[str, torch.Tensor]", steps: int) -> None:
-        """Set the step counter of a restored state, if it has one: `steps` steps were applied before the save."""
+        """Set the step counter of a restored state: `steps` steps were applied before the save.
+
+        An optimizer of PyTorch that counts its steps has the counter in a tensor `step`.
+        """
+        if "step" in state:
+            state["step"].fill_(steps)
 
 
 def decayed_groups(module: "nn.Module", weight_decay: float) -> "list[dict[str, Any]]":
