@@ -65,7 +65,7 @@ def _range(ends: list[str]) -> str:
 
 
 STEP: Words = ("CPU ms per step", "CPU 毫秒每步")
-# What, beside whom, unit of the rate, goal, place of the whole table. The figures come from the results.
+# The work, the contestant, the unit of the rate, the goal, the page of the whole table. Figures come from the results.
 GOALS: list[tuple[Words, str, Words, Words, str]] = [
     (
         ("train a vocabulary, 100 MB, 30,000 entries", "训练词表，100 MB，30,000 个词条"),

@@ -13,7 +13,7 @@ Words = tuple[str, str]  # English, Chinese
 TEXT: Words = ("MB per CPU second", "MB 每 CPU 秒")
 TOKENS: Words = ("million tokens per CPU second", "百万词元每 CPU 秒")
 
-# Names of contestants and of texts, phrase by phrase. What is not here is a name of its own: nanoGPT, HF BERT.
+# Names of contestants and of texts, phrase by phrase. Proper names such as nanoGPT are not listed and stay as they are.
 CHINESE = {
     "ours": "本项目",
     "cold": "冷启动",

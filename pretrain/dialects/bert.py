@@ -27,7 +27,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForMaskedLM.from_pretrained(folder)
 ```
 
-## What to know
+## Good to know
 
 - **The pooler was not trained** and is not in the file. Classes that use it, such as `BertForSequenceClassification`,
   start it at random and say so; fine-tuning trains it.

@@ -25,7 +25,7 @@ prompt = tokenizer("In the beginning", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_special_tokens=True))
 ```
 
-## What to know
+## Good to know
 
 - **`{end}` begins and ends a document.** The tokenizer writes it before a text and nothing after the text, so a prompt
   looks like the start of a document in training. `generate` stops at the next `{end}`. To train on whole documents,

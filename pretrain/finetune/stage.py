@@ -127,7 +127,7 @@ class FinetuneConfig(StageConfig):
     batch: int = Field(gt=0, lt=2**31)
     """The number of examples per optimizer step."""
     learning_rates: list[float] = Field(min_length=1)
-    """The peak learning rates to try. Of several, the one with the best mean accuracy on dev is taken."""
+    """The peak learning rates to try. If there are several, the one with the best mean accuracy on dev is taken."""
     dev_seeds: list[Seed] = []
     """The seeds of the trainings that compare several learning rates. A single rate needs none."""
     test_seeds: list[Seed] = Field(min_length=1)

@@ -344,7 +344,7 @@ def _check_place(place: str, name: str, corpus: Corpus | CleanedCorpus) -> None:
         raise CorpusError("a vocabulary needs held-out documents to be measured on", name, remedy)
 
 
-# What it does to text
+# The effect of the adopted tokenizer on text
 
 
 def _probed(vocabulary: Vocabulary) -> tuple[bool, bool]:

@@ -232,7 +232,7 @@ def _runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
 
 
-# What the vocabulary can write
+# Characters that the vocabulary can write
 
 
 def _coverage(vocabulary: Vocabulary, measured: Measured, train: Iterable[str]) -> dict:
@@ -277,7 +277,7 @@ def _gb2312() -> set[str]:
     return set(b"".join(cells).decode("gb2312", errors="ignore"))
 
 
-# What the entries are
+# Kinds of entries
 
 
 def texts_of(vocabulary: Vocabulary) -> dict[int, str | None]:
@@ -339,7 +339,7 @@ def _longest(vocabulary: Vocabulary, texts: dict[int, str | None], counts: np.nd
     ]
 
 
-# What is never used
+# Entries that are never used
 
 
 def _dead(vocabulary: Vocabulary, texts: dict[int, str | None], used: np.ndarray) -> dict:
@@ -368,7 +368,7 @@ def _used(vocabulary: Vocabulary, words: Iterable[str]) -> np.ndarray:
     return used
 
 
-# What is shown
+# The printed report
 
 
 def draw(path: Path, vocabularies: dict[str, Vocabulary], measured: dict[str, Measured]) -> None:
@@ -433,7 +433,7 @@ def _parts(said: dict, alone: bool) -> dict[str, dict]:
 
 
 def _facts(said: dict) -> dict[str, str]:
-    """What the entries are, what they can write, and which are never used."""
+    """The rows of the report on the kinds of entries, the characters that they can write, and unused entries."""
     facts = {kind.replace("_", " "): f"{number:,}" for kind, number in said["entries"].items()}
     for key, text in COVERED.items():
         cover = said["coverage"].get(key, {})

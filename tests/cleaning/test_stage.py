@@ -93,7 +93,7 @@ def published(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-# What is published
+# The published folder
 
 
 def test_without_steps_and_copies_the_output_is_the_corpus(tmp_path):
@@ -272,7 +272,7 @@ GERMAN = (
 
 
 def test_everything_planted_in_printed_text_is_found_and_nothing_else_is_touched(tmp_path):
-    """The default steps on the sample. What is planted is made of documents that are not in the corpus, or copies."""
+    """The default steps on the sample. Planted text is either new to the corpus or a copy of a document in it."""
     prose, poems = ((SAMPLE / f"{name}.txt").read_text(encoding="utf-8").strip().split("\n\n") for name in ("en", "zh"))
     item, poems = poems[0], poems[1:]
     spare, innocent = prose[:80], prose[80:]
@@ -318,7 +318,7 @@ PAGE = {"en": "Please enable javascript to read this page.", "zh": "请启用jav
 SCRIPTS = ("漢語學習者應當閱讀歷史書籍。", "汉语学习者应当阅读历史书籍。")
 CORPUS_STEPS = ("decontamination", "duplicate documents", "near-duplicates", "duplicate paragraphs")
 EVERY = (*StepsConfig.model_fields, *CORPUS_STEPS)  # each with a recall of 1, and nothing else touched
-# What is planted to stay, since by design no step finds it (recall 0 of 10): an address that is spelled out, for which
+# Text planted to stay, since by design no step finds it (recall 0 of 10): an address that is spelled out, for which
 # there is no pattern; 12 words or 19 characters of an evaluation item, where n-grams of 13 and 20 are looked for; and
 # copies at a similarity of about 0.5. Near 0.8 the estimate decides (its deviation is 0.035): test_duplicates.py.
 MISSED = {
@@ -574,7 +574,7 @@ def test_an_evaluation_recipe_says_where_its_items_are(tmp_path):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
-    """Of two sources with something for many steps."""
+    """The report on two sources whose documents are changed or removed by many of the steps."""
     folder = tmp_path_factory.mktemp("funnel")
     texts = [english(n) for n in range(30)]
     dirty = ["x", "<p>y</p>", *[f"<b>{text}</b> user{n}@mail.example.org" for n, text in enumerate(texts[:9])]]
@@ -780,7 +780,7 @@ def interrupted(monkeypatch, values: CleanConfig, after: int = 5, function: str 
             run(values)
 
 
-# What a user gets wrong
+# Mistakes of a user
 
 
 @pytest.mark.parametrize("size", ["300k", "1300k"])  # the pieces do not fit; the signatures of all do not
@@ -899,7 +899,7 @@ def test_the_output_may_be_a_link_to_a_folder(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys) -> Callable[[Path], str]:
-    """What the command line says of a configuration; it ends with 2."""
+    """Return a function that runs a configuration, which must exit with 2, and gives the error message."""
 
     def said(path: Path) -> str:
         monkeypatch.chdir(tmp_path)

@@ -34,7 +34,7 @@ from pretrain.storage.index import write_index
 from tests.conftest import ROOT, SAMPLE
 from tests.helpers.corpora import LONG, file, places, recipe, refused, source, texts
 
-# What a recipe names
+# The files that a recipe names
 
 
 def test_another_field_and_a_stated_format_are_read(tmp_path):
@@ -193,7 +193,7 @@ def test_a_folder_that_may_not_be_read_is_refused_rather_than_passed_over(files)
 
 
 def in_child(work: Callable[[], str]) -> str:
-    """What `work` returns in a process of its own."""
+    """Call `work` in a forked process and return its result."""
     reading, writing = os.pipe()
     if not os.fork():
         try:
@@ -552,7 +552,7 @@ def test_chunks_read_in_other_processes_give_the_documents_in_order(tmp_path):
 
 
 def cleaned(folder: Path, documents: list[dict], parts: int = 2) -> Path:
-    """As the stage writes it: the documents dealt out in order over `parts` files."""
+    """A cleaned corpus as the stage writes it: the documents are dealt out in order over `parts` files."""
     folder.mkdir()
     for part in range(parts):
         lines = documents[part * len(documents) // parts : (part + 1) * len(documents) // parts]

@@ -262,7 +262,7 @@ MISNAMED = [  # name, what is in it, fragments of the message
 
 @pytest.mark.parametrize(("name", "content", "fragments"), MISNAMED)
 def test_a_file_that_is_not_what_its_name_says_is_refused_with_what_it_is(tmp_path, name, content, fragments):
-    """Whatever the source says of bad records: it is the file that is wrong."""
+    """The source's `bad_records: skip` does not help, because the whole file is wrong."""
     path = file(tmp_path, name, content)
     message = refused(source(tmp_path, files=[name], bad_records="skip"))
     for fragment in (str(path), *fragments):

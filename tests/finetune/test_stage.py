@@ -163,7 +163,7 @@ def assert_equal_folders(one: Path, other: Path) -> None:
 
 
 def from_card(out: Path, base: Path) -> dict:
-    """What the python block of the published README.md leaves behind."""
+    """Execute the python block of the published README.md and return its variables."""
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names = {"folder": str(out), "base_folder": str(base)}
     exec(code, names)

@@ -9,7 +9,7 @@ import torch._dynamo  # else every rank imports it with its first optimizer
 import pretrain.training.run  # noqa: F401
 
 torch.set_num_threads(1)
-# As in pyproject.toml for the tests themselves: in a rank, too, a warning ends the test. DeepSpeed has deprecations.
+# A warning fails a test in a rank, too, as pyproject.toml has it for the tests themselves. DeepSpeed has deprecations.
 warnings.filterwarnings("error", category=UserWarning)
 warnings.filterwarnings("error", module="pretrain")
 # Under autocast torch says of each RMSNorm that it is not fused, because its weight stays in fp32.

@@ -1,4 +1,4 @@
-"""What no machine may change: the bytes of the files made of the sample, and the contents of batches.
+"""Values that no machine may change: the bytes of the files made of the sample, and the contents of batches.
 
 The values stand in promises.json. They were written before the code was divided into rooms, and every move kept them.
 """

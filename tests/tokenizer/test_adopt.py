@@ -176,7 +176,7 @@ def adopt(place: Path, out: Path, **keys) -> stage.Tokenizer:
 
 
 def whole(place: Path) -> Tokenizer:
-    """What the files say, without limits."""
+    """The tokenizer of the folder without truncation and padding."""
     engine = Tokenizer.from_file(str(place / "tokenizer.json"))
     engine.no_truncation()
     engine.no_padding()
@@ -451,7 +451,7 @@ def test_an_encoder_with_an_adopted_vocabulary_trains_and_its_export_verifies(ad
     assert export.run(build(export.ExportConfig, config, "test"))["max_logit_diff"] < 1e-4
 
 
-# What is refused: each function makes it and returns the overrides of the command line.
+# Mistakes that are refused: each function makes one and returns the overrides for the command line.
 
 
 def nothing_but(*overrides: str) -> Callable:

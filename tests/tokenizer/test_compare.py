@@ -135,7 +135,7 @@ def test_words_are_runs_of_letters_and_short_runs_of_han():
     assert words == {"low": 4, "x": 2, "y": 2, "汉字": 2, "é\u0301t": 2}
 
 
-# What is refused
+# Mistakes that are refused
 
 
 ROWS = [

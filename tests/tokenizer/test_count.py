@@ -159,7 +159,7 @@ def test_all_of_the_train_side_is_counted_while_there_is_room(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_held_out_documents_and_bad_records_are_met_while_counting(tmp_path, monkeypatch, workers):
-    """As a second reading finds them, in the order of the corpus, from a file that nobody sees."""
+    """Counting spools held-out documents to a hidden file: the same documents as `documents()` reads, in order."""
     monkeypatch.setattr(count, "CHUNK_BYTES", 4000)
     folder = tmp_path / "text"
     folder.mkdir()

@@ -30,7 +30,7 @@ BERT = {
 BYTE = {"byte": Rules("byte"), "byte, digits single": Rules("byte", digits="single")}
 RULES = STOCK | BERT | BYTE
 
-# What a fuzzed string is made of, a kind a line.
+# The parts of a fuzzed string, one kind on each line.
 PARTS = [
     *(chr(code) for code in range(0xA1)),
     *"éİßΣςÀÉẞǅŠñøæŁıſÅ\u212b\u1e9b\u0344",

@@ -182,7 +182,7 @@ def test_text_that_offers_nothing_new_gives_the_parent_and_fewer_than_asked(text
     assert child.vocab_size < parents["bert"].vocab_size + 20
 
 
-# What is refused
+# Mistakes that are refused
 
 
 ROWS = [

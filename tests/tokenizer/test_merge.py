@@ -23,7 +23,7 @@ def merged_by_hand(chain: list[str], pair: tuple[str, str], prefix: str) -> list
 
 
 def likelihood(chains: dict[str, list[str]], words: dict[str, int]) -> Decimal:
-    """Of the text under the unigram model of its symbols, in nats."""
+    """The log likelihood of the text under the unigram model of its symbols, in nats."""
     counts = Counter()
     for word, chain in chains.items():
         for symbol in chain:

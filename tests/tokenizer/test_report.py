@@ -219,7 +219,7 @@ def test_no_token_is_impossible(trained, kind):
         assert any(token in [piece.id for piece in model.tokenize(first + rest)] for first in firsts), rest
 
 
-# What is written
+# The files that are written
 
 
 def test_the_plot_is_a_picture_beside_the_report_and_no_part_of_its_identity(tmp_path, capsys):

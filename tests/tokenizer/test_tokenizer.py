@@ -532,7 +532,7 @@ for folder in sys.argv[2:]:
 
 
 def opened_by_transformers(folders: list[Path], texts: list[str], scratch: Path, **environment) -> list[dict]:
-    """What AutoTokenizer makes of the texts, in a fresh process."""
+    """Encode the texts with AutoTokenizer in a fresh process."""
     scratch.write_text(json.dumps(texts), encoding="utf-8")
     command = [sys.executable, "-c", STOCK, str(scratch), *map(str, folders)]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)

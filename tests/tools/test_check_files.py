@@ -163,7 +163,7 @@ def test_every_damage_to_every_file_names_it_and_exits_2(damaged, capsys, folder
 
 
 def test_any_single_bit_of_an_index_is_noticed(damaged, capsys):
-    """Those of what is recorded, which is no part of the fingerprint, and of white space too."""
+    """Also a bit of `recorded`, which is no part of the fingerprint, and a bit of white space."""
     path, draw = damaged / "shards/index.json", random.Random(2)
     whole = path.read_bytes()
     at = whole.index(b'"recorded"')
@@ -314,7 +314,7 @@ def test_a_folder_is_made_by_one_process_at_a_time(prepared, tmp_path):
 
 
 class Stage(StageConfig):
-    """As a stage declares it."""
+    """A configuration as a stage declares it."""
 
     out: str
     size: int = 1
@@ -397,7 +397,7 @@ def test_a_result_that_cannot_take_its_name_is_kept_beside_it(tmp_path, monkeypa
 
 
 def test_an_old_folder_that_cannot_be_removed_stops_no_build(tmp_path, monkeypatch, capsys):
-    """As on NFS, while another process has a file of it open."""
+    """NFS refuses this removal while another process has a file of the folder open."""
     out = tmp_path / "out"
     made(out)
     real = shutil.rmtree

@@ -1,4 +1,4 @@
-"""What a run reads and when, as the command prints it, beside the batches that training gets."""
+"""Compare the command's account of the documents and tokens of a step with the batches that training gets."""
 
 import contextlib
 import io
@@ -45,13 +45,13 @@ def plan(request, prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def said(plan):
-    """What is printed of every step, numbered as metrics.jsonl numbers them."""
+    """The printed answers about every step, numbered as metrics.jsonl numbers them."""
     path, run = plan
     return {step: answered(path, "--step", str(step)) for step in range(1, run.steps + 1)}
 
 
 def answered(*arguments) -> str:
-    """What the command prints; it must end well."""
+    """Run the command, which must succeed, and return its output."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert explain.main([str(argument) for argument in arguments]) == 0
     return out.getvalue()

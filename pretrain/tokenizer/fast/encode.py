@@ -45,7 +45,7 @@ class Encoder:
 
     @property
     def path(self) -> Literal["fast", "library"]:
-        """What encodes large batches. The library also encodes if special tokens in text are to be recognised."""
+        """The encoder of large batches. It is the library, too, if special tokens in text are to be recognised."""
         return "fast" if self._engine.encode_special_tokens and self._fast else "library"
 
     def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

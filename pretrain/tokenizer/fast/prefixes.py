@@ -102,7 +102,7 @@ class Prefixes:
         return best
 
     def _find(self, keys: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """What is known of each (key, state), or NONE: (n,) int64."""
+        """The value stored for each (key, state), or NONE: (n,) int64."""
         mixed = _mixed(keys, states)
         slots = self._first(mixed)
         there = self._keys[slots]

@@ -171,7 +171,7 @@ class Chains:
         return NewPair(new, int(weight.sum()), first[kept], others[kept], places[kept], both[kept])
 
     def _apart(self, symbol: int, here: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of the places of a pair of equal symbols those that are merged: every other one of each run."""
+        """Select the places to merge for a pair of equal symbols: every other place of each run of the symbol."""
         order = np.argsort(here)
         here, weight = here[order], weight[order]
         number = np.arange(len(here))
