@@ -1,7 +1,4 @@
-"""Pre-train a model: deepspeed --num_accelerators N launch/pretrain.py CONFIG.yaml [key=value ...]
-
-Without a launcher, in one process: python launch/pretrain.py CONFIG.yaml [key=value ...]
-"""
+"""Pre-train a model: {deepspeed --num_accelerators N | python} launch/pretrain.py CONFIG.yaml [key=value ...]"""
 
 if __name__ == "__main__":
     import sys

@@ -1,7 +1,4 @@
-"""Tokenise a corpus into memory-mapped shards: python launch/shards.py CONFIG.yaml [key=value ...]
-
-A killed build continues when it is started again. With --scheduler tcp://… the workers of a Dask cluster do the work.
-"""
+"""Tokenise a corpus into memory-mapped shards: python launch/shards.py CONFIG.yaml [key=value ...]"""
 
 if __name__ == "__main__":
     import sys

@@ -29,6 +29,7 @@ DOORS = {
     "tensorboard": ("training/watch",),
 }
 MOST_LINES = 450
+LINES_OF_A_SCRIPT = 12
 TEXT_SIDE = ("corpus", "cleaning", "tokenizer", "shards", "order")
 TEXT_SIDE_LINES = 13_500  # the text side is complete: new features belong elsewhere
 
@@ -142,6 +143,11 @@ def test_a_library_enters_by_its_door(library):
 
 def test_no_script_has_the_name_of_a_module_of_the_standard_library():
     assert {path.stem for path in (ROOT / "launch").glob("*.py")}.isdisjoint(sys.stdlib_module_names)
+
+
+def test_a_script_only_starts_its_stage():
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "launch").glob("*.py")}
+    assert {name: count for name, count in lines.items() if count > LINES_OF_A_SCRIPT} == {}
 
 
 def test_no_file_is_longer_than_a_reader_can_hold():
