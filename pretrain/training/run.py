@@ -18,7 +18,7 @@ from pretrain.dialects import check_expressible
 from pretrain.errors import ConfigError, ResumeError, Stopped
 from pretrain.hashing import INIT, hash64
 from pretrain.model.init import initialise
-from pretrain.model.transformer import Transformer, parameters_of
+from pretrain.model.transformer import Transformer
 from pretrain.objectives import Objective
 from pretrain.objectives.learner import Learner
 from pretrain.order.phases import Phase, tokens_after
@@ -64,8 +64,7 @@ def run(cfg: RunConfig) -> dict:
     _check_output(folder)
     tokenizer, objectives, data = _read(cfg)
     optimizer = OPTIMIZERS[cfg.optim.kind](cfg.optim)
-    vocab_size = data.corpora[0].train.vocab_size
-    check_memory(parameters_of(cfg.model, vocab_size), len(optimizer.states), cfg.engine, world)
+    check_memory(cfg.model, data.corpora[0].train.vocab_size, len(optimizer.states), cfg.engine, world)
 
     peers = _connect(cfg, world)
     with failures_said(world), ExitStack() as lock:  # locked before checkpoints are read, until all is written

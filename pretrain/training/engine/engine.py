@@ -15,6 +15,8 @@ import os
 import torch
 
 from pretrain.errors import ConfigError
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import parameters_of
 from pretrain.processes import memory
 from pretrain.training.engine.config import EngineConfig
 from pretrain.training.engine.deepspeed import DeepSpeedEngine
@@ -60,8 +62,9 @@ def state_bytes(parameters: int, states: int, config: EngineConfig, world: World
     return int(parameters * on_device), int(parameters * on_host)
 
 
-def check_memory(parameters: int, states: int, config: EngineConfig, world: World) -> None:
+def check_memory(model: ModelConfig, vocab_size: int, states: int, config: EngineConfig, world: World) -> None:
     """Raise ConfigError when the model cannot fit into memory, before any of it is allocated."""
+    parameters = parameters_of(model, vocab_size)
     on_device, on_host = state_bytes(parameters, states, config, world)
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)  # ranks on this machine
     if on_cuda():
