@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.training.watch.metrics import reports
 from tests.conftest import ROOT
@@ -67,32 +68,45 @@ def patched(source: str, diff: str, title: str) -> str:
     return source
 
 
-def run(command: str, checkout: Path, *overrides: str, ranks: int = 1) -> str:
-    """Run a command of a page with further overrides, and return its output. DeepSpeed's launcher starts `ranks`."""
-    words = shlex.split(command)
-    words += [override for word in words for override in SHORT.get(word, [])]
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks)]
-        launcher += ["--master_port", str(free_port())]
+# Runs scripts one after another in one process, because each start of Python with torch costs seconds.
+PROGRAM = """
+import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"exit status {end.code} from {words}")
+"""
+
+
+def words_of(command: str, *overrides: str) -> list[str]:
+    """Return the script of a command of a page and its arguments, with further overrides."""
+    words = shlex.split(command)[1:]
+    return [*words, *(override for word in words for override in SHORT.get(word, [])), *overrides]
+
+
+def started(command: list[str], checkout: Path) -> str:
+    """Run a command in the checkout, which must succeed, and return its output."""
     env = {**os.environ, "PYTHONPATH": str(checkout), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [*launcher, *words[1:], *overrides], cwd=checkout, env=env, capture_output=True, text=True, timeout=180
-    )
+    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def run(scripts: list[list[str]], checkout: Path) -> None:
+    started([sys.executable, "-c", PROGRAM, json.dumps(scripts)], checkout)
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """The extended checkout after all commands of the pages have run."""
     made = extended(tmp_path_factory.mktemp("extended") / "checkout")
-    for command in PREPARE:
-        run(command, made)
-    for page in pages():
-        for kind, _, text in blocks(page):
-            for command in text.splitlines() if kind == "sh" else []:
-                run(command, made)
+    shown = [
+        command for page in pages() for kind, _, text in blocks(page) if kind == "sh" for command in text.splitlines()
+    ]
+    run([words_of(command) for command in (*PREPARE, *shown)], made)
     return made
 
 
@@ -124,11 +138,12 @@ def test_the_optimizer_of_the_page_resumes_bit_by_bit_and_moves_between_stages_a
     straight, resumed, moved = (checkout / f"runs/sgd-{name}" for name in ("straight", "resumed", "moved"))
     for copy in (resumed, moved):
         shutil.copytree(checkout / "runs/sgd", copy)
-    for folder in (straight, resumed):
-        run(command, checkout, f"out={folder}", steps(8))
+    run([words_of(command, f"out={folder}", steps(8)) for folder in (straight, resumed)], checkout)
     for stage, until in ((1, 6), (3, 8)):
-        overrides = (steps(until), f"engine.zero_stage={stage}", "engine.micro_batch=4")
-        said = run(command, checkout, f"out={moved}", *overrides, ranks=2)
+        overrides = (f"out={moved}", steps(until), f"engine.zero_stage={stage}", "engine.micro_batch=4")
+        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
+        launcher += ["--master_port", str(free_port())]
+        said = started([*launcher, *words_of(command, *overrides)], checkout)
         assert f"DeepSpeed ZeRO {stage}, 2 x cpu" in said
     losses, by_one, by_two = ([report.loss for report in reports(folder)] for folder in (straight, resumed, moved))
     assert len(losses) == 8 and by_one == losses
@@ -141,6 +156,17 @@ def test_the_optimizer_of_the_page_resumes_bit_by_bit_and_moves_between_stages_a
     for name, momentum in momenta.items():
         assert torch.equal(by_one[name], momentum), name
         torch.testing.assert_close(by_two[name], momentum, atol=1e-5, rtol=0)
+
+
+def test_the_evaluation_of_the_page_is_recorded_when_it_is_due(checkout):
+    folder = checkout / "runs/repetition"
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    points = accumulator.Scalars("heldout/repetition_gain")
+    assert [point.step for point in points] == [2, 4]
+    gain = json.loads((folder / "summary.json").read_text())["repetition_gain"]
+    assert gain == pytest.approx(points[-1].value, abs=1e-6)
+    assert abs(gain) < 0.5, "four steps teach nobody to look back"
 
 
 def test_the_dialect_of_the_page_is_opened_by_transformers(checkout):
