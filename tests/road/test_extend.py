@@ -1,9 +1,7 @@
 """Apply the modules and changes of the pages about extending to a copy of the checkout, and run their commands."""
 
 import json
-import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.training.watch.metrics import reports
 from tests.conftest import ROOT
-from tests.helpers.ranks import free_port
+from tests.helpers.scripts import run
 
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 # These commands run before those of the pages and make what the sample configurations read.
@@ -28,7 +26,7 @@ PREPARE = (
 SHORT = {
     "launch/pretrain.py": [
         "phases=[{steps: 4, seq_len: 32, batch_tokens: 256}]",
-        *("evaluate.max_tokens=512", "model.layers=1", "engine.micro_batch=8", "log_every=1"),
+        *("evaluate.max_tokens=512", "model.layers=1", "engine.micro_batch=4", "log_every=1"),
     ],
 }
 
@@ -68,45 +66,12 @@ def patched(source: str, diff: str, title: str) -> str:
     return source
 
 
-# Runs scripts one after another in one process, because each start of Python with torch costs seconds.
-PROGRAM = """
-import json, runpy, sys
-for words in json.loads(sys.argv[1]):
-    sys.argv = words
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            sys.exit(f"exit status {end.code} from {words}")
-"""
-
-
-def words_of(command: str, *overrides: str) -> list[str]:
-    """Return the script of a command of a page and its arguments, with further overrides."""
-    words = shlex.split(command)[1:]
-    return [*words, *(override for word in words for override in SHORT.get(word, [])), *overrides]
-
-
-def started(command: list[str], checkout: Path) -> str:
-    """Run a command in the checkout, which must succeed, and return its output."""
-    env = {**os.environ, "PYTHONPATH": str(checkout), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def run(scripts: list[list[str]], checkout: Path) -> None:
-    started([sys.executable, "-c", PROGRAM, json.dumps(scripts)], checkout)
-
-
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """The extended checkout after all commands of the pages have run."""
     made = extended(tmp_path_factory.mktemp("extended") / "checkout")
-    shown = [
-        command for page in pages() for kind, _, text in blocks(page) if kind == "sh" for command in text.splitlines()
-    ]
-    run([words_of(command) for command in (*PREPARE, *shown)], made)
+    shown = [text for page in pages() for kind, _, text in blocks(page) if kind == "sh"]
+    run(made, [*PREPARE, *"".join(shown).splitlines()], SHORT)
     return made
 
 
@@ -128,22 +93,21 @@ def test_the_optimizer_of_the_page_saves_its_own_state(checkout):
     }
 
 
-def steps(number: int) -> str:
-    return f"phases.0.steps={number}"
+def short(steps: int) -> dict[str, list[str]]:
+    """The overrides of SHORT, for a run of so many steps."""
+    return {script: [*overrides, f"phases.0.steps={steps}"] for script, overrides in SHORT.items()}
 
 
 def test_the_optimizer_of_the_page_resumes_bit_by_bit_and_moves_between_stages_and_ranks(checkout):
     """Steps 5 to 8: in one run, continued by one process, and continued by two ranks at ZeRO 1 and then at ZeRO 3."""
-    command = "python launch/pretrain.py configs/sample/decoder.yaml optim='{kind: sgd, lr: 0.1, warmup_steps: 40}'"
+    command = "launch/pretrain.py configs/sample/decoder.yaml optim='{kind: sgd, lr: 0.1, warmup_steps: 40}'"
     straight, resumed, moved = (checkout / f"runs/sgd-{name}" for name in ("straight", "resumed", "moved"))
     for copy in (resumed, moved):
         shutil.copytree(checkout / "runs/sgd", copy)
-    run([words_of(command, f"out={folder}", steps(8)) for folder in (straight, resumed)], checkout)
+    run(checkout, [f"python {command} out={folder}" for folder in (straight, resumed)], short(8))
     for stage, until in ((1, 6), (3, 8)):
-        overrides = (f"out={moved}", steps(until), f"engine.zero_stage={stage}", "engine.micro_batch=4")
-        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
-        launcher += ["--master_port", str(free_port())]
-        said = started([*launcher, *words_of(command, *overrides)], checkout)
+        overrides = f"out={moved} engine.zero_stage={stage}"
+        said = run(checkout, [f"deepspeed --num_accelerators 2 {command} {overrides}"], short(until))
         assert f"DeepSpeed ZeRO {stage}, 2 x cpu" in said
     losses, by_one, by_two = ([report.loss for report in reports(folder)] for folder in (straight, resumed, moved))
     assert len(losses) == 8 and by_one == losses

@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +15,7 @@ from pretrain import config
 from pretrain.tools.demo import DemoConfig, show, summarise
 from pretrain.training.watch import metrics
 from tests.conftest import ROOT
-from tests.helpers.ranks import free_port
+from tests.helpers.scripts import run
 
 # Overrides that make the commands short. `make demo` runs them in full.
 SHORT = {
@@ -75,21 +73,6 @@ def walk(checkout: Path, commands: list[str]) -> None:
     for name in ("launch", "configs", "data", "pretrain"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     run(checkout, commands, SHORT)
-
-
-def run(checkout: Path, commands: list[str], laid_over: dict[str, list[str]]) -> None:
-    """Run commands in a copy of the checkout. A command that has a word of `laid_over` gets that word's overrides."""
-    here = Path(sys.executable).parent
-    env = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}"}
-    for line in commands:
-        command = shlex.split(line)
-        command += [override for word in command for override in laid_over.get(word, [])]
-        if command[0] == "deepspeed":  # its default port is fixed, and two test files run at once
-            command[1:1] = ["--master_port", str(free_port())]
-        command[0] = str(here / command[0])
-        done = subprocess.run(command, cwd=checkout, env=env, text=True, capture_output=True, timeout=300)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, f"{line}\n{done.stderr}"
 
 
 DEMO, NUMBERS = (re.compile(rf"<!-- {name} -->\n(.*?)<!-- end -->", re.DOTALL) for name in ("demo", "numbers"))
