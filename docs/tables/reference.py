@@ -64,8 +64,9 @@ def _cells(key: Key, anchor: str, language: str) -> list[str]:
         default = ""  # its keys have defaults of their own
     meaning = " ".join(filter(None, (ONLY[language].format(key.when) if key.when else "", key.description)))
     identity = f"{anchor}.{key.name}".replace(" ", "")
+    shown = html.escape(key.name).replace(".", ".<wbr>")  # a long key is broken after a dot, never within a name
     return [
-        f'<code id="{identity}">{html.escape(key.name)}</code>',
+        f'<code id="{identity}">{shown}</code>',
         _type(key.type, language),
         default,
         " ".join(meaning.split()).replace("|", "&#124;"),
