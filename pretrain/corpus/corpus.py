@@ -108,9 +108,9 @@ class Corpus:
             return bound
         groups = [group for group in self.groups() if group.source == number]
         chunks = chain.from_iterable(self.chunks(group=group) for group in groups)
-        what, reads = f"smallest hashes of {source.name}", sum(group.bytes for group in groups)
+        title, reads = f"smallest hashes of {source.name}", sum(group.stored for group in groups)
         smallest: list[int] = []
-        for draws in _followed(what, partial(_smallest, self, least), chunks, reads, map):
+        for draws in _followed(title, partial(_smallest, self, least), chunks, reads, map):
             smallest = sorted({*smallest, *draws})[:least]
         return max([bound, *(draw + 1 for draw in smallest)])
 
@@ -145,13 +145,14 @@ class Corpus:
                 total.merge(skipped)
         except CorpusError as error:  # a file that cannot be read
             after = (f"then: {error.what}", *error.details[:1])
-        fields = {source.name: source for source in self.recipe.sources if source.bad_records == "stop"}
+        stopping = {source.name: source for source in self.recipe.sources if source.bad_records == "stop"}
         found: dict[str, dict[str, tuple[int, Bad, str]]] = {}
         for name, kinds in total.counts.items():
             for kind, records in kinds.items():
-                if kind != EMPTY and name in fields:
-                    first = self._placed(fields[name], total.samples[name][kind][0])
-                    found.setdefault(name, {})[kind] = (records, first, fields[name].field)
+                if kind != EMPTY and name in stopping:
+                    source = stopping[name]
+                    first = self._placed(source, total.samples[name][kind][0])
+                    found.setdefault(name, {})[kind] = (records, first, source.field)
         return (*bad_lines(found), *after) if found else ()
 
     def _placed(self, source: Source, bad: Bad) -> Bad:
@@ -197,9 +198,9 @@ class Corpus:
                 self._states[path] = _state(path)
             if self._is_streamed(source):
                 self._dataset(source)
-        self._say_what_comes_twice()
+        self._warn_of_shared_files()
 
-    def _say_what_comes_twice(self) -> None:
+    def _warn_of_shared_files(self) -> None:
         """Warn on standard error of files that are in two sources. This is allowed: they may be read in two ways."""
         first: dict[str, str] = {}
         twice = []
@@ -284,10 +285,10 @@ def open_corpus(path: Path | str) -> Corpus | CleanedCorpus:
         # Not named after the file: a source's name is part of the fingerprint, a path is not.
         corpus = Corpus(Recipe(name="text", sources=[Source(name="text", files=[path.name])]), path.parent)
     elif path.is_dir():
-        remedy = "write one beside the text (README, Your own corpus), or name one file"
+        remedy = "write one beside the text (docs/en/your-corpus.md shows how), or name one file"
         raise CorpusError(f"the folder has no {RECIPE} that says what is in it", str(path), remedy)
     else:
-        remedy = f"corpus: is a text file, a {RECIPE}, its folder, or what the stage clean wrote"
+        remedy = f"corpus: is a text file, a {RECIPE}, its folder, or a folder that the stage clean wrote"
         raise CorpusError("no such text file or folder", str(path), remedy)
     corpus.check()
     return corpus
@@ -302,8 +303,7 @@ def listing(corpus: Corpus | CleanedCorpus, map: Callable) -> Iterator[None]:
     try:
         yield
     except BadRecord as error:
-        what, where, *_ = str(error).split("\n  ")
-        print(f"{what} ({where}): reading on, to list what else is wrong", file=sys.stderr, flush=True)
+        print(f"{error.what} ({error.details[0]}): reading on, to list all bad records", file=sys.stderr, flush=True)
         found = corpus.refused(map)
         raise CorpusError(*found) if found else error from None
 
@@ -315,10 +315,10 @@ def check_apart(corpus: Corpus | CleanedCorpus, out: Path | str) -> None:
         raise CorpusError("the output folder holds a file of the corpus", found, "choose another out=")
 
 
-def _followed(what: str, work: Callable, chunks: Iterator[Chunk], reads: int | None, map: Callable) -> Iterator:
+def _followed(title: str, work: Callable, chunks: Iterator[Chunk], reads: int | None, map: Callable) -> Iterator:
     """`map(work, chunks)` with a progress bar over the `reads` bytes of the files."""
     stored: deque[int] = deque()  # the stored bytes of the chunks that are being worked on
-    with progress(what, "chunks", reads=reads) as advance:
+    with progress(title, "chunks", reads=reads) as advance:
         for found in map(work, noted(chunks, attrgetter("stored"), stored)):
             yield found
             advance(1, read=stored.popleft())

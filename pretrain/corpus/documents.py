@@ -25,11 +25,7 @@ class Group:
 
     source: int  # the number of the source in the recipe
     files: tuple[str, ...]  # relative to the recipe; empty for a streamed dataset
-    bytes: int  # of the files, before decompression
-
-    @property
-    def stored(self) -> int:
-        return self.bytes
+    stored: int  # bytes of the files, before decompression
 
 
 def of_sides(documents: Iterator[Document], sides: tuple[str, ...], shares: Shares | None) -> Iterator[Document]:

@@ -135,9 +135,9 @@ def items_of(corpus: Corpus | CleanedCorpus, chunk_bytes: int, workers: int) -> 
     read for themselves.
     """
     groups = list(corpus.groups(chunk_bytes))
-    share = sum(group.bytes for group in groups) / (4 * workers)  # with 4 shares a process, the last ends soon
+    share = sum(group.stored for group in groups) / (4 * workers)  # with 4 shares a process, the last ends soon
     for group in groups:
-        if workers > 1 and group.files and group.bytes <= share:
+        if workers > 1 and group.files and group.stored <= share:
             yield group
         else:
             yield from corpus.chunks(chunk_bytes, group)
