@@ -43,8 +43,8 @@ def expand(names: list[str], root: Path, source: str) -> list[str]:
     in it. The files of a pattern or folder are sorted by code point, so the order is the same on every machine.
     Symbolic links are followed. A folder that several links reach is entered once, so loops of links end.
 
-    Raises CorpusError for a name without files, a file that comes twice, a folder that a stage wrote and no name names,
-    and a file name that is not Unicode, because the stages write file names into their output.
+    Raises CorpusError for a name without files, a file that comes twice, a folder of a stage that is not itself one of
+    the `names`, and a file name that is not Unicode, because the stages write file names into their output.
     """
     found = [file for name in names for file in _expand(name, root, source)]
     _check_written(found, [_beginning(name) for name in names], root, source)
@@ -114,12 +114,12 @@ def _check_written(files: list[str], named: list[Path], root: Path, source: str)
     A cleaned corpus that lies beside its original, for instance, would be read as well: every document would come
     twice, and a changed document might be on the other side.
     """
-    reached = {root / Path(file).parent for file in files}
-    reached -= {root / place for name in named for place in (name, name.parent)}
-    for above in sorted({folder.parent for folder in reached}):
-        for folder in filter(reached.__contains__, within(above)):
+    folders = {root / Path(file).parent for file in files}
+    folders -= {root / place for name in named for place in (name, name.parent)}
+    for above in sorted({folder.parent for folder in folders}):
+        for folder in filter(folders.__contains__, within(above)):
             remedy = "move it elsewhere, or name the files and folders that are text"
-            raise CorpusError("a source would read what a stage wrote", f"{folder}, of source {source!r}", remedy)
+            raise CorpusError("a source would read the output of a stage", f"{folder}, of source {source!r}", remedy)
 
 
 def _folder(name: str, root: Path, source: str) -> list[str]:

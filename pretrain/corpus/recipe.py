@@ -40,7 +40,7 @@ class Source(Config):
     heldout_documents: int = Field(0, ge=0)
     """The least number of documents to hold out: those with the smallest hashes. The source is read once more."""
     split_characters: int | None = Field(None, ge=100)
-    """Split longer documents into passages of about this many characters. For books, which else are all or nothing."""
+    """Split longer documents into passages of about this many characters. Else a book is on one side as a whole."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Source":
@@ -53,7 +53,7 @@ class Source(Config):
             said = f"the source {self.name!r} has heldout_fraction: 0 and heldout_documents: {self.heldout_documents}"
             raise ValueError(f"{said}: remove one")
         if self.dataset and (self.format or self.documents == "file"):
-            raise ValueError(f"the source {self.name!r} is a dataset: format: and documents: are of files")
+            raise ValueError(f"the source {self.name!r} is a dataset: remove format: and documents:, keys of files")
         return self
 
     @property
@@ -76,6 +76,6 @@ class Recipe(Config):
     @classmethod
     def _distinct(cls, sources: list[Source]) -> list[Source]:
         names = [source.name for source in sources]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two sources share a name: {', '.join(names)}")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two sources share a name: {', '.join(sorted(twice))}: rename one")
         return sources

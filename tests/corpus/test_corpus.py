@@ -220,7 +220,7 @@ def test_what_a_stage_wrote_beside_the_text_is_not_read_unless_it_is_named(tmp_p
     write_index(tmp_path / "clean", {"stage": "clean"})
     for names in (["**/*.jsonl"], ["."], ["*/*.jsonl"], [f"{tmp_path}/**"]):
         message = refused(source(tmp_path, files=names))
-        assert "what a stage wrote" in message and f"{tmp_path / 'clean'}, of source 's'" in message
+        assert "the output of a stage" in message and f"{tmp_path / 'clean'}, of source 's'" in message
     for names in (["a", "clean"], ["a/*.jsonl", "clean/part-*"], ["a", "clean/part-00000.jsonl"]):
         assert texts(source(tmp_path, files=names)) == ["a", "b"]
     file(tmp_path, "index.json", "[]")
@@ -263,7 +263,7 @@ def test_a_missing_file_is_refused_before_any_work(tmp_path):
         ({"sources": [{"name": "a", "files": ["a"], "heldout_fraction": 0, "heldout_documents": 2}]}, "remove one"),
         ({"sources": [{"name": "a", "files": ["a.txt"], "split_characters": 5}]}, "split_characters = '5'"),
         ({"sources": [{"name": "a", "files": []}]}, "the source 'a' needs either files: or dataset:"),
-        ({"sources": [{"name": "a", "files": ["a.txt"]}] * 2}, "two sources share a name: a, a"),
+        ({"sources": [{"name": n, "files": ["a.txt"]} for n in "aba"]}, "two sources share a name: a: rename one"),
         ({"sources": [{"name": "a", "files": ["a.txt"], "format": "csv"}]}, "sources.0.format = 'csv'"),
         ({"sources": [{"name": "a", "files": ["a.txt"], "language": "English"}]}, "no tag such as en, zh-Hant or und"),
     ],
