@@ -45,7 +45,7 @@ LOOKED_AT = 4096  # bytes at the beginning of a file that are examined
 ZEROS = 0.3  # share of zeros in every second byte: UTF-16 has more in ASCII text, UTF-8 never has
 READ_BYTES = 1 << 20  # text read at a time
 STORED_BYTES = 1 << 10  # compressed data read at a time: zstd turns one byte into 32,750 spaces
-COPY_AGAIN = "copy or compress it again; what could be read of it is not used"
+COPY_AGAIN = "copy or compress it again; the part that could be read is not used"
 
 
 class HashedFile(io.FileIO):

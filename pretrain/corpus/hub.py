@@ -31,7 +31,7 @@ class Resolved:
     dataset: HubDataset
     path: str  # its name for `datasets`
     revision: str | None  # the commit on the hub
-    files: list[Path]  # in a folder
+    files: list[Path]  # of a dataset in a folder; empty for a dataset on the hub
 
     def identity(self) -> dict:
         """The keys that identify the dataset in a fingerprint. A folder is identified by its files in addition."""
@@ -121,5 +121,5 @@ def _no_split(split: str, splits: Iterable[str], folder: Path) -> CorpusError:
 
 def _refusal(name: str, error: Exception) -> CorpusError:
     said = next(iter(str(error).splitlines()), "")
-    remedy = "check the name, the split and the network; HF_ENDPOINT names a mirror, HF_TOKEN opens what is gated"
+    remedy = "check the name, the split and the network; HF_ENDPOINT names a mirror, HF_TOKEN opens gated datasets"
     return CorpusError(f"the dataset {name} cannot be read", f"{type(error).__name__}: {said}", remedy)

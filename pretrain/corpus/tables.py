@@ -34,7 +34,7 @@ def parts_of(path: Path, file: str, form: str, field: str, size: int) -> Iterato
         raise CorpusError("cannot read a text file", f"{path}: {error.strerror}") from None
     except (pa.ArrowException, OSError) as error:
         if found := other_than(b"PAR1" if form == "parquet" else b"ARROW1", path):
-            remedy = "set format: in the recipe, or give the file the name of what it is"
+            remedy = "set format: in the recipe, or rename the file so that its ending names its format"
             raise CorpusError(f"a file is read as {form}, but is not", f"{path}: it is {found}", remedy) from None
         what = "a parquet file is damaged" if form == "parquet" else "an Arrow file is damaged"
         raise CorpusError(what, f"{path}: {str(error).splitlines()[0]}", COPY_AGAIN) from None
