@@ -1,7 +1,8 @@
 """The command line of every stage: `pretrain STAGE CONFIG.yaml [key=value ...]`, or `python launch/STAGE.py …`.
 
-Exit 0: done. Exit 2: a mistake of the user, with a short message and no traceback. Exit 1: a fault of ours, with the
-traceback. Exit 75: a signal stopped a training before its end, and it has saved. Exit 130: Ctrl-C anywhere else.
+Exit 0: done. Exit 2: a mistake of the user, with a short message and no traceback. Exit 1: a failure that is not the
+user's, with a short message (a worker process died) or with a traceback (a fault of this program). Exit 75: a signal
+stopped a training before its end, and it has saved. Exit 130: Ctrl-C anywhere else.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from pretrain.processes.signals import launcher
 class Stage(NamedTuple):
     """A stage. Its modules are imported only when it runs, so no stage waits for the imports of another."""
 
-    module: str  # has `run(config)`
+    module: str  # the module with `run(config)`
     config: str  # the module and the name of its configuration class
     about: str  # its description in the list of commands
 
@@ -36,7 +37,7 @@ class Stage(NamedTuple):
 class Tool(NamedTuple):
     """A command with arguments of its own."""
 
-    module: str  # has `main(argv)`
+    module: str  # the module with `main(argv, prog)`
     about: str
 
 
@@ -53,7 +54,7 @@ STAGES = {
     "import_megatron": Stage(
         "pretrain.shards.import_megatron",
         "pretrain.shards.import_megatron.ImportConfig",
-        "make shards of Megatron's token files",
+        "make shards from Megatron's token files",
     ),
     "reshard": Stage("pretrain.shards.reshard", "pretrain.shards.reshard.ReshardConfig", "put sets of shards together"),
     "pretrain": Stage(
@@ -94,7 +95,7 @@ def command(argv: list[str] | None = None) -> int:
         remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         return guarded(lambda: _raise(UserError(f"there is no command {name!r}", remedy)))
     if name in TOOLS:
-        return importlib.import_module(TOOLS[name].module).main(argv[1:])
+        return importlib.import_module(TOOLS[name].module).main(argv[1:], prog=f"pretrain {name}")
     return main(name, argv[1:], prog=f"pretrain {name}")
 
 
@@ -108,7 +109,9 @@ def main(stage: str, argv: list[str] | None = None, prog: str | None = None) -> 
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration, and exit")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher inserts it
     if stage == "shards":
-        parser.add_argument("--scheduler", metavar="tcp://…", help="of a Dask cluster that does the work: scheduler=…")
+        parser.add_argument(
+            "--scheduler", metavar="tcp://…", help="scheduler of a Dask cluster; short for scheduler=tcp://…"
+        )
     given = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(given):
         print(f"{parser.format_help()}\n{_keys_of(stage)}")
@@ -130,7 +133,8 @@ def main(stage: str, argv: list[str] | None = None, prog: str | None = None) -> 
 def guarded(work: Callable[[], object]) -> int:
     """Call `work()`, and turn a PretrainError or an error of the system into a message. Returns the exit status.
 
-    Under a launcher only rank 0 prints the message.
+    Under a launcher every rank but 0 waits before it prints the message. If rank 0 failed in the same way, the launcher
+    ends the waiting ranks meanwhile, so the message is printed once.
     """
     explain_bus_errors()
     try:
@@ -146,7 +150,7 @@ def guarded(work: Callable[[], object]) -> int:
         return stopped.exit_code
     except PretrainError as error:
         if launcher() and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
-            time.sleep(RANK0_HEAD_START_S)  # if rank 0 failed alike, the launcher ends this rank now
+            time.sleep(RANK0_HEAD_START_S)
         prefix = "error" if isinstance(error, UserError) else "failed"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -1,5 +1,6 @@
 """The messages on the terminal if the system refuses something, or if the terminal cannot show a character."""
 
+import contextlib
 import errno
 import io
 import os
@@ -115,6 +116,13 @@ def test_the_command_knows_every_stage_and_tool_by_its_name(tmp_path, capsys):
     assert "no such configuration file" in capsys.readouterr().err
     assert cli.command(["check_files", str(tmp_path)]) == 2
     assert cli.command([]) == 2
+
+
+@pytest.mark.parametrize("name", [*cli.STAGES, *cli.TOOLS])
+def test_the_help_of_a_command_shows_the_command_that_was_typed(name, capsys):
+    with contextlib.suppress(SystemExit):  # argparse ends the process itself in the tools
+        cli.command([name, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: pretrain {name} ")
 
 
 def test_the_package_is_a_program():

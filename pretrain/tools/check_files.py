@@ -38,11 +38,13 @@ class DataSection(schemas.IndexSection):
 PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "launch/check_files.py") -> int:
     """Check the folders on the command line, and return the exit status."""
     cli.print_what_can_be_printed()
-    parser = argparse.ArgumentParser(prog="launch/check_files.py", description="Check every byte of published folders.")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of any stage; of a run, all its checkpoints")
+    parser = argparse.ArgumentParser(prog=prog, description="Check every byte of published folders.")
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="the result of a stage, or a run with all its checkpoints"
+    )
     arguments = parser.parse_args(argv)
     return cli.guarded(lambda: run([Path(folder) for folder in arguments.folders]))
 

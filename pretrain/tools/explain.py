@@ -39,14 +39,14 @@ BAR = 40  # characters of the longest bar of a histogram
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "launch/explain.py") -> int:
     """Answer the question on the command line, and return the exit status."""
     cli.print_what_can_be_printed()
-    parser = argparse.ArgumentParser(prog="launch/explain.py", description="Show what a run reads and when.")
+    parser = argparse.ArgumentParser(prog=prog, description="Show what a run reads and when.")
     parser.add_argument("run", help="a run's folder, one of its checkpoints, or a YAML file of launch/pretrain.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over a YAML file")
     question = parser.add_mutually_exclusive_group(required=True)
-    question.add_argument("--step", type=int, help="what this step reads")
+    question.add_argument("--step", type=int, help="show the documents that this step reads")
     question.add_argument(
         "--document",
         metavar="WHERE",
