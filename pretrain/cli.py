@@ -77,7 +77,7 @@ RANK0_HEAD_START_S = 30.0  # on busy cores the launcher needed more than 3 s to 
 
 def command(argv: list[str] | None = None) -> int:
     """The command `pretrain NAME …` for any stage or tool. Returns the exit status."""
-    print_what_can_be_printed()
+    make_printing_safe()
     argv = sys.argv[1:] if argv is None else argv
     known = {name: entry.about for name, entry in (STAGES | TOOLS).items()}
     name = argv[0] if argv else "--help"
@@ -101,7 +101,7 @@ def command(argv: list[str] | None = None) -> int:
 
 def main(stage: str, argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run one stage with the configuration of the command line. Returns the exit status; a distributed rank exits."""
-    print_what_can_be_printed()
+    make_printing_safe()
     parser = argparse.ArgumentParser(prog=prog or f"launch/{stage}.py", description=STAGES[stage].about, add_help=False)
     parser.add_argument("config", help="YAML file; configs/sample has an example for each stage")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over the file")
@@ -162,8 +162,8 @@ def guarded(work: Callable[[], object]) -> int:
     return 0
 
 
-def print_what_can_be_printed() -> None:
-    """Make printing safe: no work is lost because of a character or a stream that cannot be printed to.
+def make_printing_safe() -> None:
+    """Prepare standard output and standard error, so that no work is lost because a text cannot be printed.
 
     Characters that the terminal or the log cannot show are printed as `?`. Output to a closed stream (`>&-`), for which
     Python has None, is discarded.

@@ -40,7 +40,7 @@ PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "che
 
 def main(argv: list[str] | None = None, prog: str = "launch/check_files.py") -> int:
     """Check the folders on the command line, and return the exit status."""
-    cli.print_what_can_be_printed()
+    cli.make_printing_safe()
     parser = argparse.ArgumentParser(prog=prog, description="Check every byte of published folders.")
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="the result of a stage, or a run with all its checkpoints"

@@ -41,7 +41,7 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 def main(argv: list[str] | None = None, prog: str = "launch/explain.py") -> int:
     """Answer the question on the command line, and return the exit status."""
-    cli.print_what_can_be_printed()
+    cli.make_printing_safe()
     parser = argparse.ArgumentParser(prog=prog, description="Show what a run reads and when.")
     parser.add_argument("run", help="a run's folder, one of its checkpoints, or a YAML file of launch/pretrain.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over a YAML file")
