@@ -21,7 +21,6 @@ from pretrain.config import Config, free
 from pretrain.errors import ResumeError
 from pretrain.order.phases import MOST_STEPS, Phase, locate
 
-INDEX = "index.json"
 NAME = "step_{:08d}"  # the folder of a checkpoint
 StepNumber = Annotated[int, Field(ge=1, lt=MOST_STEPS)]  # as in metrics.jsonl: the first step of a run is step 1
 Skips = Sequence[tuple[int, int]]
@@ -132,8 +131,8 @@ def reads(step: int, phases: Sequence[Phase], skips: Skips) -> int:
     """The step in `reading(phases, skips)` with the data that step `step` reads; both are 0-based."""
     if not skips:
         return step
-    begin, shift = _phase_of(step, phases), 0
     number = locate(step, phases).number
+    begin, shift = _begin(number, phases), 0
     for first, last in skips:
         if locate(first - 1, phases).number < number:
             shift += last - first + 1
@@ -145,20 +144,20 @@ def reads(step: int, phases: Sequence[Phase], skips: Skips) -> int:
 
 def read_by(data_step: int, phases: Sequence[Phase], skips: Skips) -> int | None:
     """The step (0-based) that reads the data of step `data_step` of `reading(phases, skips)`; None if no step does."""
-    position = locate(data_step, reading(phases, skips)).number
-    begin = sum(phase.steps for phase in phases[:position])
+    number = locate(data_step, reading(phases, skips)).number
+    begin = _begin(number, phases)
     step = data_step
     for first, last in skips:
-        if locate(first - 1, phases).number < position:
+        if locate(first - 1, phases).number < number:
             step -= last - first + 1
     for first, last in skips:
-        if begin < first <= begin + phases[position].steps:
+        if begin < first <= begin + phases[number].steps:
             if first - 1 <= step < last:
                 return None
             step -= last - first + 1 if step >= last else 0
     return step
 
 
-def _phase_of(step: int, phases: Sequence[Phase]) -> int:
-    """The first step of the phase that holds `step`."""
-    return sum(phase.steps for phase in phases[: locate(step, phases).number])
+def _begin(number: int, phases: Sequence[Phase]) -> int:
+    """The first step (0-based) of phase `number`."""
+    return sum(phase.steps for phase in phases[:number])
