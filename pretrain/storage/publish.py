@@ -1,8 +1,7 @@
-"""Publishing the folder of a stage: files are written and hashed in a temporary folder, and one rename names it last.
+"""Publish the result of a stage: the files are written in a temporary folder, which one rename gives its final name.
 
-A folder is complete when its index file (JSON) is there. The index lists every file with its size and SHA-256, the
-sources of the folder, and a fingerprint: the hash of the index without places, times and versions. So the identity of a
-folder is known without hashing large files again.
+So a folder with its final name is complete, whenever the process or the machine ends. Beside a folder NAME there may be
+`.NAME.tmp` (the result in the making), `.NAME.old` (the result that it replaces) and `.NAME.work` (see work.py).
 """
 
 import contextlib
@@ -26,7 +25,6 @@ from pretrain.storage.locks import is_mounted, locked
 if TYPE_CHECKING:
     from pretrain.config import StageConfig
 
-ASIDE = (".tmp", ".old", ".work")  # unpublished folders are named `.NAME` and one of these ends
 SETTINGS = "settings"  # the key under `recorded` with the settings of a stage
 
 
