@@ -20,23 +20,23 @@ FORM = 'a line is {"text": "…", "label": "…"}, for pairs with "text_pair": "
 
 @dataclass(frozen=True)
 class Example:
+    """A labelled text, or a labelled pair of texts."""
+
     text: str
-    text_pair: str | None
+    text_pair: str | None  # None in a task of single texts
     label: str
     line: int  # its number in the file, from 1
 
 
 @dataclass(frozen=True)
 class Task:
+    """The examples of all three files."""
+
     train: list[Example]
     dev: list[Example]
     test: list[Example]
-    labels: list[str]
+    labels: list[str]  # the classes: the labels of train, sorted
     files: dict[str, dict]  # size and SHA-256 of each file, by name
-
-    @property
-    def pairs(self) -> bool:
-        return self.train[0].text_pair is not None
 
 
 def read_task(folder: Path | str) -> Task:
@@ -112,10 +112,11 @@ def _contents(folder: Path) -> tuple[dict[str, Path], dict[str, bytes]]:
             raise TaskError("no such task folder", f"looked for: {folder}", f"it needs {_names()}")
         missing = [path.name for path in paths.values() if not path.is_file()]
         if missing:
-            raise TaskError(f"{folder} lacks {', '.join(missing)}", f"a task has {_names()}")
+            raise TaskError(f"{folder} lacks {', '.join(missing)}", f"add it: a task has {_names()}")
         return paths, {split: path.read_bytes() for split, path in paths.items()}
     except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL
-        raise TaskError("the task cannot be read", f"found: {error}", f"task = {str(folder)!r}") from None
+        remedy = "set task to a folder that can be read"
+        raise TaskError("the task cannot be read", f"{str(folder)!r:.200}: {error}", remedy) from None
 
 
 def _digests(paths: dict[str, Path], contents: dict[str, bytes]) -> dict[str, dict]:
@@ -137,7 +138,8 @@ def _example(line: bytes, path: Path, number: int) -> Example:
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise TaskError("a task file must be UTF-8", f"{where}, byte {error.start + 1} of the line") from None
+        found = f"{where}, byte {error.start + 1} of the line: {error.object[error.start]:#04x}"
+        raise TaskError("a task file must be UTF-8", found, "convert it: iconv -f … -t utf-8") from None
     except (ValueError, RecursionError) as error:
         found = line.decode("utf-8-sig").strip()[:80]
         raise TaskError("not valid JSON", f"{where}{_problem(error)}", f"found: {found}", FORM) from None

@@ -186,7 +186,7 @@ def test_a_task_has_the_sorted_labels_of_train_and_keeps_pairs_and_lines(tmp_pat
 
 GOOD = '{"text": "x", "label": "a"}\n{"text": "y", "label": "b"}\n'
 BAD_TASKS = {
-    "missing file": (None, ["lacks dev.jsonl"]),
+    "missing file": (None, ["lacks dev.jsonl", "add it"]),
     "empty file": ("\n", ["holds no example", "dev.jsonl"]),
     "bad JSON": (GOOD + '{"text": "x", label}', ["not valid JSON", "dev.jsonl, line 3, column 15", "label}"]),
     "not an object": ("[1]", ["JSON object", "line 1", "[1]"]),
@@ -226,7 +226,7 @@ def test_a_bad_task_is_refused_with_file_and_line(case, tmp_path):
 def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path):
     folder = write_task(tmp_path / "t", train=GOOD, dev=GOOD, test=GOOD)
     (folder / "test.jsonl").write_bytes(GOOD.encode() + '{"text": "汉", "label": "a"}'.encode("gb18030"))
-    with pytest.raises(TaskError, match=r"UTF-8\n.*test\.jsonl, line 3"):
+    with pytest.raises(TaskError, match=r"UTF-8\n.*test\.jsonl, line 3, byte 11 of the line: 0xba\n  convert it"):
         read_task(folder)
 
 
