@@ -21,11 +21,11 @@ from pretrain.storage.index import CHECKSUM, INDEX, check_contents, digests, fin
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Keys that name code in the folder or on a hub. A folder with such a key is not opened.
+# Keys of a config.json that name code in the folder or on a hub. A folder with such a key is not opened.
 CODE = ("auto_map", "custom_pipelines", "auto_mapping")
 ATTENTION = ("attn_implementation", "_attn_implementation")  # a value `owner/kernel` is code from a hub
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
-SIZE_REMEDY = "export it again, or copy it again from where it was made"
+MAKE_AGAIN = "export it again, or copy it again from where it was made"
 
 
 def library(name: str) -> ModuleType:
@@ -33,7 +33,7 @@ def library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise TaskError(f"fine-tuning needs {name}", f"found: {error}", "needs: pip install '.[finetune]'") from None
+        raise TaskError(f"this stage needs {name}", f"found: {error}", "pip install '.[finetune]'") from None
 
 
 def model_folder(folder: str) -> Path:
@@ -86,7 +86,7 @@ def _check_layers(folder: Path) -> None:
             raise TaskError(
                 f"{folder}: config.json says more layers than the folder has weights",
                 f"{key} = {layers:,}, and the safetensors files hold {tensors:,} tensors",
-                SIZE_REMEDY,
+                MAKE_AGAIN,
             )
 
 
@@ -96,9 +96,9 @@ def _refuse_code(settings: Path) -> None:
         values = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         found = str(error).splitlines()[0][:200]
-        raise TaskError(f"{settings} cannot be read as JSON", f"found: {found}", SIZE_REMEDY) from None
+        raise TaskError(f"{settings} cannot be read as JSON", f"found: {found}", MAKE_AGAIN) from None
     if not isinstance(values, dict):
-        raise TaskError(f"{settings} must be a JSON object", f"found: {str(values)[:80]}", SIZE_REMEDY)
+        raise TaskError(f"{settings} must be a JSON object", f"found: {str(values)[:80]}", MAKE_AGAIN)
     asks = [key for key in CODE if values.get(key)]
     asks += [key for key in ATTENTION if "/" in str(values.get(key, ""))]
     if asks:
@@ -125,7 +125,7 @@ def identity(folder: str) -> str:
     path = model_folder(folder)
     if _is_ours(path / INDEX):
         index = read_index(path, TaskError, "python launch/export.py CONFIG.yaml")
-        check_contents(path, index, TaskError, SIZE_REMEDY, thorough=True)
+        check_contents(path, index, TaskError, MAKE_AGAIN, thorough=True)
         return index["fingerprint"]
     return fingerprint({"files": digests(path)})
 
@@ -161,7 +161,7 @@ def open_model(
             raise TaskError(
                 "the folder lacks weights of its model, which would start at random",
                 f"{folder} as {type(model).__name__}: {len(lacking)} {problem}, the first is {lacking[0]}",
-                SIZE_REMEDY,
+                MAKE_AGAIN,
             )
     return model, set(info["missing_keys"]) & new, {name: shapes[name] for name in shapes if name in new}
 
@@ -173,13 +173,13 @@ def open_tokenizer(folder: str, config: "PretrainedConfig") -> "PreTrainedTokeni
     # If the files are missing, transformers 5 gives an empty tokenizer.
     if len(vocabulary) <= len(set(tokenizer.all_special_tokens)):
         found = f"transformers finds {len(vocabulary)} tokens there"
-        raise TaskError(f"{folder} has no tokenizer", found, f"copy the tokenizer's files into it, or {SIZE_REMEDY}")
+        raise TaskError(f"{folder} has no tokenizer", found, f"copy the tokenizer's files into it, or {MAKE_AGAIN}")
     largest, rows = max(vocabulary.values()), getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None and largest >= rows:
         raise TaskError(
             f"{folder} has the tokenizer of another model",
             f"its ids go up to {largest:,}, the model has embeddings for {rows:,} tokens",
-            f"put the model's own tokenizer there, or {SIZE_REMEDY}",
+            f"put the model's own tokenizer there, or {MAKE_AGAIN}",
         )
     return tokenizer
 
@@ -206,7 +206,7 @@ def explained(failure: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), "")
-        raise TaskError(failure, f"it says: {type(error).__name__}: {said[:300]}", SIZE_REMEDY) from error
+        raise TaskError(failure, f"it says: {type(error).__name__}: {said[:300]}", MAKE_AGAIN) from error
 
 
 @contextmanager

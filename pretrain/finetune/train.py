@@ -149,7 +149,7 @@ def _continues_head(
             raise TaskError(
                 "the folder has a fine-tuned head but not all of the model below it",
                 f"{start.folder}: {len(missing)} weights are missing, the first is {min(missing)}",
-                huggingface.SIZE_REMEDY,
+                huggingface.MAKE_AGAIN,
             )
         return True
     return False

@@ -795,7 +795,7 @@ def test_what_is_no_decoder_generates_nothing(encoder, decoder, full, lora, tmp_
 @pytest.mark.parametrize("name", ["transformers", "peft"])
 def test_a_missing_library_is_an_error_that_says_what_to_install(name, encoder, monkeypatch, tmp_path, task):
     monkeypatch.setitem(sys.modules, name, None)  # what makes `import` fail as if it were not installed
-    with pytest.raises(TaskError, match=rf"needs {name}\n(.|\n)*pip install '\.\[finetune\]'"):
+    with pytest.raises(TaskError, match=rf"this stage needs {name}\n(.|\n)*pip install '\.\[finetune\]'"):
         run(settings(encoder, task, tmp_path / "out"))
 
 
