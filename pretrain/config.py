@@ -65,15 +65,15 @@ def free(default: Any = ..., **kwargs: Any) -> Any:
 def past(default: Any = ..., **kwargs: Any) -> Any:
     """A key that may change when a run resumes if no finished step would have been different.
 
-    The run decides this, because it knows its steps: `optim.past_conflicts`.
+    The run decides this, because it knows its steps: `past_conflicts` in training/resume.py.
     """
     return Field(default, json_schema_extra={"resume": "past"}, **kwargs)
 
 
 def chosen(known: dict[str, Any]) -> Any:
-    """The type of a section with a key `kind` that chooses an entry of `known`, and so the keys in its `Config`."""
-    sections = tuple(entry.Config for entry in known.values())
-    return Annotated[Union[sections], Field(discriminator="kind")] if len(sections) > 1 else sections[0]  # noqa: UP007
+    """The type of a section: its key `kind` names an entry of `known`, and that entry's `Config` has its other keys."""
+    choices = tuple(entry.Config for entry in known.values())
+    return Annotated[Union[choices], Field(discriminator="kind")] if len(choices) > 1 else choices[0]  # noqa: UP007
 
 
 class StageConfig(Config):
@@ -87,7 +87,10 @@ class StageConfig(Config):
         return {key: value for key, value in frozen(self).items() if key != "out"}
 
     def differences(self, old: dict) -> list[str]:
-        """Lines `key: old → new` for each of `settings` that differs from `old`, perhaps of an older version."""
+        """Lines `key: old → new` for each of `settings` that differs from `old`.
+
+        `old` may be of an older version: a key that it lacks counts as its default.
+        """
         lines = []
         for key, new in self.settings().items():
             default = type(self).model_fields[key].get_default(call_default_factory=True)
@@ -110,7 +113,8 @@ def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ConfigError("no such configuration file", f"looked for: {path}", "configs/ holds examples") from None
     except OSError as error:
-        raise ConfigError("a configuration file cannot be read", f"{path}: {error.strerror}") from None
+        remedy = "change its permissions, or name another file"
+        raise ConfigError("a configuration file cannot be read", f"{path}: {error.strerror}", remedy) from None
     except UnicodeDecodeError as error:
         where = f"{path}, byte {error.start + 1}: {error.object[error.start]:#04x}"
         raise ConfigError("a configuration file must be UTF-8", where, "convert it: iconv -f … -t utf-8") from None
@@ -189,20 +193,18 @@ def resume_rule(field: FieldInfo) -> Resume:
 
 def resume_conflicts(old: Config, new: Config, prefix: str = "") -> list[str]:
     """Lines `key: old → new` for each frozen key that differs. Keys within a section are named one by one."""
-    return list(_conflicts(old, new, prefix))
-
-
-def _conflicts(old: Config, new: Config, prefix: str) -> typing.Iterator[str]:
+    lines = []
     for name, field in type(old).model_fields.items():
         a, b, key = getattr(old, name), getattr(new, name), prefix + name
         if resume_rule(field) != "frozen" or a == b:
             continue
         if isinstance(a, Config) and type(a) is type(b):
-            yield from _conflicts(a, b, key + ".")
+            lines += resume_conflicts(a, b, key + ".")
         elif isinstance(a, Config) and isinstance(b, Config):  # another kind of the section, with other keys
-            yield f"{key}.kind: {dict(a)['kind']} → {dict(b)['kind']}"
+            lines.append(f"{key}.kind: {dict(a)['kind']} → {dict(b)['kind']}")
         else:
-            yield f"{key}: {short(a)} → {short(b)}"
+            lines.append(f"{key}: {short(a)} → {short(b)}")
+    return lines
 
 
 def _differing(key: str, old: Any, new: Any) -> list[str]:
@@ -345,7 +347,7 @@ def _resolve(kind: type[Config], loc: tuple) -> tuple[type[Config] | None, list]
         field = section.model_fields.get(part)
         if field is None:
             break
-        choices = _sections(field.annotation)
+        choices = sections(field.annotation)
         section = choices[0] if choices else section
     return section, path
 
@@ -357,7 +359,7 @@ def _did_you_mean(kind: type[Config], section: type[Config], loc: list) -> str:
     if key in kind.model_fields:  # a right name in a wrong section is as common as a typo
         return f": did you mean {key}, outside of {loc[0]}?"
     for name, field in kind.model_fields.items():
-        for inner in _sections(field.annotation):
+        for inner in sections(field.annotation):
             if key in inner.model_fields and _tags(inner) and name == loc[0]:
                 return f": {name}.kind = {_tags(inner)[0]} has it"
             if key in inner.model_fields:
@@ -369,11 +371,11 @@ def _did_you_mean(kind: type[Config], section: type[Config], loc: list) -> str:
     return f" (known here: {', '.join(known)})"
 
 
-def _sections(annotation: Any) -> list[type[Config]]:
-    """The Config classes inside an annotation such as `list[Phase]` or `Masked | Causal`."""
+def sections(annotation: Any) -> list[type[Config]]:
+    """The Config classes inside an annotation such as `list[Phase]` or `MaskedLMConfig | CausalLMConfig`."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
-    return [section for inner in typing.get_args(annotation) for section in _sections(inner)]
+    return [section for inner in typing.get_args(annotation) for section in sections(inner)]
 
 
 def _tags(section: type[Config]) -> tuple:

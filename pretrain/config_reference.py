@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pretrain.config import Config, Resume, StageConfig, resume_rule
+from pretrain.config import Config, Resume, StageConfig, resume_rule, sections
 
 PLAIN = {
     bool: "true | false",
@@ -58,24 +58,25 @@ def _keys(kind: type[Config], values: Config | None, prefix: str, resume: Resume
         field = kind.model_fields[name]
         default = getattr(values, name) if values is not None else field.get_default(call_default_factory=True)
         rule = resume_rule(field) if resume == "frozen" else resume  # all keys of a free section are free
-        sections = _sections(field.annotation)
+        inner_sections = sections(field.annotation)
         yield Key(
             prefix + name,
-            _type(field),
+            _typed(field.annotation, field.metadata),
             None if default is PydanticUndefined else _written(default),
-            field.description or (_documentation(sections[0]) if len(sections) == 1 else ""),
+            field.description or (_documentation(inner_sections[0]) if len(inner_sections) == 1 else ""),
             rule,
             when,
-            bool(sections),
+            bool(inner_sections),
         )
         inner = f"{prefix}{name}.N." if _is_list(field.annotation) else f"{prefix}{name}."
-        if len(sections) > 1:
-            yield _choice(inner, sections, rule, when)
-        for section in sections:
-            chosen = f"{inner}kind = {_kind(section)}" if len(sections) > 1 else when
+        is_choice = len(inner_sections) > 1
+        if is_choice:
+            yield _choice(inner, inner_sections, rule, when)
+        for section in inner_sections:
+            chosen = f"{inner}kind = {_kind(section)}" if is_choice else when
             given = default if isinstance(default, section) else None
             further = _keys(section, given, inner, rule, chosen)
-            yield from (key for key in further if len(sections) == 1 or key.name != f"{inner}kind")
+            yield from (key for key in further if not is_choice or key.name != f"{inner}kind")
 
 
 def _ordered(kind: type[Config]) -> list[str]:
@@ -85,22 +86,15 @@ def _ordered(kind: type[Config]) -> list[str]:
     return sorted(names, key=lambda name: (name in StageConfig.model_fields, not is_name[name]))
 
 
-def _choice(prefix: str, sections: list[type[Config]], resume: Resume, when: str) -> Key:
+def _choice(prefix: str, choices: list[type[Config]], resume: Resume, when: str) -> Key:
     """The key `kind`, which selects one of several sections. Each section declares its own value.
 
     If a section gives `kind` a default, this section is selected when `kind` is left out.
     """
-    fields = [section.model_fields["kind"] for section in sections]
+    fields = [section.model_fields["kind"] for section in choices]
     description = next((field.description for field in fields if field.description), "")
     default = next((_written(field.default) for field in fields if field.default is not PydanticUndefined), None)
-    return Key(f"{prefix}kind", " | ".join(map(_kind, sections)), default, description, resume, when, False)
-
-
-def _sections(annotation: Any) -> list[type[Config]]:
-    """The Config classes inside an annotation such as `list[Phase]` or `MaskedLMConfig | CausalLMConfig`."""
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return [annotation]
-    return [section for inner in typing.get_args(annotation) for section in _sections(inner)]
+    return Key(f"{prefix}kind", " | ".join(map(_kind, choices)), default, description, resume, when, False)
 
 
 def _kind(section: type[Config]) -> str:
@@ -118,22 +112,18 @@ def _documentation(section: type[Config]) -> str:
     return " ".join(text.split())
 
 
-def _type(field: FieldInfo) -> str:
-    return _typed(field.annotation, field.metadata)
-
-
 def _typed(annotation: Any, limits: list) -> str:
     """The name of a type in terms of YAML. `limits` are pydantic's marks, such as Gt(0)."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _typed(inner[0], [*_limits(inner[1:]), *limits])
     if origin in (typing.Union, types.UnionType):
-        if all(map(_sections, inner)):
+        if all(map(sections, inner)):
             return "section"
         return " | ".join(_typed(part, [] if part is type(None) else limits) for part in inner)
     if origin is typing.Literal:
         return " | ".join(_written(value) for value in inner)
-    if _sections(annotation) and origin is None:
+    if sections(annotation) and origin is None:
         return "section"
     if origin is list:
         entries = _typed(inner[0], [])
