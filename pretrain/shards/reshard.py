@@ -68,7 +68,7 @@ class ReshardPart(Config):
 
 
 class ReshardConfig(StageConfig):
-    """The configuration that `launch/reshard.py` reads."""
+    """The configuration of the stage `reshard`."""
 
     parts: list[ReshardPart] = Field(min_length=1)
     """The sets, or parts of sets, that are joined."""
@@ -183,7 +183,7 @@ def _chooser(source: Shards, part: ReshardPart, files: np.ndarray | None, seed: 
             chosen &= files[source.sidecar(piece, "origin")["file"]]
         if source.side == "train" and part.fraction is not None:
             hashes = hash64(CHOICE, seed, numbers)
-            chosen &= (hashes >= np.uint64(low)) & (hashes <= np.uint64(high - 1))
+            chosen &= (hashes >= low) & (hashes < high)
         return chosen
 
     return choose

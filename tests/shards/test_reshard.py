@@ -12,7 +12,7 @@ from pretrain import cli
 from pretrain.config import build, load
 from pretrain.errors import ConfigError, ShardError
 from pretrain.shards import Shards
-from pretrain.shards import reshard as editing
+from pretrain.shards import reshard as reshard_stage
 from pretrain.shards.reshard import ReshardConfig, run
 from pretrain.storage.files import digest, write_json
 from pretrain.storage.index import write_index
@@ -137,7 +137,7 @@ def test_files_and_fraction_are_both_met(wiki, tmp_path):
 
 
 def test_small_pieces_become_large_ones_and_large_ones_small(wiki, tmp_path, monkeypatch):
-    monkeypatch.setattr(editing, "COPY_TOKENS", 64)  # a piece is copied in several stretches
+    monkeypatch.setattr(reshard_stage, "COPY_TOKENS", 64)  # a piece is copied in several stretches
     for piece_tokens in (200, 10**6):
         out = reshard(tmp_path / f"{piece_tokens}", {"shards": wiki, "fraction": 0.7}, piece_tokens=piece_tokens)
         check(out)
@@ -249,6 +249,7 @@ def test_sets_of_different_tokenizers_are_refused_naming_both(wiki, tmp_path):
     [
         ({"files": ["fr*"]}, "x/en.txt, zh.jsonl"),
         ({"fraction": 1e-9}, "no document is chosen for the train side"),
+        ({"fraction": 1e-30}, "no document is chosen for the train side"),
         ({"fraction": 1.5}, None),
         ({"fraction": [0.5, 0.5]}, None),
         ({"fraction": -1}, None),
