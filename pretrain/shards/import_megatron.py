@@ -46,7 +46,7 @@ FEW_TOKENS = 200  # fewer tokens tell nothing about a tokenizer
 
 
 class ImportConfig(StageConfig):
-    """The configuration that `launch/import_megatron.py` reads."""
+    """The configuration of the stage `import_megatron`."""
 
     pairs: list[str] = Field(min_length=1)
     """The pairs of files, each as its path without `.bin` and `.idx`."""
@@ -58,7 +58,7 @@ class ImportConfig(StageConfig):
     """The share of the documents that is held out."""
     inner_marks: Literal["stop", "remove"] = "stop"
     """What to do about [CLS], [SEP], <eod> or padding in the middle of a sequence. `stop` ends with an error, because
-    the file may be of another kind. `remove` leaves these tokens out, for texts that spelled them."""
+    the file may be of another kind. `remove` leaves these tokens out; choose it for texts that spell them."""
     min_returned: float = free(0.95, ge=0, le=1)
     """The share of the tokens of a sample that must come back when it is decoded and encoded again. Lower it if the
     tool that made the pairs used this vocabulary with another normaliser or with BPE-dropout."""
@@ -78,7 +78,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class CheckedPair:
+class CheckedDocuments:
     """Some documents of a pair without their marks. Documents without a token are left out."""
 
     ids: np.ndarray  # (tokens,) int64
@@ -105,7 +105,7 @@ def run(config: ImportConfig) -> dict:
         writers = {
             side: SideWriter(folder, side, dtype, tokenizer.vocab_size, config.piece_tokens, kept) for side in SIDES
         }
-        with progress("adopting", "documents", sum(len(pair.documents) - 1 for pair in pairs)) as advance:
+        with progress("importing", "documents", sum(len(pair.documents) - 1 for pair in pairs)) as advance:
             for number, pair in enumerate(pairs):
                 for found in documents(pair, tokenizer, config.inner_marks):
                     if read == 0 and len(found.lengths):
@@ -132,7 +132,7 @@ def run(config: ImportConfig) -> dict:
             inner_marks=config.inner_marks,
         )
     _print_counts(sides, read, removed)
-    closing_line("adopt", began)
+    closing_line("import_megatron", began)
     return index
 
 
@@ -238,7 +238,7 @@ def _share(rows: list[np.ndarray], others: list[np.ndarray]) -> float:
     return common / max(total, 1)
 
 
-def documents(pair: Pair, tokenizer: Tokenizer, inner_marks: str) -> Iterator[CheckedPair]:
+def documents(pair: Pair, tokenizer: Tokenizer, inner_marks: str) -> Iterator[CheckedDocuments]:
     """The documents of a pair, in batches of about BATCH_TOKENS. Raises ShardError for a wrong id or mark."""
     token = first = 0
     while first < len(pair.documents) - 1:
@@ -249,11 +249,11 @@ def documents(pair: Pair, tokenizer: Tokenizer, inner_marks: str) -> Iterator[Ch
         bounds = np.asarray(pair.documents[first : last + 1])
         lengths = np.asarray(pair.lengths[bounds[0] : bounds[-1]], np.int64)
         ids = np.asarray(pair.ids[token : token + lengths.sum()], np.int64)
-        yield _found(pair, ids, lengths, bounds - begin, first, tokenizer, inner_marks == "remove")
+        yield _checked(pair, ids, lengths, bounds - begin, first, tokenizer, inner_marks == "remove")
         token, first = token + len(ids), last
 
 
-def _found(
+def _checked(
     pair: Pair,
     ids: np.ndarray,
     lengths: np.ndarray,
@@ -261,7 +261,7 @@ def _found(
     first: int,
     tokenizer: Tokenizer,
     remove: bool,
-) -> CheckedPair:
+) -> CheckedDocuments:
     """Check documents of a pair, beginning with number `first`, and remove their marks.
 
     Document `first + d` consists of the sequences bounds[d] to bounds[d + 1] - 1, which have `lengths` tokens.
@@ -292,7 +292,8 @@ def _found(
         )
     counts = np.append(0, np.cumsum(keep))[edges]
     lengths = np.diff(counts)
-    return CheckedPair(ids[keep], lengths[lengths > 0], first + np.flatnonzero(lengths), len(lengths), int(inner.sum()))
+    numbers = first + np.flatnonzero(lengths)
+    return CheckedDocuments(ids[keep], lengths[lengths > 0], numbers, len(lengths), int(inner.sum()))
 
 
 def _outer(is_mark: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -304,7 +305,7 @@ def _outer(is_mark: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndar
 
 def _write(
     writers: dict[str, SideWriter],
-    found: CheckedPair,
+    found: CheckedDocuments,
     pair: int,
     tokenizer: Tokenizer,
     spelling: list[bytes],
@@ -327,7 +328,7 @@ def _write(
         writer.add(ids[np.repeat(here, lengths)], lengths[here], {"raw": raw[here], "origin": origin[here]})
 
 
-def _with_template(found: CheckedPair, specials: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _with_template(found: CheckedDocuments, specials: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """(ids, lengths) of the documents with the marks of our template."""
     before = [specials["cls"]] if "eod" not in specials else []
     after = [specials["eod" if "eod" in specials else "sep"]]
