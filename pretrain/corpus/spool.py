@@ -9,7 +9,7 @@ from pathlib import Path
 from pretrain.corpus.documents import Document
 
 
-class Aside:
+class Spool:
     """Documents in a temporary file, in the order of `put`. Memory: the documents of one `put`."""
 
     def __init__(self, folder: Path):

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.corpus import Skipped, open_corpus
-from pretrain.corpus.spool import Aside
+from pretrain.corpus.spool import Spool
 from pretrain.errors import TokenizerError
 from pretrain.tokenizer import kinds
 from pretrain.tokenizer.kinds import Rules
 from pretrain.tokenizer.training import count
-from pretrain.tokenizer.training.count import alphabet, count_corpus, count_words, drop_unspellable
+from pretrain.tokenizer.training.count import alphabet, count_corpus, drop_unspellable
 from pretrain.tokenizer.training.tally import BLOCK, Tally, mixed
 from tests.tokenizer.test_tokenizer import corpus_of, documents_of, odd_texts
 
@@ -27,9 +27,14 @@ RULES = [*BERT, Rules("byte"), Rules("byte", digits="single")]
 
 
 def words_of(texts: list[str], rules: Rules) -> Counter[str]:
-    """One text after another, by `tokenizers` alone."""
+    """Count the words of one text after another, by `tokenizers` alone."""
     engine = kinds.build(list(kinds.SPECIALS[rules.kind].values()), rules)
     return Counter(word for text in texts for word in kinds.words_of(text, engine))
+
+
+def count_words(texts: list[str], rules: Rules) -> Counter[str]:
+    """Count the words of texts as the stage counts those of a chunk."""
+    return count._spelled(count._cutter(rules).tally(texts), rules.kind)
 
 
 # Words
@@ -140,7 +145,7 @@ def train_texts(corpus: str) -> list[str]:
 def test_all_of_the_train_side_is_counted_while_there_is_room(tmp_path):
     corpus = corpus_of(tmp_path / "text", DOCUMENTS)
     for rules in (Rules("bert", True, True), Rules("byte")):
-        found = count_corpus(open_corpus(corpus), rules, Aside(tmp_path))
+        found = count_corpus(open_corpus(corpus), rules, Spool(tmp_path))
         texts = train_texts(corpus)
         assert found.words == words_of(texts, rules)
         size = sum(len(text.encode()) for text in texts)
@@ -167,12 +172,12 @@ def test_held_out_documents_and_bad_records_are_met_while_counting(tmp_path, mon
     (folder / "a.jsonl").write_text("\n".join([*lines[:50], "{broken", *lines[50:], '{"no": "text"}']))
     source = {"name": "a", "files": ["a.jsonl"], "bad_records": "skip"}
     (folder / "recipe.yaml").write_text(json.dumps({"name": "n", "heldout_fraction": 0.3, "sources": [source]}))
-    corpus, aside, skipped = open_corpus(folder), Aside(tmp_path), Skipped()
-    found = count_corpus(corpus, Rules("byte"), aside, workers=workers)
+    corpus, spool, skipped = open_corpus(folder), Spool(tmp_path), Skipped()
+    found = count_corpus(corpus, Rules("byte"), spool, workers=workers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text"]
     heldout = list(corpus.documents(("heldout",), skipped))
     assert len(list(corpus.chunks(4000))) > 4 and len(heldout) > 20
-    assert list(aside) == heldout
+    assert list(spool) == heldout
     assert found.seen["heldout"]["documents"] == len(heldout)
     assert found.skipped == skipped and len(skipped.counts["a"]) == 2
 
@@ -194,7 +199,7 @@ def test_a_full_tally_leaves_out_the_lowest_levels_of_documents(tmp_path, monkey
 
     lowest = next(n for n in range(20) if sum(map(held, range(n, 20))) <= bound)
     kept = [text for text, level in zip(texts, levels, strict=True) if level >= lowest]
-    found = count_corpus(open_corpus(corpus), rules, Aside(tmp_path), max_distinct=bound)
+    found = count_corpus(open_corpus(corpus), rules, Spool(tmp_path), max_distinct=bound)
     assert found.sample["levels_left_out"] == lowest > 0
     assert found.words == words_of(kept, rules)
     assert found.sample["documents"] == len(kept) > 0
@@ -215,4 +220,4 @@ def test_levels_halve_and_follow_the_seed():
 def test_a_bound_that_no_sample_fits_in_is_refused(tmp_path):
     corpus = open_corpus(corpus_of(tmp_path / "text", DOCUMENTS[:20]))
     with pytest.raises(TokenizerError, match=r"(?s)max_distinct = 5 is too small.*use the default of 12,000,000"):
-        count_corpus(corpus, Rules("byte"), Aside(tmp_path), max_distinct=5)
+        count_corpus(corpus, Rules("byte"), Spool(tmp_path), max_distinct=5)

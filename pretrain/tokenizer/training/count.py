@@ -15,7 +15,7 @@ from the processes does not matter. The documents that are counted are a fair sa
 import hashlib
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
@@ -24,7 +24,7 @@ from operator import attrgetter
 import numpy as np
 
 from pretrain.corpus import CHUNK_BYTES, SIDES, Chunk, CleanedCorpus, Corpus, Document, Shares, Skipped, listing
-from pretrain.corpus.spool import Aside
+from pretrain.corpus.spool import Spool
 from pretrain.display.progress import progress
 from pretrain.errors import TokenizerError
 from pretrain.processes.pool import noted, ordered
@@ -37,7 +37,7 @@ LEVELS = 17  # the last level contains all rarer hashes: 1 document in 65,536
 SLACK = 1.25  # distinct words are counted exactly when the upper bound exceeds max_distinct by this factor
 BATCH = 1 << 16  # characters that are split at a time, so that their arrays stay in the cache
 LINE_END = re.compile(r"\n(?=\S)")
-WORDS = 1 << 15  # words (or texts) that are processed at a time
+WORDS = 1 << 15  # words that are processed at a time
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,10 @@ class _Part:
                 self.words.setdefault(level, Tally()).update(tally)
 
 
-def count_words(texts: Iterable[str], rules: Rules) -> Counter[str]:
-    """How often each word occurs. The words are exactly those that the finished tokenizer passes to WordPiece."""
-    tally = Tally()
-    rest = iter(texts)
-    while batch := list(islice(rest, WORDS)):
-        tally.update(_cutter(rules).tally(batch))
-    return _spelled(tally, rules.kind)
-
-
 def count_corpus(
     corpus: Corpus | CleanedCorpus,
     rules: Rules,
-    heldout: Aside,
+    heldout: Spool,
     *,
     workers: int = 1,
     max_distinct: int = MAX_DISTINCT,
@@ -105,7 +96,7 @@ def count_corpus(
     total, lowest = _Part(), 0
 
     def shrink() -> int:
-        """Drop levels that are too much, and return the lowest one that is kept."""
+        """Drop the lowest levels until the others have at most `max_distinct` words. Returns the lowest one kept."""
         level = lowest
         while sum(tally.size for tally in total.words.values()) > max_distinct:
             total.words.pop(level, None)

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from pretrain.corpus import CleanedCorpus, Corpus, Document, Shares, Skipped
-from pretrain.corpus.spool import Aside
+from pretrain.corpus.spool import Spool
 from pretrain.errors import CorpusError, TokenizerError
 from pretrain.tokenizer.config import TokenizerConfig
 from pretrain.tokenizer.kinds import (
@@ -119,9 +119,9 @@ def made(tokens: list[str], rules: Rules, special_tokens: Sequence[str], **rest:
     )
 
 
-def read(config: TokenizerConfig, corpus: Corpus | CleanedCorpus, rules: Rules) -> tuple[Counted, Aside]:
+def read(config: TokenizerConfig, corpus: Corpus | CleanedCorpus, rules: Rules) -> tuple[Counted, Spool]:
     """The words of the train side, and the held-out documents. Raises CorpusError if a side is empty."""
-    heldout = Aside(Path(config.out).parent)
+    heldout = Spool(Path(config.out).parent)
     options = {"workers": config.workers, "max_distinct": config.max_distinct, "seed": config.sample_seed}
     counted = count_corpus(corpus, rules, heldout, **options)
     check_sides(config.corpus, counted.seen)
