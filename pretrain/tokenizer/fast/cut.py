@@ -1,8 +1,8 @@
-"""Split text into words with array operations, exactly as `tokenizers` splits it: one class for each kind.
+r"""Split text into words with array operations, exactly as `tokenizers` splits it: one class for each kind.
 
     \xfeHe plays.\xff…      a buffer of UTF-8, each document between two bytes that do not occur in UTF-8
     \xfehe plays.\xff…      bert: every character as the normaliser leaves it
-     ^  ^                   words begin here; the id of a single-character word, like the full stop, is known at once
+        ^  ^                words begin here; the id of a single-character word, like the full stop, is known at once
 
 There is no Unicode table here. When a character first occurs, the `tokenizers` object is asked what it does with it:
 drop it, change it, isolate it, or treat it as a letter.

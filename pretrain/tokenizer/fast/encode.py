@@ -1,10 +1,10 @@
-"""Encode text with array operations on whole batches: the ids of `tokenizers`, about ten times as fast on one core.
+r"""Encode text with array operations on whole batches: the ids of `tokenizers`, about ten times as fast on one core.
 
 One module finds the words of all documents at once, another their tokens. Each id is written at the byte where its
 token begins:
 
-    \\xfehe plays.\\xff\\xfe…
-    2 7  9   5.3 2          [CLS] he play ##s . [SEP] [CLS]
+    \xfehe plays.\xff…
+    2   7  9   532          [CLS] he play ##s . [SEP]
 
 There is no cache of words, so the speed does not depend on repetition.
 
