@@ -70,7 +70,7 @@ class CleanConfig(StageConfig):
     """The configuration of the stage `clean`."""
 
     corpus: str
-    """The corpus to clean: a `recipe.yaml`, a folder that holds one, or one text file."""
+    """The corpus to clean: a `recipe.yaml`, a folder that holds one, a folder of this stage, or one text file."""
     out: str
     """The folder to write the cleaned corpus to."""
     steps: StepsConfig = StepsConfig()
@@ -80,9 +80,9 @@ class CleanConfig(StageConfig):
     duplicates: Duplicates = Duplicates()
     """Which copies are removed: documents, near-duplicates, paragraphs."""
     samples: int = Field(5, ge=0, le=100)
-    """Sample documents that the report shows for each step and source: as many dropped ones, as many changed ones."""
+    """The report shows up to this many dropped and this many changed documents for each step and source."""
     part_bytes: int = Field(128 << 20, gt=0)
-    """Bytes of text in one file of the output: the document that reaches this size is the last of its file."""
+    """Bytes of text in one file of the output. A document is never divided, so a file may be larger."""
     chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)
     """Bytes of text that a process takes at a time. Less needs less memory."""
     workers: int = free(1, ge=1)
@@ -224,7 +224,8 @@ def _third_pass(job: CleanJob, folder: Path, parts: list[OutputPart], workers: i
 
 
 def _check(steps: list[dict], config: CleanConfig) -> None:
-    """Raise CorpusError if a side of the cleaned corpus is empty. The error names the step that took most of it."""
+    """Raise CorpusError if a side of the cleaned corpus is empty. The error names the step that removed most of its
+    documents."""
     read, left = steps[0], steps[-1]
     if not read["documents_in"]:
         raise CorpusError("the corpus holds no document", config.corpus, "add text")

@@ -79,6 +79,4 @@ def library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise CorpusError(
-            f"this cleaning step needs the package {name.split('.')[0]}", "pip install '.[data]'"
-        ) from None
+        raise CorpusError(f"cleaning needs the package {name.split('.')[0]}", "pip install '.[data]'") from None

@@ -53,7 +53,7 @@ class Source(Config):
             said = f"the source {self.name!r} has heldout_fraction: 0 and heldout_documents: {self.heldout_documents}"
             raise ValueError(f"{said}: remove one")
         if self.dataset and (self.format or self.documents == "file"):
-            raise ValueError(f"the source {self.name!r} is a dataset: remove format: and documents:, keys of files")
+            raise ValueError(f"the source {self.name!r} is a dataset, so remove format: and documents:")
         return self
 
     @property

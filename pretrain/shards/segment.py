@@ -29,14 +29,14 @@ STRETCH_TOKENS = 1 << 21  # tokens of whole documents that a process segments at
 
 
 class WordsConfig(StageConfig):
-    """The configuration that `launch/words.py` reads."""
+    """The configuration of the stage `words`."""
 
     shards: str
     """The folder of a shard set. The result is written to its folder `words`."""
     tokenizer: str
     """The folder of the tokenizer that the shards were built with."""
     segmenter: Literal["jieba"] = "jieba"
-    """The segmenter."""
+    """The program that divides Chinese text into words."""
     user_dictionary: str | None = None
     """A file of words that the segmenter does not know, in jieba's format: a line `word [count] [tag]` for each."""
     workers: int = free(1, ge=1)
@@ -67,17 +67,17 @@ def run(config: WordsConfig) -> dict:
             stretches = list(_stretches(shards))
             job = SegmentJob(folder, side, Path(config.tokenizer), segmenter, work)
             with progress(f"words of {side}", "tokens", shards.tokens) as advance:
-                begun = 0
+                words = 0
                 with BitFile(out / f"{side}.bits") as file:
                     results = ordered(partial(segment_stretch, job), stretches, config.workers)
                     for stretch, path in zip(stretches, results, strict=True):
                         begins = np.unpackbits(
                             np.frombuffer(unsealed(path), np.uint8), count=stretch.tokens, bitorder="little"
                         )
-                        begun += int(begins.sum())
+                        words += int(begins.sum())
                         file.add(begins)
                         advance(stretch.tokens)
-            counts[side] = {"tokens": shards.tokens, "words": begun}
+            counts[side] = {"tokens": shards.tokens, "words": words}
         index = {
             "stage": "words",
             "format": 1,
@@ -195,7 +195,7 @@ def _stretches(shards: Shards) -> Iterator[SegmentStretch]:
 
 
 def segment_stretch(job: SegmentJob, stretch: SegmentStretch) -> Path:
-    """The file with the bits of a stretch. It is made if it is not there."""
+    """Return the file with the bits of a stretch, and make it if it is missing or damaged."""
     path = job.work / f"{job.side}-{stretch.piece:05d}-{stretch.first:012d}"
     if not usable(path):
         shards, tokens = _opened(job.folder, job.side), _tokens(job.tokenizer)

@@ -54,10 +54,10 @@ Each = Callable[[Callable, Iterable], Iterator]  # like `map`: the results of a 
 
 
 class ShardsConfig(StageConfig):
-    """The configuration that `launch/shards.py` reads."""
+    """The configuration of the stage `shards`."""
 
     corpus: str
-    """The corpus: a `recipe.yaml`, a folder that holds one, or one text file."""
+    """The corpus: a `recipe.yaml`, a folder that holds one, a folder of the stage `clean`, or one text file."""
     tokenizer: str
     """The folder of the tokenizer."""
     out: str

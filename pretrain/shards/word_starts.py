@@ -4,13 +4,13 @@ In scripts with spaces the ids are enough: a token without `##` begins a word. C
 every character is a token, so the stage `words` runs a segmenter once. Its result lies beside the ids:
 
     SHARDS/words/index.json     the shards, the segmenter and the dictionary; written last
-    SHARDS/words/train.bits     a bit a token of the stream, 1 where a word begins; the first token is the lowest bit
+    SHARDS/words/train.bits     one bit a token, 1 where a word begins; the lowest bit of a byte is the first
     SHARDS/words/heldout.bits
 
 The segmenter reads the text of the tokens, not the original text: each run of Chinese characters is put together from
 its tokens and segmented. Anything else ends a word: another script, a digit, a punctuation mark, [UNK], the document's
 end. Both kinds of vocabulary follow the same rule. If a character has several tokens (`byte`), a word begins at the
-first byte of its first character. A word that begins inside a token has no beginning.
+first byte of its first character. A word that begins inside a token is not marked.
 """
 
 import re

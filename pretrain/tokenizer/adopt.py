@@ -320,7 +320,8 @@ def _check_roles(place: str, kind: str, roles: dict[str, str], engine: tokenizer
 
 def _check_marks(place: str, vocabulary: Vocabulary) -> None:
     """Raise TokenizerError for a special token that its own text is encoded as, although it should not be."""
-    for mark in _spelled(vocabulary):
+    if spelled := _spelled(vocabulary):
+        mark = spelled[0]
         raise TokenizerError(
             f"the special token {mark!r} could not be told from text",
             f"{place} encodes the text {mark!r} as that token: it is an ordinary entry of the vocabulary",

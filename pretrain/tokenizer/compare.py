@@ -35,7 +35,9 @@ class CompareConfig(StageConfig):
     """The configuration of the comparison of vocabularies."""
 
     corpus: str
-    """A recipe.yaml, a folder that holds one, or a text file. Its held-out side is encoded."""
+    """A recipe.yaml, a folder that holds one, a folder of the stage `clean`, or a text file. Its held-out side is
+    encoded.
+    """
     out: str
     """The folder that the report is published in."""
     vocabularies: dict[str, str]
@@ -188,11 +190,12 @@ def differences(vocabularies: dict[str, Vocabulary], words: Counter[str]) -> dic
 def _cuts(vocabulary: Vocabulary, words: list[str]) -> list[list[str]]:
     """The pieces of each word, as parts of the word; `?` is the unknown token, `é×2` a character of two tokens."""
     found: list[list[str]] = []
-    for encoding in vocabulary.engine.encode_batch([f" {word}" for word in words], add_special_tokens=False):
+    texts = [f" {word}" for word in words]
+    encodings = vocabulary.engine.encode_batch(texts, add_special_tokens=False)
+    for text, encoding in zip(texts, encodings, strict=True):
         spans = [
             (span, token == vocabulary.unknown) for token, span in zip(encoding.ids, encoding.offsets, strict=True)
         ]
-        text = f" {words[len(found)]}"
         pieces = []
         for (span, unknown), group in itertools.groupby(spans):
             piece, times = text[slice(*span)].strip(), len(list(group))
@@ -211,7 +214,7 @@ def show(found: dict) -> None:
     report.show(found["vocabularies"])
     for pair in found["overlap"]:
         a, b = pair["between"]
-        print(f"{a} and {b} share {pair['shared']:,} texts, {pair['jaccard']:.0%} of those in either")
+        print(f"{a} and {b} share {pair['shared']:,} texts, {pair['jaccard']:.0%} of the texts in either")
         for name in (a, b):
             some = "  ".join(pair["examples"][name][: report.SHOWN])
             print(f"  only {name}: {pair['only'][name]:,}" + (f", such as  {some}" if some else ""))

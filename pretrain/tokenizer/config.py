@@ -33,7 +33,7 @@ class TokenizerConfig(StageConfig):
     """The configuration of the tokenizer stage. It trains a vocabulary unless `adopt` or `extend` is set."""
 
     corpus: str
-    """A recipe.yaml, a folder that holds one, or a text file."""
+    """A recipe.yaml, a folder that holds one, a folder of the stage `clean`, or a text file."""
     out: str
     """The folder that the tokenizer is published in."""
     kind: Literal["bert", "byte"] | None = None

@@ -49,8 +49,11 @@ def extend(config: TokenizerConfig, corpus: Corpus | CleanedCorpus) -> MadeVocab
         del words[word]
     model = build(tokens, rules).model
     seeds = len(tokens)
-    pieces = {"pieces": lambda word: [piece.id for piece in model.tokenize(word)]}
-    tokens = merge(words, tokens, config.size, prefix, criterion=config.criterion, **pieces)
+
+    def pieces(word: str) -> list[int]:
+        return [piece.id for piece in model.tokenize(word)]
+
+    tokens = merge(words, tokens, config.size, prefix, criterion=config.criterion, pieces=pieces)
     report = {
         "alphabet_size": len(symbols),
         "merges": len(tokens) - seeds,

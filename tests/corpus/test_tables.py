@@ -249,7 +249,7 @@ def test_a_dataset_that_cannot_be_read_is_refused(folders, keys, fragments):
     [
         ({}, "needs either files: or dataset:"),
         ({"files": ["a.txt"], "dataset": {"name": "one"}}, "needs either files: or dataset:"),
-        ({"dataset": {"name": "one"}, "format": "txt"}, "remove format: and documents:"),
+        ({"dataset": {"name": "one"}, "format": "txt"}, "so remove format: and documents:"),
         ({"dataset": {"name": "one", "splt": "test"}}, "did you mean sources.0.dataset.split?"),
         ({"dataset": "one"}, "sources.0.dataset"),
     ],

@@ -159,7 +159,7 @@ class Evaluated:
         return {**sample, "item": asdict(self.items[sample["item"]])}
 
     def report(self, found: FoundTexts, share: float) -> dict:
-        """For each file its items, those found, and the documents dropped for them; a histogram of the shares."""
+        """The number of items, of found items and of dropped documents of each file, and a histogram of the shares."""
         files = {name: {**counts, "items found": 0, "documents dropped": 0} for name, counts in self.files.items()}
         for item, documents in found.items.items():
             counts = files[self.items[item].file]

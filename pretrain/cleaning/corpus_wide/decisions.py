@@ -195,5 +195,5 @@ def _drawn(rows: np.ndarray, samples: int) -> list[int]:
 
 
 def _priority(heldout: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The rows with `counts`, held-out rows first."""
+    """The numbers of the rows where `counts` is True, held-out rows first."""
     return np.concatenate([np.flatnonzero(counts & heldout), np.flatnonzero(counts & ~heldout)])

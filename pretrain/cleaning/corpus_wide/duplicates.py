@@ -64,6 +64,8 @@ class Paragraphs(Section):
 
 
 class Duplicates(Config):
+    """Which copies are removed."""
+
     documents: bool = True
     """Drop documents that repeat an earlier one exactly, apart from white space."""
     near: Near = Near()

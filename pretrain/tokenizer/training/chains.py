@@ -28,9 +28,8 @@ class Pairs(NamedTuple):
     left: np.ndarray  # (P,) ids
     right: np.ndarray
     counts: np.ndarray  # (P,) int64
-    stretches: list[
-        tuple[np.ndarray, np.ndarray, np.ndarray]
-    ]  # of each stretch: the numbers of its pairs, their bounds in its places
+    # For each stretch: the numbers of its pairs, the bounds of each pair's places, and the places.
+    stretches: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
     def often(self, floor: int) -> Iterator[Pair]:
         """The pairs that occur at least `floor` times, the most frequent first."""
