@@ -6,6 +6,15 @@ from collections.abc import Iterable, Sequence
 LOG_COLUMNS = 160  # the characters of a line in a log file
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, as wide as its cells. The first column is aligned left, all others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()  # an empty cell ends a row
+        for row in rows
+    ]
+
+
 def show(
     columns: Sequence[str],
     rows: Iterable[Sequence[str] | None],

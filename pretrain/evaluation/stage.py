@@ -17,11 +17,12 @@ from pydantic import Field
 
 from pretrain import config
 from pretrain.config import StageConfig, free
+from pretrain.display.tables import aligned
 from pretrain.errors import ConfigError, ShardError
 from pretrain.model.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.learner import Learner
-from pretrain.objectives.objective import Objective, ObjectiveConfig
+from pretrain.objectives.objective import Objective
 from pretrain.order.phases import Phase, locate
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.storage.files import write_json
@@ -36,7 +37,7 @@ from pretrain.training.engine.ranks import World, check_agreement, device_of, fa
 from pretrain.training.heldout import HeldOut, Scores, together
 
 SCORES = "scores.json"
-TIMEOUT_S = 600  # how long a rank waits for the others
+TIMEOUT_S = 600  # the longest wait of a rank for the others
 
 
 class ScoringConfig(StageConfig):
@@ -94,9 +95,12 @@ def _scored(cfg: ScoringConfig, peers: Peers) -> dict:
         world, {"checkpoint": found.index["fingerprint"], "shards": read, "configuration": config.dump(cfg)}
     )
     windows, max_tokens = cfg.windows or old.data.windows, cfg.max_tokens or old.evaluate.max_tokens
-    objective = old.objective_of(position.number)
-    which = (objective, seq_len, max_tokens, windows == "documents")
-    scores = _scores(cfg, old, found, world, sides, tokenizer, which)
+    objective, packed = old.objective_of(position.number), windows == "documents"
+    token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
+    heldout = {name: HeldOut(side, objective, seq_len, max_tokens, token_bytes, packed) for name, side in sides.items()}
+    longest = max(phase.seq_len for phase in old.phases)
+    at_once = cfg.micro_batch or max(1, old.engine.micro_batch * longest // seq_len)
+    scores = _scores(heldout, _Scorer(old, found, world), world, at_once)
     if not cfg.shards and old.data.corpora:
         scores[""] = together(list(scores.values()), phase.weights(list(sides)))
     if world.speaks:
@@ -114,24 +118,11 @@ def _scored(cfg: ScoringConfig, peers: Peers) -> dict:
     }
 
 
-def _scores(
-    cfg: ScoringConfig,
-    old: RunConfig,
-    found: Checkpoint,
-    world: World,
-    sides: dict[str, Shards],
-    tokenizer: Tokenizer,
-    which: tuple[ObjectiveConfig, int, int, bool],
-) -> dict[str, Scores]:
-    """The scores of each held-out side. `which`: objective, tokens per window, max_tokens, packed or not."""
-    objective, seq_len, max_tokens, packed = which
-    token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
-    scorer = _Scorer(old, found, world)
-    longest = max(phase.seq_len for phase in old.phases)
-    at_once = cfg.micro_batch or max(1, old.engine.micro_batch * longest // seq_len)
+def _scores(heldout: dict[str, HeldOut], scorer: "_Scorer", world: World, at_once: int) -> dict[str, Scores]:
+    """The scores of each held-out side, from forward passes of `at_once` windows on each rank."""
     scores = {}
-    for name, side in sides.items():
-        score = HeldOut(side, objective, seq_len, max_tokens, token_bytes, packed).score(scorer, world, at_once)
+    for name, side in heldout.items():
+        score = side.score(scorer, world, at_once)
         assert score is not None, "only an interrupt ends a scoring early"
         scores[name] = score
     return scores
@@ -213,8 +204,4 @@ def _table(scores: dict[str, Scores]) -> list[str]:
         bits = "" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
         whole = "held-out" if len(scores) == 1 else "mixture"
         rows.append((name or whole, *numbers, f"{found.accuracy:.1%}", bits, f"{found.targets:,}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    return aligned(rows)

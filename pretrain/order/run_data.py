@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.display.tables import aligned
 from pretrain.errors import ConfigError, ShardError
 from pretrain.order import branch
 from pretrain.order.branch import Skips
@@ -115,38 +116,31 @@ class RunData:
     def table(self) -> list[str]:
         """An aligned table of the tokens that the run will draw from every corpus, in each phase and in total.
 
-        The columns `windows/step` and `places/step` have the windows of a step that come from the corpus, and the
-        number of places (blocks) in the corpus that they come from.
+        The column `windows/step` has the number of a step's windows that come from the corpus. The column `places/step`
+        has the number of places (blocks) of the corpus that these windows come from.
         """
-        plan = self.order
-        names = [name or "train" for name in plan.names]
-        tokens = [windows.shards.tokens for windows in plan.windows]
-        usable = np.array([windows.blocks * windows.block_tokens for windows in plan.windows])
-        drawn = np.array([plan.drawn(number) for number in range(len(plan.phases))])  # (phases, C)
-        padding = np.array([plan.padding(number) for number in range(len(plan.phases))])
+        order, phases = self.order, range(len(self.order.phases))
+        names = [name or "train" for name in order.names]
+        tokens = [windows.shards.tokens for windows in order.windows]
+        usable = np.array([windows.blocks * windows.block_tokens for windows in order.windows])
+        drawn = np.array([order.drawn(phase) for phase in phases])  # (phases, C)
+        padding = np.array([order.padding(phase) for phase in phases])
         packed = ("padding",) if padding.any() else ()
-        places = [plan.places(number) for number in range(len(plan.phases))]
+        places = [order.places(phase) for phase in phases]
         rows = [("corpus", "tokens", "phase", "part", "drawn", "epochs", "windows/step", "places/step", *packed)]
         for number, name in enumerate(names):
-            for phase in range(len(plan.phases)):
+            for phase in phases:
                 if drawn[phase, number]:
                     part, epochs = drawn[phase, number] / drawn[phase].sum(), drawn[phase, number] / usable[number]
-                    what = (name, f"{tokens[number]:,}", f"{phase}", f"{part:.1%}")
+                    head = (name, f"{tokens[number]:,}", f"{phase}", f"{part:.1%}")
                     free = (f"{padding[phase, number]:.1%}",) if packed else ()
                     step = (f"{found[number]:,}" for found in places[phase])
-                    rows.append((*what, f"{drawn[phase, number]:,}", f"{epochs:.2f}", *step, *free))
-            if len(plan.phases) > 1:
+                    rows.append((*head, f"{drawn[phase, number]:,}", f"{epochs:.2f}", *step, *free))
+            if len(phases) > 1:
                 part, epochs = drawn[:, number].sum() / drawn.sum(), drawn[:, number].sum() / usable[number]
-                what = (name, f"{tokens[number]:,}", "all", f"{part:.1%}")
-                rows.append((*what, f"{drawn[:, number].sum():,}", f"{epochs:.2f}", "", "", *("" for _ in packed)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return [
-            "  ".join(
-                cell.ljust(w) if at == 0 else cell.rjust(w)
-                for at, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+                head = (name, f"{tokens[number]:,}", "all", f"{part:.1%}")
+                rows.append((*head, f"{drawn[:, number].sum():,}", f"{epochs:.2f}", "", "", *("" for _ in packed)))
+        return aligned(rows)
 
     def unigram(self) -> np.ndarray:
         """(V,) the counts of each id in the mixture of the first phase: int64 for one corpus, else float64."""

@@ -1,4 +1,15 @@
+"""Tables as they stand in a log file: cells are text, columns are aligned."""
+
 from pretrain.display import tables
+
+
+def test_the_first_column_is_aligned_left_and_all_others_right():
+    rows = [("corpus", "tokens", "all"), ("en", "1,000", "1"), ("chinese", "7", "")]
+    assert tables.aligned(rows) == [
+        "corpus   tokens  all",
+        "en        1,000    1",
+        "chinese       7",
+    ]
 
 
 def test_cells_are_text_and_not_markup(capsys):
