@@ -244,7 +244,7 @@ def read_shards(folder: Path) -> str:
         found += [opened.origin(opened.documents - 1), opened.span(opened.documents - 1), opened.raw_bytes]
         opened.check_unchanged()
     if check_files.check(folder):
-        raise PretrainError("verify names it")
+        raise PretrainError("check_files names a fault")
     return _digest(*found)
 
 
@@ -255,7 +255,6 @@ def read_words(folder: Path, vocabulary: Path) -> str:
 
 def read_text(path: Path) -> str:
     corpus = open_corpus(path)
-    corpus.check() if hasattr(corpus, "check") else None
     documents = [(document.text, document.side) for document in corpus.documents()]
     corpus.fingerprint()
     return _digest(*documents)
@@ -351,8 +350,8 @@ def world(root: Path) -> list[Kind]:
     kinds.append(Kind("text and recipe", files(recipe.parent), lambda: read_text(recipe), hashed=False, weight=2))
     kinds.append(Kind("recipe", [recipe], lambda: read_text(recipe), hashed=False))
     kinds.append(Kind("task", files(root / "task"), lambda: repr(read_task(root / "task")), hashed=False))
-    pair, adopted = [root / "pair.bin", root / "pair.idx"], root / "adopted"
-    kinds.append(Kind("Megatron pair", pair, lambda: read_pair(root / "pair", byte, adopted), hashed=False, weight=0.1))
+    pair, out = [root / "pair.bin", root / "pair.idx"], root / "imported"
+    kinds.append(Kind("Megatron pair", pair, lambda: read_pair(root / "pair", byte, out), hashed=False, weight=0.1))
     kinds += _configurations(root, torch=False)
     return kinds + _killed(root, str(recipe), byte)
 
@@ -500,7 +499,7 @@ def trained(root: Path) -> list[Kind]:
         Kind("resume from a damaged checkpoint", newest, resume, weight=0.12),
         Kind("resume from a damaged index", index, resume, weight=0.08, signs=True),
         Kind("resume with damaged records", logs, resume, weight=0.12),
-        Kind("inspect a run", [*logs, *newest], look, hashed=False, weight=0.08),
+        Kind("explain a run", [*logs, *newest], look, hashed=False, weight=0.08),
         Kind("export", exported, prompted, weight=0.12),
         Kind("export index", [root / "export" / "index.json"], prompted, weight=0.08, signs=True),
     ]

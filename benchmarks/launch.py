@@ -9,7 +9,7 @@ figures, in seconds:
 
     start       from the command to the end of the first step
     again       from kill -9, followed at once by the same command, to the end of its first step
-    save        from the end of a step with a checkpoint to the begin of the next step: the checkpoint's stall
+    save        from the end of a step with a checkpoint to the beginning of the next step
     evaluate    the same for a step with an evaluation: EVALUATED held-out tokens, and the preview
     step        one step
 """
@@ -76,14 +76,15 @@ def configuration(folder: Path, out: Path, shape: tuple[int, int, int], ranks: i
 class Run:
     """A training command, with the time at which each line of its metrics.jsonl appeared."""
 
-    def __init__(self, config: Path, out: Path, ranks: int, log: Path):
+    def __init__(self, config: Path, out: Path, ranks: int, log: Path, kept: int = 0):
+        """Start the command. `kept`: the number of steps that an earlier command recorded."""
         script = str(ROOT / "launch" / "pretrain.py")
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks), script]
         command = [*(launcher if ranks else [sys.executable, script]), str(config)]
         environment = os.environ | ONE_THREAD | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # the launcher starts `python`
         self.metrics, self.before = out / "metrics.jsonl", _inode(out / "metrics.jsonl")
-        self.log = log
+        self.log, self.kept = log, kept
         with open(log, "w") as file:
             self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
         self.came: dict[int, tuple[float, float]] = {}  # by step: when its line appeared, and its seconds
@@ -109,10 +110,8 @@ class Run:
                 self.came[report["step"]], found = (now, report["step_s"]), True
         return found
 
-    kept = 0  # the number of steps that an earlier command recorded
-
     def stall(self, step: int) -> float:
-        """Seconds between the end of `step` and the begin of the next step."""
+        """Seconds between the end of `step` and the beginning of the next step."""
         return self.came[step + 1][0] - self.came[step + 1][1] - self.came[step][0]
 
     def kill(self) -> None:
@@ -144,8 +143,7 @@ def measure(folder: Path, shape: tuple[int, int, int], ranks: int) -> dict[str, 
         run.wait(SAVED + 1)
         killed = time.perf_counter()
         run.kill()
-        again = Run(config, out, ranks, log)
-        again.kept = SAVED
+        again = Run(config, out, ranks, log, kept=SAVED)
         resumed = again.wait(0) - killed
         again.wait(STEPS)
         again.process.wait()

@@ -105,9 +105,8 @@ def _busy_s() -> float:
         ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     except FileNotFoundError:
         return 0.0
-    return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf(
-        "SC_CLK_TCK"
-    )  # all states but idle and waiting for a disk
+    idle, waiting_for_disk = ticks[3], ticks[4]
+    return (sum(ticks[:8]) - idle - waiting_for_disk) / os.sysconf("SC_CLK_TCK")
 
 
 def medians(rounds: list[dict[str, dict]]) -> dict[str, dict]:

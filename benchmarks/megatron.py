@@ -8,7 +8,7 @@ documents and tokens and compare hashes of all ids, document by document:
 
     read      their IndexedDataset opens each pair of our shards and reads the ids that our tokenizer gives
     write     their IndexedDatasetBuilder writes the same bytes when it is given those documents
-    adopt     our import of the files that their preprocess_data.py makes of the text has the documents of our build
+    import    our import of the files that their preprocess_data.py makes of the text has the documents of our build
 """
 
 import argparse
@@ -117,7 +117,7 @@ def read_and_write(scratch: Path, theirs) -> dict:
     return found
 
 
-def adopt(scratch: Path, tool, theirs) -> dict:
+def import_pairs(scratch: Path, tool, theirs) -> dict:
     from pretrain.shards import Shards
     from pretrain.shards.import_megatron import ImportConfig, run
 
@@ -128,7 +128,7 @@ def adopt(scratch: Path, tool, theirs) -> dict:
             prefix = scratch / f"{kind}{number}"
             tool(prefix, vocabulary, flags)
             pair = f"{prefix}_text_document"
-            out = scratch / f"adopted-{kind}{number}"
+            out = scratch / f"imported-{kind}{number}"
             run(ImportConfig(pairs=[pair], tokenizer=str(vocabulary), out=str(out), heldout_fraction=0.05))
             made, ours = (
                 {side: Shards(f, side) for side in ("train", "heldout")} for f in (out, scratch / f"shards-{kind}")
@@ -140,7 +140,7 @@ def adopt(scratch: Path, tool, theirs) -> dict:
             found[f"{kind}, {form}"] = {
                 "flags": flags,
                 "their pair": theirs(pair),
-                "adopted": {side: {"documents": s.documents, "tokens": s.tokens} for side, s in made.items()},
+                "imported": {side: {"documents": s.documents, "tokens": s.tokens} for side, s in made.items()},
                 "every document equal to our build": documents[0] == documents[1],
                 "sides and order too": split[0] == split[1],
                 "bytes of text": {side: [made[side].raw_bytes, ours[side].raw_bytes] for side in made},
@@ -181,7 +181,7 @@ def main() -> None:
             call(RUN, checkout / "tools/preprocess_data.py", *options, *kind)
 
         prepare(scratch)
-        results = {"read, write": read_and_write(scratch, theirs), "adopt": adopt(scratch, tool, theirs)}
+        results = {"read, write": read_and_write(scratch, theirs), "import": import_pairs(scratch, tool, theirs)}
         text = json.dumps(results, indent=1).replace(str(scratch), "SCRATCH")
     head = {
         "command": COMMAND,

@@ -56,16 +56,14 @@ def cut(held: Shards, windows: Windows, seq_len: int) -> tuple[float | None, flo
     parts = [part for start in windows.starts(numbers.ravel()).tolist() for part in windows.parts(start, seq_len)]
     begins, lengths = np.array([(part.start, part.tokens) for part in parts]).T
     every = np.concatenate([np.stack(held.spans(*stretch), axis=1) for stretch in _pieces(held)])
-    inside = (every[:, 0] >= begins.min()) & (
-        every[:, 1] <= (begins + lengths).max()
-    )  # windows leave the end of a block out
+    # Windows leave the end of a block out.
+    inside = (every[:, 0] >= begins.min()) & (every[:, 1] <= (begins + lengths).max())
     short = every[inside & (every[:, 1] - every[:, 0] <= seq_len)]
     order = np.argsort(begins)
     part = order[np.searchsorted(begins, short[:, 0], side="right", sorter=order) - 1]
     broken = short[:, 1] > begins[part] + lengths[part]
-    return (round(float(broken.mean()), 5) if len(short) else None), round(
-        1 - lengths.sum() / numbers.size / seq_len, 4
-    )
+    padding = round(1 - lengths.sum() / numbers.size / seq_len, 4)
+    return (round(float(broken.mean()), 5) if len(short) else None), padding
 
 
 def _pieces(held: Shards):

@@ -171,7 +171,7 @@ def write_documents(path: Path, documents: Iterable[list[str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kjv", type=Path, required=True, help="what the bible reader printed")
+    parser.add_argument("--kjv", type=Path, required=True, help="the text that `bible` printed")
     parser.add_argument("--fortunes", type=Path, required=True, help="folder with tang300 etc.")
     parser.add_argument("--out", type=Path, default=Path("data/sample"))
     options = parser.parse_args()

@@ -213,7 +213,7 @@ def _megatron_import(language: str) -> str:
         "sides and order too": ("sides and order as well", "划分与顺序也一致"),
     }
     body = [
-        [name, *(YES[one[check]] for check in checks)] for name, one in read("megatron")["results"]["adopt"].items()
+        [name, *(YES[one[check]] for check in checks)] for name, one in read("megatron")["results"]["import"].items()
     ]
     return rows([("made by Megatron-LM", "Megatron-LM 制作"), *checks.values()], body, language)
 
