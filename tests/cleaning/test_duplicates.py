@@ -24,13 +24,13 @@ HAN = [chr(code) for code in range(0x4E00, 0x5E00)]
 
 
 def jaccard(a: str, b: str, n: int = 5) -> float:
-    """The similarity itself, by sets of tuples."""
+    """The exact Jaccard similarity, by sets of tuples."""
     one, other = ({tuple(u[i : i + n]) for i in range(len(u) - n + 1)} for u in (units_of(a), units_of(b)))
     return len(one & other) / len(one | other)
 
 
 def pair(similarity: float, rng: random.Random, chinese: bool) -> tuple[str, str]:
-    """Two texts that share a beginning as long as the similarity asks for."""
+    """Two texts with a common beginning of such a length that their similarity is `similarity`."""
     length = 300
     shared = round(2 * similarity / (1 + similarity) * (length - 4)) + 4
     words = HAN if chinese else [f"w{number}" for number in range(30_000)]
@@ -118,7 +118,7 @@ def test_copies_of_known_similarity_are_found_above_the_threshold_and_never_belo
     assert found[similar >= 0.9].mean() >= 0.99
     assert found[similar >= 0.85].mean() >= 0.95
     assert not found[similar <= 0.7].any()
-    assert (found == (twins.first[1::2] != NONE)).all()  # nothing but the planted ones
+    assert (found == (twins.first[1::2] != NONE)).all()  # no other pair is found
 
 
 def test_the_estimate_is_unbiased_with_the_deviation_its_docstring_says():

@@ -16,7 +16,7 @@ def dropped(name: str, text: str, language: str = "en", **section) -> str | None
 
 
 def pages(words: list[str], n_words: int, per_line: int = 10) -> str:
-    """So many words, cycled, in lines."""
+    """`n_words` words, repeated in turn, in lines of `per_line`."""
     found = [words[i % len(words)] for i in range(n_words)]
     return "\n".join(" ".join(found[i : i + per_line]) for i in range(0, n_words, per_line))
 
@@ -189,7 +189,7 @@ def test_ngram_fractions_equal_a_slow_count():
 
 
 def numbered(n: int, start: int = 0) -> list[str]:
-    """So many different words of five characters."""
+    """`n` different words of five characters."""
     return [f"w{i:04}" for i in range(start, start + n)]
 
 
@@ -204,7 +204,7 @@ OFF = {
 
 
 def repetition(text: str, language: str = "en", **rule) -> str | None:
-    """The reason by one rule alone."""
+    """The reason why a single rule drops the text, or None."""
     return dropped("gopher_repetition", text, language, **{"words" if language == "en" else "chinese": OFF | rule})
 
 
@@ -240,7 +240,7 @@ def test_repeated_lines_and_paragraphs_on_either_side_of_the_threshold(rule, lim
 
 
 def characters(n: int, start: int = 0) -> list[str]:
-    """So many different Chinese characters."""
+    """`n` different Chinese characters."""
     return [chr(0x4E00 + i) for i in range(start, start + n)]
 
 
@@ -277,7 +277,7 @@ def test_the_top_ngram_on_either_side_of_its_threshold(language, n, limit, total
 def test_duplicate_ngrams_on_either_side_of_their_thresholds(language, n, limit):
     unit, space = (numbered, " ") if language == "en" else (characters, "")
 
-    def document(repeated: int) -> str:  # of 100 units the last ones are the first again
+    def document(repeated: int) -> str:  # 100 units; the last `repeated` ones repeat the first
         different = unit(100 - repeated)
         return space.join(different[i % len(different)] for i in range(100))
 

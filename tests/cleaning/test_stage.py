@@ -61,7 +61,7 @@ def near(text: str, side: str) -> str:
 
 
 def made(folder: Path, *texts: str, **sources: list[str]) -> Path:
-    """A recipe of one source of `texts`, or of several by name; jsonl, one text a line."""
+    """Write a recipe with one source of `texts`, or with several sources by name, as .jsonl. Returns its path."""
     sources = {"s": list(texts), **sources} if texts else sources
     for name, lines in sources.items():
         file(folder, f"{name}.jsonl", "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in lines))
@@ -75,7 +75,7 @@ def config(corpus: Path, out: Path, **values) -> CleanConfig:
 
 
 def cleaned(corpus: Path, **values) -> tuple[list[str], dict]:
-    """The texts left of a corpus, and the report."""
+    """Clean a corpus and return the remaining texts and the report."""
     out = corpus.parent / "out"
     run(config(corpus, out, **values))
     return [d.text for d in open_corpus(out).documents()], json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def test_the_sample_is_cleaned_by_its_configuration(tmp_path):
 def test_the_report_says_what_other_limits_would_drop(tmp_path):
     texts = [on("train", lambda m, n=n: " ".join([f"w{n}x{m}"] + ["word"] * n)) for n in range(1, 101)]
     heldout = [on("heldout", lambda m: f"{m} held out"), on("heldout", lambda m: f"{m} held out, " + "longer " * 30)]
-    texts += heldout  # neither is counted, the first is below every limit
+    texts += heldout  # held-out documents are not counted; the first is below every limit
     settings = {
         "steps": {**OFF, "length": {"use": "true", "min_characters": "null", "min_words": 5}},
         "duplicates": {"near": {"use": False}},
@@ -235,7 +235,7 @@ def test_a_heldout_document_stays_whatever_is_in_train(tmp_path):
 
 
 def test_what_a_step_makes_equal_to_a_heldout_document_goes(tmp_path):
-    """The side is that of the text as read: an invisible character decides it, and is gone afterwards."""
+    """The text as read decides the side: here by an invisible character that cleaning removes."""
     texts = (english(n) for n in range(10**6))
     heldout, train = next(
         (text, "\u200b" + text)
@@ -255,7 +255,7 @@ def test_later_copies_of_a_paragraph_go_and_short_ones_stay(tmp_path):
     texts.append(f"Title\n{notice}\nThe end")
     near_off, wanted = {"use": False}, {"use": True, "min_bytes": 80}
     left, report = cleaned(made(tmp_path, *texts), duplicates={"near": near_off, "paragraphs": wanted})
-    first = next(n for n in range(20) if side_of(texts[n], FRACTION) == "heldout")  # those held out come first
+    first = next(n for n in range(20) if side_of(texts[n], FRACTION) == "heldout")  # held-out documents come first
     expected = [f"Title\n{p}" + (f"\n{notice}" if n == first else "") for n, p in enumerate(paragraphs)]
     assert left == expected
     taken = step(report, "duplicate paragraphs")
@@ -304,7 +304,7 @@ def test_everything_planted_in_printed_text_is_found_and_nothing_else_is_touched
 
 PLANTED = 10  # documents for each step, in each language
 INNOCENT = 100
-HAS = {"en": (".", 60), "zh": ("。", 9)}  # how the printed lines taken end, and their least characters
+HAS = {"en": (".", 60), "zh": ("。", 9)}  # the end of the chosen printed lines, and their least characters
 LINES = 8  # of a document
 CAFE = {
     "en": ("They met in the cafe\u0301 at {}.", "They met in the café at {}."),
@@ -317,7 +317,7 @@ OTHER = {"en": " another word or two ", "zh": "又何"}
 PAGE = {"en": "Please enable javascript to read this page.", "zh": "请启用javascript来阅读本页内容。"}
 SCRIPTS = ("漢語學習者應當閱讀歷史書籍。", "汉语学习者应当阅读历史书籍。")
 CORPUS_STEPS = ("decontamination", "duplicate documents", "near-duplicates", "duplicate paragraphs")
-EVERY = (*StepsConfig.model_fields, *CORPUS_STEPS)  # each with a recall of 1, and nothing else touched
+EVERY = (*StepsConfig.model_fields, *CORPUS_STEPS)  # each must have a recall of 1 and change nothing else
 # Text planted to stay, since by design no step finds it (recall 0 of 10): an address that is spelled out, for which
 # there is no pattern; 12 words or 19 characters of an evaluation item, where n-grams of 13 and 20 are looked for; and
 # copies at a similarity of about 0.5. Near 0.8 the estimate decides (its deviation is 0.035): test_duplicates.py.
@@ -328,13 +328,13 @@ MISSED = {
 
 
 def planted(language: str) -> tuple[list[tuple[str, str, str | None]], str]:
-    """(the step that is to act on it, a document, what is left of it: None when it goes), and an evaluation item.
+    """(step that must act on a document, the document, the remaining text or None) for each, and an evaluation item.
 
-    The documents are printed lines, none of them in two documents but where that is the point.
+    The documents consist of printed lines. No line is in two documents, except where a step needs copies.
     """
     end, least = HAS[language]
     printed = (SAMPLE / f"{language}.txt").read_text(encoding="utf-8").split("\n")
-    # Not those that unifying the scripts would change: poems have characters of old.
+    # Without the lines that the step `script` would change: poems have old characters.
     same = step_alone("script", language) if language == "zh" else Outcome
     lines = sorted({x for x in printed if x.endswith(end) and least <= len(x) < 300 and same(x).text == x})
     random.Random(0).shuffle(lines)
@@ -378,7 +378,7 @@ def planted(language: str) -> tuple[list[tuple[str, str, str | None]], str]:
         copies = (innocent[-1 - n] + AGAIN[language].format(k) for k in range(1000))
         found.append(("near-duplicates", next(c for c in copies if side_of(c, FRACTION) == "train"), None))
         text = train(f"\n{notice}")
-        # Of Chinese verse no other line has the 100 bytes of a paragraph: the document goes.
+        # No other line of the Chinese verse has the 100 bytes of a paragraph, so the document is dropped.
         kept = None if language == "zh" else text.removesuffix(f"\n{notice}")
         found.append(("duplicate paragraphs", text, kept) if n else ("", text, text))
         for missed in MISSED[language]:
@@ -395,7 +395,7 @@ def planted(language: str) -> tuple[list[tuple[str, str, str | None]], str]:
 
 
 def test_every_step_finds_all_that_is_planted_for_it_and_touches_nothing_else(tmp_path):
-    """Every step there is, in both languages, and stop words in a third: those are in every text."""
+    """All steps run on both languages. Stop words, which are in every text, are removed from a third language alone."""
     documents, items = {}, []
     for language in HAS:
         documents[language], item = planted(language)
@@ -421,7 +421,7 @@ def test_every_step_finds_all_that_is_planted_for_it_and_touches_nothing_else(tm
             right = left.get(f"{language}.jsonl, line {number}") == wanted
             recall.setdefault(name, []).append(right)
     assert {name: sum(right) / len(right) for name, right in recall.items()} == dict.fromkeys(["", *EVERY], 1.0)
-    # And each by the step that it was planted for; none dropped or changed another document.
+    # Each step acted on the documents planted for it, and on no other document.
     for source in report["sources"]:
         for one in source["steps"][1:]:
             mine = [kept for name, _, kept in documents[source["name"]] if name == one["step"]]
@@ -501,7 +501,7 @@ def test_short_items_are_looked_for_whole_and_very_short_ones_not_at_all(tmp_pat
 
 @pytest.mark.parametrize("share, left", [(0, []), (0.2, [0]), (0.5, [0, 1]), (1, [0, 1])])
 def test_the_share_says_how_much_of_an_item_a_document_must_have(tmp_path, share, left):
-    """The item has 100 words and so 88 n-grams; of those the documents have 10 %, 40 %, and all."""
+    """The item has 100 words and so 88 n-grams. The documents have 10 %, 40 % and all of them."""
     words = english("item", 100)[:-1].split()
     texts = [f"{english(n)} {' '.join(words[:size])} {english(-n)}" for n, size in ((1, 21), (2, 47), (3, 100))]
     found, report = evaluated(tmp_path, [english("other", 100), " ".join(words)], texts, decontaminate={"share": share})
@@ -548,7 +548,7 @@ def test_evaluation_items_with_personal_data_are_found_although_documents_have_i
 
 
 def test_a_step_that_takes_lines_out_makes_no_item_shorter(tmp_path):
-    """C4's rules for Chinese would leave one line of the item, a fifteenth of its n-grams, which a document quotes."""
+    """C4's rules for Chinese would leave one line of the item, a fifteenth of its n-grams. Two documents quote it."""
     formula = chinese("formula", 40)
     item = "\n".join([*(english(n, 40)[:-1] for n in range(9)), formula])
     evaluation = file(tmp_path, "evaluation.jsonl", json.dumps({"text": item}) + "\n")
@@ -723,7 +723,7 @@ def test_pieces_of_other_settings_are_not_taken(corpus, reference, tmp_path, mon
     first = done(work)
     assert first
     interrupted(monkeypatch, config(corpus, out, **values))
-    assert len(list(work.glob("pieces-*/*.done"))) == len(first)  # those of the other settings are gone
+    assert len(list(work.glob("pieces-*/*.done"))) == len(first)  # the pieces of the other settings are gone
     run(config(corpus, out, **values))
     assert published(out) == reference
 

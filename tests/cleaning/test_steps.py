@@ -1,4 +1,4 @@
-"""The cleaning steps that repair, mask and rewrite: what each changes and leaves alone, known by construction."""
+"""The cleaning steps that repair, mask and rewrite text: the changes are known by construction."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Text in: what a recipe names, that a document's side is its own, and what identifies a corpus."""
+"""Reading a corpus: the files that a recipe names, the side of each document, and the corpus's fingerprint."""
 
 import glob
 import gzip
@@ -126,13 +126,13 @@ def test_names_that_stand_for_nothing_or_for_a_file_again_are_refused(tmp_path, 
         message = refused(source(tmp_path, files=list(files)))
         assert all(fragment in message for fragment in fragments), message
     twice = [{"name": name, "files": ["a/1.txt"]} for name in "xy"]
-    assert texts(recipe(tmp_path, *twice)) == ["a", "a"]  # of two sources: perhaps under two fields
+    assert texts(recipe(tmp_path, *twice)) == ["a", "a"]  # allowed in two sources, which may read two fields
     assert f"{tmp_path}/a/1.txt is in two sources: 'x' and 'y'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("files", ["t", "t/**/*.txt", "t/**", "**/*.txt", "t/*/**/*.txt", "t/**/inner/*.txt"])
 def test_links_that_make_a_loop_are_followed_once(tmp_path, files):
-    """Links to the folder itself, to one above and among several: every file comes once, under the same name."""
+    """Links to the folder itself, to the folder above it and between folders: every file comes once, by one path."""
     for name in ("a", "b", "c", "inner"):
         file(tmp_path, f"t/{name}/{name}.txt", name)
         for other in ("a", "b", "c"):
@@ -149,7 +149,7 @@ def test_links_that_make_a_loop_are_followed_once(tmp_path, files):
     if files in ("t", "t/**"):
         (tmp_path / "t" / "broken").unlink()  # a link to nothing is refused as a missing file
     if files == "**/*.txt":
-        found = ["elsewhere/far.txt", *found[:-1]]  # which no link leads to
+        found = ["elsewhere/far.txt", *found[:-1]]  # its own path needs no link
     corpus = open_corpus(source(tmp_path, files=[files]))
     assert corpus.files(corpus.recipe.sources[0]) == found
 
@@ -321,7 +321,7 @@ def heldout_of(folder: Path, texts: list[str], **keys) -> set[str]:
     file(folder, "a.jsonl", content)
     corpus = open_corpus(source(folder, files=["a.jsonl"], **keys))
     found = {document.text for document in corpus.documents(("heldout",))}
-    there = pickle.loads(pickle.dumps(corpus))  # another process is told which ones, and does not look
+    there = pickle.loads(pickle.dumps(corpus))  # another process gets the bounds and does not read the corpus for them
     (folder / "a.jsonl").unlink()
     assert found == {d.text for chunk in chunks_of_lines(content) for d in there.read(chunk) if d.side == "heldout"}
     return found
@@ -344,7 +344,7 @@ def test_a_source_may_hold_out_a_fraction_of_its_own_or_a_least_number_of_docume
     some = heldout_of(tmp_path, texts, heldout_fraction=0.3)
     assert len(some) > 5 and heldout_of(tmp_path, texts, heldout_fraction=0.3, heldout_documents=5) == some
     before = heldout_of(tmp_path, texts[:50], heldout_documents=4)
-    for n in range(50, 60):  # a document that is added moves one at most, to train
+    for n in range(50, 60):  # a new document moves at most one other document, to train
         after = heldout_of(tmp_path, texts[: n + 1], heldout_documents=4)
         assert after - {texts[n]} <= before and len(after) == 4
         before = after
@@ -377,7 +377,7 @@ def test_passages_are_the_text_in_order_cut_at_ends_of_lines(lines, between):
 
 
 def test_a_set_of_shards_says_which_sources_have_rules_of_their_own(tmp_path):
-    """So that joined sets are searched for documents on both sides; nothing is said where there are none."""
+    """The stage reshard then searches joined sets for documents that are on both sides."""
     file(tmp_path, "a.txt", "one\n\ntwo")
     plain = {"by": "text", "heldout_fraction": 0.01}
     assert open_corpus(source(tmp_path, files=["a.txt"])).split == plain
@@ -386,7 +386,7 @@ def test_a_set_of_shards_says_which_sources_have_rules_of_their_own(tmp_path):
 
 
 def test_passages_of_a_book_are_held_out_where_a_source_says_so(tmp_path):
-    """Wherever the book is: a paragraph moves none of those that are far behind it."""
+    """A paragraph in front of the book moves no passage that lies far behind it."""
     paragraphs = [f"Chapter {n}. " + " ".join(f"word{n * k % 97}" for k in range(120)) for n in range(200)]
     file(tmp_path, "book.txt", "\n\n".join(paragraphs))
     file(tmp_path, "book.jsonl", json.dumps({"text": "\n".join(paragraphs)}))
@@ -512,7 +512,8 @@ def test_a_change_is_seen_where_size_and_time_are_kept(tmp_path, replaced):
         corpus.fingerprint()
     shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
     moved = tmp_path.with_name(f"{tmp_path.name}-copy").rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
-    assert open_corpus(moved / "a.txt").fingerprint() == open_corpus(path).fingerprint()  # between two runs all may
+    # Between two runs, times and places may change.
+    assert open_corpus(moved / "a.txt").fingerprint() == open_corpus(path).fingerprint()
 
 
 def test_a_file_is_hashed_once(tmp_path):
@@ -566,7 +567,7 @@ def cleaned(folder: Path, documents: list[dict], parts: int = 2) -> Path:
 
 
 def records(n: int) -> list[dict]:
-    """Sides that no hash gives: all but one held out."""
+    """All documents but one are held out. No hash gives these sides, so they must come from the folder."""
     return [
         {
             "text": f"文 {i}",
@@ -647,7 +648,7 @@ def test_reading_a_corpus_imports_no_library_that_it_does_not_need():
 
 
 def test_a_link_that_leads_nowhere_is_no_text_file(tmp_path):
-    """It has no ending that a format could be seen from: that is not what is wrong with it."""
+    """The error is about the missing file, not about its name, which does not tell a format either."""
     file(tmp_path, "a/x.txt", "one\n\ntwo\n")
     (tmp_path / "a/self").symlink_to("self")
     with pytest.raises(CorpusError, match=r"no such text file\n.*a/self, of source 's'"):

@@ -1,4 +1,4 @@
-"""Files of text: which documents they hold, in whatever compression and chunks, and what happens to bad records."""
+"""Text files: their documents, in every compression and chunk size, and the treatment of bad records."""
 
 import gzip
 import itertools
@@ -194,7 +194,7 @@ def test_the_bytes_of_all_parts_are_those_of_the_file_as_stored(tmp_path, pack, 
 
 
 def test_compressed_members_follow_one_another(tmp_path):
-    """As `cat a.gz b.gz`, pigz, pzstd, pbzip2 and pixz make them; the cut falls inside a character."""
+    """`cat a.gz b.gz`, pigz, pzstd, pbzip2 and pixz make such files. One cut falls inside a character."""
     data = LONG.encode("utf-8")
     cuts = [0, 1000, 1001, len(data) // 2, len(data)]
     parts = [data[a:b] for a, b in itertools.pairwise(cuts)]
@@ -217,7 +217,7 @@ def test_a_truncated_compressed_file_is_refused_wherever_it_was_cut(tmp_path, su
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 def test_a_damaged_compressed_file_is_refused(tmp_path, suffix):
-    """Any byte of them, checksums included (zstd writes one when asked), and what follows the first stream."""
+    """Damage any byte, also of the checksums (zstd writes one when asked), or append bytes to the stream."""
     data = LONG.encode("utf-8")
     packed = PACK[suffix](data)
     if suffix == ".zst":
@@ -229,7 +229,7 @@ def test_a_damaged_compressed_file_is_refused(tmp_path, suffix):
         damaged[draw.randrange(header, len(packed))] ^= 1 << draw.randrange(8)
         path = file(tmp_path, f"text.txt{suffix}", bytes(damaged))
         try:
-            assert texts(path) == LONG.split("\n\n")  # a bit that says nothing
+            assert texts(path) == LONG.split("\n\n")  # the bit has no meaning
         except CorpusError as error:
             assert str(path) in str(error)
     after = packed + b"plain text"
@@ -364,7 +364,7 @@ def test_bad_records_are_counted_and_left_out_when_the_source_says_so(tmp_path):
 
 @pytest.mark.parametrize("stage", ["clean", "tokenizer", "shards", "compare_tokenizers"])
 def test_the_first_bad_record_of_each_kind_and_source_is_named_before_a_stage_ends(tmp_path, prepared, capsys, stage):
-    """And the file that cannot be read any further. Sources that skip are none of these."""
+    """So is the file that cannot be read to its end. Sources that skip bad records are not named."""
     file(tmp_path, "a.jsonl", '{"text": "fine"}\n{"body": 1}\nno JSON\n{"body": 2}\n{"text": ""}\n')
     file(tmp_path, "b.txt", b"fine\n\nbad \xff\n\nfine\n\nworse \xfe")
     file(tmp_path, "c.jsonl", "no JSON either")
@@ -429,7 +429,7 @@ def test_chunks_of_a_long_file_are_of_one_size(tmp_path):
     lines = (json.dumps({"text": "x" * (20 + n % 7)}) + "\n" for n in range(3000))
     (tmp_path / "a.jsonl").write_text("".join(lines))
     *chunks, _ = open_corpus(tmp_path / "a.jsonl").chunks(4096)
-    assert len(chunks) > 20 and all(4000 < chunk.bytes < 4200 for chunk in chunks)  # not two in one now and then
+    assert len(chunks) > 20 and all(4000 < chunk.bytes < 4200 for chunk in chunks)  # no chunk holds two parts
 
 
 @pytest.mark.parametrize("size", [16, 50, 64, 1 << 12])
@@ -457,11 +457,11 @@ MEMBER = 8 << 20
         ("t.jsonl.gz", "blocks", 40),
         ("t.jsonl.bz2", "blocks", 40),
         ("t.jsonl.xz", "blocks", 40),
-        ("t.jsonl.zst", "blocks", 80),  # 32 MiB come of 1 KiB at once
+        ("t.jsonl.zst", "blocks", 80),  # 1 KiB decompresses to 32 MiB at once
     ],
 )
 def test_a_record_of_any_length_is_passed_over_in_little_memory(tmp_path, name, documents, limit):
-    """256 MiB without the end of a line; 8 kilobytes of zstd are that long."""
+    """The record is 256 MiB long and has no line end. As zstd it has 8 kilobytes."""
     last, suffix = b'\n\n{"text": "last"}\n', Path(name).suffix
     if suffix == ".zst":
         member, members = zstandard.compress(bytes(32 * MEMBER)), 1

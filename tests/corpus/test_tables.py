@@ -30,7 +30,7 @@ TABLE = pa.table(
 
 
 def write(path: Path, table: pa.Table = TABLE, rows: int = 700) -> Path:
-    """A file of the form that its name says: a.parquet, a.arrow (with an index), a.stream.arrow; batches of `rows`."""
+    """Write a table in batches of `rows`. Its name tells the form: .parquet, .arrow (with an index), .stream.arrow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(table, path, row_group_size=rows)
@@ -179,7 +179,7 @@ def test_a_file_that_is_no_table_is_said_to_be_what_it_is(tmp_path, form):
 
 
 def test_an_arrow_file_whose_offsets_lead_outside_is_refused(tmp_path):
-    """Reading there would end the process: the third offset of the text column is made to be 2 GB."""
+    """The third offset of the text column is set to 2 GB. Reading there would end the process."""
     path = write(tmp_path / "a.arrow", pa.table({"text": ["aaaa", "bbbb", "cccc"]}))
     data = path.read_bytes()
     offsets = b"".join(n.to_bytes(4, "little") for n in (0, 4, 8, 12))

@@ -260,7 +260,7 @@ def test_a_pair_that_changes_while_it_is_read_is_refused(prepared, tmp_path, mon
 
 
 def test_a_pair_without_a_token_adds_nothing(prepared, tmp_path):
-    """A pair without documents, without sequences or without tokens adds nothing, and is no corpus alone."""
+    """A pair without documents, without sequences or without tokens adds nothing, and alone it is an error."""
     one = write_pair(tmp_path / "one", [[ids] for ids in bare(prepared, "byte")])
     empty = [
         write_pair(tmp_path / f"empty{n}", documents) for n, documents in enumerate(([], [[], []], [[[]], [[], []]]))

@@ -1,4 +1,4 @@
-"""Token files: Megatron's bytes, the tokenizer's documents, one stream for any pieces. Errors name the damage."""
+"""Token files: the bytes are Megatron's, the documents the tokenizer's, the stream one; errors name the damage."""
 
 import shutil
 import struct

@@ -1,4 +1,4 @@
-"""Vocabularies of others, made here in the forms that are published: nothing comes from a hub."""
+"""Adopted vocabularies. The tests make them in the forms in which others publish theirs: nothing comes from a hub."""
 
 import json
 import shutil

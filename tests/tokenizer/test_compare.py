@@ -27,7 +27,7 @@ def wordpieces(*tokens: str) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> dict[str, str]:
-    """Two of ours, the vocab.txt of one of them, a byte-level BPE as a file."""
+    """The places of two vocabularies of ours, of the vocab.txt of one of them, and of a byte-level BPE file."""
     root = tmp_path_factory.mktemp("places")
     for kind in ("bert", "byte"):
         settings = {"alphabet_min_count": 3} if kind == "bert" else {}
@@ -100,7 +100,7 @@ def test_the_same_comparison_is_the_same_folder(compared, places, tmp_path, caps
 
 
 def test_overlap_by_hand():
-    """low and est are in both, whether they begin a word or continue one."""
+    """`low` and `est` are shared: an entry counts once, whether it begins a word or continues one."""
     a, b = wordpieces("low", "##est", "cat"), wordpieces("##low", "est", "dog", "hen")
     texts = {"a": texts_of(a), "b": texts_of(b)}
     counts = {"a": [0] * 8, "b": [0, 0, 0, 0, 0, 9, 9, 1, 5]}

@@ -84,7 +84,7 @@ def test_a_tally_counts_what_a_counter_counts(words, long, pieces):
 
 
 def test_a_tally_keeps_strings_of_equal_hash_apart():
-    """Two rows of two numbers: the second numbers make up for what the first ones differ by."""
+    """Two rows of two numbers have one hash: the second numbers cancel the difference of the first."""
     rows = np.frombuffer(b"abcdefghABCDEFGH" + b"abcdefgzABCDEFGH", dtype="<u8").reshape(2, 2).copy()
     rows[1:2, 1] += mixed(rows)[:1] - mixed(rows)[1:2]
     assert mixed(rows)[0] == mixed(rows)[1] and 0xFF not in rows.tobytes() and 0xFE not in rows.tobytes()
@@ -185,7 +185,7 @@ def test_held_out_documents_and_bad_records_are_met_while_counting(tmp_path, mon
 @pytest.mark.parametrize("rules", [Rules("bert", True, True), Rules("byte")], ids=lambda rules: rules.kind)
 @pytest.mark.parametrize("bound", [300, 1500, 5000])
 def test_a_full_tally_leaves_out_the_lowest_levels_of_documents(tmp_path, monkeypatch, rules, bound):
-    """The rule, written down again: as few levels are left out as needed for the others to fit at the end."""
+    """The rule, written independently: the fewest lowest levels are left out so that the others fit at the end."""
     monkeypatch.setattr(count, "SLACK", 1.0)
     corpus = corpus_of(tmp_path / "text", DOCUMENTS)
     texts = train_texts(corpus)

@@ -104,7 +104,7 @@ def strings() -> list[str]:
 
 @pytest.fixture(scope="module")
 def tokens(prepared) -> dict[str, list[str]]:
-    """Trained tokens, and for bert the letters that are rare in the sample, so that not all of fuzz is unknown."""
+    """Trained tokens, and for `bert` letters that are rare in the sample: otherwise most fuzzed text is unknown."""
     found = {}
     for kind, folder in prepared.tokenizer.items():
         vocabulary = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"]
@@ -183,7 +183,7 @@ def test_every_order_of_letters_marks_and_signs_is_cut_alike(tokens, name):
 
 @pytest.mark.parametrize("name", ["uncased", "width folded", "byte, digits single"])
 def test_every_seventh_character_is_treated_alike(tokens, name):
-    """All 1,112,064, in uncased, cased, folded and byte, were compared once, in six minutes."""
+    """All 1,112,064 code points were compared once, in uncased, cased, folded and byte: that takes six minutes."""
     characters = [chr(code) for code in range(0, 0x30000, 7) if not 0xD800 <= code < 0xE000]
     texts = [f"a{c}b {c} 1{c}.{c}{c}{after}'{c}s" for c, after in itertools.pairwise(characters)]
     engine = engine_of(tokens, RULES[name])
@@ -202,7 +202,7 @@ TOKENS = st.dictionaries(st.binary(min_size=1, max_size=20).map(lambda b: bytes(
 
 
 def check_matches(starts: dict[bytes, int], continuations: dict[bytes, int], words: list[bytes]) -> None:
-    """`Prefixes.match` finds what a loop over every word finds."""
+    """`Prefixes.match` finds the same tokens as a loop over every word."""
     ends = np.cumsum([len(word) for word in words])
     buffer = np.frombuffer(b"".join(words) + bytes(PADDING), np.uint8)
     ids = np.full(len(buffer), -1, np.int32)
@@ -246,7 +246,7 @@ def test_ids_do_not_depend_on_the_batch(tokens, strings, name):
     encoder = Encoder(engine_of(tokens, RULES[name]))
     together = split(*encoder.encode_flat(texts))
     assert sum(map(len, texts)) > GROUP and len(together) == len(texts)
-    again = split(*encoder.encode_flat(texts[::-1]))[::-1]  # the tables have learned in another order
+    again = split(*encoder.encode_flat(texts[::-1]))[::-1]  # the tables have met the characters in another order
     alone = [encoder.encode_flat([text])[0] for text in texts]  # most are small
     other = Encoder(engine_of(tokens, RULES[name])).encode_flat(texts[::-1])
     assert all(map(np.array_equal, together, again)) and all(map(np.array_equal, together, alone))
@@ -290,7 +290,7 @@ def test_an_encoder_is_pickled_without_its_tables(tokens, strings):
     ids, _ = encoder.encode_flat(strings[:5000])
     assert len(pickle.dumps(encoder)) == fresh
     other = pickle.loads(pickle.dumps(encoder))
-    other._engine.encode_special_tokens = True  # which `tokenizers` forgets
+    other._engine.encode_special_tokens = True  # `tokenizers` does not store it
     assert other.path == "fast" and np.array_equal(other.encode_flat(strings[:5000])[0], ids)
 
 

@@ -23,7 +23,7 @@ SETTINGS = {
     "folded": {"vocab_size": 1200, "digits": "single", "width": "fold", "lowercase": False},
 }
 NEW = {"bert": 3000, "byte": 1400, "folded": 3000}
-# A domain that the old text knows nothing of, in words and in characters.
+# A domain with words and characters that the old text does not have.
 MEDICINE = [
     f"Myocardial infarction with cardiogenic shock, ECG {n}: angioplasty of the coronary artery; antihypertensives."
     f" 心肌梗死伴心源性休克，冠状动脉造影{n}例。β-blocker"

@@ -33,7 +33,7 @@ def likelihood(chains: dict[str, list[str]], words: dict[str, int]) -> Decimal:
 
 
 def naive_merges(words, tokens, vocab_size, prefix, criterion="bpe", pieces=None) -> list[str]:
-    """Merging as one would write it down: everything is counted again after every merge."""
+    """The slow reference: all pairs are counted again after every merge."""
     tokens = list(tokens)
     chains = {word: [tokens[i] for i in pieces(word)] if pieces else [] for word in words}
     if not pieces:
@@ -82,7 +82,7 @@ def test_the_likeliest_merges_equal_a_naive_loop_on_repetitive_words(words, room
 
 
 def made_up_words(count: int, seed: int) -> Counter[str]:
-    """Syllables put together, with counts as steep as in real text."""
+    """Words of random syllables, with counts that fall as steeply as in real text."""
     draw = random.Random(seed)
     syllables = ["ka", "to", "mi", "re", "sun", "lo", "est", "ing", "un", "aa"]
     words = ("".join(draw.choices(syllables, weights=range(10, 0, -1), k=draw.randint(1, 4))) for _ in range(count))
@@ -135,7 +135,7 @@ def test_what_belongs_together_comes_before_what_is_frequent_if_likelihood_decid
 
 
 def test_nothing_is_merged_that_makes_the_text_less_likely():
-    """Every pair of four letters is as frequent as chance has it: byte-pair encoding merges on, likelihood does not."""
+    """Every pair of four letters is as frequent as by chance: `bpe` goes on merging, `wordpiece` does not."""
     words = Counter({left + right: 45 for left in "abcd" for right in "abcd"})
     seeds = seeds_of(words)
     assert len(merge(words, seeds, 30, "##")) == len(seeds) + 16
@@ -166,7 +166,7 @@ KNOWN = st.lists(st.text("ab", min_size=2, max_size=5), max_size=6, unique=True)
 @settings(max_examples=60, deadline=None)
 @given(words=WORDS, room=st.integers(0, 10), known=KNOWN)
 def test_merging_goes_on_from_an_existing_vocabulary(criterion, cut, words, room, known):
-    """From its pieces, and from single characters, which first become its tokens again under their old ids."""
+    """Words begin as pieces of the old vocabulary, or as characters, which first become its tokens with the old ids."""
     tokens = [*SEEDS, *known[::2], *("##" + token for token in known[1::2])]
     pieces = cut and cut(tokens)
     with localcontext(prec=50):

@@ -198,7 +198,7 @@ def test_of_more_words_than_are_looked_at_the_frequent_ones_are_taken_whatever_t
 
 @pytest.mark.parametrize("kind", ["bert", "byte"])
 def test_no_token_is_impossible(trained, kind):
-    """For each a text that gives it: its own, or behind another character that does not join it in a longer token."""
+    """For each entry a text that is encoded with it: its own, or one behind a character that joins no longer token."""
     tokenizer = trained[kind]
     vocabulary = tokenizer.vocabulary
     model = vocabulary.engine.model
