@@ -46,8 +46,8 @@ class DataConfig(Config):
     block_tokens: int | None = Field(None, gt=0, le=2**40)
     """The tokens of a block: an epoch reads every block once, and windows are cut out of blocks or packed from them. It
     must be a multiple of every `seq_len`, also of phases that are appended later. By default it is the first phase's
-    `seq_len`, or 64 times that with `windows: documents`, which need at least 16 times the longest `seq_len`; below 64
-    times, the ends of blocks cut documents that would fit into a window."""
+    `seq_len`, or 64 times that length with `windows: documents`. Packing needs at least 16 times the longest `seq_len`;
+    with fewer than 64 times, the ends of blocks cut documents that would fit into a window."""
     workers: int = free(0, ge=0)
     """The processes that compute batches ahead. With 0 the training process computes them itself."""
     prefetch: int = free(4, gt=0)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-RESOLUTION = 4096  # the largest sum of weights: it bounds the tables, and no mixture is known more finely
+RESOLUTION = 4096  # the largest sum of weights, which bounds the size of the tables
 
 
 class Mixture:

@@ -50,7 +50,7 @@ class Samples(NamedTuple):
 
     corpora: np.ndarray  # the number of the corpus
     keys: np.ndarray  # the corpus, and the place in its order: the key of every random bit that the sample needs
-    starts: np.ndarray  # the window's position in the corpus's stream; of a packed window see PackedWindows
+    starts: np.ndarray  # the window's position in the corpus's stream; for a packed window see PackedWindows
 
 
 @dataclass(frozen=True, order=True)
@@ -152,7 +152,8 @@ class Order:
         (self.block_tokens,) = {windows.block_tokens for windows in self.windows}
         self.packed = isinstance(self.windows[0], PackedWindows)
         self.per_block = [[windows.per_block(phase.seq_len) for windows in self.windows] for phase in phases]
-        # A mixture deals out single windows; or whole packed blocks, because corpora differ in the windows of a block.
+        # A mixture deals out single windows of the stream, but whole packed blocks: a block has the same number of
+        # tokens in every corpus, but not the same number of windows.
         self.dealt = self.per_block if self.packed else [[1] * len(corpora)] * len(phases)
         self.mixtures = [
             Mixture(phase.weights(self.names), tuple(counts)) for phase, counts in zip(phases, self.dealt, strict=True)
@@ -213,8 +214,8 @@ class Order:
     def readings(self, corpus: str, first: int, last: int) -> list[Reading]:
         """All readings of the run that hold one of the stream positions first … last - 1 of a corpus, by step.
 
-        The inverse of `step`. The cost grows with the epochs of the run and with the windows that hold the positions,
-        and with nothing else.
+        The inverse of `step`. The cost depends only on the epochs of the run and on the number of windows that hold the
+        positions.
         """
         number = self.names.index(corpus)
         windows, begins = self.windows[number], self.first_blocks[:, number]
@@ -224,22 +225,21 @@ class Order:
             for seq_len in sorted({phase.seq_len for phase in self.phases}):
                 starts = windows.grid(first, last, seq_len, epoch)
                 places = windows.places_of(starts, epoch)
-                blocks, parts = np.divmod(places, self.block_tokens)
-                of_phase = np.searchsorted(begins, blocks, side="right") - 1  # skips phases that do not read the corpus
+                # The phase of each window. A phase that does not read the corpus begins where the next phase begins.
+                of_phase = np.searchsorted(begins, places // self.block_tokens, side="right") - 1
                 for p, phase in enumerate(self.phases):
-                    mine = np.flatnonzero(of_phase == p) if phase.seq_len == seq_len else ()
-                    if not len(mine):
+                    mine = of_phase == p
+                    if phase.seq_len != seq_len or not mine.any():
                         continue
-                    numbers = self.pools[p][number].numbers(blocks[mine], parts[mine] // windows.apart(seq_len))
-                    dealt, rest = np.divmod(numbers, self.dealt[p][number])
-                    samples = self.mixtures[p].first_samples(self.mixtures[p].items(number, dealt)) + rest
-                    samples = self._shuffled(p, samples, unpermute)
+                    samples = self._samples_at(p, number, places[mine])
                     for sample, start in zip(samples.tolist(), starts[mine].tolist(), strict=True):
                         if sample < phase.samples:  # the last pool of a phase may be left unfinished
                             step = int(steps_before[p]) + sample // phase.batch
-                            for part in windows.parts(start, seq_len):
-                                if part.start < last and part.start + part.tokens > first:
-                                    found.append(Reading(step, sample, part.at, corpus, epoch, part.start, part.tokens))
+                            found += [
+                                Reading(step, sample, part.at, corpus, epoch, part.start, part.tokens)
+                                for part in windows.parts(start, seq_len)
+                                if part.start < last and part.start + part.tokens > first
+                            ]
         return sorted(found)
 
     def drawn(self, phase: int) -> np.ndarray:
@@ -265,7 +265,7 @@ class Order:
         ends = self.first_blocks[last] + self._windows(last) / self.per_block[last]
         return ends / np.array([windows.blocks for windows in self.windows])
 
-    def _pools(self, phase: int) -> list["Pools"]:
+    def _pools(self, phase: int) -> list[Pools]:
         """The pools of each corpus in phase number `phase`."""
         batch, weights = self.phases[phase].batch, self.mixtures[phase].weights
         of_step = -(-batch * weights // weights.sum())
@@ -293,8 +293,10 @@ class Order:
         return (mixture.counts(int(items.max()) + 1) * self.dealt[phase]).tolist()
 
     def _chunk(self, phase: int, chunk: int) -> np.ndarray:
-        """(3, at most CHUNK) int64: the columns of `Samples`. Recent chunks are kept: loaders ask for successive
-        samples."""
+        """(3, at most CHUNK) int64: the columns of `Samples` for chunk number `chunk`.
+
+        Recent chunks are kept, because loaders ask for successive samples.
+        """
         found = self._chunks.get((phase, chunk))
         if found is None:
             end = min((chunk + 1) * CHUNK, self.phases[phase].samples)
@@ -304,6 +306,7 @@ class Order:
         return found
 
     def _place(self, phase: int, samples: np.ndarray) -> np.ndarray:
+        """(3, B) int64: the columns of `Samples` for `samples` (B,) of phase number `phase`."""
         items, parts = self.mixtures[phase].items_of(self._shuffled(phase, samples, permute))
         corpora, dealt = self.mixtures[phase].draw(items)
         places, starts = np.empty_like(corpora), np.empty_like(corpora)
@@ -313,6 +316,17 @@ class Order:
             places[mine] = blocks * self.block_tokens + which * windows.apart(pools.seq_len)
             starts[mine] = windows.starts(places[mine])
         return np.stack([corpora, places | corpora << CORPUS_BIT, starts])
+
+    def _samples_at(self, phase: int, corpus: int, places: np.ndarray) -> np.ndarray:
+        """The inverse of `_place`: the samples (B,) of phase number `phase` at `places` (B,) of a corpus's order.
+
+        A number from the phase's count of samples on is a window of its last pool that the phase leaves unread.
+        """
+        mixture = self.mixtures[phase]
+        blocks, rest = np.divmod(places, self.block_tokens)
+        which = rest // self.windows[corpus].apart(self.phases[phase].seq_len)
+        dealt, within = np.divmod(self.pools[phase][corpus].numbers(blocks, which), self.dealt[phase][corpus])
+        return self._shuffled(phase, mixture.first_samples(mixture.items(corpus, dealt)) + within, unpermute)
 
     def _last_pool(self, phase: int) -> tuple[int, int]:
         """The first block of the last pool of packed blocks that a phase draws from, and its first sample."""

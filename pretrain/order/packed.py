@@ -64,6 +64,7 @@ class PackedWindows(Windows):
         return self._windows_per_block(seq_len)
 
     def _measure_windows(self, seq_len: int) -> int:
+        """`per_block`, measured: the smallest number of windows that cuts at most the share CUT of the documents."""
         found = -(-(self.block_tokens + self.unit - 1) // seq_len)
         blocks = [self._parts_of(start, seq_len)[1:] for start in self._measured_blocks()]
         documents = sum(int(whole.sum()) for _, whole in blocks)
@@ -88,14 +89,16 @@ class PackedWindows(Windows):
             here = int(((begins >= start) & (ends - begins <= seq_len)).sum())
             _, lengths, whole = self._parts_of(start, seq_len)
             fit += here
-            cut += here - int(whole.sum()) + _cut(lengths, whole, seq_len, count)  # by the end of the block, by packing
+            cut += here - int(whole.sum())  # by the end of the block
+            cut += _cut(lengths, whole, seq_len, count)  # by packing
         return 1 - self.block_tokens / (count * seq_len), cut / max(1, fit)
 
     def apart(self, seq_len: int) -> int:
+        """The distance in the order between the places of two successive windows of a block."""
         return 1
 
     def in_turn(self, blocks: np.ndarray, turns: np.ndarray, each: int) -> np.ndarray:
-        return turns  # order.py shuffles packed windows in another way
+        return turns  # `Order` shuffles packed windows among several blocks instead
 
     def turns_of(self, blocks: np.ndarray, which: np.ndarray, each: int) -> np.ndarray:
         return which
@@ -106,8 +109,10 @@ class PackedWindows(Windows):
         return super().starts(places - number) << NUMBER_BITS | number
 
     def places_of(self, starts: np.ndarray, epoch: int) -> np.ndarray:
-        """The inverse: the places (B,) in the order of `epoch` of the windows `starts` (B,); -1 if the epoch omits
-        one."""
+        """The inverse of `starts`: the places (B,) in the order of `epoch` of the windows `starts` (B,).
+
+        A window that the epoch omits has the place -1.
+        """
         block, number = _block_and_number(starts)
         places = super().places_of(block, epoch)
         return np.where(places < 0, places, places + number)
@@ -125,7 +130,7 @@ class PackedWindows(Windows):
         return np.concatenate(found)
 
     def parts(self, start: int, seq_len: int) -> list[WindowPart]:
-        """The parts of documents in the window `start`, from left to right. The places behind the last are free."""
+        """The parts of documents in the window `start`, from left to right. Places behind the last part are free."""
         start, number = _block_and_number(start)
         block = self._block(start, seq_len)
         here = block.windows == number
@@ -144,7 +149,6 @@ class PackedWindows(Windows):
 
     def words(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
         """(B, seq_len) bool: True where a word begins in the windows `starts` (B,), and at every free place."""
-        assert self.word_starts is not None, "this set was opened without its words"
         return self._each(starts, seq_len, lambda block: block.words)
 
     def _measured_blocks(self) -> list[int]:
@@ -154,18 +158,18 @@ class PackedWindows(Windows):
             numbers = hash64(PACK, self.seed, self.corpus, numbers) % np.uint64(self.blocks)
         return (self._offset(0) + numbers.astype(np.int64) * self.block_tokens).tolist()
 
-    def _each(self, starts: np.ndarray, seq_len: int, of: Callable[["_Block"], np.ndarray]) -> np.ndarray:
-        """(B, …): call `of(block)` once for each block involved, and take the rows of the requested windows."""
+    def _each(self, starts: np.ndarray, seq_len: int, array: Callable[["_Block"], np.ndarray]) -> np.ndarray:
+        """(B, …): call `array(block)` once for each block involved, and take the rows of the requested windows."""
         blocks, numbers = _block_and_number(starts)
         order = blocks.argsort(kind="stable")
         blocks, numbers = blocks[order], numbers[order]
         edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
         rows = None
         for first, last in pairwise(edges):
-            block = of(self._block(int(blocks[first]), seq_len))
+            of_block = array(self._block(int(blocks[first]), seq_len))
             if rows is None:
-                rows = np.empty((len(starts), *block.shape[1:]), block.dtype)
-            block.take(numbers[first:last], axis=0, out=rows[first:last], mode="clip")  # other modes copy twice
+                rows = np.empty((len(starts), *of_block.shape[1:]), of_block.dtype)
+            of_block.take(numbers[first:last], axis=0, out=rows[first:last], mode="clip")  # other modes copy twice
         found = np.empty_like(rows)
         found[order] = rows
         return found
@@ -193,7 +197,7 @@ class _Block:
 
     def __init__(
         self,
-        of: PackedWindows,
+        source: PackedWindows,
         start: int,
         seq_len: int,
         count: int,
@@ -204,15 +208,15 @@ class _Block:
     ):
         """Part i has lengths[i] tokens, from stream position begins[i] on, at place places[i] of window windows[i]."""
         self.windows, self.places, self.begins, self.lengths = windows, places, begins, lengths
-        self._of, self._start, self._shape = of, start, (count, seq_len)
+        self._source, self._start, self._shape = source, start, (count, seq_len)
         self._size = int((begins + lengths).max()) - start  # tokens of the stream that the block reads
         # Window by window, from left to right: the parts of the window, then the free space behind them.
         free = seq_len - np.bincount(windows, lengths, count).astype(np.int64)
-        heads = np.concatenate([windows * seq_len + places, np.arange(1, count + 1) * seq_len - free])
+        self._heads = windows * seq_len + places
+        heads = np.concatenate([self._heads, np.arange(1, count + 1) * seq_len - free])
         order = heads.argsort(kind="stable")
         self._lengths = np.concatenate([lengths, free])[order]
         self._begins = np.concatenate([begins - start, np.full(count, self._size)])[order]
-        self._heads = windows * seq_len + places
 
     @cached_property
     def kinds(self) -> np.ndarray:
@@ -225,14 +229,14 @@ class _Block:
     @cached_property
     def pairs(self) -> np.ndarray:
         """(W, 2, T) int32: the token before each token in the stream, and the token itself."""
-        (stream,) = self._of.tokens(np.array([self._start]), self._size)
-        return np.stack([self._laid(part, self._of.padding) for part in (stream[:-1], stream[1:])], axis=1)
+        (stream,) = self._source.tokens(np.array([self._start]), self._size)
+        return np.stack([self._laid(part, self._source.padding) for part in (stream[:-1], stream[1:])], axis=1)
 
     @cached_property
     def words(self) -> np.ndarray:
         """(W, T) bool: True where a word begins, and at every free place."""
-        assert self._of.word_starts is not None, "this set was opened without its words"
-        return self._laid(self._of.word_starts.gather(np.array([self._start]), self._size)[0], True)
+        assert self._source.word_starts is not None, "this set was opened without its words"
+        return self._laid(self._source.word_starts.gather(np.array([self._start]), self._size)[0], True)
 
     def _laid(self, stream: np.ndarray, free: int | bool) -> np.ndarray:
         """(W, T): the block's stream in the order of its windows, with the value `free` at free places."""
@@ -283,7 +287,7 @@ def pack(
     cut instead.
     """
     window, place = _placed(lengths, whole, seq_len, windows)
-    found = np.stack([window, place, begins, lengths])
+    found = np.stack([window, place, begins, lengths])  # (4, n)
     fits = window >= 0
     if fits.all():
         return tuple(found)

@@ -28,10 +28,10 @@ class Phase(Config):
     """The learning rate that the phase warms up to. By default the first phase takes `optim.lr`, and a later phase
     keeps the rate at which the phase before it ended."""
     warmup_steps: int | None = Field(None, ge=0)
-    """The first steps of the phase, in which the learning rate moves to `lr`, or to `optim.lr` if the phase has no
-    `lr`. By default the first phase takes `optim.warmup_steps`."""
+    """The number of first steps in which the learning rate moves to `lr`, or to `optim.lr` if the phase has no `lr`. By
+    default the first phase takes `optim.warmup_steps`."""
     decay_steps: int = Field(0, ge=0)
-    """The last steps of the phase, in which the learning rate falls to its floor."""
+    """The number of last steps in which the learning rate falls to its floor."""
     decay: Literal["1-sqrt", "cosine", "linear"] = "1-sqrt"
     """The shape of the fall over `decay_steps`."""
     mixture: dict[str, Weight] | None = None
@@ -67,6 +67,7 @@ class Phase(Config):
 
     @property
     def samples(self) -> int:
+        """The windows of the phase."""
         return self.steps * self.batch
 
     def weights(self, names: list[str]) -> tuple[int, ...]:
