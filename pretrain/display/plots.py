@@ -13,7 +13,7 @@ INSTALL = (
     " and remove matplotlib's list of fonts (~/.cache/matplotlib)"
 )
 
-_said: list[str] = []  # the first name that no font can write, after its message was printed
+_said: list[str] = []  # the first name that no font can write, once its message is printed
 
 
 def figure(inches: tuple[float, float]) -> "Figure":
@@ -46,15 +46,11 @@ def label(name: str, otherwise: str) -> str:
     """`name`, or `otherwise` if no font of this machine can write it. The first such name prints a message."""
     if families(name):
         return name
-    _say_missing(name, otherwise)
-    return otherwise
-
-
-def _say_missing(name: str, otherwise: str) -> None:
     if not _said:
         _said.append(name)
         print(f"no font of this machine can write {name!r}: plots call it {otherwise!r}", file=sys.stderr)
-        print(f"  and other names that no font can write likewise; {INSTALL}", file=sys.stderr)
+        print(f"  plots replace other such names in the same way; {INSTALL}", file=sys.stderr)
+    return otherwise
 
 
 @cache

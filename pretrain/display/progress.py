@@ -10,7 +10,7 @@ from pathlib import Path
 
 LINE_EVERY_S = 10.0
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1 << 10  # bytes
-RECENT_S = 120.0  # the remaining time follows from the rate in this period: finished work of a killed run passes fast
+RECENT_S = 120.0  # the remaining time follows from the rate of this period: a restarted stage first skips finished work
 Advance = Callable[..., None]
 
 
@@ -19,8 +19,8 @@ def progress(what: str, unit: str, total: int | None = None, reads: int | None =
     """Yield a function `advance(n, note="", read=0)`: it counts `n` more units, and `read` more bytes of files.
 
     The finished share and the remaining time follow from `reads`, the bytes of all files, or from `total`, the number
-    of units. Without either they are not shown. The bar or line ends with the last `note` that was not empty. All is
-    written to standard error, so that results on standard output stay clean.
+    of units. Without either they are not shown. The bar or line ends with the last `note` that was not empty. The
+    progress goes to standard error, so that standard output has only results.
     """
     if sys.stderr.isatty():
         yield from _bar(what, unit, total, reads)

@@ -11,7 +11,7 @@ import signal
 import sys
 from functools import cache
 
-STATUS = 71  # the exit status of a forked process: it tells the rank; other processes end with 2
+STATUS = 71  # the exit status of a forked process, by which the rank knows the cause; other processes end with 2
 SA_SIGINFO, ADDRESS_AT = 4, 16  # Linux's flag; the offset of the address in a 64-bit siginfo_t
 HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 

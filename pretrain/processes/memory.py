@@ -19,10 +19,12 @@ def keep_freed() -> None:
 
     By default glibc returns the free end of the heap to the system. A loop with arrays of some megabytes then takes it
     back at every turn, and the system zeroes it page by page. Without this setting encoding Chinese takes an eighth
-    more time, and masking whole words in batches of 128 windows of 512 takes twice the time. Peaks of memory differ by
-    less than a twentieth. The setting is for processes with arrays below MAPPED: training on a CPU, with larger
-    tensors, has three times the page faults with it (see keep_tensors). A chunk of text, of 4 MiB, is below MAPPED too,
-    which saves a build a quarter of its page faults. Other C libraries stay unchanged.
+    more time, and masking whole words in batches of 128 windows of 512 tokens takes twice the time. Peaks of memory
+    differ by less than a twentieth.
+
+    The setting is for processes with arrays below MAPPED. A chunk of text has 4 MiB, so a build of shards has a quarter
+    fewer page faults. Training on a CPU has larger tensors and three times the page faults, so it takes keep_tensors
+    instead. C libraries other than glibc stay unchanged.
     """
     _mallopt({M_TRIM_THRESHOLD: KEPT, M_MMAP_THRESHOLD: MAPPED})
 

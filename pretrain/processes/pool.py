@@ -46,7 +46,10 @@ def ordered(
 
 
 def noted(items: Iterable[Item], note: Callable[[Item], object], notes: deque) -> Iterator[Item]:
-    """Yield the items, and append `note(item)` to `notes` for each. Results of `ordered` come in the same order."""
+    """Yield the items, and append `note(item)` to `notes` for each.
+
+    `ordered` yields its results in the same order, so its caller can take a note for each result.
+    """
     for item in items:
         notes.append(note(item))
         yield item
@@ -155,14 +158,14 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def cluster(scheduler: str) -> Iterator[tuple[Executor, int]]:
-    """The executor of a running Dask cluster, and the number of its workers. Raises UserError if it has none.
+    """The executor of a running Dask cluster, and the number of its workers' threads. Raises UserError if it has none.
 
     If a worker is lost, Dask gives its task to another worker. So a task may run twice.
     """
     try:
         import distributed
     except ImportError:
-        raise UserError("a cluster needs Dask", "not installed: distributed", "pip install '.[dask]'") from None
+        raise UserError("a cluster needs Dask's package distributed", "pip install '.[dask]'") from None
     try:
         client = distributed.Client(scheduler, timeout=CONNECT_S)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
@@ -171,7 +174,8 @@ def cluster(scheduler: str) -> Iterator[tuple[Executor, int]]:
     with client:
         workers = sum(client.nthreads().values())
         if not workers:
-            raise UserError(f"the Dask cluster at {scheduler} has no worker", "start some: dask worker --nthreads 1")
+            remedy = f"start some: dask worker {scheduler} --nthreads 1"
+            raise UserError(f"the Dask cluster at {scheduler} has no worker", remedy)
         try:
             with _watched(client.nthreads, scheduler):
                 yield client.get_executor(pure=False), workers

@@ -2,8 +2,8 @@
 
 Every process has a pipe of its own and shares no lock. So the death of a process (the kernel may kill it when memory
 runs out) blocks neither the other processes nor the rank: its pipe ends, and the rank notices at once. PyTorch's
-DataLoader instead raises a RuntimeError from a signal handler, at any line of the rank. In a test that killed a process
-at eight moments in turn, it once never returned from ending the other processes (2.7).
+DataLoader instead raises a RuntimeError from a signal handler, at any line of the rank. In a test with PyTorch 2.7 that
+killed a process at eight moments in turn, the DataLoader once waited for ever for its other processes to end.
 """
 
 import os
@@ -46,7 +46,7 @@ class _Worker(Generic[T]):
         self.pid = os.fork()
         if not self.pid:
             try:
-                # If this process kept them open, earlier workers would not notice that the rank is gone.
+                # An earlier worker notices that the rank is gone only if no process has the reading end of its pipe.
                 for connection in (self.results, *(worker.results for worker in earlier)):
                     connection.close()
                 # A signal to the process group reaches workers too. A worker that died of it would end the rank before
@@ -116,6 +116,7 @@ def _compute(pipe: Connection, work: Callable[[int], T], items: range, depth: in
 
 
 def _send(pipe: Connection, finished: queue.Queue) -> None:
+    """The thread of `_compute`: send each result to the rank, until None."""
     while (result := finished.get()) is not None:
         try:
             pipe.send_bytes(result)

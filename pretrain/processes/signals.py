@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-INSIST_S = 5.0
+INSIST_S = 5.0  # a second signal within this time counts as the same request
 
 
 class Interrupt:

@@ -1,4 +1,4 @@
-"""Single files: complete or absent, hashed, and told apart from files that a system or an editor leaves in a folder."""
+"""Single files: write a file so that it is complete or absent, hash it, and know a file that a system left behind."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ STRAY = re.compile(  # files and folders that the system, a file manager or an e
 
 
 def is_used(folder: Path) -> bool:
-    """Whether a folder has anything but files of the system, of a file manager, or locks."""
+    """Whether a folder has anything but locks and files that the system, a file manager or an editor left."""
     return not all(STRAY.fullmatch(path.name) or LOCKED.fullmatch(path.name) for path in folder.iterdir())
 
 

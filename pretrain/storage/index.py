@@ -64,9 +64,10 @@ def write_index(
 
 
 def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | None = None) -> dict:
-    """The index of a complete folder of `stage`, or of any stage. All keys that are read are checked (schemas.py).
+    """The index of a complete folder of `stage`, or of any stage if `stage` is None.
 
-    Raises `what` if it is missing, damaged, of another stage, or of a version that this one does not read.
+    schemas.py checks every key that is read later. Raises `what` if the index is missing, damaged, of another stage, or
+    of a version that this one does not read.
     """
     path, again = Path(folder) / INDEX, f"make it again with: {made_by}"
     try:
@@ -81,13 +82,13 @@ def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | N
     if not isinstance(index, dict) or not isinstance(index.get(RECORDED, {}), dict):
         raise what(f"{path} was altered: its fingerprint does not match", again)
     try:
-        intact = index.get("fingerprint") == fingerprint(index)
-        whole = index.get(CHECKSUM) in (None, checksum(index))  # None: an older index
+        is_same = index.get("fingerprint") == fingerprint(index)
+        is_same_record = index.get(CHECKSUM) in (None, checksum(index))  # None: an older index
     except UnicodeEncodeError as error:
         raise what(f"{path} is damaged: it has half of a surrogate pair", f"{error.object!a:.60}", again) from None
-    if not intact:
+    if not is_same:
         raise what(f"{path} was altered: its fingerprint does not match", again)
-    if not whole:
+    if not is_same_record:
         raise what(f"{path} was altered: its checksum does not match", again)
     if other := schemas.unknown_format(index):
         raise what(f"{folder} was made by another version", f"{path}: {other}", f"take that version, or {again}")
@@ -144,7 +145,7 @@ def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda fi
     unlisted = [Path(folder) / name for name in DERIVED]
     unlisted = [path for path in unlisted if path.is_dir() and not (path / INDEX).exists()]
     found += [f"{path.name}/{INDEX}: missing" for path in unlisted]
-    # A folder with a dot in front belongs to a stage that is running or was killed: it is not extra either.
+    # A folder whose name begins with a dot belongs to a stage that is running or was killed: it is not extra either.
     inner = {path for place in [*within(folder), *unlisted, *Path(folder).glob(".*/")] for path in place.rglob("*")}
     files = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file() and path not in inner)
     present = {path.as_posix() for path in files if not (is_stray(path) or LOCKED.fullmatch(path.name))}

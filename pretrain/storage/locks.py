@@ -27,8 +27,8 @@ def locked(folder: Path, command: str, what: type[UserError] = UserError) -> Ite
     """Keep every other process out of `folder` until the block ends.
 
     `command` names the work of the owner in the message to other processes. Raises `what` if another process has the
-    lock, or if the lock file cannot be made. A folder inside one that this process has locked needs no lock of its own.
-    On a file system without locks, nobody is kept out.
+    lock, or if the lock file cannot be made. If this process has locked a folder above `folder`, that lock is enough.
+    A file system without locks keeps nobody out.
     """
     folder = Path(folder).resolve()
     if any(held in folder.parents for held in _held.values()):

@@ -48,7 +48,7 @@ def publish(
     folder = folder.resolve() if folder.is_symlink() else folder  # the link stays
     _check_replaceable(folder, stage, what, config)
     with locked(folder, stage, what):
-        aside = folder.with_name(f".{folder.name}.tmp")  # one name: the next run deletes what a killed one left
+        aside = folder.with_name(f".{folder.name}.tmp")  # always this name, so the next run finds and deletes it
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _sweep(folder, aside)
@@ -166,8 +166,8 @@ def _olds(folder: Path) -> list[Path]:
 def check_output(folder: Path, what: type[UserError] = UserError, derived: bool = False) -> None:
     """Raise `what` if `folder` cannot be made or must not be made there.
 
-    Its name may be invalid, it or a folder above it may be a file or not writable, or it may lie in a published folder.
-    Only results `derived` from a published folder may lie in it.
+    Its name may be invalid. It, or a folder above it, may be a file or not writable. It may lie in a published folder.
+    Only a result `derived` from a published folder may lie in that folder.
     """
     folder, remedy = Path(folder), "choose another out="
     try:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 FORMATS = {"shards": (1, 2), "tokenizer": (2,)}  # the formats that this version reads; for other stages only 1
-MOST = 3  # faults that are listed
+MOST = 3  # the most faults that an error lists
 
 
 def _inside(name: str) -> str:
@@ -50,7 +50,7 @@ class SourceEntry(IndexSection):
 
 
 class Recorded(IndexSection):
-    """Places and descriptions: `check_files` finds the folder's sources there, and a model card names them."""
+    """Places and descriptions: `check_files` looks for the folder's sources at the places, a model card names them."""
 
     files: dict[Name, File] = {}
     settings: dict[str, Any] = {}
@@ -194,7 +194,7 @@ class Share(IndexSection):
 
 
 class Counted(Recorded):
-    """The record of a cleaned corpus."""
+    """The record of a cleaned corpus: the counts of each source."""
 
     shares: dict[str, Share] = {}
 

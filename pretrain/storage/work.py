@@ -59,7 +59,7 @@ def settled(work: Path, kind: str, settings: object) -> Path:
 
 
 def record(path: Path, files: dict[str, dict], values: dict) -> None:
-    """Write a sealed record with the digests of finished `files` beside it, and with `values` that belong to them."""
+    """Write a sealed record: the digests of finished `files` beside it, and `values` that belong to them."""
     with sealed(path) as file:
         file.write(json.dumps({"files": files, **values}).encode())
 
