@@ -62,7 +62,10 @@ class ScoringConfig(StageConfig):
 
 
 def run(cfg: ScoringConfig) -> dict:
-    """Score a checkpoint, and return the contents of scores.json. Raises UserError if a setting does not fit."""
+    """Score a checkpoint, and return the contents of scores.json.
+
+    Raises UserError if the run, its text or a setting does not fit.
+    """
     world = find_world()
     if world.launched:
         join(world, TIMEOUT_S)
@@ -80,6 +83,7 @@ def run(cfg: ScoringConfig) -> dict:
 
 
 def _scored(cfg: ScoringConfig, peers: Peers) -> dict:
+    """Open the checkpoint and the text, score, and print a table. Returns the contents of scores.json."""
     world = peers.world
     with peers.one_fate():
         found = Checkpoint(checkpoint.resolve(cfg.run), world.rank, world.size)
@@ -129,7 +133,7 @@ def _scores(heldout: dict[str, HeldOut], scorer: "_Scorer", world: World, at_onc
 
 
 def _sides(cfg: ScoringConfig, old: RunConfig, found: Checkpoint, tokenizer: Tokenizer) -> dict[str, Shards]:
-    """The held-out sides to score: those of the run's corpora by name, or those of `shards` by folder."""
+    """The held-out sides to score: by name for the run's corpora, or by folder for the key `shards`."""
     own = found.index.get("corpora") or [["", found.index["shards"]]]
     marks = {} if cfg.shards else dict(own)
     places = {corpus.name: corpus.shards for corpus in old.data.corpora}
@@ -150,6 +154,7 @@ def _sides(cfg: ScoringConfig, old: RunConfig, found: Checkpoint, tokenizer: Tok
 
 
 def _seq_len(cfg: ScoringConfig, old: RunConfig, phase: Phase, sides: dict[str, Shards]) -> int:
+    """The tokens of a window. Raises an error if the model or a held-out side is shorter."""
     seq_len = cfg.seq_len or phase.seq_len
     if seq_len > old.model.max_positions:
         raise ConfigError(

@@ -16,7 +16,7 @@ from pretrain.tokenizer import Tokenizer
 
 TRAINING = ("seed", "objective", "phases", "optim", "model")  # sections of the run's configuration that are shown
 
-HUB_LICENCES = {  # of text, as the hub spells them; any other becomes `other` with a name
+HUB_LICENCES = {  # licences of text as the hub spells them; any other licence becomes `other` with a name
     "afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5",
     "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
     "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
@@ -80,10 +80,10 @@ def card(
     steps += f"{_tokens(index['step'], settings['phases']):,} tokens"
     steps += f", {settings['engine']['precision']}." if "engine" in settings else "."
     specials = {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()}
-    of = DIALECTS[dialect]
+    written_as = DIALECTS[dialect]
     objective = OBJECTIVES[(settings["phases"][-1].get("objective") or settings["objective"])["kind"]]
-    return (of.card + REST).format(
-        front=front_matter(of.pipeline, texts),
+    return (written_as.card + REST).format(
+        front=front_matter(written_as.pipeline, texts),
         size=size,
         length=f"Training windows were at most {longest:,} tokens; the tokenizer truncates to that when asked to.",
         longest=longest,
@@ -102,7 +102,9 @@ def card(
         training=write_values(_given({key: settings.get(key) for key in TRAINING})),
         tolerance=TOLERANCE,
         texts=FUZZED,
-        written=", and `generate` added to each what is the likeliest after it alone" if model.causal else "",
+        written=", and `generate` added to each the tokens that are the likeliest after it alone"
+        if model.causal
+        else "",
     )
 
 
@@ -130,7 +132,10 @@ def front_matter(pipeline: str, texts: list[CorpusText]) -> str:
 
 
 def quality(scores: list[dict], step: int, asked: str) -> str:
-    """The held-out scores, beside the best loss of a predictor that ignores the context."""
+    """The held-out scores, beside the best loss of a predictor that ignores the context.
+
+    `asked` names the tokens that the objective predicts.
+    """
     if not scores:
         return f"Not known: the held-out text was not scored at step {step:,}, or the run was not there.\n"
     lines = [
@@ -173,9 +178,9 @@ def folding(tokenizer: Tokenizer) -> str:
     """A sentence about the changes that the tokenizer makes to text before it is cut into tokens."""
     rules = tokenizer.rules
     if tokenizer.lossless:
-        return "The tokenizer changes nothing of a text: case, accents and white space are kept."
+        return "The tokenizer changes nothing in a text: case, accents and white space are kept."
     if rules is None:
-        return "The tokenizer was made elsewhere; what it does to a text stands in tokenizer.json."
+        return "The tokenizer was made elsewhere; tokenizer.json says how it changes a text."
     done = ["lower-cased" if rules.lowercase else "kept in its case"]
     done.append("stripped of accents" if rules.strip_accents else "kept with its accents")
     done += ["folded from full to half width"] if rules.width == "fold" else []

@@ -20,6 +20,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def main(folder: Path, reference: Path, result: Path) -> None:
+    """Compare the model and the tokenizer of `folder` with the reference, then once more after `save_pretrained`."""
     torch.set_grad_enabled(False)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -153,9 +154,8 @@ def differing_written(model: PreTrainedModel, batch: BatchEncoding, said: dict) 
         new = row[len(ids) :]
         logits = model(torch.cat((ids[mask], new))[None]).logits[0, int(mask.sum()) - 1 :]
         for token, after in zip(new.tolist(), logits, strict=False):
-            if (
-                not float(after.max() - after[token]) <= said["tolerance"]
-            ):  # either of two equally likely tokens is right
+            # Not `token == argmax`: either of two equally likely tokens is right.
+            if not float(after.max() - after[token]) <= said["tolerance"]:
                 return [f"padded, generate writes token {token}; alone {int(after.argmax())} is the likeliest"]
             if token == model.generation_config.eos_token_id:
                 break

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pretrain.errors import ExportError, UserError
 from pretrain.storage.index import RECORDED, read_index
+from pretrain.training.watch.metrics import EVALUATIONS
 
-EVALUATIONS = "evaluations.jsonl"  # in a run's folder; a line for each evaluation and corpus
 NUMBERS = ("standard_error", "no_context_loss", "gain", "accuracy", "bits_per_byte", "targets")  # shown on the card
 
 
@@ -29,9 +29,11 @@ class CorpusText:
         return self.index.get(RECORDED, {}).get("sources") if self.index else None
 
     def tokens(self, side: str) -> int | None:
+        """The tokens of a side; None if the shards were not found."""
         return self.index["sides"][side]["tokens"] if self.index else None
 
     def bytes(self, side: str) -> int | None:
+        """The bytes of a side's text; None if the shards were not found or do not record them."""
         return self.index["sides"][side]["raw_bytes"] if self.index else None
 
 

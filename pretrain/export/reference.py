@@ -4,7 +4,7 @@
                           of batch 0 also hidden (layers + 1, B, T, D)
                           per text n of `padded`: padded.n (T, V), the logits of that text alone
     texts.json            texts [{text, ids, decoded, plain}], pairs [[first, second, ids]], vocab {token: id},
-                          specials {role: token}, padded [text], causal, tolerance
+                          specials {role: token}, padded [text], written, auto_class, causal, tolerance
 
 A text is `plain` if it contains no string of a special token: stock transformers reads such a string as the token, our
 corpora as text.
@@ -30,7 +30,7 @@ LONGEST = 2048  # tokens; a model for longer windows is compared up to this leng
 ROWS = 32  # positions per batch whose logits are compared; V logits at all 2,048 positions would be gigabytes
 FUZZED = 400  # made-up texts
 PADDED = 4  # texts of different lengths that are padded to one batch
-WRITTEN = 4  # tokens that a decoder adds to each of them
+WRITTEN = 4  # tokens that a decoder adds to each of these texts
 
 # The pieces that made-up texts are put together from, separated by spaces.
 ENGLISH = "the and The low lowest don't it's re-read Hello, world! (ok) U.S.A. e.g. 3.14 1,000 x=y+1; a_b #tag @me $5"
@@ -77,6 +77,7 @@ def _any_character(rng: random.Random) -> str:
 
 @torch.no_grad()
 def _answers(model: Transformer) -> dict[str, Tensor]:
+    """The logits of batches of random ids, and the hidden states of batch 0, by the names of the module docstring."""
     tensors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     for n, lengths in enumerate(_shapes(min(model.config.max_positions, LONGEST))):

@@ -45,8 +45,8 @@ class ExportConfig(StageConfig):
 def run(cfg: ExportConfig) -> dict:
     """Publish `cfg.out` and return its certificate: what was compared, the largest difference, and the versions.
 
-    Raises ExportError if the dialect cannot express the model, or if the folder is not equal to it. `out` is then left
-    as it was.
+    Raises ExportError if the dialect cannot express the model, or if the exported folder does not give the answers of
+    our model and tokenizer. `out` is then left as it was.
     """
     source = Checkpoint(checkpoint.resolve(cfg.checkpoint))
     settings = config.read_values(source.config_text)
@@ -86,7 +86,7 @@ def run(cfg: ExportConfig) -> dict:
 def verify(folder: Path, said: Path) -> dict:
     """Compare `folder`, opened by stock transformers in a fresh process, with the answers in `said`.
 
-    Returns the measurements. Raises ExportError that lists the differences.
+    Returns the measurements. Raises ExportError with a line for each difference.
     """
     result = said / "result.json"
     script = Path(__file__).with_name("parity.py")

@@ -67,6 +67,7 @@ def run(config: GenerateConfig) -> list[str]:
 
 
 def _continuations(config: GenerateConfig) -> list[str]:
+    """Open the folder and continue each prompt. Raises TaskError if it holds no decoder or a prompt does not fit."""
     import torch
 
     with quiet():
@@ -93,7 +94,7 @@ def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
     decoders, encoders = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     kind, named = config.model_type, config.architectures or []
     found = [str(name) for name in (named if isinstance(named, list) else [named])]
-    classes = {name for names in decoders.values() for name in _each(names)}
+    classes = {name for names in decoders.values() for name in ([names] if isinstance(names, str) else names)}
     causal = any(name in classes for name in found) if found else kind in decoders
     if kind in encoders and not getattr(config, "is_decoder", False):
         causal = False  # BERT is in both lists, and without `is_decoder` it attends to the tokens that follow
@@ -102,12 +103,8 @@ def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
         raise TaskError(
             f"{folder}: this folder holds {holds}, and generate needs a decoder",
             "a decoder is a causal language model, such as Qwen3ForCausalLM; encoders and classifiers continue no text",
-            "take the folder of an exported decoder",
+            "set model to the folder of an exported decoder",
         )
-
-
-def _each(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _encoded(

@@ -201,9 +201,10 @@ def test_the_licence_of_a_card_is_one_of_the_hub_s_or_other(licences, wanted):
 
 
 def test_a_card_says_that_a_model_has_learnt_nothing():
-    assert "learnt nothing" not in card.quality([SCORE], 1, True)
-    assert "it has learnt nothing" in card.quality([SCORE | {"learnt": False}], 1, True)
-    assert "not scored at step 7" in card.quality([], 7, True)
+    plain = card.quality([SCORE], 1, "masked tokens")
+    assert "learnt nothing" not in plain and "Targets are masked tokens; ±" in plain
+    assert "it has learnt nothing" in card.quality([SCORE | {"learnt": False}], 1, "masked tokens")
+    assert "not scored at step 7" in card.quality([], 7, "masked tokens")
 
 
 def test_a_prompt_begins_with_the_end_mark_and_generate_stops_on_it(decoder_hf, vocabularies):
