@@ -13,22 +13,23 @@ from pretrain.finetune.task import Example
 
 WORD = re.compile(r"\w+|[^\w\s]")
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003347f]")
-Z975 = 1.959964
+Z975 = 1.959964  # 97.5 % quantile of the normal distribution
 # 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, a series in 1/df is right to 1e-4.
 T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
 def majority(train: Sequence[Example], test: Sequence[Example]) -> float:
-    """Accuracy on test of always answering with the commonest label of train."""
+    """The accuracy on test of a predictor that always answers the commonest label of train."""
     commonest, _ = Counter(example.label for example in train).most_common(1)[0]
     return fmean(example.label == commonest for example in test)
 
 
 def naive_bayes(train: Sequence[Example], test: Sequence[Example]) -> float:
-    """Accuracy on test of multinomial naive Bayes over 1- and 2-grams, add-one smoothing, unseen grams left out.
+    """The accuracy on test of multinomial naive Bayes over 1- and 2-grams with add-one smoothing.
 
-    Grams consist of lower-cased words and punctuation marks, or of characters if most letters of train are Han. The
-    two texts of a pair share one bag of grams. Source: Wang & Manning 2012, section 2.1.
+    Grams that do not occur in train are ignored. Grams consist of lower-cased words and punctuation marks, or of
+    characters if most letters of train are Han. The two texts of a pair share one bag of grams. Source: Wang & Manning
+    2012, section 2.1.
     """
     by_character = han_share(train) > 0.5
     labels = sorted({example.label for example in train})
@@ -51,7 +52,7 @@ def naive_bayes(train: Sequence[Example], test: Sequence[Example]) -> float:
 
 
 def grams(example: Example, by_character: bool) -> list[Hashable]:
-    """Units and pairs of neighbouring units; no pair reaches from one text into the other."""
+    """The units of an example and the pairs of neighbouring units. No pair reaches from one text into the other."""
     found: list[Hashable] = []
     for text in filter(None, (example.text, example.text_pair)):
         units = list("".join(text.split())) if by_character else WORD.findall(text.lower())
@@ -60,7 +61,7 @@ def grams(example: Example, by_character: bool) -> list[Hashable]:
 
 
 def han_share(examples: Sequence[Example]) -> float:
-    """Share of Han characters among all letters; 0 where there are none."""
+    """The share of Han characters among all letters; 0 if there are no letters."""
     text = "".join(example.text + (example.text_pair or "") for example in examples)
     letters = sum(map(str.isalpha, text))
     return len(HAN.findall(text)) / letters if letters else 0.0

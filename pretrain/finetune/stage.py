@@ -99,14 +99,14 @@ training. Test accuracy, this seed: {accuracy:.1%}; the others and the baselines
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that transformers and NumPy accept
-# Copied in addition to the files that the class of a tokenizer names.
+# Files that are copied in addition to those that the class of a tokenizer names.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
 )  # fmt: skip
 
 
 class FinetuneConfig(StageConfig):
-    """The configuration of `launch/finetune.py`; configs/small/finetune.yaml explains every key."""
+    """The configuration of `launch/finetune.py`."""
 
     model: str
     """The Hugging Face folder to start from: an export, a result of this stage, or a folder of other origin."""
@@ -139,9 +139,8 @@ class FinetuneConfig(StageConfig):
     weight_decay: float = Field(0.01, ge=0)
     """The weight decay of AdamW."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """The dropout rate of all layers; null: the rates of the model's config.json. On little data, a large
-    model may need more.
-    """
+    """The dropout rate of all layers; null: the rates of the model's config.json. A large model may need a higher rate
+    on little data."""
     lora_rank: int = Field(8, gt=0, lt=2**31)
     """The rank of the adapters; only for `method: lora`. A higher rank trains more weights."""
 
@@ -167,10 +166,11 @@ class FinetuneConfig(StageConfig):
 
 
 def run(config: FinetuneConfig) -> dict:
-    """Fine-tune, publish `config.out`, print a table; returns report.json plus `seconds`. Raises TaskError.
+    """Fine-tune, publish `config.out` and print a table. Returns report.json, with the key `seconds` added.
 
     The published model is the one that is best on dev. Chosen by its test score, it would look better than it is.
-    On a CPU with the same number of threads the same configuration gives the same fingerprint.
+    On a CPU with the same number of threads the same configuration gives the same fingerprint. Raises TaskError if the
+    task, the folder or a setting does not fit, or if the training diverges.
     """
     started = time.monotonic()
     versions = {name: library(name).__version__ for name in ("torch", "transformers", "peft", "accelerate")}
@@ -222,12 +222,12 @@ def _announce(config: FinetuneConfig, texts: dict[str, list[Example]], report: d
         "the folder's head is continued, as it has the same labels" if report["head"] == "continued" else "a new head"
     )
     print(f"{weights['trained']:,} of {weights['all']:,} weights are trained, {where}; {head}")
-    for line in _losses(report):
+    for line in _text_notes(report):
         print(line)
     sys.stdout.flush()
 
 
-def _losses(report: dict) -> list[str]:
+def _text_notes(report: dict) -> list[str]:
     """Lines about texts that were cut, and about dev and test texts that train has too: accuracies show neither."""
     lines, examples = [], report["examples"]
     if any(report["truncated"].values()):
@@ -240,7 +240,7 @@ def _losses(report: dict) -> list[str]:
 
 
 def _verdicts(report: dict, rates: list[float]) -> list[str]:
-    """Plain sentences about results that a reader of the table should not miss."""
+    """Lines about results that a reader of the table could miss."""
     lines, test, baselines = [], report["test"], report["baselines"]
     levels = {"naive Bayes": baselines["naive_bayes"], "the majority class": baselines["majority"]}
     name, level = max(levels.items(), key=lambda found: found[1])
@@ -258,11 +258,13 @@ def _verdicts(report: dict, rates: list[float]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Fitted:
+    """A trained model with its accuracies."""
+
     model: "PreTrainedModel | PeftModel"
     seed: int
     dev: float
     test: float
-    answers: np.ndarray  # the class of each test example
+    answers: np.ndarray  # (examples,) int64: the class that the model gives each test example
 
 
 def _search(
@@ -396,7 +398,7 @@ def _print(config: FinetuneConfig, report: dict, seconds: float) -> None:
     interval = " to ".join(map(_percent, test["interval95"]))
     rows.append((f"test, {mean}", _percent(test["accuracy"]), interval))
     tables.show(("", "accuracy %", "95 % interval"), rows, title=title)
-    for line in (*_losses(report), *report["said"]):
+    for line in (*_text_notes(report), *report["said"]):
         print(line)
     print(f"{config.out}: the model of seed {report['published_seed']}, the best of them on dev", flush=True)
 

@@ -28,7 +28,7 @@ Row = dict[str, Any]  # the tokenizer's columns of one example, and `labels`: th
 
 GRADIENT_NORM = 1.0
 EVAL_BATCH = 128
-LOSS_EVERY = 10  # steps; the progress bar shows the mean loss of so many
+LOSS_EVERY = 10  # steps; the progress bar shows their mean loss
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,15 @@ class FinetuneStart:
 
 @dataclass(frozen=True)
 class Schedule:
+    """The length of a training, and how its learning rate and weights move."""
+
     epochs: int
-    batch: int
-    warmup_share: float
+    batch: int  # examples per step
+    warmup_share: float  # the share of all steps in which the learning rate rises
     weight_decay: float
 
     def steps(self, examples: int) -> int:
+        """The optimizer steps of a training on this number of examples."""
         return self.epochs * -(-examples // self.batch)
 
 
@@ -58,12 +61,14 @@ def open_tokenizer(folder: str, max_length: int) -> "PreTrainedTokenizerBase":
     config = huggingface.open_config(folder)
     tokenizer = huggingface.open_tokenizer(folder, config)
     if tokenizer.pad_token_id is None:
-        raise TaskError("the tokenizer has no padding token", f"looked in: {folder}", "take an encoder folder")
+        raise TaskError(
+            "the tokenizer has no padding token", f"looked in: {folder}", "set model to the folder of an encoder"
+        )
     limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
     if max_length > limit:
         raise TaskError(
             f"max_length = {max_length}, but the model takes {limit} tokens",
-            f"as {folder} says",
+            f"the limit is in config.json or tokenizer_config.json of {folder}",
             f"set max_length={limit}",
         )
     return tokenizer
@@ -72,7 +77,10 @@ def open_tokenizer(folder: str, max_length: int) -> "PreTrainedTokenizerBase":
 def encode(
     examples: Sequence[Example], labels: list[str], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple[list[Row], int]:
-    """A row for each example, and the number of examples that were cut to `max_length`. `[SEP]` in a text is text."""
+    """A row for each example, and the number of examples that were cut to `max_length` tokens.
+
+    A special token such as `[SEP]` that is written in a text is encoded as text.
+    """
     texts = [example.text for example in examples]
     pairs = [example.text_pair for example in examples] if examples[0].text_pair is not None else None
     whole = tokenizer(texts, pairs, split_special_tokens=True, verbose=False)["input_ids"]
@@ -93,9 +101,9 @@ def build(start: FinetuneStart, seed: int) -> "PreTrainedModel | PeftModel":
 
 
 def check(start: FinetuneStart) -> dict:
-    """Build the model once before any training: the number of its weights, and whether its head is new or continued.
+    """Build the model once before any training, so that every TaskError of `build` comes first.
 
-    Raises TaskError where `build` would.
+    Returns `weights`, their number, and `head`: "new", or "continued" if it comes from the folder.
     """
     model, continued = _built(start, seed=0)
     return {"weights": weights(model), "head": "continued" if continued else "new"}
@@ -258,6 +266,7 @@ def answers(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", rows: list
 
 
 def accuracy(found: np.ndarray, rows: list[Row]) -> float:
+    """The share of right answers among `found` (rows,)."""
     return float(np.mean(found == [row["labels"] for row in rows]))
 
 
@@ -271,7 +280,8 @@ def _set_dropout(config: "PretrainedConfig", rate: float, folder: str) -> None:
     """Set every dropout rate, whatever the architecture calls it. A rate of None follows another one and is kept."""
     names = [name for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, int | float)]
     if not names:
-        raise TaskError(f"dropout = {rate}, but this model has none", f"{folder}/config.json", "leave dropout out")
+        found = f"{folder}/config.json has no key with a dropout rate"
+        raise TaskError(f"dropout = {rate}, but this model has no dropout", found, "leave dropout out")
     for name in names:
         setattr(config, name, rate)
 

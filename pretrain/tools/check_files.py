@@ -23,6 +23,8 @@ MADE_BY = "python launch/STAGE.py CONFIG.yaml"
 
 
 class CorpusPlace(schemas.IndexSection):
+    """A corpus in the section `data` of a run's configuration."""
+
     name: str
     shards: str
 
@@ -35,6 +37,7 @@ class DataSection(schemas.IndexSection):
     corpora: list[CorpusPlace] | None = None
 
 
+# The key of a source's fingerprint in an index → the key of the source's place under `recorded`.
 PLACES = {"tokenizer": "tokenizer", "parent": "parent", "shards": "shards", "checkpoint": "checkpoint", "base": "model"}
 
 
@@ -73,7 +76,10 @@ def published(path: Path) -> list[Path]:
 
 
 def check(folder: Path) -> list[str]:
-    """The faults of a published folder; prints a line if it has none. Raises UserError if its index is damaged."""
+    """The faults of a published folder, a line each. If it has none, print that it is intact.
+
+    Raises UserError if its index is damaged.
+    """
     index = read_index(folder, UserError, MADE_BY)
     with progress(f"hashing {folder}", "files", len(listed(index))) as advance:
         wrong = faults(folder, index, advance) + index_faults(folder, index)
@@ -100,7 +106,7 @@ def made_with(folder: Path, index: dict) -> list[tuple[str, str, Path]]:
     """(kind, fingerprint, place) of each folder that this one was made with, if its place is recorded."""
     places = index.get(RECORDED, {})
     if index["stage"] == "checkpoint":
-        places = _places_of_run(folder / "config.yaml") | {"parent": places.get("parent")}  # if it is a branch
+        places = _places_of_run(folder / "config.yaml") | {"parent": places.get("parent")}  # a branch has a parent
     one = [(what, index[what], Path(places[at])) for what, at in PLACES.items() if index.get(what) and places.get(at)]
     parts = zip(index.get("parts", ()), places.get("parts", ()), strict=True)  # if several sets were put together
     corpora = {corpus["name"]: corpus["shards"] for corpus in places.get("corpora") or ()}  # if the run mixes corpora
@@ -117,4 +123,5 @@ def _places_of_run(path: Path) -> dict:
         return DataSection.model_validate(values["data"]).model_dump()
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         kind = "not what this version reads" if isinstance(error, ValidationError) else type(error).__name__
-        raise UserError(f"{path} does not say what the run was made with", kind) from None
+        remedy = "copy the checkpoint again from where it was made"
+        raise UserError(f"{path} does not say what the run was made with", kind, remedy) from None

@@ -68,7 +68,8 @@ def run(config: DemoConfig) -> dict:
 
 def summarise(config: DemoConfig, stage_s: dict[str, float], total_s: float) -> dict:
     """Collect the results of all stages: reports, scores, paths, and the wall time of each stage in seconds."""
-    finetuned = {Path(out).name: _finetuned(out) for out in map(_out, config.finetune)}
+    reports = ((out, _json(Path(out) / "report.json")) for out in map(_out, config.finetune))
+    finetuned = {Path(out).name: {"path": out, **report} for out, report in reports}
     return {
         "seconds": {"total": round(total_s, 1), "stages": stage_s},
         "tokenizer": {Path(out).name: _tokenizer(out) for out in map(_out, config.tokenizers)},
@@ -143,11 +144,6 @@ def _model(model: ModelRoad) -> dict:
     }
 
 
-def _finetuned(out: str) -> dict:
-    report = _json(Path(out) / "report.json")
-    return {"path": out, **report}
-
-
 def _gains(finetuned: dict[str, dict]) -> dict[str, str]:
     """For each pre-trained result, its distances from its random twin and from naive Bayes, with verdicts.
 
@@ -179,7 +175,8 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
     rows = []
     for name, found in summary["tokenizer"].items():
         rows.append((name, "vocabulary", f"{found['vocab_size']:,}"))
-        rows.append(("", "characters per token, unknown", _per_token(found)))
+        per_token = f"{found['characters_per_token']:.2f}, {found['unknown_rate']:.2%}"
+        rows.append(("", "characters per token, unknown", per_token))
     for name, found in summary["shards"].items():
         for side in ("train", "heldout"):
             documents, tokens = found[side]["documents"], found[side]["tokens"]
@@ -202,10 +199,6 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
     times = summary["seconds"]
     rows += [("seconds" if not n else "", stage, f"{s:.0f}") for n, (stage, s) in enumerate(times["stages"].items())]
     return [*rows, ("", "total", f"{times['total']:.0f}")]
-
-
-def _per_token(found: dict) -> str:
-    return f"{found['characters_per_token']:.2f}, {found['unknown_rate']:.2%}"
 
 
 def _accuracy(found: dict) -> str:

@@ -33,7 +33,7 @@ from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.training.config import RunConfig
 from pretrain.training.watch.metrics import last_step
 
-CONFIG = "config.yaml"
+CONFIG = "config.yaml"  # in a run's folder and in its checkpoints
 SHOWN = 60  # characters of each document in a list
 BAR = 40  # characters of the longest bar of a histogram
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
