@@ -330,6 +330,8 @@ def _rows(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
             yield Bad(NOT_UTF8, byte, f"{error.object[error.start]:#04x}")
         except NoText as found:
             yield Bad(NO_TEXT, where, str(found))
+        except (OverflowError, ValueError) as error:  # such as a date after the year 9999, beside the text
+            yield Bad(NO_TEXT, where, f"a value that Python cannot hold: {error}")
         else:
             size = len(text.encode("utf-8")) if 4 * len(text) > limit else 0
             yield Bad(TOO_LONG, where, _too_long(size, limit)) if size > limit else _checked(text, where)

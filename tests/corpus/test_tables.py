@@ -118,6 +118,17 @@ def test_bad_rows_are_refused_or_counted(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_a_row_with_a_date_that_python_does_not_have_is_a_bad_record(tmp_path, name):
+    days = pa.array([0, 10**8], pa.date32())
+    column = pa.StructArray.from_arrays([pa.array(["fine", "far"]), days], names=["text", "day"])
+    write(tmp_path / name, pa.table({"page": column}))
+    message = refused(source(tmp_path, files=[name], field="page.text"))
+    assert "no text under 'page.text'" in message and f"{tmp_path / name}, row 2: " in message
+    path = source(tmp_path, files=[name], field="page.text", bad_records="skip")
+    assert skipped(path) == (["fine"], {"s": {"no text": 1}})
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_a_column_that_is_not_there_is_refused_and_no_bad_record(tmp_path, name):
     write(tmp_path / name)
     for policy in ("stop", "skip"):
