@@ -81,7 +81,7 @@ class CleanConfig(StageConfig):
     """Which copies are removed: documents, near-duplicates, paragraphs."""
     samples: int = Field(5, ge=0, le=100)
     """The report shows up to this many dropped and this many changed documents for each step and source."""
-    part_bytes: int = Field(128 << 20, gt=0)
+    part_bytes: int = Field(128 << 20, gt=0, lt=1 << 63)
     """Bytes of text in one file of the output. A document is never divided, so a file may be larger."""
     chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)
     """Bytes of text that a process takes at a time. Less needs less memory."""

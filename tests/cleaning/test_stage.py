@@ -814,6 +814,8 @@ BAD = {
     "a corpus in the output": ({"corpus": "corpus", "out": "."}, "the output folder holds a file of the corpus"),
     "a file in the way": ({"out": "corpus/s.jsonl/out"}, "the output folder cannot be made"),
     "short n-grams": ({"decontaminate": {"words": 2}}, "decontaminate.words"),
+    "endless n-grams": ({"decontaminate": {"files": ["corpus"], "words": 10**30}}, "decontaminate.words"),
+    "endless files": ({"part_bytes": 10**30}, "part_bytes"),
 }
 
 

@@ -43,9 +43,9 @@ class Decontaminate(Config):
 
     files: list[str] = []
     """The evaluation texts: text files, or recipes (which can set `field:`). Each of their documents is an item."""
-    words: int = Field(13, ge=8)
+    words: int = Field(13, ge=8, lt=1 << 31)
     """Words in an n-gram."""
-    characters: int = Field(20, ge=8)
+    characters: int = Field(20, ge=8, lt=1 << 31)
     """Characters in an n-gram of Chinese and other scripts without spaces."""
     share: float = Field(0, ge=0, le=1)
     """A document is dropped if it has at least this share of an item's n-grams; at 0, one n-gram is enough."""
