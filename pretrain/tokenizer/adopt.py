@@ -152,7 +152,8 @@ def _files(path: Path) -> tuple[Path, dict[str, Path]]:
     if TOKENIZER in found:
         found.pop(VOCAB, None)
     elif VOCAB not in found:
-        holds = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        seen = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        holds = ", ".join(seen[:8]) or "nothing"
         saving = "AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes one"
         raise TokenizerError(f"the folder has no {TOKENIZER} and no {VOCAB}", f"{path} has {holds}", saving)
     _check_published(path, found)

@@ -120,7 +120,7 @@ class TokenizerConfig(StageConfig):
             if not token or any(c.isspace() or not c.isprintable() for c in token):
                 raise ValueError(f"special_tokens.{number} = {token!r}: white space and invisible characters are text")
             if token in known or token in slots or token in self.special_tokens[:number]:
-                owner = "one of ours" if token in known else "a reserved slot" if token in slots else "there twice"
+                owner = "one of ours" if token in known else "a reserved slot" if token in slots else "in the list"
                 raise ValueError(f"special_tokens.{number} = {token!r} is {owner} already: remove it")
         unknown = [role for role in self.roles if role not in ROLES]
         if unknown:

@@ -779,7 +779,7 @@ BAD = [
     ("an ideographic space", ["special_tokens=['[A\u3000B]']"], ["special_tokens.0", "white space"]),
     ("an invisible one", ["special_tokens=['[A\u200b]']"], ["invisible characters are text"]),
     ("one of ours", ["special_tokens=['[SEP]']"], ["'[SEP]' is one of ours already"]),
-    ("one twice", ["special_tokens=['[A]', '[A]']"], ["special_tokens.1 = '[A]' is there twice already"]),
+    ("one twice", ["special_tokens=['[A]', '[A]']"], ["special_tokens.1 = '[A]' is in the list already"]),
     ("a slot", ["special_tokens=['[unused1]']", "reserved=2"], ["'[unused1]' is a reserved slot already"]),
     ("a word", ["special_tokens=[doc]"], ["'doc' could not be told from text", "such as [DOC]"]),
     ("slots that fill it", ["reserved=1990", "multiple_of=64"],
