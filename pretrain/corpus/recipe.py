@@ -1,6 +1,7 @@
 """The recipe of a corpus: its sources, how their files are read, and which part of each is held out."""
 
 import re
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -76,6 +77,6 @@ class Recipe(Config):
     @classmethod
     def _distinct(cls, sources: list[Source]) -> list[Source]:
         names = [source.name for source in sources]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two sources share a name: {', '.join(sorted(twice))}: rename one")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"two sources share a name: {', '.join(twice)}: rename one")
         return sources
