@@ -58,11 +58,6 @@ class Tokenizer:
         finally:
             self._engine.encode_special_tokens = True
 
-    @property
-    def path(self) -> str:
-        """Which encoder large batches use, "fast" or "library"; the ids are the same."""
-        return self._encoder.path
-
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without special tokens: exactly the encoded text if `lossless` and the ids are complete."""
         return self._engine.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -269,7 +269,7 @@ def test_a_batch_is_flat_and_in_rows(prepared):
 @pytest.mark.parametrize("kind", ["bert", "byte"])
 def test_a_lone_surrogate_in_a_large_batch_is_refused_with_its_place(prepared, kind):
     tokenizer = open_tokenizer(prepared.tokenizer[kind])
-    assert tokenizer.path == "fast"
+    assert tokenizer._encoder.path == "fast"
     with pytest.raises(TokenizerError, match=r"text 1 of the batch, character 3: lone surrogate '\\ud800'"):
         tokenizer.encode_batch(["fine " * SMALL, "ab\ud800"])
     assert len(tokenizer.encode_batch(["fine " * SMALL, "ab"])) == 2
