@@ -7,7 +7,7 @@ corpus is the sample. The checks take some minutes, because each Megatron proces
 documents and tokens and compare hashes of all ids, document by document:
 
     read      their IndexedDataset opens each pair of our shards and reads the ids that our tokenizer gives
-    write     their IndexedDatasetBuilder writes the same bytes when it is given those documents
+    write     their IndexedDatasetBuilder writes the same bytes when it is given the same documents
     import    our import of the files that their preprocess_data.py makes of the text has the documents of our build
 """
 

@@ -41,7 +41,7 @@ from benchmarks.measuring import ONE_THREAD, documents, machine, versions, write
 
 LAYERS, WIDTH, HEADS, T, B, VOCABULARY = 6, 384, 6, 256, 4, 8064
 STEPS = 10**5  # of a run of ours; the measurement ends it long before
-WINDOWS = 64  # the others repeat the batches of the first so many steps
+WINDOWS = 64  # steps; the others repeat the batches of the first WINDOWS steps
 WARM = 2  # rounds that do not count
 RATE, BETAS, DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
 SHAPE = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "max_positions": T}

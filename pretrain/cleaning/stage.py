@@ -1,4 +1,4 @@
-"""The stage `clean`: its configuration, its three passes, and the index of what it publishes."""
+"""The stage `clean`: its configuration, its three passes, and the index that it publishes."""
 
 import importlib.metadata
 import shutil

@@ -259,7 +259,7 @@ def _check_ids(path: Path, engine: tokenizers.Tokenizer) -> None:
 
 
 def _roles(settings: dict, engine: tokenizers.Tokenizer) -> dict[str, str]:
-    """role → token, from the settings, or else from the usual names; only tokens that the vocabulary has."""
+    """role → token, from the settings or else by its usual names. Tokens that the vocabulary lacks are left out."""
     found = {}
     for role, usual in ROLES.items():
         said = settings.get("eos_token" if role == "eod" else f"{role}_token")
@@ -291,7 +291,7 @@ def _make_special(engine: tokenizers.Tokenizer, roles: dict[str, str]) -> None:
 
 
 def _append(config: TokenizerConfig, kind: str, engine: tokenizers.Tokenizer) -> None:
-    """Append new special tokens and reserved slots, as many as make the size a multiple of `config.multiple_of`."""
+    """Append new special tokens, and reserved slots until the size is a multiple of `config.multiple_of`."""
     known = engine.get_vocab()
     for token in config.special_tokens:
         if token in known:

@@ -78,7 +78,7 @@ class TokenizerConfig(StageConfig):
     adopt: str | None = None
     """A vocab.txt, a tokenizer.json, or a folder with one of them; its tokens keep their ids."""
     roles: dict[str, str] = {}
-    """Role and special token of an adopted vocabulary whose files do not say it, such as `{eod: </s>}`."""
+    """The special token of a role, such as `{eod: </s>}`, if the files of an adopted vocabulary do not name it."""
     extend: str | None = None
     """A folder of this stage. Its tokens keep their ids, and new tokens follow them."""
 

@@ -397,7 +397,7 @@ COVERED = {"ascii": "ASCII", "han": "汉字", "gb2312_level_1": "GB 2312 level 1
 
 
 def show(found: dict[str, dict]) -> None:
-    """Print the reports of vocabularies, by name: held-out text, a row a part of it, then facts, a column each."""
+    """Print two tables of the named vocabularies: rates on each part of the held-out text, and facts about entries."""
     for name, said in found.items():
         overall = dict(zip(COLUMNS, cells(said["heldout"]["overall"]), strict=True))
         rates = f"{overall['characters_per_token']} characters a token, {overall['unknown_rate']} unknown"

@@ -82,7 +82,7 @@ def _draw_shares(axes: Axes, report: dict) -> None:
 
 
 def _draw_histogram(axes: Axes, bins: list[dict], threshold: float) -> None:
-    """Bars of the documents that stay and of those dropped, on a logarithmic scale with a zero."""
+    """Bars of staying and of dropped documents, on a logarithmic scale with a zero."""
     width = bins[0]["to"] - bins[0]["from"]
     middles = [entry["from"] + width / 2 for entry in bins]
     dropped = [entry["dropped"] for entry in bins]

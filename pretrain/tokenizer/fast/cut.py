@@ -4,8 +4,8 @@ r"""Split text into words with array operations, exactly as `tokenizers` splits 
     \xfehe plays.\xff…      bert: every character as the normaliser leaves it
         ^  ^                words begin here; the id of a single-character word, like the full stop, is known at once
 
-There is no Unicode table here. When a character first occurs, the `tokenizers` object is asked what it does with it:
-drop it, change it, isolate it, or treat it as a letter.
+There is no Unicode table here. When a character first occurs, the `tokenizers` object is tried on it: the character is
+dropped, changed, isolated, or treated as a letter.
 """
 
 import unicodedata

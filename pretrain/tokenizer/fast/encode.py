@@ -31,7 +31,7 @@ GROUP = 1 << 18  # characters that are processed together; the arrays take 23 by
 
 
 class Encoder:
-    """Does what `engine.encode_batch_fast` does, faster, on one thread: for processes that each encode a part.
+    """Encodes like `engine.encode_batch_fast`, but faster and on one thread, for processes that each encode a part.
 
     Documents are not divided, so memory is 23 times the longest document (with the library 85 times). Opening is free,
     because the first batch that is not small builds the tables.
@@ -150,7 +150,7 @@ def _flat(rows: Iterable[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.nd
 
 
 def _words(engine: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> BertWords | ByteWords | None:
-    """The splitter that does what `engine` does; None if `engine` has a part that is unknown here."""
+    """The splitter that equals the normaliser and pre-tokenizer of `engine`; None if one of them is unknown here."""
     model = engine.model
     if not isinstance(model, models.WordPiece) or model.unk_token not in vocabulary:
         return None

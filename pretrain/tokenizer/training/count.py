@@ -7,9 +7,9 @@ The corpus is counted in chunks, in any number of processes, in bounded memory. 
 - Words are counted for each level. While the levels together have more than `max_distinct` words, the lowest level is
   dropped, and its documents are skipped from then on.
 
-Counts only grow. A level dropped early, because it and those above it had too many words, would also be dropped at the
-end. So dropping early gives the same result as deciding at the end, and the order of files, of documents and of results
-from the processes does not matter. The documents that are counted are a fair sample of 1/2, 1/4, ….
+Counts only grow. A level that is dropped early, because the levels from it upwards had too many words, would also be
+dropped at the end. So dropping early gives the same result as deciding at the end, and the order of files, of documents
+and of results from the processes does not matter. The documents that are counted are a fair sample of 1/2, 1/4, ….
 """
 
 import hashlib
@@ -42,7 +42,7 @@ WORDS = 1 << 15  # words that are processed at a time
 
 @dataclass(frozen=True)
 class Counted:
-    """The words of a corpus, and what was read to count them."""
+    """The counted words of a corpus, and statistics of the text that was read."""
 
     words: Counter[str]  # exactly the words that the finished tokenizer passes to WordPiece
     seen: dict[str, Counter]  # side → documents, characters, bytes
@@ -162,7 +162,7 @@ def alphabet(words: Counter[str], kind: str, min_count: int) -> tuple[list[str],
 
 
 def drop_unspellable(words: Counter[str], characters: set[str]) -> None:
-    """Remove the words that are encoded as the unknown token whatever is merged: nothing can be learned from them."""
+    """Remove the words that every vocabulary encodes as the unknown token: nothing can be learned from them."""
     for word in [w for w in words if len(w) > WORD_CHARACTERS or not characters.issuperset(w)]:
         del words[word]
 

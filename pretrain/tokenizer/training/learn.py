@@ -31,7 +31,7 @@ from pretrain.tokenizer.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class MadeVocabulary:
-    """A vocabulary before it is published, with what its index and its report record about its origin."""
+    """A vocabulary before it is published, with the entries for its index and its report."""
 
     vocabulary: Vocabulary
     kind: str
@@ -138,7 +138,7 @@ def characters_of(words: Iterable[str], kind: str) -> set[str]:
 
 
 def filled(tokens: list[str], multiple_of: int, kind: str) -> list[str]:
-    """`tokens`, followed by as many reserved slots as make the size a multiple of `multiple_of`."""
+    """`tokens`, with reserved slots appended until the size is a multiple of `multiple_of`."""
     return [*tokens, *islice(free_slots(tokens, kind), -len(tokens) % multiple_of)]
 
 

@@ -73,7 +73,8 @@ def merge(
                 # they stand. (This does not hold for `pieces` that another vocabulary made.)
                 more = True
                 merged = tokens[pair[0]] + tokens[pair[1]].removeprefix(prefix)
-                known = merged in ids  # its pairs become more frequent, also those below the floor: count them anew
+                # Pairs of a known token become more frequent, also pairs below the floor: all are counted again.
+                known = merged in ids
                 if not known:
                     ids[merged] = len(tokens)
                     tokens.append(merged)
@@ -163,7 +164,7 @@ class _MostLikely:
             self._renew()
         if not self._rows:
             return None
-        # The fewer symbols in all, the smaller a gain, by less than 2 n ln(then / now): half of them are in no pair.
+        # A gain falls with the number of all symbols, by less than 2 n ln(then / now): n is at most half of it.
         then, counts = self._gains[: self._rows], self._pairs[2, : self._rows]
         top = then.argmax()
         fallen = counts[top] * (2 * math.log(self._then / self._all) + self.ERROR)
@@ -229,7 +230,7 @@ class _MostLikely:
         return float(_gains(np.array([0]), np.array([1]), np.array([count]), np.array([count, count]), self._all)[0])
 
     def _first(self, rows: list[int]) -> int:
-        """The best of several rows with nearly equal gains; of equal ones the row whose strings come first."""
+        """The row with the largest of several nearly equal gains; of equal gains, the row whose strings come first."""
         if len(rows) == 1:
             return rows[0]
         cases: dict[tuple[int, int, int, bool], list[int]] = {}

@@ -14,7 +14,7 @@ from pretrain.hashing import mix
 BLOCK = 8  # bytes: a string is stored as a row of 64-bit numbers, and the last one is filled up with FILL
 FILL, BREAK = 0xFF, 0xFE  # neither occurs in UTF-8
 WIDEST = 16  # blocks of a row; longer strings are rare in text and are counted one by one
-LOOSE = 1 << 18  # unsorted blocks allowed beside the sorted ones, if those are fewer
+LOOSE = 1 << 18  # unsorted blocks are sorted when they are more than this, and more than the sorted ones
 PART = 1 << 15  # strings that are returned at a time
 
 _KEEP = np.array([(1 << 8 * length) - 1 for length in range(BLOCK)] + [2**64 - 1], dtype=np.uint64)
