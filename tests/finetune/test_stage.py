@@ -1,126 +1,40 @@
 """A tiny BERT made by hand, tasks whose answer is one word, and stock transformers and peft opening what comes out."""
 
-import io
 import json
-import math
 import os
-import random
-import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from pretrain.config import build as build_config
 from pretrain.config import load
 from pretrain.errors import ConfigError, TaskError
-from pretrain.finetune import FinetuneConfig, compare, run, scores, train
-from pretrain.finetune.task import Example, class_lines, read_task, stratified
+from pretrain.finetune import FinetuneConfig, compare, run, train
+from pretrain.finetune.task import Example, read_task
 from pretrain.huggingface import identity
 from pretrain.prompting import generate
 from pretrain.prompting.generate import GenerateConfig
-from pretrain.storage.index import write_index
+from tests.conftest import ROOT
 from tests.helpers.entries import entries
-
-ROOT = Path(__file__).resolve().parents[2]
-FILLERS = ["the", "a", "old", "young", "river", "stone", "sings", "walks", "under", "over", "with", "and", "[SEP]"]
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-POSITIONS = 24
-
-
-def examples(count: int, seed: int, pairs: bool = False) -> list[dict]:
-    """Texts of 2 to 30 words; `sun` or `moon` somewhere among the first ten decides the label."""
-    draw = random.Random(seed)
-    made = []
-    for i in range(count):
-        word, label = (("sun", "light"), ("moon", "dark"))[i % 2]
-        words = draw.choices(FILLERS, k=draw.choice([1, 4, 9, 9, 29]))
-        words.insert(draw.randrange(min(10, len(words) + 1)), word)
-        made.append({"text": " ".join(words), "label": label} | ({"text_pair": "old stone"} if pairs else {}))
-    return made
-
-
-def write_task(folder: Path, **splits: list[dict] | str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in splits.items():
-        text = (
-            lines if isinstance(lines, str) else "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tasks") / "sun_moon"
-    return write_task(folder, train=examples(160, 1), dev=examples(40, 2), test=examples(60, 3))
+from tests.helpers.folders import POSITIONS, TINY, examples, settings, sun_moon, tiny_encoder
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
-    """BertForMaskedLM, 2 layers x 32, without pooler; a WordPiece vocabulary of the words above."""
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("models") / "encoder"
-    vocabulary = [*SPECIALS, *sorted({*FILLERS, "sun", "moon", "[", "]", "sep"} - {"[SEP]"})]
-    engine = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
-    engine.normalizer, engine.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    engine.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    BertForMaskedLM(config).save_pretrained(folder)
-    BertTokenizerFast(tokenizer_object=engine, model_max_length=POSITIONS).save_pretrained(folder)
-    return folder
+    return tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory) -> Path:
-    """Qwen3ForCausalLM, 2 layers x 32, over bytes; a text begins with <eod>."""
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "decoder"
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    engine = Tokenizer(models.BPE({token: i for i, token in enumerate(["<pad>", "<eod>", *alphabet])}, []))
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    engine.decoder = decoders.ByteLevel()
-    engine.post_processor = processors.TemplateProcessing(single="<eod> $A", special_tokens=[("<eod>", 1)])
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=258, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        intermediate_size=64, max_position_embeddings=64, bos_token_id=1, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=engine, bos_token="<eod>", eos_token="<eod>", pad_token="<pad>", padding_side="left"
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def settings(encoder: Path, task: Path, out: Path, **changes) -> FinetuneConfig:
-    values = {
-        "model": str(encoder), "task": str(task), "out": str(out), "method": "full", "labels": 120, "epochs": 5,
-        "batch": 8, "learning_rates": [1e-6, 5e-3], "dev_seeds": [0], "test_seeds": [10, 11], "max_length": POSITIONS,
-    }  # fmt: skip
-    return FinetuneConfig(**values | changes)
+def task(tmp_path_factory) -> Path:
+    return sun_moon(tmp_path_factory.mktemp("tasks") / "sun_moon")
 
 
 LORA = {"method": "lora", "learning_rates": [1e-2], "test_seeds": [10], "epochs": 8}
-
-
-TINY = {"labels": 16, "epochs": 1, "learning_rates": [1e-6], "dev_seeds": [], "test_seeds": [1]}
 
 
 @pytest.fixture(scope="module")
@@ -168,207 +82,6 @@ def from_card(out: Path, base: Path) -> dict:
     names = {"folder": str(out), "base_folder": str(base)}
     exec(code, names)
     return names
-
-
-# The task
-
-
-def test_a_task_has_the_sorted_labels_of_train_and_keeps_pairs_and_lines(tmp_path):
-    pairs = [
-        {"text": "你好", "text_pair": "再见", "label": "b", "score": 3.5},
-        {"text": "x", "text_pair": "y", "label": "a"},
-    ]
-    task = read_task(write_task(tmp_path / "t", train=pairs, dev=pairs[:1], test="\n" + json.dumps(pairs[1]) + "\n\n"))
-    assert task.labels == ["a", "b"]
-    assert task.train[0] == Example("你好", "再见", "b", 1)
-    assert task.test == [Example("x", "y", "a", 2)]
-
-
-GOOD = '{"text": "x", "label": "a"}\n{"text": "y", "label": "b"}\n'
-BAD_TASKS = {
-    "missing file": (None, ["lacks dev.jsonl", "add it"]),
-    "empty file": ("\n", ["holds no example", "dev.jsonl"]),
-    "bad JSON": (GOOD + '{"text": "x", label}', ["not valid JSON", "dev.jsonl, line 3, column 15", "label}"]),
-    "not an object": ("[1]", ["JSON object", "line 1", "[1]"]),
-    "missing label": (GOOD + '{"text": "x"}', ["no label", "dev.jsonl, line 3", "found the keys: text"]),
-    "missing text": ('{"label": "a"}', ["no text", "line 1"]),
-    "a number as label": ('{"text": "x", "label": 1}', ["label must be a string", "line 1", "found: 1"]),
-    "empty text": ('{"text": " ", "label": "a"}', ["text must be a string that is not empty", "line 1"]),
-    "unknown label": (
-        GOOD + '\n{"text": "x", "label": "c"}',
-        ["'c' never occurs in train", "line 4", "train has: a, b"],
-    ),
-    "a pair among texts": ('{"text": "x", "text_pair": "y", "label": "a"}', ["text_pair", "line 1"]),
-    "half of an emoji as text": (
-        GOOD + r'{"text": "bad \ud83d", "label": "a"}',
-        ["text is not valid Unicode", "dev.jsonl, line 3", "character 5", r"'\ud83d'"],
-    ),
-    "half of an emoji as label": (r'{"text": "x", "label": "a\udc00"}', ["label is not valid Unicode", "line 1"]),
-    "deep nesting": (GOOD + "[" * 200_000, ["not valid JSON", "dev.jsonl, line 3: it is nested too deeply"]),
-    "a number of 6,000 digits": (
-        '{"text": "x", "label": "a", "id": ' + "9" * 6000 + "}",
-        ["not valid JSON", "dev.jsonl, line 1: a number in it has more than 4,300 digits"],
-    ),
-    "a label with a space": ('{"text": "x", "label": "a "}', ["'a ' never occurs in train", "write it as there: 'a'"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD_TASKS)
-def test_a_bad_task_is_refused_with_file_and_line(case, tmp_path):
-    dev, fragments = BAD_TASKS[case]
-    folder = write_task(tmp_path / "t", train=GOOD, test=GOOD, **({} if dev is None else {"dev": dev}))
-    with pytest.raises(TaskError) as caught:
-        read_task(folder)
-    for fragment in fragments:
-        assert fragment in str(caught.value)
-
-
-def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path):
-    folder = write_task(tmp_path / "t", train=GOOD, dev=GOOD, test=GOOD)
-    (folder / "test.jsonl").write_bytes(GOOD.encode() + '{"text": "汉", "label": "a"}'.encode("gb18030"))
-    with pytest.raises(TaskError, match=r"UTF-8\n.*test\.jsonl, line 3, byte 11 of the line: 0xba\n  convert it"):
-        read_task(folder)
-
-
-def test_a_single_class_and_a_missing_folder_are_refused(tmp_path):
-    one = GOOD.splitlines()[0]
-    with pytest.raises(TaskError, match=r"two classes\n.*train\.jsonl has only 'a'"):
-        read_task(write_task(tmp_path / "t", train=one, dev=one, test=one))
-    with pytest.raises(TaskError, match="no such task folder"):
-        read_task(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("other", ["a ", "A", "\u3000a", "\uff21"])
-def test_labels_that_differ_in_spaces_or_capitals_alone_are_refused_with_both_lines(other, tmp_path):
-    twice = GOOD + json.dumps({"text": "z", "label": other}) + "\n"
-    with pytest.raises(TaskError, match=r"differ only in(.|\n)*train\.jsonl, line 1: 'a'\n.*train\.jsonl, line 3: '"):
-        read_task(write_task(tmp_path / "t", train=twice, dev=GOOD, test=GOOD))
-
-
-@pytest.mark.parametrize(("one", "other"), [("caf\u00e9", "cafe\u0301"), ("new york", "new \xa0york")])
-def test_one_label_in_two_unicode_forms_is_refused(one, other, tmp_path):
-    both = "".join(json.dumps({"text": "x", "label": label}) + "\n" for label in (one, other, "b"))
-    with pytest.raises(TaskError, match=f"{re.escape(ascii(one))}\n.*{re.escape(ascii(other))}"):
-        read_task(write_task(tmp_path / "t", train=both, dev=GOOD, test=GOOD))
-
-
-@pytest.mark.parametrize("name", ["x" * 300, "nul\0inside"])
-def test_a_name_that_no_file_system_takes_is_refused(name, tmp_path):
-    with pytest.raises(TaskError, match=r"cannot be read|no such task folder"):
-        read_task(tmp_path / name)
-    with pytest.raises(TaskError, match=r"cannot be opened|no such folder"):
-        identity(str(tmp_path / name))
-
-
-def test_the_classes_are_listed_with_their_counts_the_largest_first():
-    task = {"train": "aab", "dev": "b", "test": ""}
-    texts = {split: [Example("x", None, label, 1) for label in labels] for split, labels in task.items()}
-    lines = class_lines(texts)
-    assert [line.split() for line in lines] == [
-        ["class", "train", "dev", "test"], ["a", "2", "0", "0"], ["b", "1", "1", "0"],
-    ]  # fmt: skip
-    assert class_lines(texts, shown=1)[-1] == "  and 1 smaller classes"
-
-
-def test_a_stratified_choice_keeps_shares_has_every_class_and_grows_by_addition():
-    pool = [Example(f"text {i}", None, "abbbcccccd"[i % 10] if i else "rare", i) for i in range(200)]
-    chosen = {count: stratified(pool, count, seed=4) for count in (5, 50, 51, 100, 200)}
-    assert Counter(e.label for e in chosen[5]).keys() == {"a", "b", "c", "d", "rare"}
-    assert Counter(e.label for e in chosen[100]) == {"a": 9, "b": 30, "c": 50, "d": 10, "rare": 1}
-    assert set(chosen[50]) < set(chosen[51])
-    assert chosen[200] == pool
-    assert stratified(pool, 50, seed=5) != chosen[50]
-    assert set(stratified(pool[::-1], 50, seed=4)) == set(chosen[50])
-
-
-def test_more_labels_than_examples_or_fewer_than_classes_are_refused():
-    pool = [Example("x", None, label, 1) for label in "ab"]
-    with pytest.raises(TaskError, match=r"labels = 3, but train\.jsonl has 2"):
-        stratified(pool, 3, 0)
-    with pytest.raises(TaskError, match="less than one example for each of 2 classes"):
-        stratified(pool, 1, 0)
-
-
-# The scores
-
-
-def slow_naive_bayes(train: list[Example], test: list[Example], units) -> float:
-    """By the definition: products of (count + 1) / (grams of the class + vocabulary), one gram at a time, as logs."""
-
-    def bag(example: Example) -> list[tuple]:
-        found = []
-        for text in [example.text] + ([example.text_pair] if example.text_pair else []):
-            cut = units(text)
-            found += [(unit,) for unit in cut] + [(cut[i], cut[i + 1]) for i in range(len(cut) - 1)]
-        return found
-
-    counts = {label: Counter() for label in sorted({e.label for e in train})}
-    for example in train:
-        counts[example.label].update(bag(example))
-    vocabulary = {gram for counter in counts.values() for gram in counter}
-    right = 0
-    for example in test:
-        best, answer = -math.inf, None
-        for label, counter in counts.items():
-            score = math.log(sum(e.label == label for e in train) / len(train))
-            for gram in bag(example):
-                if gram in vocabulary:
-                    score += math.log((counter[gram] + 1) / (counter.total() + len(vocabulary)))
-            if score > best:
-                best, answer = score, label
-        right += answer == example.label
-    return right / len(test)
-
-
-@pytest.mark.parametrize(("words", "joint", "units"), [("abcdefgh!", " ", str.split), ("天地人日月山水。", "", list)])
-def test_naive_bayes_agrees_with_its_definition(words, joint, units):
-    draw = random.Random(7)
-
-    def made(count: int) -> list[Example]:
-        texts = [[joint.join(draw.choices(words, k=draw.randint(1, 6))) for _ in "12"] for _ in range(count)]
-        return [Example(one, two, "xyz"[(one.count(words[0]) + draw.randint(0, 1)) % 3], 0) for one, two in texts]
-
-    train_set, test_set = made(120), made(150)
-    assert scores.naive_bayes(train_set, test_set) == slow_naive_bayes(train_set, test_set, units)
-
-
-def test_naive_bayes_reads_chinese_by_character_and_beats_the_majority_there():
-    task = [
-        Example(text, None, label, 0) for text, label in (("春眠不觉晓", "春"), ("春色满园", "春"), ("秋风起", "秋"))
-    ]
-    assert scores.han_share(task) == 1.0
-    new = [Example("一夜秋雨", None, "秋", 0), Example("早春", None, "春", 0)]
-    assert scores.majority(task, new) == 0.5
-    assert scores.naive_bayes(task, new) == 1.0
-
-
-def test_t_quantiles_are_those_of_the_tables():
-    table = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 11: 2.201, 20: 2.086, 30: 2.042, 100: 1.984}
-    assert {df: round(scores.t975(df), 3) for df in table} == table
-
-
-def test_the_interval_adds_seed_and_test_errors_in_quadrature():
-    # s = 0.02, so 4.3027 * 0.02 / sqrt(3) = 0.04968; p = 822 / 1004, so 1.96 * sqrt(p * (1 - p) / 1004) = 0.02383
-    low, high = scores.interval95([0.80, 0.82, 0.84], 1000)
-    assert (low, high) == pytest.approx((0.82 - 0.05510, 0.82 + 0.05510), abs=1e-5)
-
-
-def test_the_interval_of_one_seed_is_the_test_set_s_and_a_perfect_score_has_one():
-    assert scores.interval95([0.5], 96) == pytest.approx((0.402, 0.598), abs=1e-4)  # 1.96 * sqrt(0.25 / 100)
-    low, high = scores.interval95([1.0, 1.0], 100)
-    assert high == 1.0
-    assert 0.96 < low < 0.98  # the "rule of three" says 0.97
-
-
-def test_the_interval_covers_the_truth_about_95_times_in_100():
-    """Right answers drawn for one test set and noise for each seed; over many repetitions the truth 0.7 is inside."""
-    draw = np.random.default_rng(0)
-    hits = 0
-    for _ in range(1000):
-        test_set = 0.7 + draw.normal(0, math.sqrt(0.7 * 0.3 / 400))
-        low, high = scores.interval95([test_set + draw.normal(0, 0.02) for _ in range(4)], 400)
-        hits += low <= 0.7 <= high
-    assert 0.93 <= hits / 1000 <= 0.99
 
 
 # The rows
@@ -613,6 +326,12 @@ def test_the_card_of_a_full_folder_opens_it(full, encoder, task):
     assert answers_one_by_one(opened["model"], opened["tokenizer"], task) == predicted(full[0])
 
 
+def test_a_published_folder_continues_no_text(full, lora):
+    for folder, said in ((full[0], "holds BertForSequenceClassification, and"), (lora[0], "holds an adapter")):
+        with pytest.raises(TaskError, match=said):
+            generate.run(GenerateConfig(model=str(folder), prompts=["x"], max_new_tokens=2))
+
+
 BAD_RUNS = {
     "no model": ({"model": "nowhere"}, "nowhere: there is no such folder"),
     "a model folder without config.json": ({"model": "."}, "it has no config.json"),
@@ -658,15 +377,6 @@ def test_damaged_weights_are_refused_with_what_transformers_says(encoder, tmp_pa
         train.build(start(broken), 0)
 
 
-def test_a_base_that_our_export_made_is_known_by_its_fingerprint(encoder, tmp_path):
-    ours = shutil.copytree(encoder, tmp_path / "ours")
-    index = write_index(ours, {"stage": "export"})
-    assert identity(str(ours)) == index["fingerprint"]
-    (ours / "model.safetensors").write_bytes(b"shorter")
-    with pytest.raises(TaskError, match="truncated"):
-        identity(str(ours))
-
-
 BAD_CONFIGS = {
     "a random base for adapters": ({"init": "random", "method": "lora"}, "init = random contradicts method = lora"),
     "a test seed that chose the rate": (
@@ -688,115 +398,6 @@ def test_a_contradictory_configuration_is_refused(case):
     values = settings(Path("model"), Path("task"), Path("out")).model_dump()
     with pytest.raises(ConfigError, match=said):
         build_config(FinetuneConfig, values | changes, "test")
-
-
-# The door
-
-
-def changed(change):
-    """A maker of a copy of a model folder with a file changed by `change(folder)`."""
-
-    def make(folder: Path, to: Path) -> Path:
-        change(shutil.copytree(folder, to))
-        return to
-
-    return make
-
-
-def edit(name: str, **values):
-    def change(folder: Path) -> None:
-        path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
-
-    return change
-
-
-def flip(folder: Path) -> None:
-    """A bit in the middle of the weights of a folder that one of our stages published."""
-    write_index(folder, {"stage": "export"})
-    data = bytearray((folder / "model.safetensors").read_bytes())
-    data[len(data) // 2] ^= 16
-    (folder / "model.safetensors").write_bytes(data)
-
-
-def cut_index(folder: Path) -> None:
-    write_index(folder, {"stage": "export"})
-    (folder / "index.json").write_bytes((folder / "index.json").read_bytes()[:-9])
-
-
-def without(*names: str):
-    return lambda folder: [(folder / name).unlink() for name in names]
-
-
-BAD_FOLDERS = {
-    "a flipped bit": (flip, "altered after it was made\n  model.safetensors: altered"),
-    "a torn index": (cut_index, "index.json is damaged"),
-    "code in config.json": (edit("config.json", auto_map={"AutoConfig": "evil.C"}), "asks to run code of its own"),
-    "code for the tokenizer": (edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["e.T", None]}), "asks to run"),
-    "attention from a hub": (edit("config.json", attn_implementation="someone/kernel"), "asks to run code"),
-    "settings that are no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
-    "an unknown architecture": (edit("config.json", model_type="none"), "cannot open the configuration of"),
-    "a setting of the wrong type": (edit("config.json", vocab_size=[1]), "cannot open the "),
-    "another width": (edit("config.json", intermediate_size=96), "of another shape than config.json says"),
-    "endless layers": (edit("config.json", num_hidden_layers=2**60), "more layers than the folder has weights"),
-    "pickled weights": (lambda folder: (folder / "model.safetensors").rename(folder / "x.bin"), "weights are pickles"),
-    "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "this folder holds an adapter"),
-    "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer|open the tokenizer"),
-    "no vocabulary": (without("tokenizer.json"), "has no tokenizer|open the tokenizer"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_FOLDERS)
-def test_a_folder_that_is_altered_or_asks_for_code_or_lacks_parts_is_refused(case, encoder, decoder, task, tmp_path):
-    change, said = BAD_FOLDERS[case]
-    with pytest.raises(TaskError, match=said):
-        run(settings(changed(change)(encoder, tmp_path / "e"), task, tmp_path / "out", **TINY))
-    with pytest.raises(TaskError, match=said):
-        generate.run(GenerateConfig(model=str(changed(change)(decoder, tmp_path / "d")), prompts=["x"]))
-    assert not (tmp_path / "out").exists()
-
-
-def test_settings_that_fail_only_when_text_is_written_are_refused(decoder, tmp_path):
-    broken = changed(edit("generation_config.json", eos_token_id="x"))(decoder, tmp_path / "d")
-    with pytest.raises(TaskError, match=r"cannot (continue text with|open the model of) .*\n  it says: "):
-        generate.run(GenerateConfig(model=str(broken), prompts=["x"], max_new_tokens=2))
-
-
-def test_the_tokenizer_of_another_model_is_refused(encoder, decoder, tmp_path):
-    swapped = shutil.copytree(encoder, tmp_path / "swapped")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(decoder / name, swapped / name)
-    with pytest.raises(TaskError, match=r"the tokenizer of another model\n  its ids go up to 257"):
-        train.open_tokenizer(str(swapped), 8)
-
-
-def test_what_is_no_decoder_generates_nothing(encoder, decoder, full, lora, tmp_path):
-    """An encoder, a classifier, one whose config says it is a decoder, an adapter, and what nobody knows."""
-    from transformers import AutoModelForSequenceClassification
-
-    classifier, lying = tmp_path / "classifier", tmp_path / "lying"
-    AutoModelForSequenceClassification.from_pretrained(decoder, num_labels=2).save_pretrained(classifier)
-    shutil.copytree(full[0], lying, ignore=shutil.ignore_patterns("index.json"))
-    edit("config.json", architectures=["BertLMHeadModel"], is_decoder=True)(lying)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(decoder / name, classifier / name)
-    for folder, said in {
-        encoder: "holds BertForMaskedLM, and generate needs a decoder",
-        full[0]: "holds BertForSequenceClassification, and",
-        classifier: "holds Qwen3ForSequenceClassification, and",
-        lying: "as BertLMHeadModel: [0-9]+ missing",
-        lora[0]: "holds an adapter",
-        changed(edit("config.json", architectures=5))(decoder, tmp_path / "odd"): "holds 5, and",
-    }.items():
-        with pytest.raises(TaskError, match=said):
-            generate.run(GenerateConfig(model=str(folder), prompts=["x"], max_new_tokens=2))
-
-
-@pytest.mark.parametrize("name", ["transformers", "peft"])
-def test_a_missing_library_is_an_error_that_says_what_to_install(name, encoder, monkeypatch, tmp_path, task):
-    monkeypatch.setitem(sys.modules, name, None)  # what makes `import` fail as if it were not installed
-    with pytest.raises(TaskError, match=rf"this stage needs {name}\n(.|\n)*pip install '\.\[finetune\]'"):
-        run(settings(encoder, task, tmp_path / "out"))
 
 
 def test_importing_the_stage_imports_no_other_module_of_ours_and_neither_torch_nor_transformers():
@@ -824,101 +425,3 @@ def test_the_commented_configuration_has_every_key(name, kind):
     path = ROOT / "configs" / "small" / f"{name}.yaml"
     assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == set(kind.model_fields)
     load(kind, path)
-
-
-# Prompts
-
-
-def test_a_continuation_is_what_generate_gives_for_the_prompt_after_eod(decoder, capsys):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    prompt = "春 <eod> In"
-    config = GenerateConfig(model=str(decoder), prompts=[prompt], max_new_tokens=12, temperature=0)
-    (found,) = generate.run(config)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(decoder), AutoTokenizer.from_pretrained(decoder)
-    ids = [1, *tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
-    assert len(ids) == 1 + len(prompt.encode())  # <eod> inside a prompt is text
-    greedy = list(ids)
-    for _ in range(12):
-        with torch.no_grad():
-            greedy.append(int(model(torch.tensor([greedy])).logits[0, -1].argmax()))
-        if greedy[-1] == 1:
-            break
-    assert found == tokenizer.decode(greedy[len(ids) :], skip_special_tokens=True)
-    assert prompt in capsys.readouterr().out
-
-
-def test_sampling_repeats_with_the_seed_whatever_the_other_prompts(decoder):
-    def at(seed: int, *prompts: str) -> list[str]:
-        return generate.run(
-            GenerateConfig(model=str(decoder), prompts=prompts, seed=seed, max_new_tokens=16, temperature=2)
-        )
-
-    both = at(1, "In the beginning", "床前明月光，")
-    assert both == at(1, "In the beginning", "床前明月光，")
-    assert both[1:] == at(1, "床前明月光，")
-    assert both != at(2, "In the beginning", "床前明月光，")
-
-
-class Stream(io.StringIO):
-    """Calls `written` at every write."""
-
-    def __init__(self, written):
-        super().__init__()
-        self._written = written
-
-    def write(self, text: str) -> int:
-        self._written()
-        return super().write(text)
-
-
-def test_continuations_are_published_when_out_is_given(decoder, tmp_path, monkeypatch):
-    """Before they are printed: who reads the terminal may be gone."""
-    out, shown = tmp_path / "out", []
-    monkeypatch.setattr(sys, "stdout", Stream(lambda: shown.append((out / "index.json").exists())))
-    found = generate.run(GenerateConfig(model=str(decoder), prompts=["a", "春"], out=str(out), max_new_tokens=4))
-    assert shown and all(shown)
-    lines = [json.loads(line) for line in (out / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert lines == [{"prompt": p, "continuation": c} for p, c in zip(["a", "春"], found, strict=True)]
-    assert json.loads((out / "index.json").read_text())["base"] == identity(str(decoder))
-
-
-def test_a_continuation_that_does_not_fit_the_model_is_refused(decoder):
-    with pytest.raises(TaskError, match=r"longer than the 64 positions(.|\n)*61 tokens"):
-        generate.run(GenerateConfig(model=str(decoder), prompts=["x" * 60], max_new_tokens=4))
-
-
-def test_the_sample_prompts_load():
-    assert load(GenerateConfig, ROOT / "configs/sample/generate.yaml").prompts[2:] == ["床前明月光，", "春"]
-
-
-BAD_PROMPTS = {
-    "the model as out": ({"out": "./m"}, "would replace a folder that is read"),
-    "a temperature that float32 has not": ({"temperature": 1e-300}, "temperature = 1e-300: set 0"),
-    "a seed of 80 bits": ({"seed": 2**80}, "seed = "),
-    "a seed below 0": ({"seed": -1}, "seed = -1"),
-    "half of an emoji": ({"prompts": ["a", "b\ud83d"]}, r"prompts: 'b\\ud83d' has a NUL or half of a surrogate pair"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_PROMPTS)
-def test_a_configuration_that_cannot_generate_is_refused(case):
-    changes, said = BAD_PROMPTS[case]
-    with pytest.raises(ConfigError, match=said):
-        build_config(GenerateConfig, {"model": "m", "prompts": ["x"]} | changes, "test")
-
-
-def test_the_coldest_temperature_and_the_hottest_give_text(decoder):
-    greedy, cold, _ = (
-        generate.run(GenerateConfig(model=str(decoder), prompts=["x"], max_new_tokens=3, temperature=temperature))
-        for temperature in (0, 1e-6, 1e6)
-    )
-    assert cold == greedy
-
-
-def test_an_out_that_cannot_be_written_is_refused_before_anything_is_generated(decoder, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("")
-    with pytest.raises(TaskError, match="holds something else"):
-        generate.run(GenerateConfig(model=str(decoder), prompts=["x"], out=str(tmp_path / "out"), max_new_tokens=2))
-    assert capsys.readouterr().out == ""
