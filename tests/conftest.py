@@ -45,7 +45,9 @@ def prepared(tmp_path_factory) -> Prepared:
     for kind, size in (("bert", 2048), ("byte", 1024)):
         made.tokenizer[kind], made.shards[kind] = root / f"tokenizer-{kind}", root / f"shards-{kind}"
         tokenizer.run(
-            tokenizer.TokenizerConfig(corpus=str(corpus), out=str(made.tokenizer[kind]), kind=kind, vocab_size=size)
+            tokenizer.TokenizerConfig(
+                corpus=str(corpus), out=str(made.tokenizer[kind]), kind=kind, vocab_size=size, plot=False
+            )
         )
         shards.run(
             shards.ShardsConfig(corpus=str(corpus), tokenizer=str(made.tokenizer[kind]), out=str(made.shards[kind]))

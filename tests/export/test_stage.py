@@ -80,7 +80,9 @@ def vocabularies(tmp_path_factory) -> dict:
     made = {}
     for name, kind, size in (("bert", "bert", 200), ("byte", "byte", 560), ("other", "bert", 180)):
         made[name] = root / name
-        config = TokenizerConfig(corpus=str(root / "text.txt"), out=str(made[name]), kind=kind, vocab_size=size)
+        config = TokenizerConfig(
+            corpus=str(root / "text.txt"), out=str(made[name]), kind=kind, vocab_size=size, plot=False
+        )
         tokenizer_stage.run(config)
     return made
 

@@ -245,7 +245,7 @@ def test_the_index_names_tokenizer_and_corpus(prepared):
 
 
 def test_shards_of_another_tokenizer_are_refused_naming_both(prepared, tmp_path):
-    config = {"corpus": str(prepared.corpus), "kind": "bert", "vocab_size": 2000}
+    config = {"corpus": str(prepared.corpus), "kind": "bert", "vocab_size": 2000, "plot": False}
     train_tokenizer(TokenizerConfig(**config, out=str(tmp_path / "other")))
     index = Shards(prepared.shards["bert"]).index
     own, other = open_tokenizer(prepared.tokenizer["bert"]), open_tokenizer(tmp_path / "other")

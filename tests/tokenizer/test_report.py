@@ -20,7 +20,11 @@ def trained(tmp_path_factory) -> dict[str, stage.Tokenizer]:
     """Both kinds on the whole sample."""
     root = tmp_path_factory.mktemp("trained")
     for kind, settings in (("bert", {"alphabet_min_count": 2}), ("byte", {})):
-        run(TokenizerConfig(corpus=str(SAMPLE), out=str(root / kind), kind=kind, vocab_size=6000, **settings))
+        run(
+            TokenizerConfig(
+                corpus=str(SAMPLE), out=str(root / kind), kind=kind, vocab_size=6000, plot=False, **settings
+            )
+        )
     return {kind: open_tokenizer(root / kind) for kind in ("bert", "byte")}
 
 

@@ -222,7 +222,9 @@ def test_a_folder_made_with_another_tokenizer_than_the_one_there_is_refused(prep
     shutil.copytree(prepared.tokenizer["bert"], vocabulary)
     build_shards(ShardsConfig(corpus=corpus, tokenizer=str(vocabulary), out=str(out)))
     tokenizer.run(
-        tokenizer.TokenizerConfig(corpus=corpus, out=str(vocabulary), kind="bert", vocab_size=2000, replace=True)
+        tokenizer.TokenizerConfig(
+            corpus=corpus, out=str(vocabulary), kind="bert", vocab_size=2000, plot=False, replace=True
+        )
     )
     assert check_files.main([str(vocabulary), str(out)]) == 2
     said = capsys.readouterr()
