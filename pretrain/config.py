@@ -292,9 +292,9 @@ def _set(values: dict, keys: list[str], value: Any, override: str) -> None:
     for depth, key in enumerate(keys):
         where = ".".join(keys[:depth])
         if isinstance(values, list):
-            if not key.isdecimal() or int(key) >= len(values):
+            if key not in map(str, range(len(values))):
                 entries = f"its entries are {where}.0 to {where}.{len(values) - 1}" if values else "it is empty"
-                raise ConfigError(f"{where} has no entry {key!r}", f"in override {override!r:.200}", entries)
+                raise ConfigError(f"{where} has no entry {key!r:.200}", f"in override {override!r:.200}", entries)
             key = int(key)
         elif not isinstance(values, dict):
             raise ConfigError(f"{where} is a single value, {values!r:.200}", f"in override {override!r:.200}")

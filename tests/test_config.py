@@ -280,6 +280,7 @@ def test_an_override_changes_one_of_two_places_that_share_an_alias(tmp_path):
         ("entries.one.count=3", ("entries has no entry 'one'",)),
         ("entries.-1.count=3", ("entries has no entry '-1'",)),
         ("entries.².count=3", ("entries has no entry '²'",)),
+        (f"entries.{'9' * 5000}.count=3", ("entries has no entry '999", "entries.0 to entries.1")),
         ("inner.numbers.0=3", ("inner.numbers has no entry '0'", "it is empty")),
         ("inner.count.deep=3", ("inner.count is a single value, '1'", "'inner.count.deep=3'")),
         ("inner.word=[a", ("not valid YAML", "override 'inner.word=[a'")),
