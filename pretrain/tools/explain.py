@@ -35,6 +35,7 @@ from pretrain.training.watch.metrics import last_step
 
 CONFIG = "config.yaml"  # in a run's folder and in its checkpoints
 SHOWN = 60  # characters of each document in a list
+MOST_DIGITS = 18  # of the number of a line or row; no file has so many
 BAR = 40  # characters of the longest bar of a histogram
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
@@ -249,7 +250,7 @@ def _documents(shards: Shards, where: str) -> Iterator[int]:
     """The numbers of the documents that come from `where`. A set put together of several may hold copies of one."""
     place, _, number = where.rpartition(" ")
     files = [index for index, name in enumerate(shards.places) if name == place]
-    if not files or not number.isdigit():
+    if not files or not number.isdecimal() or len(number) > MOST_DIGITS:
         return
     for piece in range(len(shards.pieces)):
         rows = shards.sidecar(piece, "origin")

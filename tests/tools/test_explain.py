@@ -204,6 +204,8 @@ WRONG = {
         ["--document", "en.txt, line 2"],
         ["no document comes from there", "'en.txt, line 2'"],
     ),
+    "no line number": (["--document", "en.txt, line ²"], ["no document comes from there", "'en.txt, line ²'"]),
+    "an endless line number": (["--document", f"en.txt, line {'9' * 5000}"], ["no document comes from there"]),
     "no place": (["--document", "somewhere"], ["no document comes from there", "write it as --step does"]),
 }
 
