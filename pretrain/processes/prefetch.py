@@ -11,6 +11,7 @@ import pickle
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from typing import Generic, TypeVar
@@ -54,6 +55,8 @@ class _Worker(Generic[T]):
                 for number in SIGNALS:
                     signal.signal(number, signal.SIG_IGN)
                 _compute(theirs, work, items, depth)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)  # never return into the rank's code
         theirs.close()

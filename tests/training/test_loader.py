@@ -19,11 +19,11 @@ from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.order.packed import PackedWindows
 from pretrain.order.phases import Phase
 from pretrain.order.stream import Windows
-from pretrain.processes.prefetch import ahead
 from pretrain.shards import Shards
 from pretrain.training import loader
 from tests.helpers.batches import batches as batches_of
 from tests.helpers.simulated import simulate
+from tests.processes.test_prefetch import children
 
 PHASES = [Phase(steps=5, seq_len=32, batch_tokens=256), Phase(steps=3, seq_len=64, batch_tokens=1024)]
 
@@ -149,24 +149,10 @@ def test_a_killed_worker_is_an_error_not_a_hang(kill, prepared):
     assert set(children()) <= before, "a worker was left behind"
 
 
-def test_a_worker_killed_in_the_middle_of_a_result_is_the_same_error():
-    before = set(children())
-    found = ahead(lambda item: bytes(4 << 20), range(9), workers=1, depth=1)  # a pipe holds 64 kB
-    next(found)
-    time.sleep(0.2)
-    os.kill(*set(children()) - before, signal.SIGKILL)
-    with pytest.raises(PretrainError, match=r"a process of data\.workers died: process \d+ by SIGKILL"):
-        list(found)
-
-
 def long_run(prepared) -> loader.Batches:
     """More items than the processes compute while a test does something else."""
     windows, phase = Windows(Shards(prepared.shards["bert"]), 64, 3), Phase(steps=10**6, seq_len=64, batch_tokens=256)
     return batches_of({"": windows}, OBJECTIVES[0], [phase], 3, micro_batch=1, rank=0, world=1)
-
-
-def children() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 def test_workers_end_with_the_rank(prepared, tmp_path):
@@ -196,25 +182,6 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "Z"
-
-
-def test_what_a_worker_raises_is_raised_in_the_rank():
-    found = ahead(lambda item: 12 // (3 - item), range(9), workers=2, depth=3)
-    assert [next(found) for _ in range(3)] == [4, 6, 12]
-    with pytest.raises(ZeroDivisionError) as error:
-        next(found)
-    assert error.value.__notes__ == ["in a process of data.workers, at micro-batch 3"]
-
-
-@pytest.mark.parametrize("workers", [1, 3, 20])
-def test_results_come_in_order_and_processes_end(workers):
-    before = set(children())
-    assert list(ahead(lambda item: item * 2, range(10), workers, depth=1)) == list(range(0, 20, 2))
-    assert list(ahead(lambda item: item, range(0), workers, depth=1)) == []
-    stopped = ahead(lambda item: bytes(1 << 20), range(1000), workers, depth=2)
-    next(stopped)
-    stopped.close()
-    assert set(children()) <= before
 
 
 def test_any_step_is_reached_at_once(prepared):
