@@ -104,7 +104,7 @@ def main(stage: str, argv: list[str] | None = None, prog: str | None = None) -> 
     make_printing_safe()
     parser = argparse.ArgumentParser(prog=prog or f"launch/{stage}.py", description=STAGES[stage].about, add_help=False)
     parser.add_argument("config", help="YAML file; configs/sample has an example for each stage")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over the file")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="dotted keys laid over the file")
     parser.add_argument("-h", "--help", action="store_true", help="show this help with every key, and exit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration, and exit")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher inserts it

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None, prog: str = "launch/explain.py") -> int:
     cli.make_printing_safe()
     parser = argparse.ArgumentParser(prog=prog, description="Show what a run reads and when.")
     parser.add_argument("run", help="a run's folder, one of its checkpoints, or a YAML file of launch/pretrain.py")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys laid over a YAML file")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="dotted keys laid over the file")
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("--step", type=int, help="show the documents that this step reads")
     question.add_argument(
