@@ -125,6 +125,19 @@ def test_the_help_of_a_command_shows_the_command_that_was_typed(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: pretrain {name} ")
 
 
+def test_a_command_without_its_file_asks_for_the_file_alone(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.command(["tokenizer", "--print-config"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
+
+
+def test_the_demo_outside_of_the_repository_says_where_it_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.command(["demo", f"{ROOT}/configs/sample/demo.yaml"]) == 2
+    assert "the demo runs in the folder of the repository" in capsys.readouterr().err
+
+
 def test_the_package_is_a_program():
     done = subprocess.run([sys.executable, "-m", "pretrain", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == f"{__version__}\n" and done.returncode == 0

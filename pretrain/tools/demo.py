@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pretrain.config import Config, read_values
 from pretrain.display import tables
-from pretrain.errors import PretrainError
+from pretrain.errors import PretrainError, UserError
 from pretrain.finetune.compare import verdict_of
 from pretrain.storage.files import write_json
 from pretrain.storage.index import INDEX
@@ -51,7 +51,14 @@ class DemoConfig(Config):
 
 
 def run(config: DemoConfig) -> dict:
-    """Run every stage and write `config.summary`. Raises PretrainError naming the first command that fails."""
+    """Run every stage and write `config.summary`. Raises PretrainError naming the first command that fails.
+
+    The commands name the scripts of `launch/`, so the demo runs in the folder of the repository. Raises UserError if it
+    is started elsewhere.
+    """
+    if not Path("launch").is_dir():
+        remedy = "change to that folder, which has README.md, and start again"
+        raise UserError("the demo runs in the folder of the repository", f"there is no launch/ in {Path.cwd()}", remedy)
     seconds: dict[str, float] = {}
     started = time.monotonic()
     for script, path in _stages(config):
