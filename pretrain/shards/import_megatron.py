@@ -179,11 +179,11 @@ def open_pair(prefix: str) -> Pair:
             at = f"sequence {first + wrong[0]:,} of {len(lengths):,} ends at byte {ends[wrong[0]]:,}"
             then = f"{at}, the next begins at {following[wrong[0]]:,}"
             raise ShardError(f"{bin_} does not fit {idx.name}", then, "copy both files again from where they were made")
-    for first in range(0, len(sequences), BATCH_TOKENS):
-        part = sequences[first : first + BATCH_TOKENS + 1]
-        if (np.diff(part) < 0).any() or sequences[0] != 0 or sequences[-1] != len(lengths):
-            wrong_index = "its document index does not divide its sequences into documents"
-            raise ShardError(f"{idx} is damaged", wrong_index, "copy it again from where it was made")
+    parts = (sequences[first : first + BATCH_TOKENS + 1] for first in range(0, len(sequences), BATCH_TOKENS))
+    whole = len(sequences) > 0 and sequences[0] == 0 and sequences[-1] == len(lengths)
+    if not whole or any((np.diff(part) < 0).any() for part in parts):
+        wrong_index = "its document index does not divide its sequences into documents"
+        raise ShardError(f"{idx} is damaged", wrong_index, "copy it again from where it was made")
     ids = np.memmap(bin_, dtype, "r") if size else np.empty(0, dtype)
     return Pair(prefix, ids, lengths, offsets, sequences)
 

@@ -204,6 +204,12 @@ def change(path: Path, at: int, data: bytes) -> None:
     path.write_bytes(whole)
 
 
+def without_documents(idx: Path) -> None:
+    """Give the index of a pair of three sequences and two documents an empty document index."""
+    data = idx.read_bytes()
+    idx.write_bytes(data[:26] + bytes(8) + data[34:-24])
+
+
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
@@ -215,6 +221,7 @@ def change(path: Path, at: int, data: bytes) -> None:
         (lambda bin_, idx: change(idx, 34 + 36, struct.pack("<q", 1)), "document index"),
         (lambda bin_, idx: change(idx, 34 + 36 + 8, struct.pack("<q", 4)), "document index"),
         (lambda bin_, idx: change(idx, 34 + 36 + 16, struct.pack("<q", 2)), "document index"),
+        (lambda bin_, idx: without_documents(idx), "document index"),
         (lambda bin_, idx: idx.write_bytes(idx.read_bytes()[:-1]), "cannot be read"),
         (lambda bin_, idx: change(idx, 17, b"\x05"), "dtype code 5"),
         (lambda bin_, idx: change(idx, 0, b"x"), "is not a Megatron index"),
