@@ -56,7 +56,7 @@ def bare(prepared, kind: str) -> list[list[int]]:
     return [ids[cut].tolist() for ids in tokenizer.encode_batch(texts(prepared))]
 
 
-def adopt(prepared, kind: str, out: Path, *pairs: Path, **values) -> Path:
+def imported(prepared, kind: str, out: Path, *pairs: Path, **values) -> Path:
     values = {"heldout_fraction": 0.1, "tokenizer": str(prepared.tokenizer[kind]), **values}
     run(ImportConfig(pairs=[str(pair) for pair in pairs], out=str(out), **values))
     return out
@@ -90,7 +90,7 @@ def test_a_pair_of_any_form_becomes_the_shards_of_its_text(prepared, tmp_path, f
     specials = open_tokenizer(prepared.tokenizer["byte"]).specials
     assert (specials["eod"], specials["pad"]) == (EOD, PAD)
     pair = write_pair(tmp_path / "pair", [FORMS[form](ids) for ids in bare(prepared, "byte")], code)
-    out = adopt(prepared, "byte", tmp_path / "out", pair)
+    out = imported(prepared, "byte", tmp_path / "out", pair)
     assert check_files.check(out) == []
     check_tokenizer(Shards(out).index, out, open_tokenizer(prepared.tokenizer["byte"]))
     for side in ("train", "heldout"):
@@ -108,7 +108,7 @@ def test_sentences_of_bert_are_joined_between_one_pair_of_marks(prepared, tmp_pa
     cls, sep = (open_tokenizer(prepared.tokenizer["bert"]).specials[role] for role in ("cls", "sep"))
     plain = bare(prepared, "bert")
     marked = [[[cls, *part, sep] if marks else part for part in halves(ids)] for ids in plain]
-    out = adopt(prepared, "bert", tmp_path / "out", write_pair(tmp_path / "pair", marked))
+    out = imported(prepared, "bert", tmp_path / "out", write_pair(tmp_path / "pair", marked))
     train, heldout = ids_of(out), ids_of(out, "heldout")
     assert sorted(train + heldout) == sorted([cls, *ids, sep] for ids in plain)
     assert train == [ids for ids in ([cls, *ids, sep] for ids in plain) if ids in train], "in order"
@@ -122,7 +122,7 @@ def test_documents_know_their_pair_and_their_number_in_it(prepared, tmp_path):
     plain = bare(prepared, "byte")
     one = write_pair(tmp_path / "one", [[ids] for ids in plain[:50]])
     two = write_pair(tmp_path / "two", [[], *([ids] for ids in plain[50:]), [[EOD]]])
-    out = adopt(prepared, "byte", tmp_path / "out", one, two)
+    out = imported(prepared, "byte", tmp_path / "out", one, two)
     expected = [f"{one}, document {n}" for n in range(50)] + [
         f"{two}, document {n + 1}" for n in range(len(plain) - 50)
     ]
@@ -137,10 +137,10 @@ def test_how_much_is_read_at_once_does_not_show(prepared, tmp_path, monkeypatch)
     documents[5:5] = [[], [[]], [[EOD]]]
     documents += [[], []]
     pair = write_pair(tmp_path / "pair", documents)
-    whole = adopt(prepared, "byte", tmp_path / "whole", pair)
+    whole = imported(prepared, "byte", tmp_path / "whole", pair)
     for tokens in (1, 37, 1000):
         monkeypatch.setattr(import_megatron, "BATCH_TOKENS", tokens)
-        out = adopt(prepared, "byte", tmp_path / str(tokens), pair)
+        out = imported(prepared, "byte", tmp_path / str(tokens), pair)
         assert all(path.read_bytes() == (out / path.name).read_bytes() for path in whole.iterdir())
 
 
@@ -151,10 +151,10 @@ def test_marks_in_the_middle_are_refused_or_removed(prepared, tmp_path, capsys):
     documents[9] = [[*plain[9][:2], PAD, EOD, *plain[9][2:]]]
     pair = write_pair(tmp_path / "pair", documents)
     with pytest.raises(ShardError, match="has <eod> in the middle of a sequence") as error:
-        adopt(prepared, "byte", tmp_path / "out", pair)
+        imported(prepared, "byte", tmp_path / "out", pair)
     assert "document 7, token 4: id 2" in str(error.value) and "inner_marks=remove" in str(error.value)
     assert entries(tmp_path) == ["pair.bin", "pair.idx"]
-    out = adopt(prepared, "byte", tmp_path / "out", pair, inner_marks="remove")
+    out = imported(prepared, "byte", tmp_path / "out", pair, inner_marks="remove")
     assert "3 marks inside of documents removed" in capsys.readouterr().out
     assert ids_of(out) == ids_of(prepared.shards["byte"])
 
@@ -164,7 +164,7 @@ def test_ids_of_another_vocabulary_are_refused(prepared, tmp_path):
     for code, wrong in ((8, size), (4, size), (4, -1), (8, 65_535)):
         pair = write_pair(tmp_path / "pair", [[[5, 6]], [[7], [8, wrong]]], code)
         with pytest.raises(ShardError, match="has an id that no token has") as error:
-            adopt(prepared, "byte", tmp_path / "out", pair)
+            imported(prepared, "byte", tmp_path / "out", pair)
         assert f"document 1, token 2: id {wrong}" in str(error.value) and f"0 to {size - 1}" in str(error.value)
         assert str(prepared.tokenizer["byte"]) in str(error.value)
 
@@ -181,21 +181,21 @@ def test_a_pair_of_another_tokenizer_of_the_same_size_is_refused(prepared, tmp_p
         tmp_path / "good", [[ids.tolist()] for ids in open_tokenizer(tmp_path / "other").encode_batch(texts(prepared))]
     )
     with pytest.raises(ShardError, match="was probably made with another tokenizer than") as error:
-        adopt(prepared, "byte", tmp_path / "out", good, pair, **other)
+        imported(prepared, "byte", tmp_path / "out", good, pair, **other)
     assert f"{pair}.bin" in str(error.value) and "lower min_returned" in str(error.value)
     share, own = map(float, re.findall(r"([0-9.]+)% (?:come|do)", str(error.value)))
     assert share < 95 and own > 99.9  # 89: few of 1,024 tokens have more than one letter
     assert not (tmp_path / "out").exists()
-    adopt(prepared, "byte", tmp_path / "out", pair, min_returned=0.1, **other)
-    adopt(prepared, "byte", tmp_path / "right", pair)
+    imported(prepared, "byte", tmp_path / "out", pair, min_returned=0.1, **other)
+    imported(prepared, "byte", tmp_path / "right", pair)
 
 
 @pytest.mark.parametrize("kind", ["bert", "byte"])
 def test_documents_that_were_cut_within_words_are_of_their_tokenizer(prepared, tmp_path, kind):
     cut = [[ids[n : n + 64]] for ids in bare(prepared, kind) for n in range(7, len(ids) - 64, 64)]
-    adopt(prepared, kind, tmp_path / "out", write_pair(tmp_path / "pair", cut))
+    imported(prepared, kind, tmp_path / "out", write_pair(tmp_path / "pair", cut))
     with pytest.raises(ShardError, match="was probably made with another tokenizer"):  # cut ones give back less
-        adopt(prepared, kind, tmp_path / "out", tmp_path / "pair", min_returned=1.0)
+        imported(prepared, kind, tmp_path / "out", tmp_path / "pair", min_returned=1.0)
 
 
 def change(path: Path, at: int, data: bytes) -> None:
@@ -233,7 +233,7 @@ def test_a_damaged_pair_is_refused_naming_the_file(prepared, tmp_path, damage, f
     pair = write_pair(tmp_path / "pair", [[[5, 6], [7]], [[8, 9, 10]]])
     damage(Path(f"{pair}.bin"), Path(f"{pair}.idx"))
     with pytest.raises(ShardError) as error:
-        adopt(prepared, "byte", tmp_path / "out", pair)
+        imported(prepared, "byte", tmp_path / "out", pair)
     assert found in str(error.value) and str(pair) in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -241,14 +241,14 @@ def test_a_damaged_pair_is_refused_naming_the_file(prepared, tmp_path, damage, f
 def test_a_side_without_a_document_is_refused(prepared, tmp_path):
     pair = write_pair(tmp_path / "pair", [[[5, 6]], [[EOD]]])
     with pytest.raises(ShardError, match="side would be empty") as error:
-        adopt(prepared, "byte", tmp_path / "out", pair, heldout_fraction=0.001)
+        imported(prepared, "byte", tmp_path / "out", pair, heldout_fraction=0.001)
     assert "1 documents, heldout_fraction = 0.001" in str(error.value)
 
 
 def test_a_pair_that_is_named_twice_is_refused(prepared, tmp_path):
     pairs = [write_pair(tmp_path / name, [[[5, 6]], [[7]]]) for name in ("one", "two")]
     with pytest.raises(ShardError, match="would be in the result twice") as error:
-        adopt(prepared, "byte", tmp_path / "out", *pairs)
+        imported(prepared, "byte", tmp_path / "out", *pairs)
     assert f"{pairs[0]}.bin and {pairs[1]}.bin" in str(error.value)
 
 
@@ -262,7 +262,7 @@ def test_a_pair_that_changes_while_it_is_read_is_refused(prepared, tmp_path, mon
 
     monkeypatch.setattr(import_megatron, "documents", changing)
     with pytest.raises(ShardError, match=r"a pair changed while it was read\n  .*one\n"):
-        adopt(prepared, "byte", tmp_path / "out", one)
+        imported(prepared, "byte", tmp_path / "out", one)
     assert not (tmp_path / "out").exists()
 
 
@@ -272,23 +272,23 @@ def test_a_pair_without_a_token_adds_nothing(prepared, tmp_path):
     empty = [
         write_pair(tmp_path / f"empty{n}", documents) for n, documents in enumerate(([], [[], []], [[[]], [[], []]]))
     ]
-    alone = adopt(prepared, "byte", tmp_path / "alone", one)
-    assert ids_of(adopt(prepared, "byte", tmp_path / "out", empty[0], one, *empty[1:])) == ids_of(alone)
+    alone = imported(prepared, "byte", tmp_path / "alone", one)
+    assert ids_of(imported(prepared, "byte", tmp_path / "out", empty[0], one, *empty[1:])) == ids_of(alone)
     with pytest.raises(ShardError, match=r"no pair holds a token\n.*empty0"):
-        adopt(prepared, "byte", tmp_path / "none", *empty)
+        imported(prepared, "byte", tmp_path / "none", *empty)
 
 
 def test_a_pair_is_not_replaced_by_what_is_made_of_it(prepared, tmp_path):
     copy = shutil.copytree(prepared.shards["byte"], tmp_path / "copy")
     with pytest.raises(ShardError, match="the output folder holds a pair that it is made of"):
-        adopt(prepared, "byte", copy, copy / "train-00000")
+        imported(prepared, "byte", copy, copy / "train-00000")
     assert check_files.check(copy) == []
 
 
-def test_an_adopted_set_trains(prepared, tmp_path):
+def test_an_imported_set_trains(prepared, tmp_path):
     """The command line imports a pair in the default form of Megatron's tool."""
     write_pair(tmp_path / "text_document", [[ids] for ids in bare(prepared, "byte")], 4)
-    config = tmp_path / "adopt.yaml"
+    config = tmp_path / "import.yaml"
     values = {"tokenizer": prepared.tokenizer["byte"], "out": tmp_path / "shards", "heldout_fraction": 0.1}
     lines = [f"{key}: {value}" for key, value in values.items()]
     config.write_text("\n".join([f"pairs: [{tmp_path}/text_document]", *lines]), encoding="utf-8")
