@@ -1,4 +1,4 @@
-"""The messages on the terminal if the system refuses something, or if the terminal cannot show a character."""
+"""The command line: its help, its exit codes, and its messages if the system refuses something."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Scoring a run again: what the run scored, another part of the text, other text; and what is refused."""
+"""Scoring a run again gives the run's own scores. More tokens, other text and other windows can be scored too."""
 
 import json
 import math

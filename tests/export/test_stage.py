@@ -74,7 +74,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def vocabularies(tmp_path_factory) -> dict:
-    """A tokenizer folder of each kind, and one `other`, trained on a few lines of English and Chinese."""
+    """A tokenizer of each kind and a second `bert` one, `other`, trained on a few lines of English and Chinese."""
     root = tmp_path_factory.mktemp("vocabularies")
     (root / "text.txt").write_text("\n\n".join(f"{line} {n}" for n in range(30) for line in LINES), encoding="utf-8")
     made = {}
@@ -88,7 +88,7 @@ def vocabularies(tmp_path_factory) -> dict:
 
 
 def trained(run, vocabulary, settings: dict):
-    """A checkpoint of one step, of a model whose weights are all large enough for a wrong one to show."""
+    """A checkpoint of one step. All weights of its model are so large that a wrong weight shows in the logits."""
     tokenizer, model = open_tokenizer(vocabulary), ModelConfig(**settings)
     config = CausalLMConfig(kind="causal_lm") if model.causal else MaskedLMConfig(kind="masked_lm")
     kind = CausalLM if model.causal else MaskedLM
@@ -315,7 +315,10 @@ def test_one_wrong_weight_is_found_and_nothing_is_left(encoder, tmp_path, monkey
 
 
 def test_everything_else_that_differs_is_named(decoder_hf, decoder, vocabularies, tmp_path):
-    """A missing weight, one without a place, another template, token and mark: one fresh process for all."""
+    """A missing weight, a weight without a place, another template, another token and another special token.
+
+    One fresh process finds all of them.
+    """
     folder = tmp_path / "hf"
     shutil.copytree(decoder_hf[0], folder)
     weights = load_file(folder / "model.safetensors")

@@ -50,7 +50,7 @@ def lora(encoder, task, tmp_path_factory) -> tuple[Path, dict]:
 
 
 def answers_one_by_one(model, tokenizer, folder: Path) -> list[str]:
-    """Labels for test.jsonl, one text at a time: no padding, no order to confuse."""
+    """The labels of test.jsonl, one text at a time, so that neither padding nor order can matter."""
     model.eval()
     found = []
     for line in (folder / "test.jsonl").read_text().splitlines():
@@ -217,7 +217,7 @@ def test_the_same_configuration_gives_the_same_folder_in_another_process(lora, e
 
 
 def test_a_single_rate_is_trained_for_the_test_seeds_only_and_twins_are_compared(encoder, task, tmp_path, capsys):
-    """The pre-trained model cannot differ from its random twin at a rate that changes nothing."""
+    """At a rate that changes nothing, the pre-trained model is not better than its random twin."""
     torch.rand(3)  # as if something else had been done before
     twin = run(settings(encoder, task, tmp_path / "random", init="random", **TINY))
     said = capsys.readouterr()

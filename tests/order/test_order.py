@@ -159,7 +159,10 @@ def test_the_windows_of_a_pool_are_taken_in_turns():
 @pytest.mark.parametrize("block_tokens", [32, 1024, 8192])
 @pytest.mark.parametrize("batch", [64, 300])
 def test_a_step_reads_from_as_many_places_as_it_has_windows(block_tokens, batch):
-    """If the corpus has enough blocks. In a smaller one a step reads from every block, and never two neighbours."""
+    """This holds if the corpus has enough blocks. In a smaller corpus a step reads from every block.
+
+    Successive windows of a block are almost never in one step.
+    """
     sizes = {"en": 700 * block_tokens + 5, "zh": 40 * block_tokens}
     phase = Phase(steps=120, seq_len=32, batch_tokens=32 * batch, mixture={"en": 3, "zh": 1})
     windows = {name: Windows(Text(size), block_tokens, 5, corpus=n) for n, (name, size) in enumerate(sizes.items())}
@@ -193,7 +196,7 @@ def test_a_phase_that_is_lengthened_keeps_all_it_has_read(kind, mixture):
 
 
 def test_a_phase_leaves_at_most_a_pool_of_its_epoch_unread():
-    """In a small corpus, too: a run of many short phases reads at least three quarters of every epoch."""
+    """This holds in a small corpus too: a run of many short phases reads at least 70 % of every epoch."""
     phases = [Phase(steps=13, seq_len=seq_len, batch_tokens=256) for seq_len in (16, 32, 64) * 12]
     of = Order({"": Windows(Text(64 * 100 + 9), 64, 5)}, phases)
     read = np.zeros(40)

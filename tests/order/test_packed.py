@@ -163,7 +163,7 @@ def test_a_step_takes_windows_of_many_blocks_in_an_order_that_does_not_know_thei
 
 @pytest.mark.parametrize("block", [64 * 64, 16 * 64])
 def test_the_waste_is_counted_as_documents_and_places_show_it(block):
-    """This includes documents cut by the end of a block: those with more than 1/64 of its tokens."""
+    """The waste includes documents that the end of a block cuts: documents of more than 1/64 of a block's tokens."""
     windows = PackedWindows(Documents(lengths(6, 40 * block // 64)), block, 5)
     assert windows.blocks < 64, "all blocks are measured"
     places = (np.arange(windows.blocks)[:, None] * block + np.arange(windows.per_block(64))).ravel()
@@ -325,7 +325,7 @@ def test_the_shards_say_where_documents_lie(prepared):
 
 
 class Text(Documents):
-    """Documents of ids: a first and a last mark around 3, 4, 5, … or a last one alone."""
+    """Documents of ids: 5, 6, 7, … between a first and a last special token, or before a last one alone."""
 
     def __init__(self, lengths, specials: dict[str, int]):
         super().__init__(lengths)

@@ -171,11 +171,11 @@ def test_the_plan_of_packed_windows_says_how_much_of_them_is_padding(prepared, t
     )
     data = opened_with(wanted, prepared, [phase(steps=100, tokens=640)])
     header, en, zh = (line.split() for line in data.table())
-    plan = data.order
+    order = data.order
     assert header[-1] == "padding"
     for number, line in enumerate((en, zh)):
-        samples = plan.samples(0, 0, plan.phases[0].samples)
-        free = (~plan.rows(samples, plan.phases[0].seq_len).text)[samples.corpora == number].mean()
+        samples = order.samples(0, 0, order.phases[0].samples)
+        free = (~order.rows(samples, order.phases[0].seq_len).text)[samples.corpora == number].mean()
         assert float(line[-1].rstrip("%")) / 100 == pytest.approx(free, abs=0.02)
 
 
@@ -217,7 +217,7 @@ def test_a_mixed_run_scores_every_corpus_and_the_mixture(prepared, two, tmp_path
 
 
 def test_the_mixture_of_scores_is_that_of_its_text():
-    """Two corpora with tokens 3 : 1 are scored as one text: nats and bytes add up."""
+    """Two corpora whose tokens are mixed 3 : 1 are scored as one text: their nats and bytes add up."""
     frequencies = [np.array([1.0, 0.0]), np.array([0.2, 0.8]), np.array([0.0, 1.0])]
     numbers = ((2.0, 0.1, 0.5, 100, 4.0), (4.0, 0.4, 0.1, 900, 2.0), (9.0, 7.0, 0.0, 5, 1.0))
     scores = [Scores(*found, shares) for found, shares in zip(numbers, frequencies, strict=True)]

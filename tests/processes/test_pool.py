@@ -1,3 +1,5 @@
+"""Results of several processes: in order, with their errors, and no process outlives its use."""
+
 import multiprocessing
 import os
 import platform
@@ -43,7 +45,7 @@ def refuse(number: int, bad: int) -> int:
 
 
 def die(how: int, first: Path, number: int) -> int:
-    """Kills the first process that calls it."""
+    """Kill the first process that calls this function."""
     time.sleep(0.02)
     with suppress(FileExistsError):
         first.touch(exist_ok=False)
@@ -52,7 +54,7 @@ def die(how: int, first: Path, number: int) -> int:
 
 
 def place(met: Path, workers: int, number: int) -> int:
-    """The id of the process. No call returns before all `workers` processes have one."""
+    """The id of the process. No call returns before `workers` processes have called."""
     (met / str(os.getpid())).touch()
     deadline = time.monotonic() + 60
     while len(list(met.iterdir())) < workers and time.monotonic() < deadline:
@@ -222,7 +224,7 @@ def is_running(pid: int) -> bool:
 
 
 def _faults(_: int) -> tuple[int, int]:
-    """A process, and the pages it took from the system in 100 rounds of three arrays of 2 MB."""
+    """The id of the process, and the page faults of 100 rounds that each make three arrays of 2 MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(100):
         [np.ones(1 << 18) for _ in range(3)]

@@ -101,7 +101,7 @@ class Stream(io.StringIO):
 
 
 def test_continuations_are_published_when_out_is_given(decoder, tmp_path, monkeypatch):
-    """Before they are printed: who reads the terminal may be gone."""
+    """They are published before they are printed, because printing fails if the reader of a pipe is gone."""
     out, shown = tmp_path / "out", []
     monkeypatch.setattr(sys, "stdout", Stream(lambda: shown.append((out / "index.json").exists())))
     found = generate.run(GenerateConfig(model=str(decoder), prompts=["a", "春"], out=str(out), max_new_tokens=4))

@@ -1,4 +1,4 @@
-"""Every byte against the index, and every folder against those it was made with."""
+"""Every byte is compared with the index, and every folder with the folders that it was made with."""
 
 import random
 import shutil
@@ -23,7 +23,7 @@ from tests.conftest import ROOT, Prepared, run_values
 
 
 def published(folder: Path, stage: str, **made_with: Path) -> None:
-    """A folder as a later stage publishes it, of what it was made with; its contents do not matter here."""
+    """Publish a folder as a later stage does, with its source. The contents of the folder do not matter here."""
     ((what, source),) = made_with.items()
     fingerprint = read_index(source, UserError, "")["fingerprint"]
     recorded = {"model" if what == "base" else what: str(source)}
@@ -49,7 +49,7 @@ def chain(prepared, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def damaged(chain, tmp_path) -> Path:
-    """A copy of `chain` to be damaged; its folders still name the originals as those they were made with."""
+    """A copy of `chain` to be damaged. Its folders still name the folders of `chain` as their sources."""
     return shutil.copytree(chain, tmp_path / "copy")
 
 
@@ -159,7 +159,7 @@ def test_every_damage_to_every_file_names_it_and_exits_2(damaged, capsys, folder
 
 
 def test_any_single_bit_of_an_index_is_noticed(damaged, capsys):
-    """Also a bit of `recorded`, which is no part of the fingerprint, and a bit of white space."""
+    """A bit of `recorded`, which is not part of the fingerprint, and a bit of white space are noticed too."""
     path, draw = damaged / "shards/index.json", random.Random(2)
     whole = path.read_bytes()
     at = whole.index(b'"recorded"')

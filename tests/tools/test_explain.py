@@ -35,7 +35,7 @@ PHASES = [
 )
 def plan(request, prepared, tmp_path_factory):
     """A configuration file and what it says: several epochs of a small corpus, in two phases."""
-    path = tmp_path_factory.mktemp("inspect") / "run.yaml"
+    path = tmp_path_factory.mktemp("explain") / "run.yaml"
     kind, windows = request.param
     values = run_values(prepared, path.parent / "run", kind, phases=PHASES)
     values["data"] |= {"windows": windows, "block_tokens": 32 if windows == "stream" else 1024}
@@ -93,7 +93,7 @@ def test_the_documents_of_a_step_are_those_that_training_reads(plan, said):
             ids = np.concatenate([np.zeros(0, int), *parts])
             if lead:
                 assert np.array_equal(ids, batch.targets[0][: len(ids)])
-            else:  # what is masked is not the stored ids, nor is what has become a mark
+            else:  # masked inputs are not the stored ids, and some ids have become [CLS] or [SEP]
                 seen = batch.inputs[0].copy()
                 seen[batch.target_index[0]] = batch.targets[0]
                 text = ~np.isin(seen[: len(ids)], [held.specials["cls"], held.specials["sep"]])
