@@ -63,40 +63,44 @@ def write_index(
     return index
 
 
-def read_index(folder: Path, what: type[UserError], made_by: str, stage: str | None = None) -> dict:
+def read_index(folder: Path, error_type: type[UserError], made_by: str, stage: str | None = None) -> dict:
     """The index of a complete folder of `stage`, or of any stage if `stage` is None.
 
-    schemas.py checks every key that is read later. Raises `what` if the index is missing, damaged, of another stage, or
-    of a version that this one does not read.
+    schemas.py checks every key that is read later. Raises `error_type` if the index is missing, damaged, of another
+    stage, or of a version that this one does not read.
     """
     path, again = Path(folder) / INDEX, f"make it again with: {made_by}"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         state = "the folder is incomplete" if Path(folder).is_dir() else "there is no such folder"
-        raise what(f"{folder}: {state}", f"looked for: {path}", f"make it with: {made_by}") from None
+        raise error_type(f"{folder}: {state}", f"looked for: {path}", f"make it with: {made_by}") from None
     except OSError as error:
-        raise what(f"{path} cannot be read", str(error.strerror), "correct this, and start again") from None
+        raise error_type(f"{path} cannot be read", str(error.strerror), "correct this, and start again") from None
     except (ValueError, RecursionError):
-        raise what(f"{path} is damaged: not JSON", again) from None
+        raise error_type(f"{path} is damaged: not JSON", again) from None
     if not isinstance(index, dict) or not isinstance(index.get(RECORDED, {}), dict):
-        raise what(f"{path} was altered: its fingerprint does not match", again)
+        raise error_type(f"{path} was altered: its fingerprint does not match", again)
     try:
         is_same = index.get("fingerprint") == fingerprint(index)
         is_same_record = index.get(CHECKSUM) in (None, checksum(index))  # None: an older index
     except UnicodeEncodeError as error:
-        raise what(f"{path} is damaged: it has half of a surrogate pair", f"{error.object!a:.60}", again) from None
+        raise error_type(
+            f"{path} is damaged: it has half of a surrogate pair", f"{error.object!a:.60}", again
+        ) from None
     if not is_same:
-        raise what(f"{path} was altered: its fingerprint does not match", again)
+        raise error_type(f"{path} was altered: its fingerprint does not match", again)
     if not is_same_record:
-        raise what(f"{path} was altered: its checksum does not match", again)
+        raise error_type(f"{path} was altered: its checksum does not match", again)
     if other := schemas.unknown_format(index):
-        raise what(f"{folder} was made by another version", f"{path}: {other}", f"take that version, or {again}")
+        raise error_type(f"{folder} was made by another version", f"{path}: {other}", f"take that version, or {again}")
     if stage and index.get("stage") != stage:
         found = f"its {INDEX} says stage {json.dumps(index.get('stage'))}"
-        raise what(f"{folder} is not of the stage {stage}", found, f"make such a folder with: {made_by}")
+        raise error_type(f"{folder} is not of the stage {stage}", found, f"make such a folder with: {made_by}")
     if wrong := schemas.faults(index):
-        raise what(f"{path} is not what this version reads", *wrong, f"take the version that made it, or {again}")
+        raise error_type(
+            f"{path} is not error_type this version reads", *wrong, f"take the version that made it, or {again}"
+        )
     return index
 
 
@@ -105,8 +109,11 @@ def listed(index: dict) -> dict[str, dict]:
     return {**index["files"], **index.get(RECORDED, {}).get("files", {})}
 
 
-def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
-    """Raise `what` unless every listed file has its listed size. Every opening checks this, with one stat a file."""
+def check_sizes(folder: Path, index: dict, error_type: type[UserError]) -> None:
+    """Raise `error_type` unless every listed file has its listed size.
+
+    Every opening of a folder checks this. It costs one stat for each file.
+    """
     for name, entry in listed(index).items():
         path = f"{folder}/{name}"  # with thousands of files, making a Path takes longer than the stat
         try:
@@ -115,17 +122,19 @@ def check_sizes(folder: Path, index: dict, what: type[UserError]) -> None:
             found = None
         if found != entry["bytes"]:
             state = "is missing" if found is None else f"has {found:,} bytes, not {entry['bytes']:,}: truncated?"
-            raise what(f"{path} {state}", "copy it again from where it was made, or rebuild the folder")
+            raise error_type(f"{path} {state}", "copy it again from where it was made, or rebuild the folder")
 
 
-def check_contents(folder: Path, index: dict, what: type[UserError], remedy: str, thorough: bool = False) -> None:
-    """Raise `what`, naming each file, if a size differs from the index; in a small folder (0.2 s), or if `thorough`,
-    also if a byte differs."""
-    check_sizes(folder, index, what)
+def check_contents(folder: Path, index: dict, error_type: type[UserError], remedy: str, thorough: bool = False) -> None:
+    """Raise `error_type`, naming each file, if a file's size differs from the index.
+
+    In a small folder (0.2 s), or if `thorough`, every byte is compared too.
+    """
+    check_sizes(folder, index, error_type)
     if thorough or sum(entry["bytes"] for entry in listed(index).values()) <= SMALL:
         found = faults(folder, index)
         if found:
-            raise what(f"{folder} was altered after it was made", *found, remedy)
+            raise error_type(f"{folder} was altered after it was made", *found, remedy)
 
 
 def faults(folder: Path, index: dict, advance: Callable[[int], None] = lambda files: None) -> list[str]:

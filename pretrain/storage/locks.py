@@ -23,18 +23,18 @@ _held: dict[int, Path] = {}  # descriptor → folder, for the locks of this proc
 
 
 @contextmanager
-def locked(folder: Path, command: str, what: type[UserError] = UserError) -> Iterator[None]:
+def locked(folder: Path, command: str, error_type: type[UserError] = UserError) -> Iterator[None]:
     """Keep every other process out of `folder` until the block ends.
 
-    `command` names the work of the owner in the message to other processes. Raises `what` if another process has the
-    lock, or if the lock file cannot be made. If this process has locked a folder above `folder`, that lock is enough.
-    A file system without locks keeps nobody out.
+    `command` names the work of the owner in the message to other processes. Raises `error_type` if another process has
+    the lock, or if the lock file cannot be made. A lock that this process has on a folder above `folder` is enough. A
+    file system without locks keeps nobody out.
     """
     folder = Path(folder).resolve()
     if any(held in folder.parents for held in _held.values()):
         yield
         return
-    lock = _lock(folder, what)
+    lock = _lock(folder, error_type)
     _held[lock] = folder
     try:
         _sign(lock, command)
@@ -70,7 +70,7 @@ def is_mounted(folder: Path) -> bool:
     return str(Path(folder).resolve()) in {line.split(" ")[4].replace("\\040", " ") for line in lines}
 
 
-def _lock(folder: Path, what: type[UserError]) -> int:
+def _lock(folder: Path, error_type: type[UserError]) -> int:
     """Lock the lock file of `folder`, and return its descriptor."""
     while True:
         try:
@@ -79,14 +79,14 @@ def _lock(folder: Path, what: type[UserError]) -> int:
             descriptor = _open(path)
         except OSError as error:
             found = f"{error.filename}: {error.strerror}"
-            raise what("the output folder cannot be made", found, "choose another out=") from None
+            raise error_type("the output folder cannot be made", found, "choose another out=") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             time.sleep(NAMED_S)
             remedy = "wait for it, or end it"
-            raise what("another process is making this folder", f"{folder}: {_owner(path)}", remedy) from None
+            raise error_type("another process is making this folder", f"{folder}: {_owner(path)}", remedy) from None
         except OSError:  # a file system without locks
             return descriptor
         if _is_at(descriptor, path):

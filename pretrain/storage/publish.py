@@ -30,11 +30,11 @@ SETTINGS = "settings"  # the key under `recorded` with the settings of a stage
 
 @contextmanager
 def publish(
-    folder: Path, stage: str, what: type[UserError] = UserError, config: "StageConfig | None" = None
+    folder: Path, stage: str, error_type: type[UserError] = UserError, config: "StageConfig | None" = None
 ) -> Iterator[Path]:
     """Yield an empty folder beside `folder`. On success it takes `folder`'s name; on failure it is deleted.
 
-    Raises `what`, before any work, if `folder`
+    Raises `error_type`, before any work, if `folder`
 
     - holds anything but an earlier result of the same stage,
     - holds a result that was made with other settings than `config`, unless `config.replace`,
@@ -44,64 +44,64 @@ def publish(
     The settings are recorded in the index, outside of its identity.
     """
     folder = Path(folder)
-    check_output(folder, what, derived=stage in DERIVED)
+    check_output(folder, error_type, derived=stage in DERIVED)
     folder = folder.resolve() if folder.is_symlink() else folder  # the link stays
-    _check_replaceable(folder, stage, what, config)
-    with locked(folder, stage, what):
+    _check_replaceable(folder, stage, error_type, config)
+    with locked(folder, stage, error_type):
         aside = folder.with_name(f".{folder.name}.tmp")  # always this name, so the next run finds and deletes it
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _sweep(folder, aside)
-            _check_replaceable(folder, stage, what, config)  # again: another process may have ended meanwhile
+            _check_replaceable(folder, stage, error_type, config)  # again: another process may have ended meanwhile
             aside.mkdir()
         except OSError as error:
             found = f"{error.filename}: {error.strerror}"
-            raise what("the output folder cannot be made", found, "choose another out=") from None
+            raise error_type("the output folder cannot be made", found, "choose another out=") from None
         try:
             yield aside
             assert stage_of(aside / INDEX) == stage, f"{aside} was published without an index of stage {stage}"
             if config is not None:
                 _record_settings(aside, config.settings())
             _sync(aside)
-            _take_name(aside, folder, what)
+            _take_name(aside, folder, error_type)
             # A worker of a killed run may still be writing there.
             shutil.rmtree(work_folder(folder), ignore_errors=True)
         except Exception as error:  # not only OSError: safetensors and NumPy wrap the system's errors
             if isinstance(error, PretrainError) or (refused := refusal(error, f"{folder} was not written")) is None:
                 raise
-            raise what(*refused) from None
+            raise error_type(*refused) from None
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path, stage: str, what: type[UserError], config: "StageConfig | None") -> None:
-    """Raise `what` if `folder` cannot be replaced, or holds anything but an earlier result of `stage`."""
+def _check_replaceable(folder: Path, stage: str, error_type: type[UserError], config: "StageConfig | None") -> None:
+    """Raise `error_type` if `folder` cannot be replaced, or holds anything but an earlier result of `stage`."""
     if folder.parent.exists() and not os.access(folder.parent, os.W_OK | os.X_OK):
         found = f"no permission to write in {folder.parent}"
-        raise what("the output folder cannot be made", found, "choose another out=")
+        raise error_type("the output folder cannot be made", found, "choose another out=")
     if is_mounted(folder):
         remedy = f"choose a folder inside of it, such as out={folder / stage}"
-        raise what("the output folder is a mount point, which cannot be replaced", str(folder), remedy)
+        raise error_type("the output folder is a mount point, which cannot be replaced", str(folder), remedy)
     held = stage_of(folder / INDEX)
     if held not in (stage, "") and folder.exists() and (not os.access(folder, os.R_OK) or is_used(folder)):
         found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
-        raise what("the output folder holds something else", f"{folder} has {found}", "choose another out=")
+        raise error_type("the output folder holds something else", f"{folder} has {found}", "choose another out=")
     if held is not None and config is not None and not config.replace:
-        _check_settings(folder, stage, what, config)
+        _check_settings(folder, stage, error_type, config)
 
 
-def _check_settings(folder: Path, stage: str, what: type[UserError], config: "StageConfig") -> None:
-    """Raise `what`, naming each setting, if the result of `stage` in `folder` was made with other settings."""
+def _check_settings(folder: Path, stage: str, error_type: type[UserError], config: "StageConfig") -> None:
+    """Raise `error_type`, naming each setting, if the result of `stage` in `folder` was made with other settings."""
     remedy = "choose another out=, or set replace=true, which deletes the earlier result"
     index = intact(folder / INDEX)
     if index is None:  # damaged: making it again is the remedy
         return
     if other := schemas.unknown_format(index):
-        raise what(f"{folder} was made by another version", other, remedy)
+        raise error_type(f"{folder} was made by another version", other, remedy)
     settings = index.get(RECORDED, {}).get(SETTINGS)
     lines = config.differences(settings if isinstance(settings, dict) else _older_settings(index, config))
     if lines:
-        raise what(f"{folder} holds a result of stage {stage} that was made with other settings", *lines, remedy)
+        raise error_type(f"{folder} holds a result of stage {stage} that was made with other settings", *lines, remedy)
 
 
 def _older_settings(index: dict, config: "StageConfig") -> dict:
@@ -128,7 +128,7 @@ def _sweep(folder: Path, aside: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _take_name(aside: Path, folder: Path, what: type[UserError]) -> None:
+def _take_name(aside: Path, folder: Path, error_type: type[UserError]) -> None:
     """Rename `aside` to `folder`, and delete the earlier folder of that name if the system permits it.
 
     If the rename fails, the result gets another name beside it, so that its work is not lost.
@@ -144,7 +144,7 @@ def _take_name(aside: Path, folder: Path, what: type[UserError]) -> None:
         saved = next(name for name in (folder.with_name(f"{folder.name}-{n}") for n in count(2)) if not name.exists())
         aside.rename(saved)
         found = f"{folder}: {error.strerror}"
-        raise what("the output folder cannot be replaced", found, f"the new result is in {saved}") from None
+        raise error_type("the output folder cannot be replaced", found, f"the new result is in {saved}") from None
     if old:
         try:
             shutil.rmtree(old)
@@ -163,8 +163,8 @@ def _olds(folder: Path) -> list[Path]:
     return sorted(path for path in folder.parent.iterdir() if name.fullmatch(path.name))
 
 
-def check_output(folder: Path, what: type[UserError] = UserError, derived: bool = False) -> None:
-    """Raise `what` if `folder` cannot be made or must not be made there.
+def check_output(folder: Path, error_type: type[UserError] = UserError, derived: bool = False) -> None:
+    """Raise `error_type` if `folder` cannot be made or must not be made there.
 
     Its name may be invalid. It, or a folder above it, may be a file or not writable. It may lie in a published folder.
     Only a result `derived` from a published folder may lie in that folder.
@@ -179,14 +179,14 @@ def check_output(folder: Path, what: type[UserError] = UserError, derived: bool 
         held = next(((path, stage) for path in outer if (stage := stage_of(path / INDEX))), None)
     except (OSError, ValueError) as error:  # no permission to look, a name that is too long, a NUL
         found = getattr(error, "strerror", None) or str(error)
-        raise what("the output folder cannot be made", f"{str(folder)!r:.200}: {found}", remedy) from None
+        raise error_type("the output folder cannot be made", f"{str(folder)!r:.200}: {found}", remedy) from None
     if not above.is_dir():
-        raise what("the output folder cannot be made", f"{above} is a file", remedy)
+        raise error_type("the output folder cannot be made", f"{above} is a file", remedy)
     if not os.access(above, os.W_OK | os.X_OK):
-        raise what("the output folder cannot be made", f"no permission to write in {above}", remedy)
+        raise error_type("the output folder cannot be made", f"no permission to write in {above}", remedy)
     if held:
         found = f"{folder} is in {held[0]}, the result of stage {held[1]}"
-        raise what("the output folder lies in a published folder", found, remedy)
+        raise error_type("the output folder lies in a published folder", found, remedy)
 
 
 def work_folder(folder: Path) -> Path:

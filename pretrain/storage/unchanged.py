@@ -17,8 +17,8 @@ class Unchanged:
         self._folder, self._index = folder, index
         self._stamps = {name: self._stamp(name) for name in names}
 
-    def check(self, what: type[UserError]) -> None:
-        """Raise `what`, naming the file, if the bytes of a file no longer agree with the index.
+    def check(self, error_type: type[UserError]) -> None:
+        """Raise `error_type`, naming the file, if the bytes of a file no longer agree with the index.
 
         This costs one stat a file. Only a file with a new stamp is hashed, because it may be a correct new copy.
         """
@@ -30,7 +30,7 @@ class Unchanged:
                 state = "is missing" if now is None else "is not what it was when it was opened"
                 found = "the steps since the newest checkpoint may have read wrong data: they are not saved"
                 remedy = "copy it again from where it was made, and start again"
-                raise what(f"{self._folder / name} {state}", found, remedy)
+                raise error_type(f"{self._folder / name} {state}", found, remedy)
             self._stamps[name] = now
 
     def _stamp(self, name: str) -> tuple[int, ...] | None:

@@ -21,7 +21,7 @@ from pretrain.storage.sealed import discard, sealed, unsealed, usable
 
 @contextmanager
 def kept(
-    folder: Path, noun: str, pattern: str, what: type[UserError] = UserError, derived: bool = False
+    folder: Path, noun: str, pattern: str, error_type: type[UserError] = UserError, derived: bool = False
 ) -> Iterator[Path]:
     """The work folder of `folder`. Use it inside `publish`, which admits one process and deletes the folder at the end.
 
@@ -29,7 +29,7 @@ def kept(
     for a `folder` inside the published folder that it is made from.
     """
     work = work_folder(folder)
-    check_output(work, what, derived)
+    check_output(work, error_type, derived)
     work.mkdir(parents=True, exist_ok=True)
     try:
         yield work
