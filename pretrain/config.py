@@ -308,7 +308,7 @@ def _set(values: dict, keys: list[str], value: Any, override: str) -> None:
 
 
 def _explain(kind: type[Config], error: ValidationError, source: str, said: dict[str, str]) -> ConfigError:
-    """One error for all problems of a validation: for each the key, its place, the value found, and what to do."""
+    """One error for all problems of a validation. Each has the key, its place, the value found, and what to do."""
     lines = []
     for problem in error.errors():
         section, loc = _resolve(kind, problem["loc"])

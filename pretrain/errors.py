@@ -1,6 +1,6 @@
 """The family of exceptions that end a command with a message instead of a traceback.
 
-    PretrainError
+    PretrainError               exit 1: a failure that is not the user's, such as a worker process that died
     ├── Stopped                 exit 75: a run was stopped by a signal and has saved; start again to continue
     └── UserError               exit 2: what is wrong, where, what was found, what to do
         ├── ConfigError         a setting is unknown, malformed or contradicts another
@@ -12,7 +12,7 @@
         ├── TaskError           a fine-tuning task cannot be read or trained
         └── SystemRefusal       the machine refuses: a full disk, no memory, a limit, a permission
 
-Every other exception is our own fault: it ends with a traceback and exit 1.
+Every other exception is a fault of this program: it ends with a traceback and exit 1.
 """
 
 import errno
@@ -47,7 +47,7 @@ REFUSALS = {
 
 
 class PretrainError(Exception):
-    """An error with a message. This class itself is for faults that are not the user's, such as a dead process."""
+    """An error with a message. This class itself is for failures that are not the user's, such as a dead process."""
 
     exit_code = 1
 
@@ -103,8 +103,8 @@ class SystemRefusal(UserError):
 def refusal(error: BaseException, done: str = "") -> tuple[str, str, str] | None:
     """The problem, the place or the error's own text, and the remedy, if the system caused `error`; else None.
 
-    `done` is added to the problem: the work that was not done. Libraries wrap errors of the system in exceptions of
-    their own, which are recognised by their text.
+    `done` is added to the problem: it says which work was not done. Libraries wrap errors of the system in exceptions
+    of their own, which are recognised by their text.
     """
     number, said = getattr(error, "errno", None), str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(said)):

@@ -58,7 +58,7 @@ def hash64(*parts: int | np.ndarray) -> np.uint64 | np.ndarray:
 
 
 def absorb(state: int | np.ndarray, part: int | np.ndarray) -> int | np.ndarray:
-    """Add one part to a hash: hash64(a, b) is absorb(absorb(2, a), b). So hashes can share their first parts."""
+    """Add one part to a hash: hash64(a, b) is absorb(absorb(2, a), b). So hashes can share the work of first parts."""
     if isinstance(state, int) and isinstance(part, int):  # takes a fiftieth of the time of an array of one element
         return _mixed((state + int(GOLDEN) & LOW) ^ _mixed(part + int(GOLDEN) & LOW))
     mixed = mix(np.add(part, GOLDEN, dtype=np.uint64, casting="unsafe"))
@@ -96,7 +96,7 @@ def _ranked(n: int, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _walk(index: np.ndarray, n: int, key: tuple[int, ...], step: "_Step") -> np.ndarray:
-    """Apply `step` to each index until the result is below n. Every cycle of the cipher returns below n, both ways."""
+    """Apply `step` to each index until the result is below n. It ends: the cipher's cycle leads back to the index."""
     bits = ((n - 1).bit_length() + 1) // 2
     out = np.array(index, np.uint64).ravel()
     walking = np.arange(len(out))

@@ -131,7 +131,7 @@ def identity(folder: str) -> str:
 
 
 class _AutoClass(Protocol):
-    """A class of transformers such as AutoTokenizer, which chooses the class of what it opens."""
+    """A class of transformers such as AutoTokenizer, which chooses a class for the folder that it opens."""
 
     def from_pretrained(self, folder: str, **options: Any) -> Any: ...
 
@@ -146,9 +146,9 @@ def open_model(
 ) -> tuple["PreTrainedModel", set[str], dict[str, tuple]]:
     """Open the folder as a model of the class that `auto` chooses.
 
-    Returns the model and the weights that start at random: the names of those that the folder lacks, and {name: shape}
-    of those that it has in another shape. `may_be_new(name, model)` decides which weights may start at random.
-    Raises TaskError for any other weight that the folder lacks or has in another shape.
+    Returns the model, the names of the weights that the folder lacks, and {name: shape} of the weights that it has in
+    another shape. These weights start at random. `may_be_new(name, model)` decides which weights may do so. Raises
+    TaskError for any other weight that the folder lacks or has in another shape.
     """
     model, info = _opened(
         "model", folder, auto,

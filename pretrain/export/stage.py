@@ -43,7 +43,8 @@ class ExportConfig(StageConfig):
 
 
 def run(cfg: ExportConfig) -> dict:
-    """Publish `cfg.out` and return its certificate: what was compared, the largest difference, and the versions.
+    """Publish `cfg.out` and return its certificate: the numbers of compared logits and texts, the largest
+    difference, and the versions.
 
     Raises ExportError if the dialect cannot express the model, or if the exported folder does not give the answers of
     our model and tokenizer. `out` is then left as it was.

@@ -330,7 +330,7 @@ def _on_test(by_seed: list[dict], examples: int) -> dict:
 
 
 def _overlap(train: Sequence[Example], others: Sequence[Example]) -> int:
-    """The number of `others` whose texts are exactly those of a training example."""
+    """The number of `others` with exactly the texts of a training example."""
     seen = {(example.text, example.text_pair) for example in train}
     return sum((example.text, example.text_pair) in seen for example in others)
 

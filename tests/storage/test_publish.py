@@ -91,7 +91,7 @@ def test_a_result_that_noted_no_settings_is_held_to_what_its_index_says(tmp_path
         made(out, size=2, corpus="other")
     made(out, size=3)  # which size it had is not known
     (out / "index.json").write_text("{")
-    made(out, size=4)  # what is damaged is made again
+    made(out, size=4)  # a damaged folder is made again
     index = json.loads((out / "index.json").read_text()) | {"format": 9}
     index["fingerprint"] = fingerprint(index)
     write_json(out / "index.json", index | {"checksum": checksum(index)})

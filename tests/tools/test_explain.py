@@ -34,7 +34,7 @@ PHASES = [
     scope="module", params=itertools.product(("masked_lm", "causal_lm"), ("stream", "documents")), ids="-".join
 )
 def plan(request, prepared, tmp_path_factory):
-    """A configuration file and what it says: several epochs of a small corpus, in two phases."""
+    """A configuration file, and its configuration: several epochs of a small corpus, in two phases."""
     path = tmp_path_factory.mktemp("explain") / "run.yaml"
     kind, windows = request.param
     values = run_values(prepared, path.parent / "run", kind, phases=PHASES)
