@@ -64,8 +64,8 @@ def run(paths: list[Path]) -> None:
         lines += found
         broken += bool(found)
     if lines:
-        remedy = "copy it again from where it was made, or make it again"
-        raise UserError(f"damaged or altered: {broken} of {len(named)} folders", *lines, remedy)
+        remedy = "copy each of them again from where it was made, or make it again"
+        raise UserError(f"damaged, altered or missing: {broken} of {len(named)} folders", *lines, remedy)
 
 
 def published(path: Path) -> list[Path]:

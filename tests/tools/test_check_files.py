@@ -89,7 +89,7 @@ def test_every_fault_of_every_folder_is_named_at_once(damaged, capsys):
         str(damaged / "export"),
     ]
     error, *lines = said.err[said.err.index("error:") :].splitlines()
-    assert error == "error: damaged or altered: 3 of 5 folders"
+    assert error == "error: damaged, altered or missing: 3 of 5 folders"
     size = weights.stat().st_size
     unigram = (damaged / "shards/train.unigram.npy").stat().st_size
     index = read_index(damaged / "shards", UserError, "")["files"]
@@ -103,7 +103,7 @@ def test_every_fault_of_every_folder_is_named_at_once(damaged, capsys):
             f"{damaged}/shards/notes/mine.txt: extra, not in the index",
         ]
     )
-    assert lines[-1].strip() == "copy it again from where it was made, or make it again"
+    assert lines[-1].strip() == "copy each of them again from where it was made, or make it again"
 
 
 def test_a_derived_folder_without_its_index_is_named_not_its_files(damaged):
