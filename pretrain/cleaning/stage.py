@@ -87,6 +87,8 @@ class CleanConfig(StageConfig):
     """Bytes of text that a process takes at a time. Less needs less memory."""
     workers: int = free(1, ge=1)
     """Processes that work at the same time. With 1, the main process does the work."""
+    plot: bool = free(True)
+    """Whether to draw funnel.png and limits.png; needs matplotlib."""
 
 
 def run(config: CleanConfig) -> dict:
@@ -126,8 +128,9 @@ def run(config: CleanConfig) -> dict:
         }
         _check(report["all"]["steps"], config)
         write_json(folder / REPORT, report)
-        plot.draw(report, folder / PLOT)
-        plot.draw_limits(report, folder / LIMITS)
+        if config.plot:
+            plot.draw(report, folder / PLOT)
+            plot.draw_limits(report, folder / LIMITS)
         unhashed = tuple(name for name in (REPORT, PLOT, LIMITS) if (folder / name).exists())
         shares = Shares({source["name"]: source["written"] for source in report["sources"]})
         index = write_index(folder, _index(config, corpus, evaluated, report["all"], shares), recorded=unhashed)
@@ -144,7 +147,7 @@ def _job(config: CleanConfig, corpus: Corpus | CleanedCorpus, work: Path) -> tup
     """
     sources, near = corpus.recipe.sources, config.duplicates.near
     # Other processes use these packages, some of them hours later. A missing one ends the run here, at its beginning.
-    for name in ("zstandard", "matplotlib", *(["datasketch"] if near.use else [])):
+    for name in ("zstandard", *(["matplotlib"] if config.plot else []), *(["datasketch"] if near.use else [])):
         library(name)
     chains = {source.language: steps(config.steps, source.language) for source in sources}
     evaluated: Evaluated | None = None

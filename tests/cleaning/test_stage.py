@@ -75,9 +75,9 @@ def config(corpus: Path, out: Path, **values) -> CleanConfig:
 
 
 def cleaned(corpus: Path, **values) -> tuple[list[str], dict]:
-    """Clean a corpus and return the remaining texts and the report."""
+    """Clean a corpus, without pictures, and return the remaining texts and the report."""
     out = corpus.parent / "out"
-    run(config(corpus, out, **values))
+    run(config(corpus, out, **{"plot": False, **values}))
     return [d.text for d in open_corpus(out).documents()], json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
@@ -99,12 +99,21 @@ def published(folder: Path) -> dict[str, bytes]:
 def test_without_steps_and_copies_the_output_is_the_corpus(tmp_path):
     texts = [english(n) for n in range(20)]
     corpus = made(tmp_path, a=texts[:8], zh=[chinese(n) for n in range(20)], b=texts[8:])
-    left, _ = cleaned(corpus)
+    left, _ = cleaned(corpus, plot=True)
     documents, before = (list(open_corpus(place).documents()) for place in (tmp_path / "out", corpus))
     assert documents == before
     assert left == [document.text for document in before]
     assert sorted(os.listdir(tmp_path / "out")) == ["funnel.png", "index.json", "part-00000.jsonl.zst", "report.json"]
     assert not (tmp_path / ".out.work").exists()
+
+
+def test_without_plot_the_same_corpus_has_no_pictures(tmp_path, monkeypatch):
+    corpus = made(tmp_path, *[english(n) for n in range(20)])
+    pictured = run(config(corpus, tmp_path / "pictured"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it need not be installed
+    bare = run(config(corpus, tmp_path / "bare", plot=False))
+    assert pictured["fingerprint"] == bare["fingerprint"]
+    assert sorted(os.listdir(tmp_path / "bare")) == ["index.json", "part-00000.jsonl.zst", "report.json"]
 
 
 def test_every_stage_shows_the_sides_of_each_source_and_says_which_is_never_held_out(tmp_path, capsys):

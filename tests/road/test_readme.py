@@ -174,6 +174,7 @@ def test_every_command_of_the_demo_is_in_the_ladder():
 
 
 def test_the_demo_names_the_command_that_failed(tmp_path):
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")  # without configs/, the first command has no configuration
     command = [sys.executable, str(ROOT / "launch/demo.py"), str(ROOT / "configs/sample/demo.yaml")]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
     assert done.returncode == 1
