@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ TEXT_SIDE = ("corpus", "cleaning", "tokenizer", "shards", "order")
 TEXT_SIDE_LINES = 13_500  # the text side is complete: new features belong elsewhere
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return the file of every module, by name without `pretrain.`. A package has the name of its folder."""
     found = {}
@@ -43,6 +45,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def imports(path: Path) -> list[tuple[str, str]]:
     """Return each import of a file with its time: "now", "later" (in a function), or "types" (for type checkers)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
