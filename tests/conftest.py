@@ -55,6 +55,30 @@ def prepared(tmp_path_factory) -> Prepared:
     return made
 
 
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory) -> Path:
+    """The folder of a tiny encoder that stock transformers made. Tests change copies of it."""
+    from tests.helpers.folders import tiny_encoder
+
+    return tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory) -> Path:
+    """The folder of a tiny decoder that stock transformers made. Tests change copies of it."""
+    from tests.helpers.folders import tiny_decoder
+
+    return tiny_decoder(tmp_path_factory.mktemp("models") / "decoder")
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory) -> Path:
+    """The folder of a fine-tuning task whose answer is one word of the text."""
+    from tests.helpers.folders import sun_moon
+
+    return sun_moon(tmp_path_factory.mktemp("tasks") / "sun_moon")
+
+
 ENCODER = {
     "causal": False,
     "layers": 2,

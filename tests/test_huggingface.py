@@ -12,22 +12,7 @@ from pretrain.huggingface import identity
 from pretrain.prompting import generate
 from pretrain.prompting.generate import GenerateConfig
 from pretrain.storage.index import write_index
-from tests.helpers.folders import TINY, changed, edit, settings, sun_moon, tiny_decoder, tiny_encoder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory) -> Path:
-    return tiny_decoder(tmp_path_factory.mktemp("models") / "decoder")
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory) -> Path:
-    return sun_moon(tmp_path_factory.mktemp("tasks") / "sun_moon")
+from tests.helpers.folders import TINY, changed, edit, settings
 
 
 def flip(folder: Path) -> None:

@@ -21,18 +21,7 @@ from pretrain.prompting import generate
 from pretrain.prompting.generate import GenerateConfig
 from tests.conftest import ROOT
 from tests.helpers.entries import entries
-from tests.helpers.folders import POSITIONS, TINY, examples, settings, sun_moon, tiny_encoder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory) -> Path:
-    return sun_moon(tmp_path_factory.mktemp("tasks") / "sun_moon")
-
+from tests.helpers.folders import POSITIONS, TINY, examples, settings
 
 LORA = {"method": "lora", "learning_rates": [1e-2], "test_seeds": [10], "epochs": 8}
 

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,17 +15,7 @@ from pretrain.huggingface import identity
 from pretrain.prompting import generate
 from pretrain.prompting.generate import GenerateConfig
 from tests.conftest import ROOT
-from tests.helpers.folders import changed, edit, tiny_decoder, tiny_encoder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory) -> Path:
-    return tiny_decoder(tmp_path_factory.mktemp("models") / "decoder")
+from tests.helpers.folders import changed, edit
 
 
 def test_settings_that_fail_only_when_text_is_written_are_refused(decoder, tmp_path):
