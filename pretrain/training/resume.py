@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,14 +11,13 @@ from pretrain.errors import ConfigError, ResumeError
 from pretrain.order import branch
 from pretrain.order.branch import BranchConfig
 from pretrain.order.phases import done_in, locate
-from pretrain.order.run_data import RunData
 from pretrain.storage.index import INDEX, RECORDED
-from pretrain.tokenizer import Tokenizer
 from pretrain.training import checkpoint
 from pretrain.training.checkpoint import Checkpoint, TrainState
 from pretrain.training.config import RunConfig, TrainingPhase
 from pretrain.training.engine.peers import Peers
-from pretrain.training.engine.ranks import World
+from pretrain.training.engine.ranks import check_agreement
+from pretrain.training.inputs import Inputs
 from pretrain.training.optim import Optimizer
 from pretrain.training.optim.schedule import OptimConfig, lr_at
 
@@ -59,23 +57,36 @@ class Start:
         return {}
 
 
-def find_start(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, peers: Peers) -> Start:
-    """Find where the run begins; a collective. Raises ResumeError when a checkpoint does not fit the run."""
+def find_start(inputs: Inputs, peers: Peers) -> Start:
+    """Find where the run begins; a collective.
+
+    Raises ResumeError when a checkpoint does not fit the run, or when the ranks read different files.
+    """
     with peers.one_fate():
-        found = _own_checkpoint(cfg, tokenizer, data, peers.world)
-        if found is not None:
-            return Start(found.state, found)
-        if cfg.branch_from is None:
-            return Start(TrainState())
-        parent = _parent(cfg, cfg.branch_from, tokenizer, peers.world)
-        fresh = cfg.branch_from.optimizer == "fresh"
-        state = TrainState(parent.state.step, adam_began=parent.state.step) if fresh else parent.state
-        return Start(state, parent, branches=True)
+        start = _start(inputs)
+    shards = " ".join(corpus.train.fingerprint for corpus in inputs.data.corpora)
+    said = {"checkpoint": start.fingerprint, "shards": shards, "configuration": config.dump(inputs.cfg)}
+    check_agreement(inputs.world, said)
+    return start
 
 
-def _own_checkpoint(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, world: World) -> Checkpoint | None:
-    """The newest checkpoint of this run, if there is one. Raises ResumeError if `cfg` may not continue it."""
-    folder = Path(cfg.out)
+def _start(inputs: Inputs) -> Start:
+    """The run's own checkpoint, else the checkpoint that it branches off, else a start from scratch."""
+    found = _own_checkpoint(inputs)
+    if found is not None:
+        return Start(found.state, found)
+    begin = inputs.cfg.branch_from
+    if begin is None:
+        return Start(TrainState())
+    parent = _parent(inputs, begin)
+    fresh = begin.optimizer == "fresh"
+    state = TrainState(parent.state.step, adam_began=parent.state.step) if fresh else parent.state
+    return Start(state, parent, branches=True)
+
+
+def _own_checkpoint(inputs: Inputs) -> Checkpoint | None:
+    """The newest checkpoint of this run, if there is one. Raises ResumeError if the run may not continue it."""
+    cfg, world, folder, tokenizer = inputs.cfg, inputs.world, inputs.folder, inputs.tokenizer
     newest = checkpoint.newest(folder, world.speaks)
     if newest is None:
         return None
@@ -83,7 +94,7 @@ def _own_checkpoint(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, world: 
     old, state = _named(_configuration(found), cfg), found.state
     lines = config.resume_conflicts(old, cfg)
     lines += past_conflicts((old.optim, old.phases), (cfg.optim, cfg.phases), state.step, state.adam_began)
-    lines += data.conflicts(found.index, old.phases[: len(done_in(old.phases, state.step))])
+    lines += inputs.data.conflicts(found.index, old.phases[: len(done_in(old.phases, state.step))])
     if found.index["tokenizer"] != tokenizer.fingerprint:
         began = f"tokenizer: this run began with {found.index['tokenizer'][:12]}…"
         lines.append(f"{began}, {cfg.data.tokenizer} is {tokenizer.fingerprint[:12]}…")
@@ -96,10 +107,10 @@ def _own_checkpoint(cfg: RunConfig, tokenizer: Tokenizer, data: RunData, world: 
     return found
 
 
-def _parent(cfg: RunConfig, begin: BranchConfig, tokenizer: Tokenizer, world: World) -> Checkpoint:
+def _parent(inputs: Inputs, begin: BranchConfig) -> Checkpoint:
     """The checkpoint at which a branch begins. Raises ResumeError unless it exists and has the model of the branch."""
-    run = begin.folder.parent.parent
-    if run.resolve() == Path(cfg.out).resolve():
+    cfg, world, tokenizer, run = inputs.cfg, inputs.world, inputs.tokenizer, begin.folder.parent.parent
+    if run.resolve() == inputs.folder.resolve():
         raise ConfigError("a branch needs a folder of its own", f"out and branch_from.run are both {run}")
     if not (begin.folder / INDEX).is_file():
         there = ", ".join(f"{step:,}" for step in checkpoint.steps_of(run)) or "no checkpoint"

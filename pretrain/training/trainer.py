@@ -42,7 +42,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that `train` needs. run.py builds it."""
+    """Everything that `train` needs. build.py builds it."""
 
     folder: Path
     seed: int

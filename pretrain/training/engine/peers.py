@@ -1,16 +1,22 @@
 """Agreement among the ranks outside of the training steps: at the start, and while a checkpoint is saved.
 
-It uses a gloo group of its own with its own time limit, because a save may take longer than a step may.
+Agreement uses a gloo group of its own with its own time limit, because a save may take longer than a step may.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pretrain.errors import PretrainError, UserError
-from pretrain.training.engine.ranks import World, failures_said, new_group
+from pretrain.errors import ConfigError, PretrainError, UserError
+from pretrain.processes import memory
+from pretrain.storage.locks import locked
+from pretrain.training.engine.config import EngineConfig
+from pretrain.training.engine.deepspeed import DeepSpeedEngine
+from pretrain.training.engine.engine import engine_for
+from pretrain.training.engine.ranks import World, failures_said, join, new_group, on_cuda
 
 
 class Peers:
@@ -58,3 +64,22 @@ class Peers:
         first = next((error for error in self.share(told) if error is not None), None)
         if first is not None:
             raise first from None
+
+
+@contextmanager
+def connected(world: World, folder: Path, engine: EngineConfig, timeout_s: float) -> Iterator[Peers]:
+    """Connect to the other ranks, if there are any, and lock the `folder` of the run; a collective.
+
+    A save may take `timeout_s`. Failures from outside in the block become clear errors. Raises ConfigError when ranks
+    are missing, or when another process trains in the folder.
+    """
+    if not on_cuda():
+        memory.keep_tensors()
+    if engine_for(engine, world) is DeepSpeedEngine:
+        join(world, engine.timeout_s)
+    peers = Peers(world, timeout_s)
+    with failures_said(world), ExitStack() as lock:  # locked before checkpoints are read, until all is written
+        with peers.one_fate():
+            if world.speaks:
+                lock.enter_context(locked(folder, "pretrain", ConfigError))
+        yield peers
