@@ -16,6 +16,12 @@ def train(values: dict) -> dict:
     return run(config.build(RunConfig, values, "test"))
 
 
+def train_each(runs: list[dict]) -> None:
+    """Train with one configuration after another."""
+    for values in runs:
+        train(values)
+
+
 def history(out: Path) -> list[tuple]:
     """Return (step, loss, gradient norm, batch digest) of every recorded step, unrounded."""
     return [(r.step, r.loss, r.grad_norm, r.digest) for r in metrics.reports(out)]

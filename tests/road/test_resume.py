@@ -46,9 +46,7 @@ def test_a_killed_run_continues_bit_by_bit(case, prepared, tmp_path):
     }
     straight = run_values(prepared, tmp_path / "straight", objective, **sections)
     killed = run_values(prepared, tmp_path / "killed", objective, **sections)
-    on_ranks(world, cases.train, straight, log=tmp_path / "straight.log", launched=launched)
-
-    kill_after_checkpoint(world, killed, tmp_path, launched, step=6)
+    kill_after_checkpoint(world, killed, tmp_path, launched, step=6, first=straight)
     on_ranks(world, cases.train, killed, log=tmp_path / "resumed.log", launched=launched)
     assert "continuing after step 6" in (tmp_path / "resumed.0.log").read_text()
 
@@ -60,14 +58,23 @@ def test_a_killed_run_continues_bit_by_bit(case, prepared, tmp_path):
 
 
 def kill_after_checkpoint(
-    world: int, values: dict, tmp_path: Path, launched: bool, step: int, saving: bool = False
+    world: int,
+    values: dict,
+    tmp_path: Path,
+    launched: bool,
+    step: int,
+    saving: bool = False,
+    first: dict | None = None,
 ) -> None:
     """Start the run and kill every rank with kill -9 after checkpoint `step` was published and before the run is over.
-    With `saving`, kill the ranks while that checkpoint is written."""
+
+    With `saving`, kill the ranks while that checkpoint is written. The same processes train the run `first` before.
+    """
     out = Path(values["out"])
     saved, aside = (out / f"checkpoints/{name}" for name in (f"step_{step:08d}", f".step_{step:08d}.tmp"))
     for attempt in range(5):
-        ranks = Ranks(world, cases.train, values, log=tmp_path / f"killed{attempt}.log", launched=launched)
+        runs = [first, values] if first else [values]
+        ranks = Ranks(world, cases.train_each, runs, log=tmp_path / f"killed{attempt}.log", launched=launched)
         deadline = time.monotonic() + 60
         while not (saved.exists() or (saving and aside.exists())):
             assert time.monotonic() < deadline and ranks.processes[0].is_alive(), ranks.logs()

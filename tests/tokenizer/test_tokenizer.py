@@ -130,8 +130,8 @@ if __name__ == "__main__":
 
 def test_six_trainings_give_identical_bytes(tmp_path):
     """Both kinds, three languages, both criteria, all of the text and a sample."""
-    texts = {"en": documents_of("en.txt", 15), "zh": documents_of("zh.txt", 60)}
-    texts["mixed"] = [*texts["en"][:9], *texts["zh"][:36], *odd_texts(24, seed=3)]
+    texts = {"en": documents_of("en.txt", 10), "zh": documents_of("zh.txt", 40)}
+    texts["mixed"] = [*texts["en"][:6], *texts["zh"][:24], *odd_texts(24, seed=3)]
     kinds_of = {"bert": {"alphabet_min_count": 2}, "cased": {"lowercase": False}, "byte": {}}
     script = tmp_path / "train.py"
     script.write_text(TRAIN, encoding="utf-8")
@@ -145,6 +145,8 @@ def test_six_trainings_give_identical_bytes(tmp_path):
             corpus = corpus_of(folder / "text" / language, *(documents[n::files] for n in range(files)))
             values = {"corpus": corpus, "vocab_size": 2000}
             for name, keys in kinds_of.items():
+                if name == "cased" and language != "mixed":
+                    continue
                 keys = values | {"kind": "byte" if name == "byte" else "bert"} | keys
                 jobs[f"{language}-{name}"] = keys | {"criterion": "wordpiece" if language == "zh" else "bpe"}
                 if language == "mixed" and name != "cased":
@@ -157,7 +159,7 @@ def test_six_trainings_give_identical_bytes(tmp_path):
         subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
         names = ("tokenizer.json", "tokenizer_config.json", "report.json")
         results.append({(job, name): (folder / job / name).read_bytes() for job in jobs for name in names})
-    assert len(results) == 6 and len(results[0]) == 33
+    assert len(results) == 6 and len(results[0]) == 27
     assert all(result == results[0] for result in results[1:])
     left_out = {
         job: json.loads(report)["train"]["counted"]["levels_left_out"]
@@ -290,7 +292,7 @@ def sizes(byte) -> np.ndarray:
     return byte.token_bytes()
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(text=LOSSLESS)
 def test_byte_decodes_to_the_text_that_was_encoded(byte, sizes, text):
     ids = byte.encode_batch([text])[0]
