@@ -24,6 +24,7 @@ CHINESE = {
     "2 threads": "2 个线程",
     "1 and 1": "同时构建两份",
     "causal": "因果",
+    "full": "双向",
     "masked": "掩码",
     "masked words": "掩码整词",
     "masked spans": "掩码片段",

@@ -145,6 +145,36 @@ def _steps(group: str) -> Callable[[str], str]:
     return made
 
 
+def _attention(kind: str, size: Words) -> Callable[[str], str]:
+    def made(language: str) -> str:
+        found = read("attention-cpu")
+        chosen = [row for row in found["attention"] if row["kind"] == kind]
+        body = [
+            [
+                f"{row['T']:,}",
+                f"{row['document' if kind == 'packed' else 'window']:,}",
+                label("causal" if row["causal"] else "full", language),
+                f"{1e3 * row['seconds']['dense']:.0f}",
+                f"{next(iter(row['dense / way'].values())):.2f}",
+                f"{row['dense / way']['nested']:.2f}" if "nested" in row["dense / way"] else "–",
+            ]
+            for row in chosen
+        ]
+        way: Words = ("one document after another", "逐篇文档") if kind == "packed" else ("by blocks", "分块")
+        heads = [
+            ("tokens of a window", "窗口词元"),
+            size,
+            ("attention", "注意力"),
+            ("dense mask, ms", "稠密掩码，毫秒"),
+            way,
+            ("nested tensors", "嵌套张量"),
+        ]
+        count = None if kind == "packed" else -1
+        return rows(heads[:count], [row[:count] for row in body], language) + "\n\n" + source(found, language)
+
+    return made
+
+
 def _launch(language: str) -> str:
     found = read("launch")
     names: dict[str, Words] = {
@@ -312,6 +342,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "decoder-steps": _steps("decoder"),
     "encoder-steps": _steps("encoder"),
     "zero-steps": _steps("zero"),
+    "attention-packed": _attention("packed", ("tokens of a document, mean", "文档词元，平均")),
+    "attention-local": _attention("local", ("tokens of the local window", "局部窗宽")),
     "launch": _launch,
     "kills": _kills,
     "fuzz": _fuzz,

@@ -4,15 +4,29 @@ A dialect is one module here and one line in `DIALECTS`.
 """
 
 import importlib.util
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pretrain.dialects.bert import Bert
 from pretrain.dialects.dialect import Dialect
+from pretrain.dialects.gpt2 import Gpt2
+from pretrain.dialects.llama import EuroBert, Llama
+from pretrain.dialects.modernbert import ModernBert, ModernBertDecoder
+from pretrain.dialects.nanochat import NanoChat
 from pretrain.dialects.qwen3 import Qwen3
 from pretrain.errors import ExportError
 from pretrain.model.config import ModelConfig
 
-DIALECTS: dict[str, Dialect] = {"bert": Bert(), "qwen3": Qwen3()}
+DIALECTS: dict[str, Dialect] = {
+    "bert": Bert(),
+    "modernbert": ModernBert(),
+    "eurobert": EuroBert(),
+    "gpt2": Gpt2(),
+    "llama": Llama(),
+    "qwen3": Qwen3(),
+    "nanochat": NanoChat(),
+    "modernbert_decoder": ModernBertDecoder(),
+}
 
 if TYPE_CHECKING:
     DialectName = str
@@ -20,12 +34,15 @@ else:
     DialectName = Literal[tuple(DIALECTS)]
 
 
-def check_expressible(model: ModelConfig, name: str, tokenizer_kind: str) -> None:
-    """Raise ExportError unless `model` can be exported in dialect `name`, with a tokenizer of this kind."""
+def check_expressible(model: ModelConfig, name: str, specials: Mapping[str, int]) -> None:
+    """Raise ExportError unless `model` can be exported in dialect `name`, with a tokenizer that has `specials`."""
     dialect = DIALECTS[name]
     lines = dialect.objections(model)
-    if tokenizer_kind != dialect.tokenizer_kind:
-        lines.append(f"the tokenizer is of kind {tokenizer_kind}: {name} has {dialect.tokenizer_kind}")
+    missing = [role for role in dialect.needs if role not in specials]
+    if missing:
+        lines.append(
+            f"the tokenizer has no special token for {', '.join(missing)}: {name} needs {', '.join(dialect.needs)}"
+        )
     if lines:
         raise ExportError(f"this model cannot be exported as {name}", *lines)
     if importlib.util.find_spec("transformers") is None:

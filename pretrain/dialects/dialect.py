@@ -3,33 +3,103 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from pretrain.dialects.names import Names
 from pretrain.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Keys of the section `model` that every dialect can express: sizes, and numbers that config.json has.
+SIZES = {"layers", "width", "heads", "mlp_width", "max_positions", "norm_eps", "init_std", "dropout"}
+# These change nothing without a window, and without rope; a dialect has them if it has these.
+DEPENDENT = {"global_every", "local_rope_theta", "rope_theta"}
 
 
 class Dialect(ABC):
     """The rules that turn our model into a model of transformers. One module defines all of them.
 
     A dialect must import neither torch nor transformers at the top of its module, because a run asks its dialect before
-    it loads either.
+    it loads either. A key of the section `model` that is neither `wanted` nor `free` must have its default.
     """
 
-    tokenizer_kind: ClassVar[str]  # the kind of tokenizer that the exported model has
+    name: ClassVar[str]  # as in `DIALECTS` and in messages
+    needs: ClassVar[tuple[str, ...]] = ()  # the roles of special tokens that the tokenizer must have
     auto_class: ClassVar[str]  # the class of transformers that opens the exported model
     pipeline: ClassVar[str]  # the task under which the Hugging Face hub lists it
     card: ClassVar[str]  # the dialect's text of the model card, with the fields of export/card.py in braces
     wanted: ClassVar[dict[str, object]]  # the values that the dialect requires, by key of the section `model`
+    free: ClassVar[set[str]]  # the keys that may have any value, besides the sizes
+    names: ClassVar[Names]  # the names of its weights
 
-    @abstractmethod
     def objections(self, model: ModelConfig) -> list[str]:
         """A line such as `model.norm = rmsnorm: bert has layernorm` for each key that the dialect cannot express."""
+        defaults = {key: field.default for key, field in ModelConfig.model_fields.items()} | {"embed_norm": False}
+        wanted = defaults | self.wanted
+        found = {key: getattr(model, key) for key in wanted} | {"embed_norm": model.normalizes_embeddings}
+        compared = wanted.keys() - self.free - SIZES.difference(self.wanted) - DEPENDENT
+        if model.embed_norm is None and found["norm_position"] != wanted["norm_position"]:
+            compared -= {"embed_norm"}  # it follows from the other key
+        lines = [
+            f"model.{key} = {_as_yaml(found[key])}: {self.name} has {_as_yaml(wanted[key])}"
+            for key in wanted
+            if key in compared and found[key] != wanted[key]
+        ]
+        return lines + self.further_objections(model)
+
+    def further_objections(self, model: ModelConfig) -> list[str]:
+        """Lines about keys that `free` has, for values that the dialect cannot express."""
+        return []
 
     @abstractmethod
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json. `specials`: ids of special tokens by role."""
 
-    @abstractmethod
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
         """Our tensors under the names of transformers."""
+        return self.names.theirs(ours, model.layers)
+
+    def from_weights(
+        self, model: ModelConfig, theirs: "dict[str, Tensor]", rows: dict[str, int]
+    ) -> "dict[str, Tensor]":
+        """The inverse of `weights`. `rows`: the first dimension of each of our tensors, by name."""
+        return self.names.ours(theirs, model.layers, rows)
+
+
+def even_heads(model: ModelConfig, name: str) -> list[str]:
+    """A line if the heads of a model are not as wide as its width divided by their number."""
+    if model.E * model.heads == model.width:
+        return []
+    return [f"model.head_width = {model.E}: {name} has model.width / model.heads, {model.width} / {model.heads}"]
+
+
+def ungrouped_heads(model: ModelConfig, name: str) -> list[str]:
+    """A line if the heads of keys and values are fewer than those of queries."""
+    if model.heads == model.KV:
+        return []
+    return [f"model.kv_heads = {model.kv_heads}: {name} has as many as model.heads, {model.heads}"]
+
+
+def divided_width(model: ModelConfig, name: str) -> list[str]:
+    """A line if the width does not divide by the number of heads, which transformers checks for any width of a head."""
+    if model.width % model.heads == 0:
+        return []
+    return [f"model.width = {model.width}: {name} needs a multiple of model.heads, {model.heads}"]
+
+
+def end_mark(specials: dict[str, int]) -> int:
+    """The id of the mark that ends a document."""
+    return specials["eod"] if "eod" in specials else specials["sep"]
+
+
+def rope_keys(theta: float) -> dict:
+    """The base of the rotations, where transformers 5 and 4 read it."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "rope_theta": theta}
+
+
+FP32 = {"dtype": "float32", "torch_dtype": "float32"}  # transformers 4 has the second name
+
+
+def _as_yaml(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -101,7 +101,8 @@ def _scored(cfg: ScoringConfig, peers: Peers) -> dict:
     windows, max_tokens = cfg.windows or old.data.windows, cfg.max_tokens or old.evaluate.max_tokens
     objective, packed = old.objective_of(position.number), windows == "documents"
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
-    heldout = {name: HeldOut(side, objective, seq_len, max_tokens, token_bytes, packed) for name, side in sides.items()}
+    settings = (seq_len, max_tokens, token_bytes, packed, tokenizer.special_tokens)
+    heldout = {name: HeldOut(side, objective, *settings) for name, side in sides.items()}
     longest = max(phase.seq_len for phase in old.phases)
     at_once = cfg.micro_batch or max(1, old.engine.micro_batch * longest // seq_len)
     scores = _scores(heldout, _Scorer(old, found, world), world, at_once)

@@ -81,7 +81,7 @@ def card(
     steps += f", {settings['engine']['precision']}." if "engine" in settings else "."
     specials = {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()}
     written_as = DIALECTS[dialect]
-    objective = OBJECTIVES[(settings["phases"][-1].get("objective") or settings["objective"])["kind"]]
+    objective = OBJECTIVES[last_objective(settings)]
     return (written_as.card + REST).format(
         front=front_matter(written_as.pipeline, texts),
         size=size,
@@ -89,8 +89,9 @@ def card(
         longest=longest,
         positions=model.max_positions,
         dropout=model.dropout,
-        end=specials["eod"] if "eod" in specials else specials["sep"],
+        end=tokenizer.token_text(tokenizer.end),
         mask=specials.get("mask"),
+        local=_local(model),
         lossless=LOSSLESS if tokenizer.lossless else "",
         quality=quality(scores, index["step"], objective.asked),
         data=data(texts),
@@ -106,6 +107,15 @@ def card(
         if model.causal
         else "",
     )
+
+
+def _local(model: ModelConfig) -> str:
+    """A sentence about the local layers of the model."""
+    if model.window is None:
+        return "There are none: in every layer a token sees its whole text."
+    seen = f"a token sees only the {model.window} tokens before it"
+    seen += "" if model.causal else " and after it"
+    return f"In all layers but the first and every {model.global_every}th after it, {seen}."
 
 
 def _given(value: object) -> object:
@@ -194,6 +204,11 @@ def _number(value: float | None, form: str) -> str:
 def _cell(text: str) -> str:
     """`text` as a cell of a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def last_objective(settings: dict) -> str:
+    """The kind of the objective that was trained last."""
+    return (settings["phases"][-1].get("objective") or settings["objective"])["kind"]
 
 
 def trained_length(settings: dict) -> int:

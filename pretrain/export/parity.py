@@ -104,7 +104,7 @@ def differing_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     wanted = {"pad_token_id": tokenizer.convert_tokens_to_ids(said["specials"]["pad"])}
     places = {"config.json": model.config}
     if said["causal"]:
-        end = tokenizer.convert_tokens_to_ids(said["specials"]["eod"])
+        end = tokenizer.convert_tokens_to_ids(said["end"])
         wanted |= {"bos_token_id": end, "eos_token_id": end}
         places |= {"tokenizer": tokenizer, "generation_config.json": model.generation_config}
     for place, holder in places.items():
@@ -136,7 +136,8 @@ def differing_padded(
     side = "left" if said["causal"] else "right"
     if not mask[:, -1 if said["causal"] else 0].all():
         return [f"the tokenizer does not pad on the {side}"]
-    faults, logits = [], model(**batch).logits
+    positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if said["causal"] else {}  # as `generate` does
+    faults, logits = [], model(**batch, **positions).logits
     for n, text in enumerate(said["padded"]):
         if int(mask[n].sum()) != len(tensors[f"padded.{n}"]):
             faults.append(f"padded on the {side}, {text[:80]!a} has another number of tokens")

@@ -4,7 +4,7 @@
                           of batch 0 also hidden (layers + 1, B, T, D)
                           per text n of `padded`: padded.n (T, V), the logits of that text alone
     texts.json            texts [{text, ids, decoded, plain}], pairs [[first, second, ids]], vocab {token: id},
-                          specials {role: token}, padded [text], written, auto_class, causal, tolerance
+                          specials {role: token}, end, padded [text], written, auto_class, causal, tolerance
 
 A text is `plain` if it contains no string of a special token: stock transformers reads such a string as the token, our
 corpora as text.
@@ -136,8 +136,9 @@ def _spellings(model: ModelConfig, tokenizer: Tokenizer) -> dict:
     specials = [tokenizer.token_text(token) for token in tokenizer.specials.values()] + list(tokenizer.special_tokens)
     texts = fuzzed_texts(specials, FUZZED)
     encoded = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
-    if model.causal:
-        encoded = [[*ids[-1:], *ids[:-1]] for ids in encoded]  # the end mark goes in front
+    if model.causal:  # the end mark goes in front, and there is no [CLS]
+        begun = int("cls" in tokenizer.specials)
+        encoded = [[tokenizer.end, *ids[begun:-1]] for ids in encoded]
     entries = [
         {
             "text": text,
@@ -152,6 +153,7 @@ def _spellings(model: ModelConfig, tokenizer: Tokenizer) -> dict:
     pairs = [(a["text"], b["text"], a["ids"] + b["ids"][join:]) for a, b in zip(some, reversed(some), strict=True)]
     return {
         "causal": model.causal,
+        "end": tokenizer.token_text(tokenizer.end),
         "tolerance": TOLERANCE,
         "texts": entries,
         "pairs": pairs,

@@ -17,8 +17,10 @@ from pretrain.dialects import DIALECTS, DialectName, check_expressible
 from pretrain.dialects.dialect import Dialect
 from pretrain.errors import ExportError
 from pretrain.export import card, provenance, reference, tokenizer_files
+from pretrain.export.card import last_objective
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
+from pretrain.objectives import OBJECTIVES
 from pretrain.storage.files import write_json
 from pretrain.storage.index import write_index
 from pretrain.storage.publish import publish
@@ -54,15 +56,18 @@ def run(cfg: ExportConfig) -> dict:
     model = config.build(ModelConfig, settings["model"], f"{source.folder}/{checkpoint.CONFIG}")
     tokenizer = open_tokenizer(cfg.tokenizer or settings["data"]["tokenizer"])
     source.check_tokenizer(tokenizer, ExportError)
-    check_expressible(model, cfg.dialect, tokenizer.kind)
+    dialect = DIALECTS[cfg.dialect]
+    if OBJECTIVES[last_objective(settings)].causal is None:  # trained in both directions: an encoder and a decoder
+        model = model.model_copy(update={"causal": dialect.wanted["causal"]})
+    check_expressible(model, cfg.dialect, tokenizer.specials)
     with publish(Path(cfg.out), "export", ExportError, cfg) as aside:
         ours = source.weights()
         vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
         assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
-        tokenizer_files.write_tokenizer(aside, tokenizer, card.trained_length(settings))
-        _write_model(aside, DIALECTS[cfg.dialect], model, ours, tokenizer.specials)
+        tokenizer_files.write_tokenizer(aside, tokenizer, card.trained_length(settings), model.causal)
+        _write_model(aside, dialect, model, ours, tokenizer.specials)
         said = aside / "said"  # inside, so that the next export deletes it after a kill
-        reference.write(said, opened(model, ours), tokenizer, DIALECTS[cfg.dialect].auto_class)
+        reference.write(said, opened(model, ours), tokenizer, dialect.auto_class)
         del ours  # the other process needs the memory
         certificate = verify(aside, said)
         shutil.rmtree(said)

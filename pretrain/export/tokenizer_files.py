@@ -13,22 +13,26 @@ from pretrain.storage.files import write_json
 from pretrain.tokenizer import Tokenizer
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:
-    """Write tokenizer.json, tokenizer_config.json and for BERT vocab.txt; texts are truncated to `longest` tokens."""
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int, causal: bool) -> None:
+    """Write tokenizer.json, tokenizer_config.json and an encoder's vocab.txt; texts are truncated to `longest` tokens.
+
+    `causal`: whether it is a decoder's. Its texts begin with the mark that ends a document, whatever the kind.
+    """
     settings = json.loads((tokenizer.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings |= {"model_max_length": longest, "clean_up_tokenization_spaces": False}
-    if tokenizer.kind == "bert":
+    if not causal:
         for name in ("tokenizer.json", "vocab.txt"):  # an adopted tokenizer may have no vocab.txt
             if (tokenizer.folder / name).exists():
                 shutil.copyfile(tokenizer.folder / name, folder / name)
     else:
-        end = tokenizer.token_text(tokenizer.specials["eod"])
+        end = tokenizer.token_text(tokenizer.end)
         engine = json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))
-        engine["post_processor"] = _begun_by(end, tokenizer.specials["eod"])
+        engine["post_processor"] = _begun_by(end, tokenizer.end)
         write_json(folder / "tokenizer.json", engine)
         # Without the class the folder opens as Qwen2Tokenizer, silently and with other ids. Prompts of several lengths
         # are padded on the left: new tokens must follow the prompt, not its padding.
-        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "padding_side": "left"}
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
+        settings |= {"bos_token": end, "eos_token": end, "model_input_names": ["input_ids", "attention_mask"]}
     write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -1,47 +1,160 @@
 """Attention: which tokens see each other, the one place that chooses a backend, and rotary positions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Windows from which one document after another is quicker than a dense mask on a CPU; blocks of a local layer are from
+# twice as many tokens on (benchmarks/results/attention-cpu.json).
+DENSE = 256
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tokens of a batch of windows see each other. It is made once a forward pass and shared by all layers."""
+    """Which tokens of a batch of windows see each other. It is made once a forward pass and shared by all layers.
+
+    A token sees tokens of its own document: all of them, or, if `causal`, itself, the tokens before it, and the
+    prefix. In a local layer it sees only those that are at most `window` positions away.
+    """
 
     segments: Tensor | None  # (B, T): the number of each token's document; None: each window holds one document
     position_ids: Tensor  # (B, T): the position of each token in its document
-    causal: bool  # whether a token sees only itself and the tokens before it
+    causal: bool
+    prefix: Tensor | None = None  # (B, T) bool: the tokens that all tokens of their document see; None: there are none
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def mask(self, x: Tensor) -> Tensor | None:
-        """The attention mask for queries and keys computed from `x`; None: each window holds one document."""
-        return None if self.segments is None else attention_mask(self.segments, self.causal, _compute_dtype(x))
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(B or 1, 1, T, T): 0 where a query (row) may see a key (column), else -inf.
+
+        It is added to the scores. `dtype` is that of the queries and keys: otherwise every layer would convert the
+        mask, and keep its copy until the backward pass.
+        """
+        if (window, dtype) not in self._made:
+            place = torch.arange(self.position_ids.shape[1], device=self.position_ids.device)
+            self._made[window, dtype] = self._added(place[:, None], place, window, dtype)
+        return self._made[window, dtype]
+
+    def band(self, window: int, dtype: torch.dtype) -> Tensor:
+        """(B or 1, 1, n, W, 2W or 3W): the same as `mask` for n blocks of W = `window` queries.
+
+        The keys of a block are those of the block before it, of itself and, unless attention is causal, of the next.
+        """
+        if ("band", window, dtype) not in self._made:
+            T, device = self.position_ids.shape[1], self.position_ids.device
+            first = torch.arange(0, T, window, device=device)[:, None, None]  # (n, 1, 1)
+            queries = first + torch.arange(window, device=device)[:, None]  # (n, W, 1)
+            keys = first + torch.arange(
+                -window, window if self.causal else 2 * window, device=device
+            )  # (n, 1, 2W or 3W)
+            self._made["band", window, dtype] = self._added(queries, keys, window, dtype)
+        return self._made["band", window, dtype]
+
+    def lengths(self) -> list[list[int]]:
+        """The number of tokens of each document in each window, from left to right."""
+        if "lengths" not in self._made:
+            assert self.segments is not None
+            self._made["lengths"] = [row.unique_consecutive(return_counts=True)[1].tolist() for row in self.segments]
+        return self._made["lengths"]
+
+    def offsets(self) -> Tensor:
+        """(n + 1,) int32: where each of the n documents begins in the tokens of all windows laid end to end."""
+        if "offsets" not in self._made:
+            assert self.segments is not None
+            begins = torch.ones_like(self.segments, dtype=torch.bool)
+            begins[:, 1:] = self.segments[:, 1:] != self.segments[:, :-1]
+            end = torch.tensor([begins.numel()], device=begins.device)
+            self._made["offsets"] = torch.cat((begins.flatten().nonzero()[:, 0], end)).int()
+        return self._made["offsets"]
+
+    def _added(self, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(B or 1, 1, …): 0 where a query may see a key, else -inf, for places that broadcast to (…).
+
+        Places outside of the window are seen by nobody. Queries there see everything, so that nothing is NaN.
+        """
+        T = self.position_ids.shape[1]
+        ahead = keys - queries  # how far the key is ahead of the query
+        keys, queries = keys.expand_as(ahead), queries.expand_as(ahead)
+        at_key, at_query = keys.clamp(0, T - 1), queries.clamp(max=T - 1)
+        seen = (ahead <= 0 if self.causal else torch.ones_like(ahead, dtype=torch.bool))[None]
+        if self.prefix is not None:
+            seen = seen | self.prefix[:, at_key]
+        if window is not None:
+            seen = seen & (ahead.abs() <= window)
+        if self.segments is not None:
+            seen = seen & (self.segments[:, at_key] == self.segments[:, at_query])
+        seen = (seen & (keys >= 0) & (keys < T)) | (queries >= T)
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]
 
 
-def attention_mask(segments: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
-    """(B, T) document numbers → (B, 1, T, T): 0 where a query (row) may see a key (column), else -inf.
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
+    """Attention over (B, H, T, E) heads: the one place that chooses a backend. `window` None: the layer is global.
 
-    The mask is added to the scores. `dtype` should be that of the queries and keys: otherwise every layer converts the
-    mask, and keeps its copy until the backward pass.
+    Windows that hold one document take the fused kernel without a mask. On CUDA, packed windows and local layers in 16
+    bits take the kernel for documents of several lengths. Otherwise a local layer looks at blocks of its window, and a
+    long packed window at one document after another, so no mask grows with T². All that remains has a dense mask.
     """
-    allowed = segments[:, :, None] == segments[:, None, :]
-    allowed = (allowed.tril() if causal else allowed)[:, None]
-    return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill_(~allowed, float("-inf"))
+    T, dtype = q.shape[2], _compute_dtype(q)
+    if window is not None and window >= T - 1:
+        window = None
+    if layout.prefix is None:
+        if layout.segments is None and window is None:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=layout.causal)
+        if q.is_cuda and dtype in (torch.bfloat16, torch.float16) and not dropout:
+            return varlen(q, k, v, layout, window)
+        if window is not None and max(4 * window, 2 * DENSE) <= T:
+            return by_block(q, k, v, layout, window, dropout)
+        if window is None and T >= DENSE and not q.is_cuda:
+            return by_document(q, k, v, layout, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(window, dtype), dropout_p=dropout)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """Attention over (B, H, T, E) heads: the one place that chooses a backend.
+def by_document(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> Tensor:
+    """Global attention in packed windows, one document after another, each in the fused kernel."""
+    rows = []
+    for lengths, *heads in zip(layout.lengths(), q, k, v, strict=True):
+        documents = zip(*(x[None].split(lengths, dim=2) for x in heads), strict=True)
+        seen = [
+            F.scaled_dot_product_attention(one, other, value, dropout_p=dropout, is_causal=layout.causal)
+            for one, other, value in documents
+        ]
+        rows.append(torch.cat(seen, dim=2))
+    return torch.cat(rows)
 
-    `mask` comes from `attention_mask`, which has applied `causal` already. None: each window holds one document.
-    """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None)
+
+def by_block(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int, dropout: float) -> Tensor:
+    """Local attention in blocks of `window` queries, which see the keys of their own block and of its neighbours."""
+    B, H, T, E = q.shape
+    count = -(-T // window)
+    q, k, v = (F.pad(x, (0, 0, 0, count * window - T)).view(B, H, count, window, E) for x in (q, k, v))
+    sides = (1, 0) if layout.causal else (1, 1)
+    k, v = (F.pad(x, (0, 0, 0, 0, *sides)) for x in (k, v))
+    k, v = (torch.cat([x[:, :, i : i + count] for i in range(1 + sum(sides))], dim=3) for x in (k, v))
+    mask = layout.band(window, _compute_dtype(q))
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return x.reshape(B, H, count * window, E)[:, :, :T]
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
+    """Attention in packed windows and local layers with torch's kernel for documents of several lengths (CUDA)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, H, T, E = q.shape
+    if layout.segments is None:
+        offsets = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
+    else:
+        offsets = layout.offsets()
+    before = -1 if window is None else window
+    q, k, v = (x.transpose(1, 2).reshape(B * T, H, E).to(_compute_dtype(q)) for x in (q, k, v))
+    x = varlen_attn(q, k, v, offsets, offsets, T, T, window_size=(before, 0 if layout.causal else before))
+    assert isinstance(x, Tensor), "it returns more only if it is asked to"
+    return x.view(B, T, H, E).transpose(1, 2)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of queries and keys that are computed from `x`: autocast may change it."""
+    """The dtype in which attention computes with `x`: autocast may change it."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 

@@ -28,24 +28,41 @@ class ModelConfig(Config):
     """The most tokens of a window. With learned positions it is the number of their embeddings."""
     norm: Literal["layernorm", "rmsnorm"]
     """The kind of normalization."""
+    norm_weights: bool = True
+    """Whether norms scale each feature by a weight. Only rmsnorm can do without."""
     norm_position: Literal["pre", "post"]
     """pre: normalize the input of attention and feed-forward network; post: normalize after each residual sum."""
+    embed_norm: bool | None = None
+    """Whether the embeddings are normalized before the first block; null: only if `norm_position` is post."""
+    first_norm: bool = True
+    """Whether the first block normalizes the input of its attention. After `embed_norm` it need not."""
     norm_eps: float = Field(gt=0)
     """The number that is added to the variance in a norm, so that nothing is divided by zero."""
     positions: Literal["learned", "rope"]
     """learned: an embedding for each position; rope: rotary embeddings of queries and keys."""
     rope_theta: float = Field(10_000.0, gt=0)
     """The base of the rotation frequencies of rope. Raise it for long windows."""
-    mlp: Literal["gelu", "swiglu", "geglu"]
-    """The activation of the feed-forward network; swiglu and geglu have a gate, a third matrix."""
+    window: int | None = Field(None, gt=0)
+    """In a local layer a token sees only tokens that are at most this many positions away; null: no layer is local."""
+    global_every: int = Field(3, gt=0)
+    """With `window`, the first layer and every n-th after it are global: a token sees its whole document."""
+    local_rope_theta: float | None = Field(None, gt=0)
+    """The `rope_theta` of local layers; null: the same."""
+    mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu", "geglu"]
+    """The activation of the feed-forward network: GELU, its approximation with tanh, or the square of ReLU; swiglu and
+    geglu have a gate, a third matrix."""
     bias: bool
     """Whether the projections of the blocks and the layernorms have biases."""
     qk_norm: bool = False
     """Whether queries and keys are normalized, head by head."""
+    qk_norm_after_rope: bool = False
+    """Whether `qk_norm` follows the rotation of rope; false: it comes before."""
     tie_embeddings: bool = True
     """Whether the projection onto the vocabulary uses the weights of the token embedding."""
     transform_head: bool = False
     """Whether the head is BERT's: dense layer, GELU and norm before the projection, and a bias after it."""
+    logit_cap: float | None = Field(None, gt=0)
+    """The bound c of the logits: x becomes c · tanh(x / c); null: logits have no bound."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """The share of activations that training sets to zero, after the embeddings, in attention and after each branch."""
     init_std: float = Field(0.02, gt=0)
@@ -59,6 +76,12 @@ class ModelConfig(Config):
             raise ValueError(f"model.heads = {self.heads} does not divide by model.kv_heads = {self.kv_heads}")
         if self.positions == "rope" and self.E % 2:
             raise ValueError(f"model.positions = rope needs an even head width, found {self.E}")
+        if self.norm == "layernorm" and not self.norm_weights:
+            raise ValueError("model.norm_weights = false needs model.norm = rmsnorm, found layernorm")
+        if not self.first_norm and self.norm_position == "post":
+            raise ValueError("model.first_norm = false needs model.norm_position = pre, found post")
+        if self.qk_norm_after_rope and not (self.qk_norm and self.positions == "rope"):
+            raise ValueError("model.qk_norm_after_rope = true needs model.qk_norm = true and model.positions = rope")
         return self
 
     @property
@@ -68,3 +91,17 @@ class ModelConfig(Config):
     @property
     def KV(self) -> int:
         return self.kv_heads or self.heads
+
+    @property
+    def normalizes_embeddings(self) -> bool:
+        return self.norm_position == "post" if self.embed_norm is None else self.embed_norm
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of a layer (0-based); None: the layer is global."""
+        return self.window if layer % self.global_every else None
+
+    def theta_of(self, layer: int) -> float | None:
+        """The base of the rotations in a layer (0-based); None: it has none."""
+        if self.positions != "rope":
+            return None
+        return self.rope_theta if self.window_of(layer) is None else self.local_rope_theta or self.rope_theta

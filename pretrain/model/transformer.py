@@ -8,6 +8,7 @@ its fastest kernel, which needs no mask. The vocabulary projection runs on the K
 T. The dialects in `pretrain/dialects` only rename these weights, so RoPE and projections must follow Hugging Face.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from pretrain.errors import ConfigError
 from pretrain.model.attention import Layout, attend, rope, rotate
 from pretrain.model.config import ModelConfig
+from pretrain.model.projection import Projection
 
 
 class Transformer(nn.Module):
@@ -28,9 +30,9 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(vocab_size, config.width)
         if config.positions == "learned":
             self.embed_position = nn.Embedding(config.max_positions, config.width)
-        if config.norm_position == "post":
+        if config.normalizes_embeddings:
             self.embed_norm = _norm(config, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         if config.norm_position == "pre":
             self.final_norm = _norm(config, config.width)
         self.head = Head(config, vocab_size)
@@ -44,23 +46,32 @@ class Transformer(nn.Module):
         x = self.embed(inputs)
         if config.positions == "learned":
             x = x + self.embed_position(layout.position_ids)
-            rotation = None
-        else:
-            rotation = rope(layout.position_ids, config.E, config.rope_theta, x.dtype)
-        if config.norm_position == "post":
+        if config.normalizes_embeddings:
             x = self.embed_norm(x)
         x = self.dropout(x)
-        mask = layout.mask(x)
-        for block in self.blocks:
-            x = block(x, rotation, mask, layout.causal)
+        rotations: dict[float, tuple[Tensor, Tensor]] = {}  # local layers may have a base of their own
+        for layer, block in enumerate(self.blocks):
+            theta = config.theta_of(layer)
+            if theta is not None and theta not in rotations:
+                rotations[theta] = rope(layout.position_ids, config.E, theta, x.dtype)
+            x = block(x, layout, None if theta is None else rotations[theta])
         return self.final_norm(x) if config.norm_position == "pre" else x
 
     def logits(self, rows: Tensor) -> Tensor:
         """Hidden rows (…, D) → logits (…, V)."""
         return self.head(rows)
 
+    def loss(self, rows: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Σ weight · nll of the `targets` (…,) of hidden rows (…, D), in nats, fp32. The logits never exist at once."""
+        return self.head(rows, targets, weights)
+
+    def score(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The nll (nats, fp32) and the likeliest id of every row, both in the shape of `targets`."""
+        return self.head(rows, targets, each=True)
+
     def flops_per_token(self, seq_len: int, targets: int) -> float:
-        """Training FLOPs per input token: 6 per weight used in a product, 12·L·H·E·T for attention scores and values.
+        """Training FLOPs per input token: 6 per weight used in a product, and in each layer 12·H·E·n for attention
+        scores and values, where a token sees n tokens: `seq_len`, or in a local layer the tokens in its window.
 
         The head is counted for `targets` of every `seq_len` tokens. Attention is counted in full, causal or not, as in
         PaLM (arXiv:2204.02311, appendix B). Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
@@ -68,7 +79,9 @@ class Transformer(nn.Module):
         config = self.config
         matrices = sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim == 2)
         head = config.width * self.vocab_size + (config.width**2 if config.transform_head else 0)
-        attention = 12 * config.layers * config.heads * config.E * seq_len
+        windows = [config.window_of(layer) for layer in range(config.layers)]
+        seen = sum(seq_len if window is None else min(seq_len, 2 * window + 1) for window in windows)
+        attention = 12 * config.heads * config.E * seen
         return 6 * (matrices + head * targets / seq_len) + attention
 
 
@@ -93,50 +106,71 @@ def parameters_of(config: ModelConfig, vocab_size: int) -> int:
 class Block(nn.Module):
     """Attention and a feed-forward network, each with a norm, dropout and a residual sum."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.pre = config.norm_position == "pre"
-        self.attention = Attention(config)
-        self.attention_norm = _norm(config, config.width)
+        self.attention = Attention(config, config.window_of(layer))
+        self.attention_norm = _norm(config, config.width) if layer or config.first_norm else nn.Identity()
         self.mlp = MLP(config)
         self.mlp_norm = _norm(config, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         if self.pre:
-            x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, causal))
+            x = x + self.dropout(self.attention(self.attention_norm(x), layout, rotation))
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, rotation, mask, causal)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, layout, rotation)))
         return self.mlp_norm(x + self.dropout(self.mlp(x)))
 
 
 class Attention(nn.Module):
     """Multi-head attention, grouped if there are fewer heads of keys and values than of queries."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, window: int | None):
+        """`window` None: the layer is global."""
         super().__init__()
-        self.E, self.p_drop = config.E, config.dropout
+        self.E, self.window, self.p_drop = config.E, window, config.dropout
         self.q = nn.Linear(config.width, config.heads * config.E, config.bias)
         self.k = nn.Linear(config.width, config.KV * config.E, config.bias)
         self.v = nn.Linear(config.width, config.KV * config.E, config.bias)
         self.out = nn.Linear(config.heads * config.E, config.width, config.bias)
-        self.qk_norm = config.qk_norm
+        self.norm_first = config.qk_norm and not config.qk_norm_after_rope
+        self.norm_last = config.qk_norm and config.qk_norm_after_rope
         if config.qk_norm:
             self.q_norm, self.k_norm = _norm(config, config.E), _norm(config, config.E)
         self.grouped = config.heads != config.KV
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (project(x).view(B, T, -1, self.E) for project in (self.q, self.k, self.v))  # (B, T, H, E)
-        if self.qk_norm:
+        if self.norm_first:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, E)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if self.norm_last:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.grouped:  # repeated here: with enable_gqa and a mask, a fused kernel is not certain
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        x = attend(q, k, v, mask, causal, self.p_drop if self.training else 0.0)
+        x = attend(q, k, v, layout, self.window, self.p_drop if self.training else 0.0)
         return self.out(x.transpose(1, 2).reshape(B, T, -1))
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+MLPS: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {  # whether there is a gate, and the activation
+    "gelu": (False, F.gelu),
+    "gelu_tanh": (False, _gelu_tanh),
+    "relu2": (False, _relu2),  # So et al. 2021, "Primer", arXiv:2109.08668
+    "swiglu": (True, F.silu),  # Shazeer 2020, arXiv:2002.05202
+    "geglu": (True, F.gelu),
+}
 
 
 class MLP(nn.Module):
@@ -144,8 +178,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gated = config.mlp != "gelu"
-        self.act = F.silu if config.mlp == "swiglu" else F.gelu
+        self.gated, self.act = MLPS[config.mlp]
         self.up = nn.Linear(config.width, config.mlp_width, config.bias)
         if self.gated:
             self.gate = nn.Linear(config.width, config.mlp_width, config.bias)
@@ -164,12 +197,13 @@ class Head(nn.Module):
         if config.transform_head:
             self.dense = nn.Linear(config.width, config.width, config.bias)
             self.norm = _norm(config, config.width)
-        self.decoder = nn.Linear(config.width, vocab_size, bias=config.transform_head)
+        self.decoder = Projection(config.width, vocab_size, config.transform_head, config.logit_cap)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, *targets: Tensor | None, each: bool = False) -> Any:
+        """What the projection returns for `targets` and `weights`."""
         if self.transform:
             rows = self.norm(F.gelu(self.dense(rows)))
-        return self.decoder(rows)
+        return self.decoder(rows, *targets, each=each)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -180,30 +214,33 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        slow = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        one_dtype = self.weight is None or self.weight.dtype == torch.float32
+        slow = x.device.type == "cpu" and x.dtype == torch.float32 and one_dtype
         return _RMSNorm.apply(x, self.weight, self.eps) if slow else super().forward(x)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm in fp32 on a CPU, in fewer passes over the activations."""
+    """RMSNorm in fp32 on a CPU, in fewer passes over the activations. `weight` None: every weight is 1."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        normed = x * scale
+        return normed if weight is None else normed.mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         normed = x * scale
         product = gradient * normed
-        along = (product @ weight).unsqueeze(-1) / x.shape[-1]  # the gradient by `normed`: its part along `normed`
-        by_x = (gradient * weight).addcmul_(normed, along, value=-1).mul_(scale)
-        return by_x, product.flatten(0, -2).sum(0), None
+        along = (product.sum(-1) if weight is None else product @ weight).unsqueeze(-1) / x.shape[-1]
+        weighted = gradient.clone() if weight is None else gradient * weight
+        by_x = weighted.addcmul_(normed, along, value=-1).mul_(scale)  # without its part along `normed`
+        return by_x, None if weight is None else product.flatten(0, -2).sum(0), None
 
 
 def _norm(config: ModelConfig, width: int) -> nn.Module:
     if config.norm == "rmsnorm":
-        return RMSNorm(width, eps=config.norm_eps)
+        return RMSNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_weights)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)

@@ -1,6 +1,6 @@
 """Causal language modelling: predict every token from the tokens before it in its document."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -28,11 +28,11 @@ class CausalLM(Objective):
     because the mark is always the same token.
     """
 
-    Config = CausalLMConfig
-    causal = True
+    Config: ClassVar[type[ObjectiveConfig]] = CausalLMConfig
+    causal: ClassVar[bool | None] = True
     asked = "the next token"
 
-    def __init__(self, config: CausalLMConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
+    def __init__(self, config: ObjectiveConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
         self.end = specials["eod" if "eod" in specials else "sep"]
         self.targets = seq_len
 

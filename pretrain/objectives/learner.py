@@ -1,6 +1,5 @@
-"""The module that an engine wraps: a model and its objective. Also the functions that all losses share."""
+"""The module that an engine wraps: a model and its objective. Also the rows that all losses share."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.model.attention import Layout
@@ -21,16 +20,9 @@ class Learner(nn.Module):
         return objective.score(self.model, batch) if each else objective.loss(self.model, batch)
 
 
-def logits(model: Transformer, batch: Batch, causal: bool) -> Tensor:
-    """(B, K, V) fp32: the logits at every target slot. Only these rows are projected onto the vocabulary."""
-    hidden = model(batch.inputs, Layout(batch.segments, batch.position_ids, causal))
-    if batch.target_index is not None:
-        index = batch.target_index.long()[..., None].expand(-1, -1, hidden.shape[-1])
-        hidden = hidden.gather(1, index)  # (B, K, D)
-    return model.logits(hidden).float()
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, K): the negative log-likelihood in nats of `targets` (B, K) under `logits` (B, K, V)."""
-    targets = targets.long()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+def target_rows(model: Transformer, batch: Batch, layout: Layout) -> Tensor:
+    """(B, K, D): the hidden state at every target slot. Only these rows are projected onto the vocabulary."""
+    hidden = model(batch.inputs, layout)
+    if batch.target_index is None:
+        return hidden
+    return hidden.gather(1, batch.target_index.long()[..., None].expand(-1, -1, hidden.shape[-1]))

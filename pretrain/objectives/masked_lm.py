@@ -14,6 +14,7 @@ from pretrain.objectives.batch import Batch, documents, joined
 from pretrain.objectives.objective import Ask, Objective, ObjectiveConfig
 from pretrain.order.rows import Rows
 from pretrain.tokenizer import Tokenizer
+from pretrain.tokenizer.kinds import ROLES
 
 # The share of tokens that is masked in held-out text, in all runs (as in ModernBERT), so that their scores compare.
 HELD_OUT_RATIO = 0.15
@@ -88,8 +89,7 @@ class MaskedLM(Objective):
         self.config, self.specials, self.seed = config, specials, seed
         self.wants_words = self.needs_words(config)
         self.targets = max(1, round(config.mask_ratio * seq_len))
-        self.special = np.zeros(vocab_size, bool)
-        self.special[list(specials.values())] = True
+        self.special = special_ids(specials, vocab_size)
         self.plain = np.flatnonzero(~self.special).astype(np.int32)  # the ids that a random token may have
 
     @classmethod
@@ -185,6 +185,13 @@ class MaskedLM(Objective):
         other = draws.at(RANDOM_TOKEN, at // self.targets, chosen.ravel()[at]) % np.uint64(len(self.plain))
         shown.ravel()[at] = self.plain[other.astype(np.int64)]
         return shown
+
+
+def special_ids(specials: dict[str, int], vocab_size: int) -> np.ndarray:
+    """(V,) bool: True for the special tokens that have a role. The others never occur in text."""
+    found = np.zeros(vocab_size, bool)
+    found[[number for name, number in specials.items() if name in ROLES]] = True
+    return found
 
 
 def _first_targets(window: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from pretrain.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pretrain.model.attention import Layout
     from pretrain.model.transformer import Transformer
 
 # Ask the model: a batch → the likeliest token of every slot, (B, K).
@@ -38,14 +39,17 @@ class Objective(ABC):
     """
 
     Config: ClassVar[type[ObjectiveConfig]]  # the section `objective` of a run; it defines `kind: Literal[…]`
-    causal: ClassVar[bool]  # whether a token sees only itself and the tokens before it
+    causal: ClassVar[bool | None]  # whether a token sees only itself and the tokens before it; None: now this, now that
     asked: ClassVar[str]  # the meaning of a target, in the words of the model card
     targets: int  # K, the number of slots of a window: fixed, so that every batch has one shape
     wants_words: bool = False  # whether `batch` needs the positions where words begin: `needs_words` of its settings
 
     @abstractmethod
     def __init__(self, config: ObjectiveConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
-        """`specials`: ids of special tokens by role. Raises ConfigError when vocabulary or length do not fit."""
+        """`specials`: ids of special tokens by role, and of the tokenizer's further special tokens by their text.
+
+        Raises ConfigError when vocabulary or length do not fit.
+        """
 
     @classmethod
     def needs_words(cls, config: Any) -> bool:
@@ -61,19 +65,24 @@ class Objective(ABC):
     def batch(self, rows: Rows, keys: np.ndarray) -> Batch:
         """The batch of these rows: a pure function of the rows, the key of each row (B,), and the seed."""
 
+    def layout(self, batch: Batch) -> "Layout":
+        """Which tokens of a batch of tensors see each other."""
+        from pretrain.model.attention import Layout
+
+        assert self.causal is not None, "an objective of both directions defines its layout"
+        return Layout(batch.segments, batch.position_ids, self.causal)
+
     def loss(self, model: "Transformer", batch: Batch) -> "Tensor":
         """The loss summed over the slots of a batch of tensors: Σ weight · nll, in nats, fp32."""
         from pretrain.objectives import learner
 
-        nll = learner.cross_entropy(learner.logits(model, batch, self.causal), batch.targets)
-        return nll.sum() if batch.weights is None else (nll * batch.weights).sum()
+        return model.loss(learner.target_rows(model, batch, self.layout(batch)), batch.targets, batch.weights)
 
     def score(self, model: "Transformer", batch: Batch) -> "tuple[Tensor, Tensor]":
         """The nll (nats, fp32) and the likeliest token of every slot of a batch of tensors, both (B, K)."""
         from pretrain.objectives import learner
 
-        logits = learner.logits(model, batch, self.causal)
-        return learner.cross_entropy(logits, batch.targets), logits.argmax(-1)
+        return model.score(learner.target_rows(model, batch, self.layout(batch)), batch.targets)
 
     @abstractmethod
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:

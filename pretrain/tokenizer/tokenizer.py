@@ -37,6 +37,11 @@ class Tokenizer:
         self._engine = engine
         self._encoder = Encoder(engine)
 
+    @property
+    def end(self) -> int:
+        """The id of the mark that ends a document."""
+        return self.specials["eod" if "eod" in self.specials else "sep"]
+
     def encode_batch(self, texts: list[str], special_tokens: bool = False) -> list[np.ndarray]:
         """The ids (int32) of each text in its template: `[CLS] … [SEP]` or `… <eod>`.
 

@@ -115,7 +115,7 @@ def _observers(inputs: Inputs, at_once: list[int]) -> list[Observer]:
     """The observers that measure the model at intervals and at the end of the run."""
     cfg, world, tokenizer = inputs.cfg, inputs.world, inputs.tokenizer
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
-    packed = cfg.data.windows == "documents"
+    settings = (cfg.evaluate.max_tokens, token_bytes, cfg.data.windows == "documents", tokenizer.special_tokens)
     made: dict[str, Sides] = {}  # phases with equal windows and objective share one
     sides = []
     for number, phase in enumerate(cfg.phases):
@@ -123,9 +123,7 @@ def _observers(inputs: Inputs, at_once: list[int]) -> list[Observer]:
         key = f"{phase.seq_len} {objective}"
         if key not in made:
             made[key] = {
-                corpus.name: HeldOut(
-                    corpus.heldout, objective, phase.seq_len, cfg.evaluate.max_tokens, token_bytes, packed
-                )
+                corpus.name: HeldOut(corpus.heldout, objective, phase.seq_len, *settings)
                 for corpus in inputs.data.corpora
             }
         sides.append(made[key])

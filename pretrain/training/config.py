@@ -116,7 +116,7 @@ class RunConfig(Config):
             branch.check(self.branch_from, self.phases)
         last = self.objective_of(len(self.phases) - 1)
         wants_causal = OBJECTIVES[last.kind].causal
-        if self.model.causal != wants_causal:
+        if wants_causal is not None and self.model.causal != wants_causal:
             of = f"phases.{len(self.phases) - 1}.objective" if self.phases[-1].objective else "objective"
             raise ValueError(f"{of}.kind = {last.kind} needs model.causal = {str(wants_causal).lower()}")
         for phase in self.phases:
@@ -151,11 +151,11 @@ class RunConfig(Config):
 
     def objectives(self, tokenizer: Tokenizer) -> list[Objective]:
         """The objective of each phase. Raises ConfigError when the vocabulary or the window length does not suit it."""
-        found = []
+        found, specials = [], tokenizer.specials | tokenizer.special_tokens
         for number, phase in enumerate(self.phases):
             section = self.objective_of(number)
             kind = OBJECTIVES[section.kind]
-            found.append(kind(section, tokenizer.specials, tokenizer.vocab_size, phase.seq_len, self.seed))
+            found.append(kind(section, specials, tokenizer.vocab_size, phase.seq_len, self.seed))
         return found
 
     @property

@@ -141,10 +141,14 @@ class HeldOut:
         max_tokens: int,
         token_bytes: np.ndarray | None,
         packed: bool,
+        special_tokens: dict[str, int] | None = None,
     ):
-        """`objective`: the section of a run's configuration. `packed`: whether windows hold whole documents."""
-        kind = OBJECTIVES[objective.kind]
-        self.objective = kind(kind.heldout(objective), shards.specials, shards.vocab_size, seq_len, EVALUATION_SEED)
+        """`objective`: the section of a run's configuration. `packed`: whether windows hold whole documents.
+
+        `special_tokens`: the ids of the tokenizer's further special tokens, by their text.
+        """
+        kind, specials = OBJECTIVES[objective.kind], shards.specials | (special_tokens or {})
+        self.objective = kind(kind.heldout(objective), specials, shards.vocab_size, seq_len, EVALUATION_SEED)
         self.seq_len, self.token_bytes, self.packed = seq_len, token_bytes, packed
         whole = shards.tokens // seq_len
         if packed:  # blocks of at most 64 windows, each of which leaves out less than a window

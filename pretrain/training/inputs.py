@@ -39,7 +39,7 @@ def open_inputs(cfg: RunConfig) -> Inputs:
     _check_output(folder)
     tokenizer = open_tokenizer(cfg.data.tokenizer)
     if cfg.export:
-        check_expressible(cfg.model, cfg.export.dialect, tokenizer.kind)
+        check_expressible(cfg.model, cfg.export.dialect, tokenizer.specials)
     data = open_run_data(cfg.data, cfg.phases, cfg.seed, tokenizer, cfg.skips, cfg.words)
     objectives, vocab_size = cfg.objectives(tokenizer), data.corpora[0].train.vocab_size
     optimizer = OPTIMIZERS[cfg.optim.kind](cfg.optim)

@@ -23,6 +23,14 @@ VARIANTS = {
     "encoder": ENCODER,
     "encoder-pre-rope": {**ENCODER, "norm_position": "pre", "positions": "rope", "mlp": "geglu"},
     "decoder": DECODER,
+    "encoder-local": {
+        **{**ENCODER, "norm_position": "pre", "positions": "rope", "layers": 3, "embed_norm": True},
+        **{"first_norm": False, "window": 5, "global_every": 2, "local_rope_theta": 500.0},
+    },
+    "decoder-without-norm-weights": {
+        **{**DECODER, "norm_weights": False, "mlp": "relu2", "qk_norm_after_rope": True},
+        **{"embed_norm": True, "logit_cap": 3.0},
+    },
     "decoder-post-learned": {**DECODER, "norm_position": "post", "positions": "learned", "qk_norm": False},
 }
 
@@ -63,41 +71,6 @@ def test_the_loss_on_k_rows_is_the_loss_picked_from_all_rows():
     torch.testing.assert_close(loss, expected)
 
 
-PACKED = [[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("segments", [PACKED, None], ids=["several documents", "one document a window"])
-def test_attention_equals_a_slow_loop(segments, causal, dtype):
-    """Compare outputs and gradients of every path of `attend` with a loop over queries that picks their keys."""
-    torch.manual_seed(0)
-    heads = [torch.randn(2, 4, 6, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
-    numbers = torch.zeros(2, 6, dtype=torch.int32) if segments is None else torch.tensor(segments)
-    mask = None if segments is None else attention.attention_mask(numbers, causal, dtype)
-    found = attention.attend(*heads, mask, causal, 0.0)
-    exact = [x.detach().double().requires_grad_() for x in heads]
-    expected = slow_attention(*exact, numbers, causal)
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    torch.testing.assert_close(found.double(), expected, **tolerance)
-    gradient = torch.randn_like(expected)
-    gradients = torch.autograd.grad(found, heads, gradient.to(dtype))
-    for ours, slow in zip(gradients, torch.autograd.grad(expected, exact, gradient), strict=True):
-        torch.testing.assert_close(ours.double(), slow, **tolerance)
-
-
-def slow_attention(q, k, v, segments, causal: bool) -> torch.Tensor:
-    B, H, T, E = q.shape
-    rows = []
-    for b in range(B):
-        for h in range(H):
-            for t in range(T):
-                keys = [s for s in range(T) if segments[b, s] == segments[b, t] and (s <= t or not causal)]
-                shares = (k[b, h, keys] @ q[b, h, t] / E**0.5).softmax(0)
-                rows.append(shares @ v[b, h, keys])
-    return torch.stack(rows).view(B, H, T, E)
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_window_of_one_document_gives_the_same_with_a_mask_and_without(name):
     net = build(name)
@@ -114,27 +87,29 @@ def test_a_window_of_one_document_gives_the_same_with_a_mask_and_without(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "autocast"])
 def test_one_mask_is_made_a_forward_in_the_dtype_of_queries_and_keys(dtype, monkeypatch):
     """A mask of another dtype would be converted by every layer, and each copy kept for the backward pass."""
-    made, seen = [], []
-    mask_of, attend = attention.attention_mask, attention.attend
-    monkeypatch.setattr(attention, "attention_mask", lambda *args: made.append(mask_of(*args)) or made[-1])
-    monkeypatch.setattr("pretrain.model.transformer.attend", lambda q, *rest: seen.append(rest[2]) or attend(q, *rest))
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        attention.F,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: seen.append(kwargs["attn_mask"]) or attend(*args, **kwargs),
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         layout = Layout(torch.tensor([[0] * 9 + [1] * (T - 9)] * 2), torch.arange(T)[None], False)
         build("encoder")(torch.randint(5, V, (2, T)), layout)
-    assert len(made) == 1 and made[0].dtype == dtype
-    assert len(seen) == 2 and all(mask is made[0] for mask in seen)
+    assert len(seen) == 2 and all(mask is seen[0] and mask.dtype == dtype for mask in seen)
 
 
 def test_norm_and_rotation_equal_the_formulas_of_torch():
     """Compare outputs and gradients of the functions that have their own backward pass."""
     torch.manual_seed(0)
     x, weight, turned = (torch.randn(shape, requires_grad=True) for shape in ((3, 5, 16), (16,), (2, 3, 5, 16)))
-    norm = RMSNorm(16, eps=1e-6)
+    norm, bare = RMSNorm(16, eps=1e-6), RMSNorm(16, eps=1e-6, elementwise_affine=False)
     norm.weight.data = weight.detach()
     cos, sin = attention.rope(torch.arange(5).expand(2, -1), 16, 10_000.0, torch.float32)
     left, right = turned.chunk(2, dim=-1)
     pairs = [
         (norm(x), torch.nn.functional.rms_norm(x, (16,), weight, 1e-6), [x, norm.weight], [x, weight]),
+        (bare(x), torch.nn.functional.rms_norm(x, (16,), None, 1e-6), [x], [x]),
         (attention.rotate(turned, cos, sin), turned * cos + torch.cat((-right, left), -1) * sin, [turned], [turned]),
     ]
     for ours, theirs, by, by_theirs in pairs:
@@ -188,6 +163,9 @@ def test_flops_of_gpt2_small_are_the_published_0_857_gflop_per_token():
         ({"width": "30", "heads": "4"}, "model.width = 30 does not divide by model.heads = 4"),
         ({"kv_heads": "3"}, "model.heads = 2 does not divide by model.kv_heads = 3"),
         ({"head_width": "5", "positions": "rope"}, "needs an even head width, found 5"),
+        ({"norm_weights": "false"}, "model.norm_weights = false needs model.norm = rmsnorm, found layernorm"),
+        ({"first_norm": "false"}, "model.first_norm = false needs model.norm_position = pre, found post"),
+        ({"qk_norm_after_rope": "true"}, "needs model.qk_norm = true and model.positions = rope"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(changes, message):

@@ -21,19 +21,25 @@ from pretrain.model.transformer import Transformer
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.objectives.fill_in_middle import FillInMiddleConfig
+from pretrain.objectives.hybrid import HybridConfig
 from pretrain.objectives.masked_lm import MaskedLMConfig
+from pretrain.objectives.prefix_lm import PrefixBatch, PrefixLMConfig
 from pretrain.order.packed import PackedWindows
 from pretrain.order.rows import of_stream
 from tests.conftest import DECODER, ENCODER
 
 BERT = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 BYTE = {"pad": 0, "unk": 1, "eod": 2}
+MARKS = {"mask": 4, "<fim_prefix>": 5, "<fim_suffix>": 6, "<fim_middle>": 7}
 V, T, B = 60, 48, 2
 MODELS = {
     "encoder": ENCODER,
     "encoder-pre-rope": {**ENCODER, "norm_position": "pre", "positions": "rope", "mlp": "geglu"},
     "decoder": DECODER,
     "decoder-post-learned": {**DECODER, "norm_position": "post", "positions": "learned", "qk_norm": False},
+    "encoder-local": {**ENCODER, "norm_position": "pre", "positions": "rope", "window": 4, "global_every": 2},
+    "decoder-local": {**DECODER, "window": 4, "local_rope_theta": 100.0, "mlp": "relu2", "norm_weights": False},
 }
 MASKED = {
     "token": MaskedLMConfig(kind="masked_lm", mask_ratio=0.3),
@@ -42,7 +48,12 @@ MASKED = {
     "span": MaskedLMConfig(kind="masked_lm", mask_ratio=0.3, span={}),
     "word span": MaskedLMConfig(kind="masked_lm", mask_ratio=0.3, unit="word", span={"p": 0.5, "longest": 3}),
 }
-CAUSAL = {"causal": CausalLMConfig(kind="causal_lm")}
+CAUSAL = {
+    "causal": CausalLMConfig(kind="causal_lm"),
+    "prefix": PrefixLMConfig(kind="prefix_lm"),
+    "fill in": FillInMiddleConfig(kind="fill_in_middle", rate=0.8),
+    "hybrid": HybridConfig(kind="hybrid", masked_share=1.0, mask_ratio=0.3),
+}
 # PyTorch's own choice, and each backend alone. A backend that this machine cannot run is skipped with the reason.
 BACKENDS = {
     "default": None,
@@ -99,7 +110,7 @@ def batch_of(name: str, objective: str, kind: str = "stream") -> Batch:
     padding; "whole" has the inside of one long document in each window, for attention without a mask."""
     causal = MODELS[name]["causal"]
     config, specials = (CAUSAL if causal else MASKED)[objective], BYTE if causal else BERT
-    made = OBJECTIVES[config.kind](config, specials, V, T, 1)
+    made = OBJECTIVES[config.kind](config, specials | (MARKS if causal else {}), V, T, 1)
     end, words = specials.get("eod", specials.get("sep")), None
     if made.wants_words:
         words = np.random.default_rng(1).random((B, T)) < 0.7
@@ -129,11 +140,12 @@ def replaced(batch: Batch, row: int, document: torch.Tensor) -> Batch:
     """Replace every token of one document, special tokens included. Targets and layout stay the same."""
     inputs = batch.inputs.clone()
     inputs[row, document] = (inputs[row, document] + 23) % V
-    return Batch(**{**vars(batch), "inputs": inputs})
+    return type(batch)(**{**vars(batch), "inputs": inputs})
 
 
 def layout(net: Transformer, batch: Batch) -> Layout:
-    return Layout(batch.segments, batch.position_ids, net.config.causal)
+    prefix = batch.prefix if isinstance(batch, PrefixBatch) else None
+    return Layout(batch.segments, batch.position_ids, net.config.causal, prefix)
 
 
 def run(net: Transformer, batch: Batch, scored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,14 +188,21 @@ def backend(name: str):
     return nullcontext() if BACKENDS[name] is None else sdpa_kernel(BACKENDS[name])
 
 
-@pytest.fixture(params=BACKENDS)
-def attention(request):
-    """Use one backend of scaled_dot_product_attention. Skips if it cannot run here with a mask and a backward pass."""
+@pytest.fixture(params=[*BACKENDS, "by parts"])
+def attention(request, monkeypatch):
+    """Use one backend of scaled_dot_product_attention. Skips if it cannot run here with a mask and a backward pass.
+
+    "by parts" never makes a dense mask: documents go one by one, and local layers block by block.
+    """
+    if request.param == "by parts":
+        monkeypatch.setattr(attention_module, "DENSE", 0)
+        yield request.param
+        return
     q = torch.randn(1, 2, 4, 16, device=DEVICE, requires_grad=True)
-    mask = torch.zeros(1, 1, 4, 4, device=DEVICE)
+    layout = Layout(torch.tensor([[0, 0, 1, 1]], device=DEVICE), torch.arange(4, device=DEVICE)[None], False)
     with backend(request.param):
         try:
-            attention_module.attend(q, q, q, mask, False, 0.0).sum().backward()
+            attention_module.attend(q, q, q, layout, None, 0.0).sum().backward()
         except RuntimeError as error:
             pytest.skip(f"{request.param} cannot run here with a mask: {str(error).splitlines()[0]}")
         yield request.param
@@ -214,32 +233,32 @@ def test_the_rows_have_documents_of_every_kind():
     assert ids[0] != BERT["cls"] and ids[T] != BERT["cls"] and ids[T - 1] != BERT["sep"]
 
 
-def no_segments(segments, causal, dtype):
-    return model_mask(torch.zeros_like(segments), causal, dtype)
+def no_segments(layout, window, dtype):
+    return right_mask(dataclasses.replace(layout, segments=torch.zeros_like(layout.segments), _made={}), window, dtype)
 
 
-def neighbours(segments, causal, dtype):
+def neighbours(layout, window, dtype):
     """Let each document see the one before it, as an index that is off by one does."""
-    apart = segments[:, :, None] - segments[:, None, :]
+    apart = layout.segments[:, :, None] - layout.segments[:, None, :]
     mask = (apart == 0) | (apart == 1)
-    return torch.where(mask.tril() if causal else mask, 0.0, float("-inf"))[:, None].to(dtype)
+    return torch.where(mask.tril() if layout.causal else mask, 0.0, float("-inf"))[:, None].to(dtype)
 
 
-def one_token(segments, causal, dtype):
+def one_token(layout, window, dtype):
     """Allow a single pair of positions too many, only in the second row."""
-    mask = model_mask(segments, causal, dtype)
+    mask = right_mask(layout, window, dtype).clone()
     mask[1, 0, T - 1, 0] = 0
     return mask
 
 
-model_mask = attention_module.attention_mask
+right_mask = Layout.mask
 
 
 @pytest.mark.parametrize("leak", [no_segments, neighbours, one_token])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_mask_that_leaks_is_found(name, leak, monkeypatch):
     """The tests above would find these leaks."""
-    monkeypatch.setattr(attention_module, "attention_mask", leak)
+    monkeypatch.setattr(Layout, "mask", leak)
     batch = batch_of(name, "causal" if MODELS[name]["causal"] else "token")
     assert leaks(build(name), batch, 1) != []
 
@@ -256,3 +275,44 @@ def test_positions_begin_anew_in_every_document(name, kind):
             positions = torch.arange(ids.shape[1], device=DEVICE)[None]
             alone = net(ids, Layout(None, positions, net.config.causal))
             torch.testing.assert_close(together[row, tokens], alone[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["dense", "by parts"])
+@pytest.mark.parametrize("name", ["encoder-local", "decoder-local"])
+def test_a_token_of_a_local_layer_reaches_its_window_and_no_further(name, parts, monkeypatch):
+    """Two layers, the first of them global, are replaced by one local layer: what token t changes is known."""
+    if parts:
+        monkeypatch.setattr(attention_module, "DENSE", 0)
+    net = build(name)
+    net.blocks = net.blocks[1:]
+    net.blocks[0].attention.window = 4
+    ids, t = torch.randint(5, V, (1, T), device=DEVICE), 20
+    changed = ids.clone()
+    changed[0, t] = 5 + (ids[0, t] + 1) % (V - 5)
+    plain = Layout(None, torch.arange(T, device=DEVICE)[None], net.config.causal)
+    moved = (net(ids, plain) != net(changed, plain)).any(-1)[0].nonzero()[:, 0].tolist()
+    assert moved == list(range(t if net.config.causal else t - 4, t + 4 + 1))
+
+
+@pytest.mark.parametrize("objective", ["prefix", "hybrid"])
+def test_a_prefix_is_seen_by_all_of_its_document(objective):
+    net, batch = build("decoder"), batch_of("decoder", objective)
+    before = net(batch.inputs, layout(net, batch))
+    assert batch.prefix.any() and (objective == "hybrid" or (~batch.prefix).any())
+    for row, at in batch.prefix.nonzero().tolist()[::5]:
+        inputs = batch.inputs.clone()
+        inputs[row, at] = (inputs[row, at] + 23) % V
+        moved = (net(inputs, layout(net, batch)) != before).any(-1)[row]
+        assert torch.equal(moved, batch.segments[row] == batch.segments[row, at])
+
+
+def test_no_target_after_a_prefix_sees_itself():
+    net, batch = build("decoder"), batch_of("decoder", "prefix")
+    before = net(batch.inputs, layout(net, batch))
+    nexts = [(row, at + 1) for row, at in (batch.weights > 0).nonzero().tolist() if at + 1 < T]
+    inside = [(row, at) for row, at in nexts if batch.position_ids[row, at] > 0]
+    assert len(inside) > 10
+    for row, at in inside:
+        inputs = batch.inputs.clone()
+        inputs[row, at] = (inputs[row, at] + 23) % V
+        assert torch.equal(net(inputs, layout(net, batch))[row, at - 1], before[row, at - 1])

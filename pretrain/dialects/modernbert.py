@@ -1,0 +1,134 @@
+"""ModernBERT (Warner et al. 2024, arXiv:2412.13663), an encoder and a decoder with the same weights.
+
+They are `ModernBertForMaskedLM` and `ModernBertDecoderForCausalLM` of transformers. A model that was trained with both
+objectives can be exported as either.
+"""
+
+from pretrain.dialects import cards
+from pretrain.dialects.dialect import FP32, Dialect, end_mark, even_heads, ungrouped_heads
+from pretrain.dialects.names import Modules, Names
+from pretrain.model.config import ModelConfig
+
+WANTED = {
+    "norm": "layernorm",
+    "norm_position": "pre",
+    "embed_norm": True,
+    "first_norm": False,
+    "positions": "rope",
+    "mlp": "geglu",
+    "transform_head": True,
+}
+FREE = {"kv_heads", "head_width", "window", "bias", "tie_embeddings"}
+OUTSIDE = {
+    "embed": "model.embeddings.tok_embeddings",
+    "embed_norm": "model.embeddings.norm",
+    "final_norm": "model.final_norm",
+    "head.decoder": "decoder",
+}
+INSIDE: dict[Modules, str] = {
+    "attention.out": "attn.Wo",
+    "attention_norm": "attn_norm",
+    ("mlp.gate", "mlp.up"): "mlp.Wi",
+    "mlp.down": "mlp.Wo",
+    "mlp_norm": "mlp_norm",
+}
+LOCAL = "**Local layers.** {local}"
+
+
+class _Either(Dialect):
+    """What the encoder and the decoder have in common."""
+
+    free = FREE
+
+    def further_objections(self, model: ModelConfig) -> list[str]:
+        return ungrouped_heads(model, self.name) + even_heads(model, self.name)
+
+    def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
+        """The contents of config.json. It has the layers that are local twice: for transformers 5 and for 4."""
+        theta, local_theta = model.rope_theta, model.local_rope_theta or model.rope_theta
+        local = ["full_attention" if model.window_of(i) is None else "sliding_attention" for i in range(model.layers)]
+        end = end_mark(specials)
+        begin = end if model.causal else specials["cls"]
+        return {
+            "vocab_size": vocab_size,
+            "hidden_size": model.width,
+            "num_hidden_layers": model.layers,
+            "num_attention_heads": model.heads,
+            "intermediate_size": model.mlp_width,
+            "hidden_activation": "gelu",
+            "classifier_activation": "gelu",  # of the head
+            "max_position_embeddings": model.max_positions,
+            "layer_types": local,
+            "global_attn_every_n_layers": model.global_every if model.window else 1,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": theta},
+                "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
+            },
+            "global_rope_theta": theta,
+            "local_rope_theta": local_theta,
+            "norm_eps": model.norm_eps,
+            "norm_bias": model.bias,
+            "attention_bias": model.bias,
+            "mlp_bias": model.bias,
+            "classifier_bias": model.bias,
+            "decoder_bias": True,
+            "embedding_dropout": model.dropout,
+            "attention_dropout": model.dropout,
+            "mlp_dropout": 0.0,
+            "initializer_range": model.init_std,
+            "tie_word_embeddings": model.tie_embeddings,
+            "pad_token_id": specials["pad"],
+            "bos_token_id": begin,
+            "cls_token_id": specials.get("cls", begin),
+            "eos_token_id": end,
+            "sep_token_id": end,
+            **FP32,
+        }
+
+
+class ModernBert(_Either):
+    """`ModernBertForMaskedLM`."""
+
+    name = "modernbert"
+    needs = ("cls", "sep", "mask")
+    auto_class = "AutoModelForMaskedLM"
+    pipeline = "fill-mask"
+    card = cards.encoder("A ModernBERT encoder", LOCAL)
+    wanted = WANTED | {"causal": False}
+    names = Names(
+        outside=OUTSIDE | {"head.dense": "head.dense", "head.norm": "head.norm"},
+        layer="model.layers",
+        inside={("attention.q", "attention.k", "attention.v"): "attn.Wqkv", **INSIDE},
+    )
+
+    def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
+        """The contents of config.json. `local_attention` counts the tokens on both sides."""
+        own = {"architectures": ["ModernBertForMaskedLM"], "model_type": "modernbert"}
+        window = {"local_attention": 2 * model.window} if model.window else {}
+        return own | super().config(model, vocab_size, specials) | window
+
+
+class ModernBertDecoder(_Either):
+    """`ModernBertDecoderForCausalLM`."""
+
+    name = "modernbert_decoder"
+    auto_class = "AutoModelForCausalLM"
+    pipeline = "text-generation"
+    card = cards.decoder("A ModernBERT decoder", LOCAL)
+    wanted = WANTED | {"causal": True}
+    names = Names(
+        outside=OUTSIDE | {"head.dense": "lm_head.dense", "head.norm": "lm_head.norm"},
+        layer="model.layers",
+        inside={
+            "attention.q": "attn.q_proj",
+            "attention.k": "attn.k_proj",
+            "attention.v": "attn.v_proj",
+            **INSIDE,
+        },
+    )
+
+    def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
+        """The contents of config.json. A token sees `local_attention` / 2 tokens: itself and those before it."""
+        own = {"architectures": ["ModernBertDecoderForCausalLM"], "model_type": "modernbert-decoder"}
+        window = {"local_attention": 2 * (model.window + 1)} if model.window else {}
+        return own | super().config(model, vocab_size, specials) | window

@@ -1,0 +1,101 @@
+"""nanochat (Karpathy 2025), a decoder, as `NanoChatForCausalLM` of transformers 5 has it.
+
+It squares ReLU, has norms without weights, norms queries and keys after RoPE, and bounds its logits.
+"""
+
+from typing import TYPE_CHECKING
+
+from pretrain.dialects import cards
+from pretrain.dialects.dialect import FP32, Dialect, end_mark, even_heads, rope_keys
+from pretrain.dialects.names import Names
+from pretrain.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NanoChat(Dialect):
+    """`NanoChatForCausalLM`."""
+
+    name = "nanochat"
+    auto_class = "AutoModelForCausalLM"
+    pipeline = "text-generation"
+    card = cards.decoder("A nanochat decoder")
+    wanted = {
+        "causal": True,
+        "norm": "rmsnorm",
+        "norm_weights": False,
+        "norm_position": "pre",
+        "embed_norm": True,
+        "positions": "rope",
+        "mlp": "relu2",
+        "bias": False,
+        "qk_norm": True,
+        "qk_norm_after_rope": True,
+        "transform_head": False,
+    }
+    free = {"kv_heads", "head_width", "tie_embeddings", "logit_cap"}
+    names = Names(
+        outside={"embed": "model.embed_tokens", "head.decoder": "lm_head"},
+        layer="model.layers",
+        inside={
+            "attention.q": "self_attn.q_proj",
+            "attention.k": "self_attn.k_proj",
+            "attention.v": "self_attn.v_proj",
+            "attention.out": "self_attn.o_proj",
+            "mlp.up": "mlp.fc1",
+            "mlp.down": "mlp.fc2",
+        },
+    )
+
+    def further_objections(self, model: ModelConfig) -> list[str]:
+        return even_heads(model, self.name)
+
+    def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
+        """The contents of config.json. Documents begin and end with the same mark."""
+        return {
+            "architectures": ["NanoChatForCausalLM"],
+            "model_type": "nanochat",
+            "vocab_size": vocab_size,
+            "hidden_size": model.width,
+            "num_hidden_layers": model.layers,
+            "num_attention_heads": model.heads,
+            "num_key_value_heads": model.KV,
+            "intermediate_size": model.mlp_width,
+            "hidden_act": "relu2",
+            "max_position_embeddings": model.max_positions,
+            **rope_keys(model.rope_theta),
+            "rms_norm_eps": model.norm_eps,
+            "final_logit_softcapping": model.logit_cap,
+            "attention_bias": False,
+            "attention_dropout": model.dropout,
+            "initializer_range": model.init_std,
+            "tie_word_embeddings": model.tie_embeddings,
+            "bos_token_id": end_mark(specials),
+            "eos_token_id": end_mark(specials),
+            "pad_token_id": specials["pad"],
+            **FP32,
+        }
+
+    def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """Our tensors under nanochat's names."""
+        return _turned_back(super().weights(model, ours), model)
+
+    def from_weights(
+        self, model: ModelConfig, theirs: "dict[str, Tensor]", rows: dict[str, int]
+    ) -> "dict[str, Tensor]":
+        """The inverse of `weights`."""
+        return super().from_weights(model, _turned_back(theirs, model), rows)
+
+
+def _turned_back(tensors: "dict[str, Tensor]", model: ModelConfig) -> "dict[str, Tensor]":
+    """The tensors with the halves of each head of queries and keys exchanged.
+
+    nanochat rotates in the other direction. A rotation of (a, b) is the opposite rotation of (b, a).
+    """
+    return {
+        name: tensor.view(-1, 2, model.E // 2, tensor.shape[-1]).flip(1).reshape(tensor.shape)
+        if name.endswith(("q_proj.weight", "k_proj.weight"))
+        else tensor
+        for name, tensor in tensors.items()
+    }

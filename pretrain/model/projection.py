@@ -1,0 +1,122 @@
+"""The projection onto the vocabulary, and the cross-entropy of its logits, which never exist all at once.
+
+N rows of width D have N · V logits: at 32 windows of 512 tokens and 50,000 ids they take 3.3 GB in fp32, and as much
+again for their gradient. Here they are made a chunk at a time. The gradient of a chunk is made beside its loss, so no
+logit is kept or made twice.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 1 << 24  # logits that exist at once: 64 MB in fp32
+
+
+class Projection(nn.Linear):
+    """Rows (…, D) → logits (…, V), bounded by `cap` if there is one: x becomes cap · tanh(x / cap).
+
+    The three methods of a caller go through `forward`, because ZeRO 3 gathers the weight for that call.
+    """
+
+    def __init__(self, width: int, vocab_size: int, bias: bool, cap: float | None):
+        super().__init__(width, vocab_size, bias)
+        self.cap = cap
+
+    def forward(  # type: ignore[override]  # a caller passes what it asks for
+        self, rows: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, each: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Without `targets` (…,) the logits. With them the summed loss in nats, fp32, each row times its weight.
+
+        With `each` the nll and the likeliest id of every row, both in the shape of `targets`, without a gradient.
+        """
+        if targets is None:
+            return _capped(super().forward(rows), self.cap)
+        flat, wanted = rows.reshape(-1, rows.shape[-1]), targets.reshape(-1).long()
+        if each:
+            nll, likeliest = _scores(flat, self.weight, self.bias, self.cap, wanted)
+            return nll.view(targets.shape), likeliest.view(targets.shape)
+        share = torch.ones_like(wanted, dtype=torch.float32) if weights is None else weights.reshape(-1).float()
+        return _SummedLoss.apply(flat, self.weight, self.bias, self.cap, wanted, share)
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Σ weight · nll over rows (N, D), in fp32. The logits are made in the dtype that autocast asks for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None, targets: Tensor, share: Tensor
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        by_rows = torch.empty_like(rows) if wanted else None
+        by_matrix = torch.zeros(matrix.shape, dtype=torch.float32, device=matrix.device) if wanted else None
+        by_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted and bias is not None else None
+        dtype = _dtype(rows)
+        with torch.autocast(rows.device.type, enabled=False):
+            cast = matrix.to(dtype)
+            for part in _chunks(rows, len(matrix)):
+                some = rows[part].to(dtype)
+                logits = _logits(some, cast, bias, cap)
+                peak = logits.logsumexp(-1)
+                total += ((peak - logits.gather(1, targets[part, None])[:, 0]) * share[part]).sum()
+                if by_rows is None or by_matrix is None:
+                    continue
+                slope = 1 - (logits / cap).square() if cap is not None else None
+                gradient = logits.sub_(peak[:, None]).exp_()  # the probabilities
+                gradient[torch.arange(len(some), device=rows.device), targets[part]] -= 1
+                gradient *= share[part, None]
+                gradient = gradient if slope is None else gradient.mul_(slope)
+                low = gradient.to(dtype)
+                by_rows[part] = low @ cast
+                by_matrix.addmm_(low.t(), some) if dtype == torch.float32 else by_matrix.add_(low.t() @ some)
+                if by_bias is not None:
+                    by_bias += gradient.sum(0)
+        ctx.save_for_backward(by_rows, by_matrix, by_bias)
+        ctx.dtypes = matrix.dtype, None if bias is None else bias.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        by_rows, by_matrix, by_bias = ctx.saved_tensors
+        of_matrix, of_bias = ctx.dtypes
+        by_bias = None if by_bias is None else (by_bias * scale).to(of_bias)
+        return by_rows * scale.to(by_rows.dtype), (by_matrix * scale).to(of_matrix), by_bias, None, None, None
+
+
+@torch.no_grad()
+def _scores(
+    rows: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The nll (nats, fp32) and the likeliest id of every row, both (N,)."""
+    nll, likeliest = torch.empty(len(rows), device=rows.device), torch.empty_like(targets)
+    dtype = _dtype(rows)
+    with torch.autocast(rows.device.type, enabled=False):
+        cast = matrix.to(dtype)
+        for part in _chunks(rows, len(matrix)):
+            logits = _logits(rows[part].to(dtype), cast, bias, cap)
+            nll[part] = logits.logsumexp(-1) - logits.gather(1, targets[part, None])[:, 0]
+            likeliest[part] = logits.argmax(-1)
+    return nll, likeliest
+
+
+def _logits(rows: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
+    """(n, V) fp32."""
+    logits = nn.functional.linear(rows, matrix, None if bias is None else bias.to(rows.dtype)).float()
+    return _capped(logits, cap)
+
+
+def _capped(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _chunks(rows: Tensor, vocab_size: int) -> Iterator[slice]:
+    size = max(1, CHUNK // vocab_size)
+    return (slice(begin, begin + size) for begin in range(0, len(rows), size))
+
+
+def _dtype(rows: Tensor) -> torch.dtype:
+    """The dtype of the product: autocast may change it."""
+    kind = rows.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
