@@ -6,6 +6,7 @@ arXiv:2503.05500) of transformers. A model that was trained with both objectives
 
 from pretrain.dialects import cards
 from pretrain.dialects.dialect import FP32, Dialect, divided_width, end_mark, rope_keys
+from pretrain.dialects.modernbert import POOLING
 from pretrain.dialects.names import Names
 from pretrain.model.config import ModelConfig
 
@@ -89,7 +90,7 @@ class EuroBert(_Either):
     needs = ("cls", "sep", "mask")
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
-    card = cards.encoder("A EuroBERT encoder")
+    card = cards.encoder("A EuroBERT encoder", POOLING)
     wanted = WANTED | {"causal": False, "bias": False}  # with biases its head would have one too
     free = {"kv_heads", "head_width", "tie_embeddings"}
 
@@ -97,4 +98,4 @@ class EuroBert(_Either):
         """The contents of config.json."""
         own = {"architectures": ["EuroBertForMaskedLM"], "model_type": "eurobert"}
         marks = {"bos_token_id": specials["cls"], "eos_token_id": specials["sep"], "mask_token_id": specials["mask"]}
-        return own | super().config(model, vocab_size, specials) | marks
+        return own | super().config(model, vocab_size, specials) | marks | {"classifier_pooling": "mean"}

@@ -33,6 +33,9 @@ INSIDE: dict[Modules, str] = {
     "mlp_norm": "mlp_norm",
 }
 LOCAL = "**Local layers.** {local}"
+POOLING = """\
+**Classifiers take the mean of all tokens** (`classifier_pooling` in config.json), because no objective of pre-training
+has taught `[CLS]` to stand for the text."""
 
 
 class _Either(Dialect):
@@ -93,7 +96,7 @@ class ModernBert(_Either):
     needs = ("cls", "sep", "mask")
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
-    card = cards.encoder("A ModernBERT encoder", LOCAL)
+    card = cards.encoder("A ModernBERT encoder", POOLING, LOCAL)
     wanted = WANTED | {"causal": False}
     names = Names(
         outside=OUTSIDE | {"head.dense": "head.dense", "head.norm": "head.norm"},
@@ -105,7 +108,7 @@ class ModernBert(_Either):
         """The contents of config.json. `local_attention` counts the tokens on both sides."""
         own = {"architectures": ["ModernBertForMaskedLM"], "model_type": "modernbert"}
         window = {"local_attention": 2 * model.window} if model.window else {}
-        return own | super().config(model, vocab_size, specials) | window
+        return own | super().config(model, vocab_size, specials) | window | {"classifier_pooling": "mean"}
 
 
 class ModernBertDecoder(_Either):
