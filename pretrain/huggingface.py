@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Keys of a config.json that name code in the folder or on a hub. A folder with such a key is not opened.
 CODE = ("auto_map", "custom_pipelines", "auto_mapping")
 ATTENTION = ("attn_implementation", "_attn_implementation")  # a value `owner/kernel` is code from a hub
+OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 MAKE_AGAIN = "export it again, or copy it again from where it was made"
 
@@ -97,6 +98,8 @@ def _refuse_code(settings: Path) -> None:
     except (OSError, ValueError, RecursionError) as error:
         found = str(error).splitlines()[0][:200]
         raise TaskError(f"{settings} cannot be read as JSON", f"found: {found}", MAKE_AGAIN) from None
+    if isinstance(values, list) and settings.name not in OBJECTS:
+        return  # another program's file, such as the list of data sets in data_config.json
     if not isinstance(values, dict):
         raise TaskError(f"{settings} must be a JSON object", f"found: {str(values)[:80]}", MAKE_AGAIN)
     asks = [key for key in CODE if values.get(key)]

@@ -35,6 +35,7 @@ class Bert(Dialect):
     """`BertForMaskedLM`."""
 
     name = "bert"
+    model_type = "bert"
     needs = ("cls", "sep", "mask")
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
@@ -80,7 +81,7 @@ class Bert(Dialect):
         """The contents of config.json."""
         return {
             "architectures": ["BertForMaskedLM"],
-            "model_type": "bert",
+            "model_type": self.model_type,
             "vocab_size": vocab_size,
             "hidden_size": model.width,
             "num_hidden_layers": model.layers,
@@ -97,6 +98,17 @@ class Bert(Dialect):
             "tie_word_embeddings": True,
             "pad_token_id": specials["pad"],
             **FP32,
+        }
+
+    def shape(self, config: dict) -> dict:
+        return {
+            "layers": config["num_hidden_layers"],
+            "width": config["hidden_size"],
+            "heads": config["num_attention_heads"],
+            "mlp_width": config["intermediate_size"],
+            "max_positions": config["max_position_embeddings"],
+            "dropout": config["hidden_dropout_prob"],
+            "init_std": config["initializer_range"],
         }
 
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":

@@ -9,8 +9,8 @@ from pretrain.model.config import ModelConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Keys of the section `model` that every dialect can express: sizes, and numbers that config.json has.
-SIZES = {"layers", "width", "heads", "mlp_width", "max_positions", "norm_eps", "init_std", "dropout"}
+# Keys of the section `model` that every dialect can express: sizes, numbers of config.json, where weights come from.
+SIZES = {"layers", "width", "heads", "mlp_width", "max_positions", "norm_eps", "init_std", "dropout", "init_from"}
 # These change nothing without a window, and without rope; a dialect has them if it has these.
 DEPENDENT = {"global_every", "local_rope_theta", "rope_theta"}
 
@@ -23,6 +23,7 @@ class Dialect(ABC):
     """
 
     name: ClassVar[str]  # as in `DIALECTS` and in messages
+    model_type: ClassVar[str]  # the name of the architecture in config.json
     needs: ClassVar[tuple[str, ...]] = ()  # the roles of special tokens that the tokenizer must have
     auto_class: ClassVar[str]  # the class of transformers that opens the exported model
     pipeline: ClassVar[str]  # the task under which the Hugging Face hub lists it
@@ -53,6 +54,13 @@ class Dialect(ABC):
     @abstractmethod
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json. `specials`: ids of special tokens by role."""
+
+    def shape(self, config: dict) -> dict:
+        """The values of the section `model` that are not `wanted`, from a config.json: the inverse of `config`.
+
+        `config` has all keys, also those with the defaults of transformers.
+        """
+        raise NotImplementedError(f"a {self.name} folder cannot be read yet")
 
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
         """Our tensors under the names of transformers."""
@@ -94,6 +102,23 @@ def end_mark(specials: dict[str, int]) -> int:
 def rope_keys(theta: float) -> dict:
     """The base of the rotations, where transformers 5 and 4 read it."""
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "rope_theta": theta}
+
+
+def grouped_shape(config: dict) -> dict:
+    """The values of the section `model` that Llama and its relatives name alike in config.json."""
+    return {
+        "layers": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "heads": config["num_attention_heads"],
+        "kv_heads": config["num_key_value_heads"],
+        "mlp_width": config["intermediate_size"],
+        "max_positions": config["max_position_embeddings"],
+        "norm_eps": config["rms_norm_eps"],
+        "rope_theta": config["rope_parameters"]["rope_theta"],
+        "tie_embeddings": config["tie_word_embeddings"],
+        "dropout": config["attention_dropout"],
+        "init_std": config["initializer_range"],
+    }
 
 
 FP32 = {"dtype": "float32", "torch_dtype": "float32"}  # transformers 4 has the second name

@@ -12,6 +12,7 @@ class Gpt2(Dialect):
     """`GPT2LMHeadModel`."""
 
     name = "gpt2"
+    model_type = "gpt2"
     auto_class = "AutoModelForCausalLM"
     pipeline = "text-generation"
     card = cards.decoder(
@@ -58,7 +59,7 @@ mask. `generate` passes them by itself; your own call of the model must.""",
         """The contents of config.json. Documents begin and end with the same mark."""
         return {
             "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
+            "model_type": self.model_type,
             "vocab_size": vocab_size,
             "n_embd": model.width,
             "n_layer": model.layers,
@@ -76,4 +77,19 @@ mask. `generate` passes them by itself; your own call of the model must.""",
             "eos_token_id": end_mark(specials),
             "pad_token_id": specials["pad"],
             **FP32,
+        }
+
+    def shape(self, config: dict) -> dict:
+        named = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
+        return {
+            "layers": config["n_layer"],
+            "width": config["n_embd"],
+            "heads": config["n_head"],
+            "mlp_width": config["n_inner"] or 4 * config["n_embd"],
+            "max_positions": config["n_positions"],
+            "norm_eps": config["layer_norm_epsilon"],
+            "mlp": named.get(config["activation_function"], "gelu_tanh"),
+            "tie_embeddings": config["tie_word_embeddings"],
+            "dropout": config["resid_pdrop"],
+            "init_std": config["initializer_range"],
         }

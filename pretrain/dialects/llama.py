@@ -5,7 +5,7 @@ arXiv:2503.05500) of transformers. A model that was trained with both objectives
 """
 
 from pretrain.dialects import cards
-from pretrain.dialects.dialect import FP32, Dialect, divided_width, end_mark, rope_keys
+from pretrain.dialects.dialect import FP32, Dialect, divided_width, end_mark, grouped_shape, rope_keys
 from pretrain.dialects.modernbert import POOLING
 from pretrain.dialects.names import Names
 from pretrain.model.config import ModelConfig
@@ -39,6 +39,10 @@ class _Either(Dialect):
 
     names = NAMES
 
+    def shape(self, config: dict) -> dict:
+        own = {"head_width": config["head_dim"]} | ({"bias": config["attention_bias"]} if "bias" in self.free else {})
+        return grouped_shape(config) | own
+
     def further_objections(self, model: ModelConfig) -> list[str]:
         return divided_width(model, self.name)
 
@@ -70,6 +74,7 @@ class Llama(_Either):
     """`LlamaForCausalLM`."""
 
     name = "llama"
+    model_type = "llama"
     auto_class = "AutoModelForCausalLM"
     pipeline = "text-generation"
     card = cards.decoder("A Llama decoder")
@@ -78,7 +83,7 @@ class Llama(_Either):
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json. Documents begin and end with the same mark."""
-        own = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        own = {"architectures": ["LlamaForCausalLM"], "model_type": self.model_type}
         marks = {"bos_token_id": end_mark(specials), "eos_token_id": end_mark(specials)}
         return own | super().config(model, vocab_size, specials) | marks
 
@@ -87,6 +92,7 @@ class EuroBert(_Either):
     """`EuroBertForMaskedLM`."""
 
     name = "eurobert"
+    model_type = "eurobert"
     needs = ("cls", "sep", "mask")
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
@@ -96,6 +102,6 @@ class EuroBert(_Either):
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json."""
-        own = {"architectures": ["EuroBertForMaskedLM"], "model_type": "eurobert"}
+        own = {"architectures": ["EuroBertForMaskedLM"], "model_type": self.model_type}
         marks = {"bos_token_id": specials["cls"], "eos_token_id": specials["sep"], "mask_token_id": specials["mask"]}
         return own | super().config(model, vocab_size, specials) | marks | {"classifier_pooling": "mean"}

@@ -4,6 +4,8 @@ They are `ModernBertForMaskedLM` and `ModernBertDecoderForCausalLM` of transform
 objectives can be exported as either.
 """
 
+from typing import ClassVar
+
 from pretrain.dialects import cards
 from pretrain.dialects.dialect import FP32, Dialect, end_mark, even_heads, ungrouped_heads
 from pretrain.dialects.names import Modules, Names
@@ -42,6 +44,29 @@ class _Either(Dialect):
     """What the encoder and the decoder have in common."""
 
     free = FREE
+    inside: ClassVar[int]  # the tokens of half of `local_attention` that are not one's neighbours
+
+    def shape(self, config: dict) -> dict:
+        types, ropes = config["layer_types"], config["rope_parameters"]
+        found = {
+            "layers": config["num_hidden_layers"],
+            "width": config["hidden_size"],
+            "heads": config["num_attention_heads"],
+            "mlp_width": config["intermediate_size"],
+            "max_positions": config["max_position_embeddings"],
+            "norm_eps": config["norm_eps"],
+            "rope_theta": ropes["full_attention"]["rope_theta"],
+            "bias": config["norm_bias"],
+            "tie_embeddings": config["tie_word_embeddings"],
+            "dropout": config["attention_dropout"],
+            "init_std": config["initializer_range"],
+        }
+        if "sliding_attention" in types:
+            others = [number for number, kind in enumerate(types) if number and kind == "full_attention"]
+            found["window"] = config["local_attention"] // 2 - self.inside
+            found["global_every"] = others[0] if others else len(types)
+            found["local_rope_theta"] = ropes["sliding_attention"]["rope_theta"]
+        return found
 
     def further_objections(self, model: ModelConfig) -> list[str]:
         return ungrouped_heads(model, self.name) + even_heads(model, self.name)
@@ -93,11 +118,13 @@ class ModernBert(_Either):
     """`ModernBertForMaskedLM`."""
 
     name = "modernbert"
+    model_type = "modernbert"
     needs = ("cls", "sep", "mask")
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
     card = cards.encoder("A ModernBERT encoder", POOLING, LOCAL)
     wanted = WANTED | {"causal": False}
+    inside = 0
     names = Names(
         outside=OUTSIDE | {"head.dense": "head.dense", "head.norm": "head.norm"},
         layer="model.layers",
@@ -106,8 +133,8 @@ class ModernBert(_Either):
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json. `local_attention` counts the tokens on both sides."""
-        own = {"architectures": ["ModernBertForMaskedLM"], "model_type": "modernbert"}
-        window = {"local_attention": 2 * model.window} if model.window else {}
+        own = {"architectures": ["ModernBertForMaskedLM"], "model_type": self.model_type}
+        window = {"local_attention": 2 * (model.window + self.inside)} if model.window else {}
         return own | super().config(model, vocab_size, specials) | window | {"classifier_pooling": "mean"}
 
 
@@ -115,10 +142,12 @@ class ModernBertDecoder(_Either):
     """`ModernBertDecoderForCausalLM`."""
 
     name = "modernbert_decoder"
+    model_type = "modernbert-decoder"
     auto_class = "AutoModelForCausalLM"
     pipeline = "text-generation"
     card = cards.decoder("A ModernBERT decoder", LOCAL)
     wanted = WANTED | {"causal": True}
+    inside = 1  # the token itself
     names = Names(
         outside=OUTSIDE | {"head.dense": "lm_head.dense", "head.norm": "lm_head.norm"},
         layer="model.layers",
@@ -132,6 +161,6 @@ class ModernBertDecoder(_Either):
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json. A token sees `local_attention` / 2 tokens: itself and those before it."""
-        own = {"architectures": ["ModernBertDecoderForCausalLM"], "model_type": "modernbert-decoder"}
-        window = {"local_attention": 2 * (model.window + 1)} if model.window else {}
+        own = {"architectures": ["ModernBertDecoderForCausalLM"], "model_type": self.model_type}
+        window = {"local_attention": 2 * (model.window + self.inside)} if model.window else {}
         return own | super().config(model, vocab_size, specials) | window

@@ -44,7 +44,7 @@ class Names:
                     tensor = theirs[f"{their}.{kind}"]
                     tensor = tensor.t() if transposed and tensor.ndim == 2 else tensor
                     names = [f"{module}.{kind}" for module in modules]
-                    parts = tensor.split([rows[name] for name in names])
+                    parts = [tensor] if len(names) == 1 else tensor.split([rows[name] for name in names])
                     found |= {name: part.contiguous() for name, part in zip(names, parts, strict=True)}
         return found
 

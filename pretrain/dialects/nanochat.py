@@ -6,7 +6,7 @@ It squares ReLU, has norms without weights, norms queries and keys after RoPE, a
 from typing import TYPE_CHECKING
 
 from pretrain.dialects import cards
-from pretrain.dialects.dialect import FP32, Dialect, end_mark, even_heads, rope_keys
+from pretrain.dialects.dialect import FP32, Dialect, end_mark, even_heads, grouped_shape, rope_keys
 from pretrain.dialects.names import Names
 from pretrain.model.config import ModelConfig
 
@@ -18,6 +18,7 @@ class NanoChat(Dialect):
     """`NanoChatForCausalLM`."""
 
     name = "nanochat"
+    model_type = "nanochat"
     auto_class = "AutoModelForCausalLM"
     pipeline = "text-generation"
     card = cards.decoder("A nanochat decoder")
@@ -55,7 +56,7 @@ class NanoChat(Dialect):
         """The contents of config.json. Documents begin and end with the same mark."""
         return {
             "architectures": ["NanoChatForCausalLM"],
-            "model_type": "nanochat",
+            "model_type": self.model_type,
             "vocab_size": vocab_size,
             "hidden_size": model.width,
             "num_hidden_layers": model.layers,
@@ -76,6 +77,9 @@ class NanoChat(Dialect):
             "pad_token_id": specials["pad"],
             **FP32,
         }
+
+    def shape(self, config: dict) -> dict:
+        return grouped_shape(config) | {"logit_cap": config["final_logit_softcapping"]}
 
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
         """Our tensors under nanochat's names."""

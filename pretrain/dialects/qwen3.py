@@ -1,7 +1,7 @@
 """Qwen3, a decoder (Qwen team 2025, arXiv:2505.09388), as `Qwen3ForCausalLM` of transformers has it."""
 
 from pretrain.dialects import cards
-from pretrain.dialects.dialect import FP32, Dialect, end_mark, rope_keys
+from pretrain.dialects.dialect import FP32, Dialect, end_mark, grouped_shape, rope_keys
 from pretrain.dialects.llama import NAMES
 from pretrain.dialects.names import Names
 from pretrain.model.config import ModelConfig
@@ -11,6 +11,7 @@ class Qwen3(Dialect):
     """`Qwen3ForCausalLM`."""
 
     name = "qwen3"
+    model_type = "qwen3"
     auto_class = "AutoModelForCausalLM"
     pipeline = "text-generation"
     card = cards.decoder("A Qwen3 decoder")
@@ -35,7 +36,7 @@ class Qwen3(Dialect):
         """The contents of config.json. Documents begin and end with the same mark."""
         return {
             "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
+            "model_type": self.model_type,
             "vocab_size": vocab_size,
             "hidden_size": model.width,
             "num_hidden_layers": model.layers,
@@ -57,3 +58,6 @@ class Qwen3(Dialect):
             "pad_token_id": specials["pad"],
             **FP32,
         }
+
+    def shape(self, config: dict) -> dict:
+        return grouped_shape(config) | {"head_width": config["head_dim"]}

@@ -5,6 +5,7 @@ text and the scores depend on whether the shards and the run still exist.
 """
 
 import re
+from pathlib import Path
 
 from pretrain.config import write_values
 from pretrain.dialects import DIALECTS
@@ -74,7 +75,9 @@ def card(
     """README.md for a model whose run had `settings` (config.yaml as values) and whose checkpoint has `index`."""
     kv = "" if model.heads == model.KV else f" ({model.KV} for keys and values)"
     size = f"{parameters:,} weights: {model.layers} layers of width {model.width}, {model.heads} heads{kv}, "
-    size += f"a vocabulary of {vocab_size:,}. Pre-trained from scratch."
+    size += f"a vocabulary of {vocab_size:,}. "
+    weights = f"the weights of {Path(model.init_from).name}" if model.init_from else "scratch"
+    size += f"Pre-trained from {weights}."
     longest = trained_length(settings)
     steps = f"Step {index['step']:,} of {sum(phase['steps'] for phase in settings['phases']):,}, "
     steps += f"{_tokens(index['step'], settings['phases']):,} tokens"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config import Config
+from pretrain.config import Config, free
 
 
 class ModelConfig(Config):
@@ -67,6 +67,8 @@ class ModelConfig(Config):
     """The share of activations that training sets to zero, after the embeddings, in attention and after each branch."""
     init_std: float = Field(0.02, gt=0)
     """The standard deviation of the first weights."""
+    init_from: str | None = free(None)
+    """A Hugging Face folder whose weights the run begins from. Keys of `model` that are left out are the folder's."""
 
     @model_validator(mode="after")
     def _divides(self) -> "ModelConfig":

@@ -27,6 +27,7 @@ from pretrain.training.inputs import Inputs
 from pretrain.training.loader import Batches
 from pretrain.training.optim.schedule import schedule_notes
 from pretrain.training.previews import Previews
+from pretrain.training.published import fill
 from pretrain.training.resume import Start, branch_notes
 from pretrain.training.trainer import Intervals, Job
 from pretrain.training.watch.log import say
@@ -97,6 +98,10 @@ def _engine(inputs: Inputs, model: Transformer, batches: Batches, start: Start) 
                 p.copy_(load("weights", name))
     else:
         initialise(model, int(hash64(INIT, cfg.seed) >> np.uint64(1)), torch.from_numpy(inputs.data.unigram()))
+        if cfg.model.init_from:
+            fresh = fill(model, cfg.model.init_from, inputs.tokenizer)
+            if fresh and world.speaks:
+                say(f"note: {cfg.model.init_from} has no {', '.join(fresh)}: drawn from the seed")
     kind = engine_for(cfg.engine, world)
     engine = kind(Learner(model), inputs.optimizer, cfg.engine, cfg.optim.clip or math.inf, world)
     if load:
@@ -178,7 +183,8 @@ def _announce(inputs: Inputs, job: Job, start: Start) -> None:
     model = f"{', then '.join(kinds)}, {parameters:,} parameters, {cfg.steps} steps"
     where = f"{job.engine.name}, {job.world.size} x {job.engine.device.type}, {cfg.engine.precision}"
     notes = schedule_notes(cfg.optim, cfg.phases)
-    begin = f"continuing after step {start.state.step}" if start.checkpoint else "from scratch"
+    begin = f"from the weights of {cfg.model.init_from}" if cfg.model.init_from else "from scratch"
+    begin = f"continuing after step {start.state.step}" if start.checkpoint else begin
     if start.branches and start.checkpoint and cfg.branch_from:
         parent, kept = start.checkpoint.folder, cfg.branch_from.optimizer
         begin = f"branching after step {start.state.step} of {parent}, state of the optimizer: {kept}"

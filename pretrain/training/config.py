@@ -100,6 +100,11 @@ class RunConfig(Config):
         if not isinstance(values, dict):
             return values
         found = dict(values)
+        model = found.get("model")
+        if isinstance(model, dict) and model.get("init_from") and "layers" not in model:
+            from pretrain.training.published import shape_of
+
+            found["model"] = shape_of(str(model["init_from"]), model)
         if isinstance(found.get("optim"), dict):
             found["optim"] = {"kind": USUAL_OPTIMIZER, **found["optim"]}
         ours, phases = found.get("objective"), found.get("phases")

@@ -75,6 +75,9 @@ def ours_and_theirs(dialect: Dialect, model: ModelConfig, seed: int) -> tuple[Tr
     tied = set(theirs._tied_weights_keys or ()) if values["tie_word_embeddings"] else set()
     assert not unexpected and set(missing) <= tied | {"cls.predictions.decoder.bias"}, (missing, unexpected)
     theirs.tie_weights()
+    read = ModelConfig(**{**dialect.wanted, "bias": False, **dialect.shape(config.to_dict())})
+    if model.window is None or any(map(model.window_of, range(model.layers))):
+        assert dialect.config(read, V, SPECIALS) == values
     rows = {name: len(weight) for name, weight in weights.items()}
     back = dialect.from_weights(model, written, rows)
     assert back.keys() == weights.keys() and all(torch.equal(back[name], weights[name]) for name in weights)

@@ -1,0 +1,121 @@
+"""A run begins from a Hugging Face folder that stock transformers has written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain import config, tokenizer
+from pretrain.dialects import DIALECTS
+from pretrain.errors import ConfigError
+from pretrain.model.attention import Layout
+from pretrain.model.config import ModelConfig
+from pretrain.model.init import initialise
+from pretrain.model.transformer import Transformer
+from pretrain.tokenizer import TokenizerConfig, open_tokenizer
+from pretrain.training.config import RunConfig
+from pretrain.training.published import fill, shape_of
+from pretrain.training.run import run
+from tests.conftest import run_values
+
+transformers = pytest.importorskip("transformers", reason="needs pip install '.[export]'")
+
+SHAPE = {"layers": 3, "width": 32, "heads": 4, "mlp_width": 24, "max_positions": 64, "norm_eps": 1e-6, "dropout": 0.0}
+FREE = {"kv_heads": 2, "head_width": 16, "window": 4, "bias": True, "logit_cap": 7.0, "mlp": "gelu_tanh"}
+
+
+def published(name: str, vocabulary: Path, out: Path) -> tuple[Path, torch.nn.Module]:
+    """A folder of a dialect with random weights and a copy of a tokenizer, and the model that transformers saved."""
+    dialect, opened = DIALECTS[name], open_tokenizer(vocabulary)
+    values = {**SHAPE, "bias": False, "mlp": "gelu", **dialect.wanted}
+    for key in sorted(dialect.free & FREE.keys()):
+        try:
+            if not dialect.objections(ModelConfig(**{**values, key: FREE[key]})):
+                values[key] = FREE[key]
+        except ValueError:
+            continue
+    settings = dialect.config(ModelConfig(**values), opened.vocab_size, opened.specials)
+    torch.manual_seed(3)
+    model = getattr(transformers, settings["architectures"][0])(transformers.AutoConfig.for_model(**settings))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    model.eval().save_pretrained(out)
+    shutil.copy(vocabulary / "tokenizer.json", out)
+    return out, model
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_model_that_begins_from_a_folder_computes_what_transformers_computes(name, prepared, tmp_path):
+    kind = "bert" if DIALECTS[name].needs else "byte"
+    folder, theirs = published(name, prepared.tokenizer[kind], tmp_path / "hf")
+    model = ModelConfig(**shape_of(str(folder), {}))
+    assert DIALECTS[name].objections(model) == []
+    ours = Transformer(model, theirs.config.vocab_size).eval()
+    initialise(ours, 1)
+    assert fill(ours, str(folder), open_tokenizer(prepared.tokenizer[kind])) == []
+    ids = torch.randint(5, theirs.config.vocab_size, (2, 20))
+    with torch.no_grad():
+        found = ours.logits(ours(ids, Layout(None, torch.arange(20).expand(2, -1), model.causal)))
+        torch.testing.assert_close(found, theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_a_run_continues_a_folder_resumes_and_goes_the_other_way(prepared, tmp_path):
+    """A decoder is trained on as a decoder, and becomes an encoder of the same weights with masks of its own."""
+    folder, _ = published("eurobert", prepared.tokenizer["bert"], tmp_path / "hf")
+    values = run_values(prepared, tmp_path / "run", model={}, checkpoint={"every_steps": 2})
+    values["model"] = {"init_from": str(folder), "dropout": 0.1}
+    summary = run(config.build(RunConfig, values, "test"))
+    assert summary["steps"] == 12
+    stored = (tmp_path / "run/config.yaml").read_text()
+    assert "layers: 3" in stored and "dropout: 0.1" in stored
+    values["phases"] = [*values["phases"], {"steps": 2, "seq_len": 32, "batch_tokens": 256, "lr": 1e-3}]
+    assert run(config.build(RunConfig, values, "test"))["steps"] == 14, "resumed"
+
+    values = run_values(prepared, tmp_path / "other")
+    values |= {"model": {"init_from": str(folder), "causal": True}, "objective": {"kind": "causal_lm"}}
+    assert run(config.build(RunConfig, values, "test"))["steps"] == 12
+
+
+def test_a_token_that_the_folder_lacks_begins_as_the_mean_of_its_pieces(prepared, tmp_path):
+    folder, theirs = published("bert", prepared.tokenizer["bert"], tmp_path / "hf")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"quuxify the zorblatt {n}" for n in range(200)), encoding="utf-8")
+    parent = open_tokenizer(prepared.tokenizer["bert"])
+    tokenizer.run(
+        TokenizerConfig(
+            corpus=str(text), out=str(tmp_path / "larger"), extend=str(parent.folder),
+            vocab_size=parent.vocab_size + 40, plot=False,
+        )
+    )  # fmt: skip
+    larger = open_tokenizer(tmp_path / "larger")
+    assert larger.vocab_size > parent.vocab_size
+    ours = Transformer(ModelConfig(**shape_of(str(folder), {})), larger.vocab_size)
+    initialise(ours, 1)
+    assert fill(ours, str(folder), larger) == []
+    rows = theirs.get_input_embeddings().weight
+    assert torch.equal(ours.embed.weight[: parent.vocab_size], rows)
+    new = max(range(parent.vocab_size, larger.vocab_size), key=lambda token: len(larger.decode([token])))
+    pieces = [token for token in parent.encode_batch([larger.decode([new])])[0].tolist() if token not in (2, 3)]
+    assert len(pieces) > 1
+    torch.testing.assert_close(ours.embed.weight[new], rows[pieces].mean(0))
+
+
+def test_what_does_not_fit_is_refused_with_the_reason(prepared, tmp_path):
+    folder, _ = published("llama", prepared.tokenizer["byte"], tmp_path / "hf")
+    with pytest.raises(ConfigError, match=r"model\.width = 64: the folder has 32"):
+        shape_of(str(folder), {"width": 64})
+    ours = Transformer(ModelConfig(**shape_of(str(folder), {})), 2048)
+    with pytest.raises(ConfigError, match=r"tokens of .* have another id in the vocabulary of this run"):
+        fill(ours, str(folder), open_tokenizer(prepared.tokenizer["bert"]))
+    values = json.loads((folder / "config.json").read_text())
+    values["rope_parameters"] = {**values["rope_parameters"], "rope_type": "linear", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"config\.json: rope_parameters is .*linear"):
+        shape_of(str(folder), {})
+    values["model_type"] = "bart"
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="model_type is bart; known are bert, modernbert"):
+        shape_of(str(folder), {})
