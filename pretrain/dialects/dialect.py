@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from pretrain.dialects.names import Names
+from pretrain.errors import ConfigError
 from pretrain.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Dialect(ABC):
 
         `config` has all keys, also those with the defaults of transformers.
         """
-        raise NotImplementedError(f"a {self.name} folder cannot be read yet")
+        raise ConfigError(f"a folder of dialect {self.name} cannot be read", "the dialect does not define `shape`")
 
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
         """Our tensors under the names of transformers."""

@@ -57,6 +57,35 @@ def test_a_killed_run_continues_bit_by_bit(case, prepared, tmp_path):
         assert torch.equal(tensor, found[name]), name
 
 
+OTHERS = {  # objective → keys, ZeRO stage. Special tokens with a role serve as marks here.
+    "prefix_lm": ({}, 1),
+    "fill_in_middle": ({"prefix_mark": "unk", "suffix_mark": "pad", "middle_mark": "eod", "rate": 1.0}, 3),
+    "hybrid": ({"mask_ratio": 0.3}, 3),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_killed_run_of_every_other_objective_continues_bit_by_bit_on_two_ranks(kind, prepared, tmp_path):
+    """The objectives in OTHERS have batches with further arrays, or arrays in another order, in packed windows."""
+    keys, stage = OTHERS[kind]
+    vocabulary = "bert" if kind == "hybrid" else "byte"
+    data = {"shards": str(prepared.shards[vocabulary]), "tokenizer": str(prepared.tokenizer[vocabulary])}
+    runs = [
+        run_values(
+            prepared, tmp_path / name, "causal_lm",
+            data={**data, "windows": "documents", "workers": 1},
+            engine={"zero_stage": stage}, model={"dropout": 0.1}, checkpoint={"every_steps": 6},
+            objective={"kind": kind, **keys},
+        )
+        for name in ("straight", "killed")
+    ]  # fmt: skip
+    kill_after_checkpoint(2, runs[1], tmp_path, True, step=6, first=runs[0])
+    on_ranks(2, cases.train, runs[1], log=tmp_path / "resumed.log")
+    assert cases.history(tmp_path / "killed") == cases.history(tmp_path / "straight")
+    expected, found = cases.state(tmp_path / "straight"), cases.state(tmp_path / "killed")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
 def kill_after_checkpoint(
     world: int,
     values: dict,
