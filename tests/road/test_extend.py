@@ -136,7 +136,7 @@ def test_the_evaluation_of_the_page_is_recorded_when_it_is_due(checkout):
 def test_the_dialect_of_the_page_is_opened_by_transformers(checkout):
     config = json.loads((checkout / "runs/mistral-hf/config.json").read_text())
     assert config["architectures"] == ["MistralForCausalLM"]
-    assert (checkout / "runs/llama-hf/index.json").is_file()  # export writes it only if logits and ids are equal
+    assert (checkout / "runs/mistral-hf/index.json").is_file()  # export writes it only if logits and ids are equal
 
 
 def test_the_cleaning_step_of_the_page_takes_out_page_numbers(checkout):

@@ -70,15 +70,14 @@ def test_a_killed_run_of_every_other_objective_continues_bit_by_bit_on_two_ranks
     keys, stage = OTHERS[kind]
     vocabulary = "bert" if kind == "hybrid" else "byte"
     data = {"shards": str(prepared.shards[vocabulary]), "tokenizer": str(prepared.tokenizer[vocabulary])}
-    runs = [
-        run_values(
-            prepared, tmp_path / name, "causal_lm",
-            data={**data, "windows": "documents", "workers": 1},
-            engine={"zero_stage": stage}, model={"dropout": 0.1}, checkpoint={"every_steps": 6},
-            objective={"kind": kind, **keys},
-        )
-        for name in ("straight", "killed")
-    ]  # fmt: skip
+    sections = {
+        "data": {**data, "windows": "documents", "workers": 1},
+        "engine": {"zero_stage": stage},
+        "model": {"dropout": 0.1},
+        "checkpoint": {"every_steps": 6},
+    }
+    runs = [run_values(prepared, tmp_path / name, "causal_lm", **sections) for name in ("straight", "killed")]
+    runs = [values | {"objective": {"kind": kind, **keys}} for values in runs]
     kill_after_checkpoint(2, runs[1], tmp_path, True, step=6, first=runs[0])
     on_ranks(2, cases.train, runs[1], log=tmp_path / "resumed.log")
     assert cases.history(tmp_path / "killed") == cases.history(tmp_path / "straight")
