@@ -148,7 +148,7 @@ def test_logits_and_gradients_at_random_shapes_are_those_of_transformers(name):
     """Two documents in one window of ours are two rows of theirs."""
     dialect = DIALECTS[name]
 
-    @settings(max_examples=SHAPES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=SHAPES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(shapes(dialect), st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 12))
     def compare(model: ModelConfig, seed: int, first: int, second: int) -> None:
         ours, theirs = ours_and_theirs(dialect, model, seed)
