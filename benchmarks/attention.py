@@ -72,7 +72,8 @@ def measure(kind: str, T: int, size: int, causal: bool, rounds: int) -> dict:
             begin = time.perf_counter()
             try:
                 run(*heads, layout, window, causal).sum().backward()
-            except (RuntimeError, NotImplementedError, ValueError) as error:
+            except RuntimeError as error:  # nested tensors have no causal kernel on a CPU: the result says so
+                assert way == "nested", error
                 failed[way] = str(error).splitlines()[0][:100]
                 continue
             seconds[way].append(time.perf_counter() - begin)

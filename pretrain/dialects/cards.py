@@ -3,18 +3,21 @@
 `{title}` and `{notes}` are the dialect's own.
 """
 
-ENCODER = """\
+OPENING = """\
 {front}
 # {title}
 
 {size}
 
 ```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
 folder = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForMaskedLM.from_pretrained(folder)
+model = {auto_class}.from_pretrained(folder)
+"""
+
+ENCODER = """\
 ```
 
 ## Good to know
@@ -27,17 +30,6 @@ model = AutoModelForMaskedLM.from_pretrained(folder)
 """
 
 DECODER = """\
-{front}
-# {title}
-
-{size}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "path/to/this/folder"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
 prompt = tokenizer("In the beginning", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_special_tokens=True))
 ```
@@ -63,12 +55,17 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_spec
 
 def encoder(title: str, *notes: str) -> str:
     """The card of an encoder. Each note is a paragraph in Markdown; a dialect's braces in it are kept for export."""
-    return ENCODER.replace("{title}", title).replace("{notes}", _listed(notes))
+    return _opened(title, "AutoModelForMaskedLM") + ENCODER.replace("{notes}", _listed(notes))
 
 
 def decoder(title: str, *notes: str) -> str:
     """The card of a decoder, in the same way."""
-    return DECODER.replace("{title}", title).replace("{notes}", "".join(f"\n{_listed([note])}" for note in notes))
+    listed = "".join(f"\n{_listed([note])}" for note in notes)
+    return _opened(title, "AutoModelForCausalLM") + DECODER.replace("{notes}", listed)
+
+
+def _opened(title: str, auto_class: str) -> str:
+    return OPENING.replace("{title}", title).replace("{auto_class}", auto_class)
 
 
 def _listed(notes: "tuple[str, ...] | list[str]") -> str:

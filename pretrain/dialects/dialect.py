@@ -100,9 +100,31 @@ def end_mark(specials: dict[str, int]) -> int:
     return specials["eod"] if "eod" in specials else specials["sep"]
 
 
-def rope_keys(theta: float) -> dict:
-    """The base of the rotations, where transformers 5 and 4 read it."""
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "rope_theta": theta}
+def decoder_marks(specials: dict[str, int]) -> dict:
+    """The special tokens of a decoder in config.json. Documents begin and end with the same mark."""
+    return {"bos_token_id": end_mark(specials), "eos_token_id": end_mark(specials), "pad_token_id": specials["pad"]}
+
+
+def grouped_config(model: ModelConfig, vocab_size: int) -> dict:
+    """The keys of config.json that Llama and its relatives name alike, for a model without biases in attention."""
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": model.width,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.KV,
+        "intermediate_size": model.mlp_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.max_positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_theta": model.rope_theta,  # transformers 4 reads it here
+        "rms_norm_eps": model.norm_eps,
+        "attention_bias": False,
+        "attention_dropout": model.dropout,  # ours also drops after the two branches, where these have no dropout
+        "initializer_range": model.init_std,
+        "tie_word_embeddings": model.tie_embeddings,
+        **FP32,
+    }
 
 
 def grouped_shape(config: dict) -> dict:

@@ -1,7 +1,7 @@
 """GPT-2, a decoder (Radford et al. 2019), as `GPT2LMHeadModel` of transformers has it."""
 
 from pretrain.dialects import cards
-from pretrain.dialects.dialect import FP32, Dialect, end_mark, even_heads, ungrouped_heads
+from pretrain.dialects.dialect import FP32, Dialect, decoder_marks, even_heads, ungrouped_heads
 from pretrain.dialects.names import Names
 from pretrain.model.config import ModelConfig
 
@@ -73,9 +73,7 @@ mask. `generate` passes them by itself; your own call of the model must.""",
             "layer_norm_epsilon": model.norm_eps,
             "initializer_range": model.init_std,
             "tie_word_embeddings": model.tie_embeddings,
-            "bos_token_id": end_mark(specials),
-            "eos_token_id": end_mark(specials),
-            "pad_token_id": specials["pad"],
+            **decoder_marks(specials),
             **FP32,
         }
 

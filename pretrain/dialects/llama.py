@@ -5,7 +5,7 @@ arXiv:2503.05500) of transformers. A model that was trained with both objectives
 """
 
 from pretrain.dialects import cards
-from pretrain.dialects.dialect import FP32, Dialect, divided_width, end_mark, grouped_shape, rope_keys
+from pretrain.dialects.dialect import Dialect, decoder_marks, divided_width, grouped_config, grouped_shape
 from pretrain.dialects.modernbert import POOLING
 from pretrain.dialects.names import Names
 from pretrain.model.config import ModelConfig
@@ -35,7 +35,7 @@ NAMES = Names(
 
 
 class _Either(Dialect):
-    """What the encoder and the decoder have in common."""
+    """The rules that hold for the encoder and the decoder alike."""
 
     names = NAMES
 
@@ -48,26 +48,8 @@ class _Either(Dialect):
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json, without the names of the architecture and the special tokens."""
-        return {
-            "vocab_size": vocab_size,
-            "hidden_size": model.width,
-            "num_hidden_layers": model.layers,
-            "num_attention_heads": model.heads,
-            "num_key_value_heads": model.KV,
-            "head_dim": model.E,
-            "intermediate_size": model.mlp_width,
-            "hidden_act": "silu",
-            "max_position_embeddings": model.max_positions,
-            **rope_keys(model.rope_theta),
-            "rms_norm_eps": model.norm_eps,
-            "attention_bias": model.bias,
-            "mlp_bias": model.bias,
-            "attention_dropout": model.dropout,  # ours also drops after the two branches, where Llama has no dropout
-            "initializer_range": model.init_std,
-            "tie_word_embeddings": model.tie_embeddings,
-            "pad_token_id": specials["pad"],
-            **FP32,
-        }
+        biases = {"attention_bias": model.bias, "mlp_bias": model.bias}
+        return grouped_config(model, vocab_size) | {"head_dim": model.E} | biases
 
 
 class Llama(_Either):
@@ -82,10 +64,9 @@ class Llama(_Either):
     free = {"kv_heads", "head_width", "bias", "tie_embeddings"}
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
-        """The contents of config.json. Documents begin and end with the same mark."""
+        """The contents of config.json."""
         own = {"architectures": ["LlamaForCausalLM"], "model_type": self.model_type}
-        marks = {"bos_token_id": end_mark(specials), "eos_token_id": end_mark(specials)}
-        return own | super().config(model, vocab_size, specials) | marks
+        return super().config(model, vocab_size, specials) | own | decoder_marks(specials)
 
 
 class EuroBert(_Either):
@@ -102,6 +83,7 @@ class EuroBert(_Either):
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json."""
-        own = {"architectures": ["EuroBertForMaskedLM"], "model_type": self.model_type}
+        own: dict[str, object] = {"architectures": ["EuroBertForMaskedLM"], "model_type": self.model_type}
         marks = {"bos_token_id": specials["cls"], "eos_token_id": specials["sep"], "mask_token_id": specials["mask"]}
-        return own | super().config(model, vocab_size, specials) | marks | {"classifier_pooling": "mean"}
+        own |= {"pad_token_id": specials["pad"], "classifier_pooling": "mean"}
+        return super().config(model, vocab_size, specials) | own | marks

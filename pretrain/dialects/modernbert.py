@@ -41,7 +41,7 @@ has taught `[CLS]` to stand for the text."""
 
 
 class _Either(Dialect):
-    """What the encoder and the decoder have in common."""
+    """The rules that hold for the encoder and the decoder alike."""
 
     free = FREE
     inside: ClassVar[int]  # the tokens of half of `local_attention` that are not one's neighbours

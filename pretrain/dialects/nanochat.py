@@ -6,7 +6,7 @@ It squares ReLU, has norms without weights, norms queries and keys after RoPE, a
 from typing import TYPE_CHECKING
 
 from pretrain.dialects import cards
-from pretrain.dialects.dialect import FP32, Dialect, end_mark, even_heads, grouped_shape, rope_keys
+from pretrain.dialects.dialect import Dialect, decoder_marks, even_heads, grouped_config, grouped_shape
 from pretrain.dialects.names import Names
 from pretrain.model.config import ModelConfig
 
@@ -53,30 +53,10 @@ class NanoChat(Dialect):
         return even_heads(model, self.name)
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
-        """The contents of config.json. Documents begin and end with the same mark."""
-        return {
-            "architectures": ["NanoChatForCausalLM"],
-            "model_type": self.model_type,
-            "vocab_size": vocab_size,
-            "hidden_size": model.width,
-            "num_hidden_layers": model.layers,
-            "num_attention_heads": model.heads,
-            "num_key_value_heads": model.KV,
-            "intermediate_size": model.mlp_width,
-            "hidden_act": "relu2",
-            "max_position_embeddings": model.max_positions,
-            **rope_keys(model.rope_theta),
-            "rms_norm_eps": model.norm_eps,
-            "final_logit_softcapping": model.logit_cap,
-            "attention_bias": False,
-            "attention_dropout": model.dropout,
-            "initializer_range": model.init_std,
-            "tie_word_embeddings": model.tie_embeddings,
-            "bos_token_id": end_mark(specials),
-            "eos_token_id": end_mark(specials),
-            "pad_token_id": specials["pad"],
-            **FP32,
-        }
+        """The contents of config.json."""
+        own: dict[str, object] = {"architectures": ["NanoChatForCausalLM"], "model_type": self.model_type}
+        own |= {"hidden_act": "relu2", "final_logit_softcapping": model.logit_cap}
+        return grouped_config(model, vocab_size) | own | decoder_marks(specials)
 
     def shape(self, config: dict) -> dict:
         return grouped_shape(config) | {"logit_cap": config["final_logit_softcapping"]}

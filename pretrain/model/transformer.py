@@ -200,7 +200,7 @@ class Head(nn.Module):
         self.decoder = Projection(config.width, vocab_size, config.transform_head, config.logit_cap)
 
     def forward(self, rows: Tensor, *targets: Tensor | None, each: bool = False) -> Any:
-        """What the projection returns for `targets` and `weights`."""
+        """The result of the projection, which `targets` and `each` choose: logits, a summed loss, or scores."""
         if self.transform:
             rows = self.norm(F.gelu(self.dense(rows)))
         return self.decoder(rows, *targets, each=each)
