@@ -57,6 +57,11 @@ def hash64(*parts: int | np.ndarray) -> np.uint64 | np.ndarray:
     return np.uint64(state) if isinstance(state, int) else state
 
 
+def fraction(words: np.ndarray) -> np.ndarray:
+    """uint64 → float64 in [0, 1), evenly: the upper 53 bits."""
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
 def absorb(state: int | np.ndarray, part: int | np.ndarray) -> int | np.ndarray:
     """Add one part to a hash: hash64(a, b) is absorb(absorb(2, a), b). So hashes can share the work of first parts."""
     if isinstance(state, int) and isinstance(part, int):  # takes a fiftieth of the time of an array of one element

@@ -118,7 +118,7 @@ def _local(model: ModelConfig) -> str:
         return "There are none: in every layer a token sees its whole text."
     seen = f"a token sees only the {model.window} tokens before it"
     seen += "" if model.causal else " and after it"
-    return f"In all layers but the first and every {model.global_every}th after it, {seen}."
+    return f"Of every {model.global_every} layers the first is global; in the others {seen}."
 
 
 def _given(value: object) -> object:

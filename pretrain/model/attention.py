@@ -46,9 +46,8 @@ class Layout:
             T, device = self.position_ids.shape[1], self.position_ids.device
             first = torch.arange(0, T, window, device=device)[:, None, None]  # (n, 1, 1)
             queries = first + torch.arange(window, device=device)[:, None]  # (n, W, 1)
-            keys = first + torch.arange(
-                -window, window if self.causal else 2 * window, device=device
-            )  # (n, 1, 2W or 3W)
+            last = window if self.causal else 2 * window
+            keys = first + torch.arange(-window, last, device=device)  # (n, 1, 2W or 3W)
             self._made["band", window, dtype] = self._added(queries, keys, window, dtype)
         return self._made["band", window, dtype]
 

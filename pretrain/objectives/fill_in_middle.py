@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from pretrain.errors import ConfigError
-from pretrain.hashing import MIDDLE, hash64
+from pretrain.hashing import MIDDLE, fraction, hash64
 from pretrain.objectives.batch import Batch, joined
 from pretrain.objectives.causal_lm import CausalLM
 from pretrain.objectives.objective import Ask, ObjectiveConfig
@@ -76,7 +76,7 @@ class FillInMiddle(CausalLM):
         plain = super().batch(rows, keys)
         row, number, lengths = documents_of(plain)
         draws = hash64(MIDDLE, self.seed, keys[row], number, np.arange(4)[:, None])  # (4, n)
-        rate, spm_rate = ((draw >> np.uint64(11)) * 2.0**-53 for draw in draws[:2])  # [0, 1)
+        rate, spm_rate = map(fraction, draws[:2])
         last = np.cumsum(lengths) - 1
         targets = plain.targets.ravel()
         ended = targets[last] == self.end

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from pretrain.errors import ConfigError
-from pretrain.hashing import DIRECTION, RANDOM_TOKEN, REPLACE, hash64
+from pretrain.hashing import DIRECTION, RANDOM_TOKEN, REPLACE, fraction, hash64
 from pretrain.objectives import masking
 from pretrain.objectives.batch import Batch, joined
 from pretrain.objectives.causal_lm import CausalLM
@@ -67,8 +67,7 @@ class Hybrid(CausalLM):
         """T targets a window. In masked windows only the masked tokens have a weight."""
         causal = super().batch(rows, keys)
         B, T = causal.inputs.shape
-        draw = hash64(DIRECTION, self.seed, keys)
-        both = (draw >> np.uint64(11)) * 2.0**-53 < self.config.masked_share  # (B,)
+        both = fraction(hash64(DIRECTION, self.seed, keys)) < self.config.masked_share  # (B,)
         # A target is masked where it is the next input of the same document.
         never = self.special[causal.targets]
         never[:, -1] = True
@@ -82,7 +81,7 @@ class Hybrid(CausalLM):
 
         inputs = causal.inputs.copy()
         row, at = chosen.nonzero()
-        share = (draws.at(REPLACE, row, at) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+        share = fraction(draws.at(REPLACE, row, at))
         other = self.plain[(draws.at(RANDOM_TOKEN, row, at) % np.uint64(len(self.plain))).astype(np.int64)]
         shown = np.where(share < self.config.mask_share, np.int32(self.mask), causal.targets[row, at])
         inputs[row, at + 1] = np.where(share >= (1 + self.config.mask_share) / 2, other, shown)

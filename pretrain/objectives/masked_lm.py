@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pretrain.config import Config
 from pretrain.errors import ConfigError
-from pretrain.hashing import RANDOM_TOKEN, REPLACE
+from pretrain.hashing import RANDOM_TOKEN, REPLACE, fraction
 from pretrain.objectives import masking
 from pretrain.objectives.batch import Batch, documents, joined
 from pretrain.objectives.objective import Ask, Objective, ObjectiveConfig
@@ -177,7 +177,7 @@ class MaskedLM(Objective):
         """The ids that the model sees in place of the targets, (B, K)."""
         config = self.config
         rows = np.arange(len(unit))[:, None]
-        share = (draws.at(REPLACE, rows, unit) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+        share = fraction(draws.at(REPLACE, rows, unit))
         masked = filled & (share < config.mask_share)
         random = filled & (share >= config.mask_share) & (share < config.mask_share + config.random_share)
         shown = np.where(masked, np.int32(self.specials["mask"]), targets)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pretrain.hashing import PREFIX, hash64
+from pretrain.hashing import PREFIX, fraction, hash64
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.causal_lm import CausalLM
 from pretrain.objectives.objective import ObjectiveConfig
@@ -66,7 +66,7 @@ class PrefixLM(CausalLM):
         """T targets a window. Those that the model can see, and places without text, have weight 0."""
         causal = super().batch(rows, keys)
         row, number, lengths = documents_of(causal)
-        share = (hash64(PREFIX, self.seed, keys[row], number) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+        share = fraction(hash64(PREFIX, self.seed, keys[row], number))
         share = self.config.shortest + share * (self.config.longest - self.config.shortest)
         size = (share * lengths).astype(np.int32).repeat(lengths).reshape(causal.inputs.shape)  # (B, T)
         # The input after a target is the target, so a target is visible unless the prefix ends at or before it.

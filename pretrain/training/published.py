@@ -94,6 +94,8 @@ def fill(model: "Transformer", folder: str, tokenizer: Tokenizer) -> list[str]:
 
 def _read(folder: str) -> tuple[Dialect, dict]:
     """The dialect of a folder, and its config.json with all defaults. Raises TaskError or ConfigError."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"model.init_from = {folder}: there is no such folder", "name a local Hugging Face folder")
     huggingface.model_folder(folder)
     config = huggingface.open_config(folder).to_dict()
     known = {dialect.model_type: dialect for dialect in DIALECTS.values()}

@@ -110,6 +110,8 @@ def test_what_does_not_fit_is_refused_with_the_reason(prepared, tmp_path):
     ours = Transformer(ModelConfig(**shape_of(str(folder), {})), 2048)
     with pytest.raises(ConfigError, match=r"tokens of .* have another id in the vocabulary of this run"):
         fill(ours, str(folder), open_tokenizer(prepared.tokenizer["bert"]))
+    with pytest.raises(ConfigError, match=r"model\.init_from = .*nowhere: there is no such folder"):
+        shape_of(str(tmp_path / "nowhere"), {})
     values = json.loads((folder / "config.json").read_text())
     values["rope_parameters"] = {**values["rope_parameters"], "rope_type": "linear", "factor": 2.0}
     (folder / "config.json").write_text(json.dumps(values))
