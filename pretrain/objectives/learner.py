@@ -1,5 +1,7 @@
 """The module that an engine wraps: a model and its objective. Also the rows that all losses share."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from pretrain.model.attention import Layout
@@ -15,7 +17,7 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, objective: Objective, batch: Batch, each: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, objective: Objective, batch: Batch, each: bool = False) -> Any:
         """`objective.loss` of a batch of tensors, or `objective.score` if `each` is true."""
         return objective.score(self.model, batch) if each else objective.loss(self.model, batch)
 

@@ -34,13 +34,14 @@ class Objective(ABC):
     A subclass sets the class variables, takes the arguments of `__init__`, and defines `batch` and the texts. It must
     not import torch at the top of its module, because configurations are read without torch; `loss` and `score` may.
 
-    The loss of a batch is the sum over its filled slots. The caller divides it by the number of filled slots of the
-    *global* batch, so the mean does not depend on micro-batches, accumulation or ranks.
+    A loss has one or more parts. Each is a sum over slots of a batch. The caller divides it by the number of its slots
+    in the *global* batch, so the mean does not depend on micro-batches, accumulation or ranks.
     """
 
     Config: ClassVar[type[ObjectiveConfig]]  # the section `objective` of a run; it defines `kind: Literal[…]`
     causal: ClassVar[bool | None]  # whether a token sees only itself and the tokens before it; None: now this, now that
     asked: ClassVar[str]  # the meaning of a target, in the words of the model card
+    parts: dict[str, float] = {"loss": 1.0}  # the names of the parts, and the weight of the mean of each
     targets: int  # K, the number of slots of a window: fixed, so that every batch has one shape
     wants_words: bool = False  # whether `batch` needs the positions where words begin: `needs_words` of its settings
 
@@ -72,11 +73,16 @@ class Objective(ABC):
         assert self.causal is not None, "an objective of both directions defines its layout"
         return Layout(batch.segments, batch.position_ids, self.causal)
 
-    def loss(self, model: "Transformer", batch: Batch) -> "Tensor":
-        """The loss summed over the slots of a batch of tensors: Σ weight · nll, in nats, fp32."""
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """The number of slots that count in each part of the loss."""
+        return {"loss": batch.filled()}
+
+    def loss(self, model: "Transformer", batch: Batch) -> "dict[str, Tensor]":
+        """Each part of the loss, summed over the slots of a batch of tensors: Σ weight · nll, in nats, fp32."""
         from pretrain.objectives import learner
 
-        return model.loss(learner.target_rows(model, batch, self.layout(batch)), batch.targets, batch.weights)
+        rows = learner.target_rows(model, batch, self.layout(batch))
+        return {"loss": model.loss(rows, batch.targets, batch.weights)}
 
     def score(self, model: "Transformer", batch: Batch) -> "tuple[Tensor, Tensor]":
         """The nll (nats, fp32) and the likeliest token of every slot of a batch of tensors, both (B, K)."""

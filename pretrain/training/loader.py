@@ -49,7 +49,7 @@ class MicroBatch:
 
     batch: Batch
     first_sample: int  # the number of its first sample in the phase
-    filled: int  # the number of slots that count
+    counts: dict[str, int]  # the number of slots of each part of the loss
     digest: int  # the sum of a 63-bit hash of each sample: sums are equal however the samples are divided
 
 
@@ -110,7 +110,7 @@ class Batches:
         samples = order.samples(phase, first, count)
         rows = order.rows(samples, self.phases[phase].seq_len, objective.wants_words)
         batch = objective.batch(rows, samples.keys)
-        return MicroBatch(batch, first, batch.filled(), digest(batch, first))
+        return MicroBatch(batch, first, objective.counts(batch), digest(batch, first))
 
 
 def digest(batch: Batch, first: int) -> int:

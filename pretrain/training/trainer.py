@@ -13,6 +13,7 @@ import torch
 
 from pretrain.errors import PretrainError
 from pretrain.hashing import DROPOUT, hash64
+from pretrain.objectives.objective import Objective
 from pretrain.order.phases import Phase, locate, tokens_after
 from pretrain.processes.signals import Interrupt
 from pretrain.training import checkpoint, loader
@@ -76,7 +77,8 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     checkpoint is saved before observers measure. Raises PretrainError when the weights are ruined.
 
     The loss of a step is the mean over the targets of its global batch: Σ loss / N. N is summed over the ranks before
-    the first backward pass, so micro-batches and ranks with fewer filled slots weigh less.
+    the first backward pass, so micro-batches and ranks with fewer filled slots weigh less. An objective whose loss has
+    several parts has an N for each, and its loss is the weighted sum of their means.
     """
     engine, world = job.engine, job.world
     tokens = tokens_after(state.step, job.phases)
@@ -103,29 +105,33 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
             position = locate(state.step, job.phases)
             phase, objective = position.phase, job.batches.objectives[position.number]
             lr = lr_at(state.step, job.optim, job.phases, state.adam_began)
-            filled, digest = _agreed(engine, micro_batches)
-            loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+            filled, digest = _agreed(engine, objective, micro_batches)
+            scales = {part: weight / filled[part] for part, weight in objective.parts.items()}
+            sums = torch.zeros(len(scales), dtype=torch.float64, device=engine.device)
             for micro in micro_batches:
                 if job.dropout:
                     seed_everything(int(hash64(DROPOUT, job.seed, state.step, micro.first_sample) >> np.uint64(1)))
-                loss = engine(objective, micro.batch)
-                engine.backward(loss, 1.0 / filled)
-                loss_sum += loss.detach().double()
+                losses = engine(objective, micro.batch)
+                engine.backward(losses, scales)
+                sums += torch.stack([losses[part].detach().double() for part in scales])
             grad_norm = engine.step(lr)
             wishes = torch.tensor([interrupt.asked, saves.overdue], dtype=torch.float64)
-            loss_sum, asked, overdue = engine.total(torch.cat([loss_sum.cpu()[None], wishes])).tolist()
+            *totals, asked, overdue = engine.total(torch.cat([sums.cpu(), wishes])).tolist()
+            parts = {part: total / filled[part] for part, total in zip(scales, totals, strict=True)}
+            loss = sum(weight * parts[part] for part, weight in objective.parts.items())
 
             state = state.next(applied=grad_norm is not None)
             tokens += phase.batch_tokens
             report = StepReport(
                 step=state.step,
-                loss=loss_sum / filled if math.isfinite(loss_sum) else None,
+                loss=loss if math.isfinite(loss) else None,
                 lr=lr,
                 grad_norm=grad_norm,
                 digest=digest,
                 tokens=tokens,
                 step_s=time.perf_counter() - started,
                 data_wait_s=data_wait_s,
+                parts=parts if len(parts) > 1 and math.isfinite(loss) else {},
             )
             interval.add(report)
             last = state.step == job.steps
@@ -158,15 +164,16 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     return state, found
 
 
-def _agreed(engine: Engine, micro_batches: list[MicroBatch]) -> tuple[int, str]:
-    """The number of filled slots and the digest of the global batch, summed over the ranks; a collective.
+def _agreed(engine: Engine, objective: Objective, micro_batches: list[MicroBatch]) -> tuple[dict[str, int], str]:
+    """The slots of each part of the loss and the digest of the global batch, summed over the ranks; a collective.
 
     A digest has 62 bits. Its two halves are summed apart, so that the sums over any number of ranks stay below 2^63.
     """
     digests = sum(micro.digest for micro in micro_batches) % 2**62
-    sums = torch.tensor([sum(micro.filled for micro in micro_batches), digests >> 31, digests & (2**31 - 1)])
-    filled, high, low = engine.total(sums).tolist()
-    return max(1, filled), f"{((high << 31) + low) % 2**62:016x}"  # a batch may be one empty window
+    slots = [sum(micro.counts[part] for micro in micro_batches) for part in objective.parts]
+    *slots, high, low = engine.total(torch.tensor([*slots, digests >> 31, digests & (2**31 - 1)])).tolist()
+    filled = {part: max(1, count) for part, count in zip(objective.parts, slots, strict=True)}  # a batch may be empty
+    return filled, f"{((high << 31) + low) % 2**62:016x}"
 
 
 def observers_due(job: Job, step: int) -> list[Observer]:

@@ -100,7 +100,7 @@ def trained(run, vocabulary, settings: dict, kind: str = ""):
 
     engine = LocalEngine(Learner(transformer), AdamW(AdamWConfig(lr=1)), EngineConfig(micro_batch=2), 1.0, World())
     rows = of_stream(np.arange(2 * 17).reshape(2, -1), end=-1)
-    engine.backward(engine(objective, objective.batch(rows, np.arange(2))), 1 / 32)
+    engine.backward(engine(objective, objective.batch(rows, np.arange(2))), {"loss": 1 / 32})
     engine.step(1e-3)
     text = {
         "data": {"tokenizer": str(vocabulary), "shards": "shards"},

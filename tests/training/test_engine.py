@@ -85,11 +85,11 @@ def test_bf16_gradients_are_summed_in_fp32(prepared):
     assert {p.dtype for p in engine.module.parameters()} == {torch.bfloat16}
     each = []
     for item in range(4):
-        engine.backward(engine(batches.objectives[0], batches[item].batch), 0.1)
+        engine.backward(engine(batches.objectives[0], batches[item].batch), {"loss": 0.1})
         each.append([p.grad.clone() for p in engine.masters.parameters()])
         engine.optimizer.zero_grad()
     for item in range(4):
-        engine.backward(engine(batches.objectives[0], batches[item].batch), 0.1)
+        engine.backward(engine(batches.objectives[0], batches[item].batch), {"loss": 0.1})
     for p, *parts in zip(engine.masters.parameters(), *each, strict=True):
         assert all(torch.equal(part.bfloat16().float(), part) for part in parts)
         assert torch.equal(p.grad, ((parts[0] + parts[1]) + parts[2]) + parts[3])
@@ -103,7 +103,7 @@ def test_the_state_of_bf16_in_plain_torch_goes_to_every_stage_and_precision_and_
     """Compare masters and moments to the last bit."""
     engine, batches = local_engine(prepared, 2, precision="bf16")
     for item in range(2):
-        engine.backward(engine(batches.objectives[0], batches[item].batch), 0.01)
+        engine.backward(engine(batches.objectives[0], batches[item].batch), {"loss": 0.01})
         engine.step(1e-3)
     state = {(kind, name): engine.whole(kind, name).clone() for kind in KINDS for name in engine.shapes()}
     for precision in ("fp32", "bf16"):
@@ -112,8 +112,8 @@ def test_the_state_of_bf16_in_plain_torch_goes_to_every_stage_and_precision_and_
         assert all(torch.equal(other.whole(*key), tensor) for key, tensor in state.items())
         assert all(float(inner["step"]) == 2 for inner in other.optimizer.state.values())
         if precision == "bf16":  # it continues like the engine that was never saved
-            engine.backward(engine(batches.objectives[0], batches[2].batch), 0.01)
-            other.backward(other(batches.objectives[0], batches[2].batch), 0.01)
+            engine.backward(engine(batches.objectives[0], batches[2].batch), {"loss": 0.01})
+            other.backward(other(batches.objectives[0], batches[2].batch), {"loss": 0.01})
             assert engine.step(1e-3) == other.step(1e-3)
             assert all(torch.equal(engine.whole(*key), other.whole(*key)) for key in state)
     for lost in on_ranks(2, restored_by_deepspeed, prepared, state, log=tmp_path / "restored.log"):
@@ -196,7 +196,7 @@ def test_slots_count_alike_whatever_micro_batch_they_are_in(prepared):
             emptied.append(type(micro.batch)(**{**vars(micro.batch), "weights": weights}))
         filled = sum(batch.filled() for batch in emptied)
         for batch in emptied:
-            engine.backward(engine(batches.objectives[0], batch), 1 / filled)
+            engine.backward(engine(batches.objectives[0], batch), {"loss": 1 / filled})
         gradients.append([p.grad.clone() for p in engine.module.parameters()])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
@@ -205,7 +205,7 @@ def test_slots_count_alike_whatever_micro_batch_they_are_in(prepared):
 def test_a_gradient_that_is_not_finite_is_skipped(prepared):
     engine, batches = local_engine(prepared, 2)
     before = [p.detach().clone() for p in engine.module.parameters()]
-    engine.backward(engine(batches.objectives[0], batches[0].batch) * float("nan"), 1.0)
+    engine.backward(engine(batches.objectives[0], batches[0].batch), {"loss": float("nan")})
     assert engine.step(1e-3) is None
     assert all(torch.equal(p, old) for p, old in zip(engine.module.parameters(), before, strict=True))
 
@@ -230,7 +230,7 @@ def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
     engine = DeepSpeedEngine(Learner(model), AdamW(AdamWConfig(lr=1)), engine_config, 1.0, world)
     states, norms = [], []
     for factor in (float("nan") if world.rank == 1 else 1.0, 1.0):
-        engine.backward(engine(batches.objectives[0], batches[0].batch) * factor, 1.0)
+        engine.backward(engine(batches.objectives[0], batches[0].batch), {"loss": factor})
         norms.append(engine.step(1e-3))
         states.append({name: engine.whole("weights", name).clone() for name in engine.shapes()})
     fresh, _ = model_and_batches(prepared, 2)
@@ -372,7 +372,7 @@ def test_a_model_takes_as_much_memory_as_is_said(precision, a_weight, prepared):
     engine_config = EngineConfig(micro_batch=2, precision=precision)
     assert state_bytes(parameters, 2, engine_config, World()) == (a_weight * parameters, 0)
     engine = LocalEngine(Learner(model), AdamW(AdamWConfig(lr=1)), engine_config, 1.0, World())
-    engine.backward(engine(batches.objectives[0], batches[0].batch), 1.0)
+    engine.backward(engine(batches.objectives[0], batches[0].batch), {"loss": 1.0})
     tensors = [*engine.module.parameters(), *engine.masters.parameters()]
     tensors += [p.grad for p in engine.masters.parameters()]
     tensors += [value for state in engine.optimizer.state.values() for value in state.values() if value.ndim]

@@ -126,8 +126,9 @@ def begin(monkeypatch, bad: int) -> None:
         return step(self, lr)
 
     def poisoned(self, objective, batch, each=False):
-        loss = forward(self, objective, batch, each)
-        return loss * float("nan") if done[0] == bad - 1 and self.module.training else loss
+        found = forward(self, objective, batch, each)
+        poisons = done[0] == bad - 1 and self.module.training
+        return {part: loss * float("nan") for part, loss in found.items()} if poisons else found
 
     monkeypatch.setattr(LocalEngine, "step", counted)
     monkeypatch.setattr(LocalEngine, "__call__", poisoned)

@@ -11,7 +11,7 @@ from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 from pretrain.training.engine.config import EngineConfig, deepspeed_config, dotted
 from pretrain.training.engine.ranks import World, device_of, new_group, on_cuda
-from pretrain.training.engine.weights import clipped, named, set_lr
+from pretrain.training.engine.weights import clipped, named, set_lr, weighted
 from pretrain.training.optim.optimizer import Optimizer
 
 SMALL = 1 << 16  # gradients with fewer numbers than this are summed over ranks together
@@ -61,9 +61,10 @@ class DeepSpeedEngine:
     def __call__(self, objective: Objective, batch: Batch, each: bool = False) -> Any:
         return self.engine(objective, batch.to(self.device), each)
 
-    def backward(self, loss: Tensor, scale: float) -> None:
-        averaged = self.stage > 0  # DeepSpeed divides by the number of ranks; at stage 0 this class only sums
-        self.engine.backward(loss * (scale * self.world.size if averaged else scale))
+    def backward(self, sums: dict[str, Tensor], scales: dict[str, float]) -> None:
+        if self.stage > 0:  # DeepSpeed divides by the number of ranks; at stage 0 this class only sums
+            scales = {name: scale * self.world.size for name, scale in scales.items()}
+        self.engine.backward(weighted(sums, scales))
 
     def step(self, lr: float) -> float | None:
         set_lr(self.engine.optimizer, lr)
@@ -113,7 +114,7 @@ class DeepSpeedEngine:
         if self.stage == 3:
             # The first step at stage 3 traces the order of weights and gathers them differently from all later steps:
             # under autocast with several micro-batches in another precision. So the first step changes nothing.
-            self.backward(self(objective, batch), 0.0)
+            self.backward(self(objective, batch), dict.fromkeys(objective.parts, 0.0))
             self.step(0.0)
 
         inner = self._inner

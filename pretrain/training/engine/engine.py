@@ -1,7 +1,7 @@
 """The two things that can execute a step, behind one interface: DeepSpeed over ranks, and plain torch for one rank.
 
-    loss = engine(objective, batch)  summed loss of a micro-batch
-    engine.backward(loss, scale)  accumulate the gradients of scale · loss, summed over ranks
+    sums = engine(objective, batch)  summed loss of a micro-batch, by the name of each part
+    engine.backward(sums, scales)  accumulate the gradients of Σ scale · sum, summed over ranks
     engine.step(lr)               clip, update, clear; returns the norm before clipping, or None for a skipped step
     engine.whole(kind, name)      one whole fp32 tensor of the portable state
     engine.restore(…)             set the whole portable state

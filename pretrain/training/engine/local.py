@@ -13,7 +13,7 @@ from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 from pretrain.training.engine.config import EngineConfig, dotted
 from pretrain.training.engine.ranks import World, device_of
-from pretrain.training.engine.weights import clipped, named, set_lr
+from pretrain.training.engine.weights import clipped, named, set_lr, weighted
 from pretrain.training.optim.optimizer import Optimizer
 
 
@@ -55,8 +55,8 @@ class LocalEngine:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "autocast"):
             return self.module(objective, batch.to(self.device), each)
 
-    def backward(self, loss: Tensor, scale: float) -> None:
-        (loss * scale).backward()
+    def backward(self, sums: dict[str, Tensor], scales: dict[str, float]) -> None:
+        weighted(sums, scales).backward()
 
     def step(self, lr: float) -> float | None:
         norm = clipped(self._weights.values(), self.clip)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -22,6 +22,11 @@ def clipped(weights: Iterable[nn.Parameter], clip: float) -> float | None:
     if length > clip:
         nn.utils.clip_grads_with_norm_(weights, clip, norm)
     return length
+
+
+def weighted(sums: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
+    """The loss whose gradient is taken: the sum of each part times its scale."""
+    return torch.stack([sums[name] * scale for name, scale in scales.items()]).sum()
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class StepReport:
     tokens: int  # the tokens of the run so far
     step_s: float
     data_wait_s: float
+    parts: dict[str, float] = field(default_factory=dict)  # the mean of each part of a loss that has several
 
     @property
     def finite(self) -> bool:
@@ -107,6 +108,9 @@ class Interval:
         }
         if losses := [step.loss for step in self.steps if step.loss is not None]:
             values["train/loss"] = sum(losses) / len(losses)
+        for part in self.steps[-1].parts:
+            means = [step.parts[part] for step in self.steps if part in step.parts]
+            values[f"train/{part}"] = sum(means) / len(means)
         if norms := [step.grad_norm for step in self.steps if step.grad_norm is not None]:
             values["optim/grad_norm"] = norms[-1]
             values["optim/grad_norm_max"] = max(norms)

@@ -67,7 +67,8 @@ class Metrics:
 
     def record(self, report: StepReport) -> None:
         """Append a step to metrics.jsonl."""
-        self._jsonl.append(json.dumps(vars(report), allow_nan=False).encode() + b"\n")
+        values = {name: value for name, value in vars(report).items() if name != "parts" or value}
+        self._jsonl.append(json.dumps(values, allow_nan=False).encode() + b"\n")
 
     def found(self, findings: "Findings", step: int, tokens: int) -> None:
         """Record the findings of an observer."""
@@ -244,14 +245,15 @@ def _lines(path: Path) -> Iterator[tuple[bytes, StepReport | None]]:
 def _parsed(line: bytes) -> StepReport | None:
     """The step that a line of metrics.jsonl records; None if the line is damaged."""
     try:
-        values = json.loads(line)
+        values = {"parts": {}} | json.loads(line)
         found = StepReport(**{field.name: values[field.name] for field in fields(StepReport)})
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     whole = all(type(number) is int and 0 < number < 2**63 for number in (found.step, found.tokens))
     real = all(type(number) is float for number in (found.lr, found.step_s, found.data_wait_s))
     perhaps = all(number is None or type(number) is float for number in (found.loss, found.grad_norm))
-    if not (whole and real and perhaps and type(found.digest) is str):
+    parts = type(found.parts) is dict and all(type(number) is float for number in found.parts.values())
+    if not (whole and real and perhaps and parts and type(found.digest) is str):
         return None
     if found.loss is not None and not math.isfinite(found.loss):  # older versions wrote NaN
         return replace(found, loss=None)
