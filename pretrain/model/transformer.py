@@ -19,6 +19,7 @@ from pretrain.errors import ConfigError
 from pretrain.model.attention import Layout, attend, rope, rotate
 from pretrain.model.config import ModelConfig
 from pretrain.model.projection import Projection
+from pretrain.model.weights import TOKEN_BIAS, Weight, embedding, matrix, projection
 
 
 class Transformer(nn.Module):
@@ -39,6 +40,10 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.decoder.weight = self.embed.weight
         self.dropout = nn.Dropout(config.dropout)
+
+    def weights(self) -> dict[str, Weight]:
+        table = embedding(self.config)
+        return {"embed.weight": table, "embed_position.weight": table}
 
     def forward(self, inputs: Tensor, layout: Layout) -> Tensor:
         """(B, T) ids → hidden states (B, T, D)."""
@@ -129,7 +134,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, window: int | None):
         """`window` None: the layer is global."""
         super().__init__()
-        self.E, self.window, self.p_drop = config.E, window, config.dropout
+        self.config, self.E, self.window, self.p_drop = config, config.E, window, config.dropout
         self.q = nn.Linear(config.width, config.heads * config.E, config.bias)
         self.k = nn.Linear(config.width, config.KV * config.E, config.bias)
         self.v = nn.Linear(config.width, config.KV * config.E, config.bias)
@@ -139,6 +144,10 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = _norm(config, config.E), _norm(config, config.E)
         self.grouped = config.heads != config.KV
+
+    def weights(self) -> dict[str, Weight]:
+        into, last = matrix(self.config), matrix(self.config, last=True)
+        return {"q.weight": into, "k.weight": into, "v.weight": into, "out.weight": last}
 
     def forward(self, x: Tensor, layout: Layout, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         B, T, _ = x.shape
@@ -178,11 +187,16 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.config = config
         self.gated, self.act = MLPS[config.mlp]
         self.up = nn.Linear(config.width, config.mlp_width, config.bias)
         if self.gated:
             self.gate = nn.Linear(config.width, config.mlp_width, config.bias)
         self.down = nn.Linear(config.mlp_width, config.width, config.bias)
+
+    def weights(self) -> dict[str, Weight]:
+        into, last = matrix(self.config), matrix(self.config, last=True)
+        return {"up.weight": into, "gate.weight": into, "down.weight": last}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.gate(x)) * self.up(x) if self.gated else self.act(self.up(x)))
@@ -193,11 +207,15 @@ class Head(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
-        self.transform = config.transform_head
+        self.config, self.transform = config, config.transform_head
         if config.transform_head:
             self.dense = nn.Linear(config.width, config.width, config.bias)
             self.norm = _norm(config, config.width)
         self.decoder = Projection(config.width, vocab_size, config.transform_head, config.logit_cap)
+
+    def weights(self) -> dict[str, Weight]:
+        dense = matrix(self.config)
+        return {"dense.weight": dense, "decoder.weight": projection(self.config), "decoder.bias": TOKEN_BIAS}
 
     def forward(self, rows: Tensor, *targets: Tensor | None, each: bool = False) -> Any:
         """The result of the projection, which `targets` and `each` choose: logits, a summed loss, or scores."""

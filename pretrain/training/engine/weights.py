@@ -30,5 +30,6 @@ def weighted(sums: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of each group: `lr` times the factor `rate` of the group, if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate", 1.0)

@@ -44,9 +44,18 @@ class Optimizer(ABC):
 
 
 def decayed_groups(module: "nn.Module", weight_decay: float) -> "list[dict[str, Any]]":
-    """The usual two groups: matrices decay, vectors (norms and biases) do not."""
-    weights = [p for p in module.parameters() if p.requires_grad]
+    """The usual groups: matrices decay, vectors (norms and biases) do not. The model's table of weights says which.
+
+    Each group has the factor `rate`, by which the engine multiplies the learning rate of a step.
+    """
+    from pretrain.model.weights import weights_of
+
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    roles = weights_of(module)
+    for name, weight in module.named_parameters():
+        if weight.requires_grad:
+            groups.setdefault((roles[name].decays, roles[name].rate), []).append(weight)
     return [
-        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+        {"params": groups[decays, rate], "weight_decay": weight_decay if decays else 0.0, "rate": rate}
+        for decays, rate in sorted(groups, reverse=True)
     ]
