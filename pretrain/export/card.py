@@ -52,17 +52,24 @@ REST = """
 ## How it was checked
 
 Before this folder got its name, a process without the code that trained the model opened it with the `Auto*` classes of
-transformers, on a CPU in fp32. Every weight in the files had its place, and none was missing. On random ids of several
-lengths, padded and not, no logit differed from the training code's by more than {tolerance:g}. {texts} made-up texts in
-many scripts had the same ids and decoded to the same text; those that contain a mark were encoded with
+transformers, on a CPU in fp32. {rounding}Every weight in the files had its place, and none was missing. On random ids
+of several lengths, padded and not, no logit differed from the training code's by more than {tolerance:g}. {texts}
+made-up texts in many scripts had the same ids and decoded to the same text; those that contain a mark were encoded with
 `split_special_tokens=True` only. Texts of several lengths, padded by the tokenizer to one batch, had the logits that
-each has alone{written}. Saved and opened once more, logits and ids were the same again. The largest difference
-measured and the versions it was measured with are in `index.json` under `recorded`.
+each has alone{written}. Saved and opened once more, logits and ids were the same again. The largest differences of
+logits and of each layer's hidden states, and the versions they were measured with, are in `index.json` under
+`recorded`.
+"""
+
+ROUNDED = """\
+The weights are written in bfloat16: training kept fp32, and the export rounded them. Both sides of the comparison had
+the rounded weights and computed in fp32, as `from_pretrained(folder, dtype="float32")` does.
 """
 
 
 def card(
     dialect: str,
+    dtype: str,
     model: ModelConfig,
     vocab_size: int,
     parameters: int,
@@ -105,6 +112,7 @@ def card(
         tokenizer=index["tokenizer"],
         training=write_values(_given({key: settings.get(key) for key in TRAINING})),
         tolerance=TOLERANCE,
+        rounding=ROUNDED if dtype == "bfloat16" else "",
         texts=FUZZED,
         written=", and `generate` added to each the tokens that are the likeliest after it alone"
         if model.causal

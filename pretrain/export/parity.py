@@ -8,6 +8,7 @@ file off sys.path.
 """
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -27,12 +28,13 @@ def main(folder: Path, reference: Path, result: Path) -> None:
     said = json.loads((reference / "texts.json").read_text(encoding="utf-8"))
     tensors = load_file(reference / "tensors.safetensors")
 
-    model, tokenizer, faults = opened(folder, said["auto_class"])
+    model, tokenizer, faults = opened(folder, said)
     faults += differing_texts(tokenizer, said) + differing_marks(model, tokenizer, said)
     logits = logits_of(model, tensors)
     measured, where = compare(logits, tensors)
+    measured["hidden_diffs"] = hidden_diffs(model, tensors)
     if not measured["max_logit_diff"] <= said["tolerance"]:
-        faults += [where, first_parting(model, tensors, said["tolerance"])]
+        faults += [where, first_parting(measured["hidden_diffs"], said["tolerance"])]
     faults += differing_padded(model, tokenizer, said, tensors)
 
     again = reference / "again"
@@ -40,23 +42,29 @@ def main(folder: Path, reference: Path, result: Path) -> None:
         model.save_pretrained(again)
         tokenizer.save_pretrained(again)
         del model
-        model, tokenizer, faults = opened(again, said["auto_class"])
+        model, tokenizer, faults = opened(again, said)
         faults += differing_texts(tokenizer, said) + differing_marks(model, tokenizer, said)
         if not all(map(torch.equal, logits, logits_of(model, tensors))):
             faults.append("logits changed")
         faults = [f"after save_pretrained: {fault}" for fault in faults]
         shutil.rmtree(again)
 
-    measured |= {"tolerance": said["tolerance"]}
+    measured |= {"tolerance": said["tolerance"], "dtype": said["dtype"], "computed_in": "float32"}
     measured |= {name: len(said[name]) for name in ("texts", "pairs", "padded")}
     measured["padding_side"] = "left" if said["causal"] else "right"
     measured |= {library.__name__: library.__version__ for library in (transformers, tokenizers, torch)}
     result.write_text(json.dumps({"faults": faults, **measured}), encoding="utf-8")
 
 
-def opened(folder: Path, auto_class: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """Model and tokenizer, and the faults on loading: weights that are missing, unexpected or not in fp32."""
-    model, report = getattr(transformers, auto_class).from_pretrained(folder, output_loading_info=True)
+def opened(folder: Path, said: dict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Model and tokenizer, and the faults on loading: weights that are missing, unexpected or not opened in fp32.
+
+    A folder in bfloat16 is opened in fp32, which holds each of its weights exactly. A folder in fp32 is opened without
+    options, as its users open it.
+    """
+    options = {} if said["dtype"] == "float32" else {"dtype": torch.float32}
+    auto = getattr(transformers, said["auto_class"])
+    model, report = auto.from_pretrained(folder, output_loading_info=True, **options)
     faults = [f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names]
     if model.dtype != torch.float32:
         faults.append(f"the weights were opened as {model.dtype}")
@@ -183,13 +191,19 @@ def compare(logits: list[torch.Tensor], tensors: dict) -> tuple[dict, str]:
     return measured, f"logits differ by up to {worst:.3g}, in {place}"
 
 
-def first_parting(model: PreTrainedModel, tensors: dict, tolerance: float) -> str:
-    """A line about the first layer whose hidden states differ."""
+def hidden_diffs(model: PreTrainedModel, tensors: dict) -> dict[str, float]:
+    """The largest difference of the hidden states of batch 0 after the embeddings and after each layer, in order."""
     mask = tensors["0.mask"]
     theirs = model(input_ids=tensors["0.ids"], attention_mask=mask, output_hidden_states=True).hidden_states
     names = ["the embeddings", *(f"layer {i}" for i in range(len(theirs) - 1))]
-    for name, a, b in zip(names, theirs, tensors["hidden"], strict=True):
-        difference = float((a - b).abs().max())
+    pairs = zip(names, theirs, tensors["hidden"], strict=True)
+    found = {name: float((a - b).abs().max()) for name, a, b in pairs}
+    return {name: difference if math.isfinite(difference) else math.inf for name, difference in found.items()}
+
+
+def first_parting(differences: dict[str, float], tolerance: float) -> str:
+    """A line about the first layer whose hidden states differ."""
+    for name, difference in differences.items():
         if not difference <= tolerance:
             return f"the first difference is in {name}: hidden states differ by up to {difference:.3g}"
     return "hidden states agree in every layer: the difference is in the head"

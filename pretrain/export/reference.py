@@ -4,7 +4,7 @@
                           of batch 0 also hidden (layers + 1, B, T, D)
                           per text n of `padded`: padded.n (T, V), the logits of that text alone
     texts.json            texts [{text, ids, decoded, plain}], pairs [[first, second, ids]], vocab {token: id},
-                          specials {role: token}, end, padded [text], written, auto_class, causal, tolerance
+                          specials {role: token}, end, padded [text], written, auto_class, dtype, causal, tolerance
 
 A text is `plain` if it contains no string of a special token: stock transformers reads such a string as the token, our
 corpora as text.
@@ -42,15 +42,17 @@ SPACES = [*" \t\n\x0b\x0c\x1c\x85\x00\xa0\u2009\u2028\u3000", "  ", "\r\n", "\n\
 RUNS = ["a" * 150, "汉" * 60, " " * 60, "!" * 50, "9" * 40, "\n" * 30, "é" * 101]
 
 
-def write(folder: Path, model: Transformer, tokenizer: Tokenizer, auto_class: str) -> None:
+def write(folder: Path, model: Transformer, tokenizer: Tokenizer, auto_class: str, dtype: str = "float32") -> None:
     """Ask `model` and `tokenizer` about made-up ids and texts and write the answers to `folder`.
 
-    `auto_class` is the class of transformers that will open the exported folder.
+    `auto_class` is the class of transformers that will open the exported folder, and `dtype` the type of the weights
+    in it. `model` computes in fp32 and has the weights as they are written.
     """
     folder.mkdir()
     said = _spellings(model.config, tokenizer)
     several = _of_several_lengths(said["texts"], min(model.config.max_positions, LONGEST) - WRITTEN)
-    said |= {"padded": [entry["text"] for entry in several], "written": WRITTEN, "auto_class": auto_class}
+    said |= {"padded": [entry["text"] for entry in several], "written": WRITTEN}
+    said |= {"auto_class": auto_class, "dtype": dtype}
     save_file(_answers(model) | _alone(model, [entry["ids"] for entry in several]), folder / TENSORS)
     (folder / TEXTS).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 

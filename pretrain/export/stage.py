@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,6 +44,10 @@ class ExportConfig(StageConfig):
     """The folder that the model is published in."""
     tokenizer: str | None = None
     """The folder of the run's tokenizer, if it has moved; null: where the run found it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the written weights. `bfloat16` halves the folder and rounds the weights; training kept fp32."""
+    max_shard_gb: float = Field(5.0, gt=0)
+    """The most gigabytes (10^9 bytes) of one weights file. A larger model is written as several files and an index."""
 
 
 def run(cfg: ExportConfig) -> dict:
@@ -61,18 +67,21 @@ def run(cfg: ExportConfig) -> dict:
         model = model.model_copy(update={"causal": dialect.wanted["causal"]})
     check_expressible(model, cfg.dialect, tokenizer.specials)
     with publish(Path(cfg.out), "export", ExportError, cfg) as aside:
-        ours = source.weights()
+        ours = _rounded(source.weights(), cfg.dtype)
         vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
         assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
         tokenizer_files.write_tokenizer(aside, tokenizer, card.trained_length(settings), model.causal)
-        _write_model(aside, dialect, model, ours, tokenizer.specials)
+        _write_settings(aside, dialect, model, vocab_size, tokenizer.specials, cfg.dtype)
+        _write_weights(aside, dialect.weights(model, ours), cfg)
         said = aside / "said"  # inside, so that the next export deletes it after a kill
-        reference.write(said, opened(model, ours), tokenizer, dialect.auto_class)
+        reference.write(said, opened(model, ours), tokenizer, dialect.auto_class, cfg.dtype)
         del ours  # the other process needs the memory
         certificate = verify(aside, said)
         shutil.rmtree(said)
         texts, scores = provenance.texts(settings, source.index), provenance.scores(source.folder, source.index["step"])
-        text = card.card(cfg.dialect, model, vocab_size, parameters, tokenizer, settings, source.index, texts, scores)
+        text = card.card(
+            cfg.dialect, cfg.dtype, model, vocab_size, parameters, tokenizer, settings, source.index, texts, scores
+        )
         (aside / "README.md").write_text(text, encoding="utf-8")
         index = {
             "stage": "export",
@@ -109,15 +118,36 @@ def verify(folder: Path, said: Path) -> dict:
     return certificate
 
 
-def _write_model(
-    folder: Path, dialect: Dialect, model: ModelConfig, ours: dict[str, Tensor], specials: dict[str, int]
+def _rounded(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The weights in fp32, with the values that they have in `dtype`."""
+    return {name: tensor.to(getattr(torch, dtype)).float() for name, tensor in weights.items()}
+
+
+def _write_settings(
+    folder: Path, dialect: Dialect, model: ModelConfig, vocab_size: int, specials: dict[str, int], dtype: str
 ) -> None:
-    settings = dialect.config(model, len(ours["embed.weight"]), specials)
+    """Write config.json, and a decoder's generation_config.json."""
+    settings = dialect.config(model, vocab_size, specials) | {"dtype": dtype, "torch_dtype": dtype}
     write_json(folder / "config.json", settings)
     if model.causal:
         marks = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         write_json(folder / "generation_config.json", marks)
-    save_file(dialect.weights(model, ours), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_weights(folder: Path, theirs: dict[str, Tensor], cfg: ExportConfig) -> None:
+    """Write model.safetensors; a model of more than `max_shard_gb` as several files and model.safetensors.index.json.
+
+    The hub's own library decides which file a tensor is in. A tensor that is larger than a file has one of its own.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    theirs = {name: tensor.to(getattr(torch, cfg.dtype)) for name, tensor in theirs.items()}
+    split = split_torch_state_dict_into_shards(theirs, max_shard_size=round(cfg.max_shard_gb * 1e9))
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: theirs[name] for name in names}, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        places = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", places)
 
 
 def opened(model: ModelConfig, weights: dict[str, Tensor]) -> Transformer:

@@ -75,7 +75,8 @@ def _continuations(config: GenerateConfig) -> list[str]:
         settings = huggingface.open_config(config.model)
         _check_decoder(config.model, settings)
         tokenizer = huggingface.open_tokenizer(config.model, settings)
-        model, _, _ = huggingface.open_model(config.model, transformers.AutoModelForCausalLM, lambda name, model: False)
+        auto = transformers.AutoModelForCausalLM
+        model, _, _ = huggingface.open_model(config.model, auto, lambda name, model: False, dtype="float32")
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         options: dict[str, float] = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
         if options["do_sample"]:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pretrain import config, export
+from pretrain import config, export, huggingface
 from pretrain import tokenizer as tokenizer_stage
 from pretrain.dialects import DIALECTS, Dialect, check_expressible
 from pretrain.errors import ConfigError, ExportError
@@ -36,6 +36,7 @@ from pretrain.training.engine.local import LocalEngine
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import World
 from pretrain.training.optim.adamw import AdamW, AdamWConfig
+from pretrain.training.published import fill, shape_of
 from tests.conftest import DECODER, ENCODER
 from tests.helpers.entries import entries
 
@@ -144,6 +145,7 @@ def test_an_export_is_equal_in_a_fresh_process(exported, request):
     folder, certificate = request.getfixturevalue(exported)
     assert certificate["max_logit_diff"] <= certificate["tolerance"] == 1e-4
     assert certificate["logit_std"] > 0.5, "logits this small would hide a wrong weight"
+    assert len(certificate["hidden_diffs"]) == 3 and max(certificate["hidden_diffs"].values()) <= 1e-4
     assert certificate["texts"] == 400 and certificate["padded"] == 4
     assert certificate["transformers"] == transformers.__version__
     index = json.loads((folder / "index.json").read_text())
@@ -277,15 +279,25 @@ PAIRS = {
 }
 
 
+SMALL = {"dtype": "bfloat16", "max_shard_gb": 1e-5}
+
+
 @pytest.mark.parametrize("decoder_dialect", PAIRS)
 def test_a_hybrid_is_handed_over_as_a_decoder_and_as_an_encoder(decoder_dialect, vocabularies, tmp_path):
-    """The vocabulary is of kind bert, so the decoder's texts begin with [SEP] and have no [CLS]."""
+    """The vocabulary is of kind bert, so the decoder's texts begin with [SEP] and have no [CLS].
+
+    The encoder is written in bfloat16 and as several files.
+    """
     encoder_dialect, settings = PAIRS[decoder_dialect]
     run = trained(tmp_path / "run", vocabularies["bert"], {**settings, "causal": True}, "hybrid")
-    for dialect in (decoder_dialect, encoder_dialect):
+    for dialect, written in ((decoder_dialect, {}), (encoder_dialect, SMALL)):
         out = tmp_path / dialect
-        certificate = export.run(ExportConfig(checkpoint=str(run), dialect=dialect, out=str(out)))
+        certificate = export.run(ExportConfig(checkpoint=str(run), dialect=dialect, out=str(out), **written))
         assert certificate["max_logit_diff"] <= 1e-4 and certificate["logit_std"] > 0.5
+        layers = [f"layer {layer}" for layer in range(settings["layers"])]
+        assert list(certificate["hidden_diffs"]) == ["the embeddings", *layers]
+        assert max(certificate["hidden_diffs"].values()) <= 1e-4
+        assert certificate["dtype"] == written.get("dtype", "float32") and certificate["computed_in"] == "float32"
         tokenizer = transformers.AutoTokenizer.from_pretrained(out)
         sep, cls = tokenizer.sep_token_id, tokenizer.cls_token_id
         ids = tokenizer("the earth")["input_ids"]
@@ -293,6 +305,26 @@ def test_a_hybrid_is_handed_over_as_a_decoder_and_as_an_encoder(decoder_dialect,
             dialect == encoder_dialect
         )
         assert "predicted by the token before them" in (out / "README.md").read_text(encoding="utf-8")
+
+    weights = Checkpoint(checkpoint.resolve(run)).weights()
+    files = sorted(path.name for path in out.glob("*.safetensors*"))
+    assert len(files) > 3 and files[-1] == "model.safetensors.index.json"
+    assert files[0] == f"model-00001-of-{len(files) - 1:05d}.safetensors"
+    stored = {name: tensor for file in files[:-1] for name, tensor in load_file(out / file).items()}
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    places = json.loads((out / files[-1]).read_text())
+    assert places["weight_map"].keys() == stored.keys()
+    assert places["metadata"]["total_size"] == 2 * sum(tensor.numel() for tensor in stored.values())
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert "The weights are written in bfloat16" in (out / "README.md").read_text(encoding="utf-8")
+
+    ours = Transformer(ModelConfig(**shape_of(str(out), {})), len(weights["embed.weight"]))
+    assert fill(ours, str(out), open_tokenizer(vocabularies["bert"])) == []
+    assert all(torch.equal(p, weights[name].bfloat16().float()) for name, p in ours.named_parameters())
+    classifier = huggingface.open_model(
+        str(out), transformers.AutoModelForSequenceClassification, lambda name, model: True, dtype="float32"
+    )[0]
+    assert torch.equal(classifier.get_input_embeddings().weight, ours.embed.weight)
 
 
 def test_a_checkpoint_opens_as_the_model_that_was_saved(decoder):
