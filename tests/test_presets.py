@@ -58,7 +58,7 @@ def test_a_small_preset_takes_a_step_that_begins_at_ln_v_and_lowers_the_loss(nam
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     filled, losses = batch.targets.numel() if batch.weights is None else (batch.weights > 0).sum(), []
     for _ in range(2):
-        loss = model(objective, batch) / filled
+        loss = model(objective, batch)["loss"] / filled
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

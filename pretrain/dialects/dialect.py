@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Keys of the section `model` that every dialect can express: sizes, numbers of config.json, where weights come from.
-SIZES = {"layers", "width", "heads", "mlp_width", "max_positions", "norm_eps", "init_std", "dropout", "init_from"}
+SIZES = {
+    *("layers", "width", "heads", "mlp_width", "max_positions", "norm_eps", "dropout"),
+    *("init_std", "width_base", "init_from"),
+}
 # These change nothing without a window, and without rope; a dialect has them if it has these.
 DEPENDENT = {"global_every", "local_rope_theta", "rope_theta"}
 

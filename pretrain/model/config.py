@@ -67,6 +67,9 @@ class ModelConfig(Config):
     """The share of activations that training sets to zero, after the embeddings, in attention and after each branch."""
     init_std: float = Field(0.02, gt=0)
     """The standard deviation of the first weights."""
+    width_base: int | None = Field(None, gt=0)
+    """The width of a smaller model of the same shape, whose `init_std` and learning rate this model takes over (muP);
+    null: they are this model's own. Both should have heads of one width."""
     init_from: str | None = free(None)
     """A Hugging Face folder whose weights the run begins from. Keys of `model` that are left out are the folder's."""
 
@@ -84,6 +87,11 @@ class ModelConfig(Config):
             raise ValueError("model.first_norm = false needs model.norm_position = pre, found post")
         if self.qk_norm_after_rope and not (self.qk_norm and self.positions == "rope"):
             raise ValueError("model.qk_norm_after_rope = true needs model.qk_norm = true and model.positions = rope")
+        if self.width_base and self.tie_embeddings and not self.scales_projection:
+            raise ValueError(
+                "model.width_base with model.tie_embeddings = true needs a norm with weights before the projection: "
+                "model.norm_weights = true, and model.norm_position = pre or model.transform_head = true"
+            )
         return self
 
     @property
@@ -97,6 +105,16 @@ class ModelConfig(Config):
     @property
     def normalizes_embeddings(self) -> bool:
         return self.norm_position == "post" if self.embed_norm is None else self.embed_norm
+
+    @property
+    def width_ratio(self) -> float:
+        """How many times as wide as its base the model is."""
+        return self.width / self.width_base if self.width_base else 1.0
+
+    @property
+    def scales_projection(self) -> bool:
+        """Whether the norm before the projection onto the vocabulary has weights and serves it alone."""
+        return self.norm_weights and (self.transform_head or self.norm_position == "pre")
 
     def window_of(self, layer: int) -> int | None:
         """The window of a layer (0-based); None: the layer is global."""

@@ -19,7 +19,7 @@ from pretrain.errors import ConfigError
 from pretrain.model.attention import Layout, attend, rope, rotate
 from pretrain.model.config import ModelConfig
 from pretrain.model.projection import Projection
-from pretrain.model.weights import TOKEN_BIAS, Weight, embedding, matrix, projection
+from pretrain.model.weights import TOKEN_BIAS, Weight, before_projection, embedding, matrix, projection
 
 
 class Transformer(nn.Module):
@@ -43,7 +43,10 @@ class Transformer(nn.Module):
 
     def weights(self) -> dict[str, Weight]:
         table = embedding(self.config)
-        return {"embed.weight": table, "embed_position.weight": table}
+        said = {"embed.weight": table, "embed_position.weight": table}
+        if not self.config.transform_head:  # else the norm before the projection is the head's
+            said |= {f"final_norm.{name}": role for name, role in before_projection(self.config).items()}
+        return said
 
     def forward(self, inputs: Tensor, layout: Layout) -> Tensor:
         """(B, T) ids → hidden states (B, T, D)."""
@@ -214,8 +217,9 @@ class Head(nn.Module):
         self.decoder = Projection(config.width, vocab_size, config.transform_head, config.logit_cap)
 
     def weights(self) -> dict[str, Weight]:
-        dense = matrix(self.config)
-        return {"dense.weight": dense, "decoder.weight": projection(self.config), "decoder.bias": TOKEN_BIAS}
+        norm = {f"norm.{name}": role for name, role in before_projection(self.config).items()}
+        table = {"dense.weight": matrix(self.config), "decoder.weight": projection(self.config)}
+        return norm | table | {"decoder.bias": TOKEN_BIAS}
 
     def forward(self, rows: Tensor, *targets: Tensor | None, each: bool = False) -> Any:
         """The result of the projection, which `targets` and `each` choose: logits, a summed loss, or scores."""

@@ -2,6 +2,19 @@
 
 A module that owns matrices has a method `weights`, which says the role of each by its name in the module. Norms and the
 biases of projections are the same everywhere, so they are said here.
+
+With `model.width_base` the table transfers settings from a narrow model to one that is m times as wide (muP, Yang et
+al. 2022, arXiv:2203.03466, tables 3 and 8, for Adam):
+
+    weight                          first values, times     learning rate, times
+    embeddings, norms, biases       1                       1
+    matrices                        1/√m                    1/m
+    head, where it is untied        1/m                     1/m
+    norm before a tied head         1/m                     1/m
+
+In place of the last row muP divides the logits by m, which no dialect can say. A norm that is m times smaller divides
+them just so, and its learning rate keeps the same share of it. Dialects divide attention scores by √E, muP by E: both
+are the same for heads of one width, so the heads of the narrow model must be as wide.
 """
 
 from dataclasses import dataclass
@@ -35,7 +48,14 @@ def embedding(config: ModelConfig) -> Weight:
 
 def projection(config: ModelConfig) -> Weight:
     """The matrix from hidden states to logits, where it is not the token embedding."""
-    return Weight(config.init_std, decays=True)
+    ratio = config.width_ratio
+    return Weight(config.init_std / ratio, decays=True, rate=1 / ratio)
+
+
+def before_projection(config: ModelConfig) -> dict[str, Weight]:
+    """The weights of the norm before the projection onto the vocabulary."""
+    ratio = config.width_ratio if config.tie_embeddings else 1.0
+    return {"weight": Weight(constant=1 / ratio, rate=1 / ratio), "bias": Weight(rate=1 / ratio)}
 
 
 def matrix(config: ModelConfig, last: bool = False) -> Weight:
@@ -43,8 +63,9 @@ def matrix(config: ModelConfig, last: bool = False) -> Weight:
 
     Pre-norm models draw the last matrix of a branch from N(0, (init_std / √(2·layers))²): Radford et al. 2019, 2.3.
     """
-    deep = last and config.norm_position == "pre"
-    return Weight(config.init_std / (2 * config.layers) ** 0.5 if deep else config.init_std, decays=True, hidden=True)
+    deep, ratio = last and config.norm_position == "pre", config.width_ratio
+    std = config.init_std / (2 * config.layers) ** 0.5 if deep else config.init_std
+    return Weight(std / ratio**0.5, decays=True, hidden=True, rate=1 / ratio)
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:

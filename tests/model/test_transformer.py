@@ -63,7 +63,7 @@ def test_the_loss_on_k_rows_is_the_loss_picked_from_all_rows():
     net = build("encoder")
     objective, batch = packed()
     batch = batch.to(torch.device("cpu"))
-    loss = Learner(net)(objective, batch)
+    loss = Learner(net)(objective, batch)["loss"]
     logits = net.logits(net(batch.inputs, Layout(batch.segments, batch.position_ids, False)))
     marked = torch.full((1, T), -100)
     marked.scatter_(1, batch.target_index.long(), batch.targets.long())
@@ -165,6 +165,7 @@ def test_flops_of_gpt2_small_are_the_published_0_857_gflop_per_token():
         ({"head_width": "5", "positions": "rope"}, "needs an even head width, found 5"),
         ({"norm_weights": "false"}, "model.norm_weights = false needs model.norm = rmsnorm, found layernorm"),
         ({"first_norm": "false"}, "model.first_norm = false needs model.norm_position = pre, found post"),
+        ({"width_base": "16", "transform_head": "false"}, "width_base with model.tie_embeddings = true needs a norm"),
         ({"qk_norm_after_rope": "true"}, "needs model.qk_norm = true and model.positions = rope"),
     ],
 )

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from pretrain.config import load
+from pretrain.model.attention import Layout
 from pretrain.model.config import ModelConfig
 from pretrain.model.init import initialise
 from pretrain.model.transformer import Transformer
 from pretrain.model.weights import Weight, weights_of
 from pretrain.training.config import RunConfig
+from pretrain.training.engine.weights import set_lr
 from pretrain.training.optim.adamw import AdamW, AdamWConfig
 from tests.conftest import DECODER, ENCODER, ROOT
 
@@ -89,3 +91,68 @@ def test_a_weight_that_no_module_speaks_of_is_named():
 
     with pytest.raises(AssertionError, match=r"no module says what these weights are: table\.weight"):
         weights_of(Silent())
+
+
+SHAPES = {
+    "tied decoder": {**DECODER, "head_width": 16},
+    "untied decoder": {**DECODER, "head_width": 16, "tie_embeddings": False, "qk_norm": False},
+    "encoder": ENCODER,
+}
+
+
+def change(shape: dict, width: int, base: int | None) -> dict[str, float]:
+    """How far four steps of Adam move the activations of a model: root mean squares, by the name of the activation."""
+    sizes = {"width": width, "heads": width // 16, "kv_heads": width // 16, "mlp_width": 2 * width, "width_base": base}
+    model = Transformer(ModelConfig(**{**shape, **sizes}), V)
+    initialise(model, 1)
+    optimizer = AdamW(AdamWConfig(lr=1)).build(model)
+    ids = torch.randint(V, (8, 33), generator=torch.Generator().manual_seed(1))
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    layout = Layout(None, torch.arange(32).expand(8, -1), model.config.causal)
+
+    def activations() -> dict[str, torch.Tensor]:
+        found = {}
+        parts = {"q": model.blocks[1].attention.q, "attention": model.blocks[1].attention, "block": model.blocks[1]}
+        hooks = [
+            part.register_forward_hook(lambda _, __, x, name=name: found.update({name: x}))
+            for name, part in parts.items()
+        ]
+        found["logits"] = model.logits(model(inputs, layout))
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    before = activations()
+    for _ in range(4):
+        (model.loss(model(inputs, layout), targets, None) / targets.numel()).backward()
+        set_lr(optimizer, 3e-3)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: float((x - before[name]).detach().square().mean().sqrt()) for name, x in activations().items()}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_width_base_keeps_the_change_of_activations_the_same_at_every_width(name):
+    """The coordinate check of Yang et al. 2022, section D.1. Without width_base changes grow with the width."""
+    shape = SHAPES[name]
+    narrow, middle, wide = (change(shape, width, 64) for width in (64, 128, 256))
+    for part, first in narrow.items():
+        assert max(first, middle[part], wide[part]) < 1.5 * min(first, middle[part], wide[part]), part
+    without = change(shape, 256, None)
+    assert change(shape, 64, None) == narrow
+    for part in ("q", "attention", "logits"):
+        assert without[part] > 2 * narrow[part], part
+
+
+def test_groups_have_their_own_factor_of_the_learning_rate_and_keep_their_decay():
+    wide = ModelConfig(**{**DECODER, "width_base": 8, "tie_embeddings": False})
+    model = Transformer(wide, V)
+    optimizer = AdamW(AdamWConfig(lr=1, weight_decay=0.1)).build(model)
+    set_lr(optimizer, 0.02)
+    found = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in optimizer.param_groups}
+    assert found == {(0.02, 0.1): 1, (0.005, 0.4): 15, (0.02, 0.0): 9}  # embedding; matrices and head; norms
+    roles = weights_of(Transformer(ModelConfig(**{**DECODER, "width_base": 8}), V))
+    assert roles["final_norm.weight"] == Weight(constant=0.25, rate=0.25)
+    roles = weights_of(Transformer(ModelConfig(**{**ENCODER, "width_base": 8}), V))
+    assert roles["head.norm.weight"] == Weight(constant=0.25, rate=0.25) and roles["head.norm.bias"].rate == 0.25
+    assert roles["head.dense.weight"].std == 0.01 and roles["blocks.1.mlp_norm.weight"] == Weight(constant=1)

@@ -35,9 +35,11 @@ TWENTY = [{"steps": 20, "seq_len": 32, "batch_tokens": 256, "decay_steps": 5}]
 @pytest.mark.parametrize("objective", ["masked_lm", "causal_lm"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_on_one_rank_equals_plain_torch(objective, stage, prepared, tmp_path):
-    local = run_values(prepared, tmp_path / "local", objective, phases=TWENTY)
+    """The decoder has a width_base, so its groups of weights have learning rates of their own."""
+    shape = {"width_base": 8} if objective == "causal_lm" else {}
+    local = run_values(prepared, tmp_path / "local", objective, phases=TWENTY, model=shape)
     asked = {"zero_stage": stage, "deepspeed": {"wall_clock_breakdown": False}}  # else plain torch runs stages 0 and 1
-    launched = run_values(prepared, tmp_path / "zero", objective, phases=TWENTY, engine=asked)
+    launched = run_values(prepared, tmp_path / "zero", objective, phases=TWENTY, model=shape, engine=asked)
     on_ranks(1, cases.train, local, log=tmp_path / "local.log", launched=False)
     on_ranks(1, cases.train, launched, log=tmp_path / "zero.log")
     assert f"DeepSpeed ZeRO {stage}, 1 x cpu" in (tmp_path / "zero.0.log").read_text()
@@ -319,9 +321,12 @@ TO_CPU = {"device": "cpu"}
 def test_a_run_with_offload_overlap_and_buckets_is_the_same_and_continues_bit_by_bit(
     stage, precision, keys, prepared, tmp_path
 ):
-    engine = {"zero_stage": stage, "precision": precision}
-    plain = run_values(prepared, tmp_path / "plain", phases=TWENTY, engine=engine)
-    values = run_values(prepared, tmp_path / "run", phases=TWENTY, checkpoint={"every_steps": 12, "keep": 9})
+    """With width_base too, so that groups of weights have learning rates of their own."""
+    engine, model = {"zero_stage": stage, "precision": precision}, {"width_base": 16}
+    plain = run_values(prepared, tmp_path / "plain", phases=TWENTY, model=model, engine=engine)
+    values = run_values(
+        prepared, tmp_path / "run", phases=TWENTY, model=model, checkpoint={"every_steps": 12, "keep": 9}
+    )
     values["engine"] |= {**engine, "deepspeed": {"zero_optimization": keys}}
     on_ranks(2, cases.train, values, log=tmp_path / "run.log")
     if precision == "fp32":

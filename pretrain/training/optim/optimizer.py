@@ -46,7 +46,8 @@ class Optimizer(ABC):
 def decayed_groups(module: "nn.Module", weight_decay: float) -> "list[dict[str, Any]]":
     """The usual groups: matrices decay, vectors (norms and biases) do not. The model's table of weights says which.
 
-    Each group has the factor `rate`, by which the engine multiplies the learning rate of a step.
+    Each group has the factor `rate`, by which the engine multiplies the learning rate of a step. Weight decay does not
+    shrink with it: the product of both is the run's.
     """
     from pretrain.model.weights import weights_of
 
@@ -56,6 +57,6 @@ def decayed_groups(module: "nn.Module", weight_decay: float) -> "list[dict[str, 
         if weight.requires_grad:
             groups.setdefault((roles[name].decays, roles[name].rate), []).append(weight)
     return [
-        {"params": groups[decays, rate], "weight_decay": weight_decay if decays else 0.0, "rate": rate}
+        {"params": groups[decays, rate], "weight_decay": weight_decay / rate if decays else 0.0, "rate": rate}
         for decays, rate in sorted(groups, reverse=True)
     ]
