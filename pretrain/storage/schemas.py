@@ -230,6 +230,39 @@ class WordsIndex(Index):
     shards: Digest
 
 
+class Attempt(IndexSection):
+    """A start of a run that led to a checkpoint."""
+
+    from_step: Count
+    branched: bool = False
+    command: str | None = None
+    launcher: str | None = None
+    ranks: Count
+    nodes: Count
+    device: str
+    engine: str
+    precision: str
+    torch: str
+    pretrain: str
+
+
+class ReadText(IndexSection):
+    """The text that a run has read of a corpus."""
+
+    name: str
+    shards: Digest
+    tokens: Count
+    padding: Count
+    pass_tokens: Count
+
+
+class History(Recorded):
+    """The record of a checkpoint. Older versions have neither entry."""
+
+    attempts: list[Attempt] = []
+    read: list[ReadText] | None = None
+
+
 class CheckpointIndex(Index):
     """The index of a checkpoint."""
 
@@ -241,6 +274,7 @@ class CheckpointIndex(Index):
     corpora: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
     order: Count = 1
     words: dict[str, str] = {}
+    recorded: History = History()
 
     @model_validator(mode="after")
     def _agree(self) -> "CheckpointIndex":

@@ -23,6 +23,7 @@ from pretrain.training.engine.engine import Engine, engine_for
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import device_of
 from pretrain.training.heldout import HeldOut, HeldOutLoss, Sides
+from pretrain.training.history import history_of
 from pretrain.training.inputs import Inputs
 from pretrain.training.loader import Batches
 from pretrain.training.optim.schedule import schedule_notes
@@ -75,13 +76,14 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
         flops_per_token=flops,
         low_precision=cfg.engine.precision != "fp32",
         identity=_identity(inputs) | start.identity(),
+        history=history_of(start, inputs.data, engine.name, cfg.engine.precision, engine.device, peers),
         begun=cfg.begun,
         config_yaml=text,
     )
     if world.speaks:
         _announce(inputs, job, start)
     if start.branches:  # with a checkpoint of its own, the branch no longer needs the files of its parent
-        checkpoint.publish(folder, start.state, engine, peers, text, job.identity)
+        job.save(start.state)
     return job
 
 

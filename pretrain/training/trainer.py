@@ -16,11 +16,13 @@ from pretrain.hashing import DROPOUT, hash64
 from pretrain.objectives.objective import Objective
 from pretrain.order.phases import Phase, locate, tokens_after
 from pretrain.processes.signals import Interrupt
+from pretrain.storage.index import RECORDED
 from pretrain.training import checkpoint, loader
 from pretrain.training.checkpoint import TrainState
 from pretrain.training.engine.engine import Engine, seed_everything
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import World
+from pretrain.training.history import History
 from pretrain.training.loader import MicroBatch
 from pretrain.training.optim.schedule import OptimConfig, lr_at
 from pretrain.training.watch.log import Interval, StepReport, log_line, memory_gib, peak_flops, say
@@ -62,12 +64,20 @@ class Job:
     flops_per_token: list[float]  # a number for each phase
     low_precision: bool  # whether matrix products are in bf16, as the listed peaks assume
     identity: dict[str, Any]  # the entries about the run in the index of a checkpoint
+    history: History  # the entries that depend on the step and the machine
     begun: int  # the step of the checkpoint at which a branch began; 0: the run is no branch
     config_yaml: str
 
     @property
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
+
+    def save(self, state: TrainState) -> Path:
+        """Publish the checkpoint of `state`; a collective. Returns its folder."""
+        identity = self.identity
+        if self.world.speaks:
+            identity = identity | {RECORDED: identity.get(RECORDED, {}) | self.history.at(state.step)}
+        return checkpoint.publish(self.folder, state, self.engine, self.peers, self.config_yaml, identity)
 
 
 def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | None]:
@@ -264,7 +274,7 @@ class Saves:
         job = self._job
         with job.peers.one_fate():
             job.batches.data.check_unchanged()
-        checkpoint.publish(job.folder, state, job.engine, job.peers, job.config_yaml, job.identity)
+        job.save(state)
         self.step, self.wanted, self._proven, self._at = state.step, False, False, time.monotonic()
 
     def end(self, state: TrainState, found: list[Findings], metrics: Metrics | None) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from pretrain import config, shards
 from pretrain.errors import ConfigError, ResumeError, ShardError
+from pretrain.order import branch
 from pretrain.order.config import DataConfig, mixed
 from pretrain.order.phases import Phase
 from pretrain.order.run_data import RunData, open_run_data
@@ -177,6 +178,31 @@ def test_the_plan_of_packed_windows_says_how_much_of_them_is_padding(prepared, t
         samples = order.samples(0, 0, order.phases[0].samples)
         free = (~order.rows(samples, order.phases[0].seq_len).text)[samples.corpora == number].mean()
         assert float(line[-1].rstrip("%")) / 100 == pytest.approx(free, abs=0.02)
+
+
+@pytest.mark.parametrize("skips", [(), ((3, 5),)])
+@pytest.mark.parametrize(("windows", "block"), [("stream", 32), ("documents", 1024)])
+def test_the_text_that_the_first_steps_have_read_is_counted(windows, block, skips, prepared, two):
+    """Counted against the readings of each step. Packed windows count with a mean, so they may be a block off."""
+    wanted = DataConfig(
+        corpora=corpora(two), tokenizer=str(prepared.tokenizer["bert"]), windows=windows, block_tokens=block
+    )
+    phases = mixed([phase(6, 16), phase(20, 32, 512, en=1, zh=2)], wanted)
+    data = open_run_data(wanted, phases, 7, open_tokenizer(prepared.tokenizer["bert"]), skips)
+    assert data.read(0) == {}
+    for done, places in ((4, 4 * 256), (26, 6 * 256 + 20 * 512)):
+        found = data.read(done)
+        read = dict.fromkeys(("en", "zh"), 0)
+        for step in range(done):
+            for reading in data.order.step(branch.reads(step, data.phases, data.skips)):
+                read[reading.corpus] += reading.tokens
+        assert [name for name, _ in found] == ["en", "zh"]
+        slack = block if windows == "documents" or skips else 0
+        for (name, fingerprint), entry in found.items():
+            assert abs(entry["tokens"] - read[name]) <= slack
+            assert entry["shards"] == fingerprint and entry["pass_tokens"] % block == 0
+            assert (entry["padding"] > 0) == (windows == "documents")
+        assert abs(sum(e["tokens"] + e["padding"] for e in found.values()) - places) <= 2
 
 
 def test_a_corpus_seen_too_often_is_refused_before_the_run(prepared, two):

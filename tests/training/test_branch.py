@@ -61,6 +61,12 @@ def test_a_branch_that_changes_nothing_is_the_parents_own_continuation(parent, t
     for folder in sorted((tmp_path / "run/checkpoints").iterdir()):
         index = json.loads((folder / INDEX).read_text())
         assert index["parent"] == began["fingerprint"] and index["recorded"]["parent"].endswith("step_00000008")
+    ended = [
+        json.loads((checkpoint.newest(run) / INDEX).read_text()) for run in (tmp_path / "run", Path(parent["out"]))
+    ]
+    ours, theirs = (index["recorded"] for index in ended)
+    assert ours["read"] == theirs["read"], "the branch has read what its parent had read, and then its own text"
+    assert [(one["from_step"], one["branched"]) for one in ours["attempts"]] == [(0, False), (8, True)]
     check_files.run([tmp_path / "run"])
     assert "intact" in capsys.readouterr().out
 

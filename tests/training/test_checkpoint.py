@@ -42,6 +42,12 @@ def test_a_run_in_two_phases_with_workers_and_evaluation_continues_bit_by_bit(st
     assert cases.history(tmp_path / "killed") == cases.history(tmp_path / "straight")
     one, other = (Checkpoint(checkpoint.newest(tmp_path / name)) for name in ("straight", "killed"))
     assert one.index["fingerprint"] == other.index["fingerprint"], "equal runs in two places are one identity"
+    for index, begun in ((one.index, [0]), (other.index, [0, 3])):
+        attempts = index["recorded"]["attempts"]
+        assert [attempt["from_step"] for attempt in attempts] == begun
+        assert {attempt["ranks"] for attempt in attempts} == {2} and {attempt["nodes"] for attempt in attempts} == {1}
+        (read,) = index["recorded"]["read"]
+        assert read["tokens"] == 5 * 256 + 7 * 512 and read["padding"] == 0
 
 
 def test_a_torn_checkpoint_is_passed_over_and_does_not_stand_in_the_way(prepared, tmp_path):
