@@ -1,6 +1,7 @@
 """Fills the marks of the pages when the site is built, so that no key and no figure is typed twice.
 
     <!-- keys -->                 the keys of every stage's configuration      (reference.py)
+    <!-- card -->                 the keys of model_card.json                  (reference.py)
     <!-- table tokenizer-train --> a table of figures of benchmarks/results (tables.py)
     <!-- text clean-default -->   benchmarks/results/clean-default.txt as it is
     <!-- picture clean-default --> benchmarks/results/clean-default.png
@@ -20,13 +21,14 @@ import measured  # noqa: E402
 import reference  # noqa: E402
 import tables  # noqa: E402
 
-MARK = re.compile(r"^<!-- (keys|table|text|picture) ?(\S*) -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- (keys|card|table|text|picture) ?(\S*) -->$", re.MULTILINE)
 # A line's end between two Chinese characters, or signs of Chinese punctuation.
 BROKEN = re.compile(
     "(?<=[\u3000-\u303f\u4e00-\u9fff\uff01-\uff60“”‘’])\n *(?=[\u3000-\u303f\u4e00-\u9fff\uff01-\uff60“”‘’])"
 )
 FILL = {
     "keys": lambda name, language: reference.page(language),
+    "card": lambda name, language: reference.card(language),
     "table": tables.table,
     "text": measured.text,
     "picture": measured.picture,
@@ -50,7 +52,8 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_post_build(config):
-    """Pictures lie once in the site, beside the pages of both languages."""
+    """Pictures lie once in the site, beside the pages of both languages, and so does the schema of model_card.json."""
+    (Path(config.site_dir) / "model_card.schema.json").write_text(reference.card_schema(), encoding="utf-8")
     pictures = Path(config.site_dir) / measured.PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
     for path in sorted(measured.RESULTS.glob("*.png")):

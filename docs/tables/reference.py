@@ -1,17 +1,20 @@
 """The reference of the configuration: the keys of every stage, from the classes that check them."""
 
 import html
+import json
 import re
 
 from pretrain.cli import STAGES, config_of
 from pretrain.config import Config
 from pretrain.config_reference import Key, keys
 from pretrain.corpus.recipe import Recipe
+from pretrain.export.facts import Facts
 
 HEADS = {
     "en": ("Key", "Type", "Default", "Meaning", "May change on resume"),
     "zh": ("键", "类型", "默认值", "含义（英文，取自代码）", "续训时可否更改"),
 }
+CARD_HEADS = {"en": "Fact", "zh": "事实"}
 RESUME = {
     "en": {"free": "yes", "past": "for steps to come", "frozen": "no"},
     "zh": {"free": "可以", "past": "仅限尚未执行的步", "frozen": "不可以"},
@@ -44,6 +47,21 @@ def page(language: str) -> str:
     parts = [_section("recipe.yaml", "recipe", Recipe, language)]
     parts += [_section(stage, stage, config_of(stage), language) for stage in STAGES]
     return "\n\n".join(parts)
+
+
+def card(language: str) -> str:
+    """The keys of model_card.json. `N` stands for the number of an entry of a list."""
+    heads = (CARD_HEADS[language], HEADS[language][1], HEADS[language][3])
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for key in keys(Facts):
+        name, kind, _, meaning, _ = _cells(key, "card", language)
+        lines.append(_row((name, kind, meaning)))
+    return "\n".join(lines)
+
+
+def card_schema() -> str:
+    """The JSON schema of model_card.json."""
+    return json.dumps(Facts.model_json_schema(), ensure_ascii=False, indent=1)
 
 
 def _section(title: str, anchor: str, kind: type[Config], language: str) -> str:

@@ -2,7 +2,7 @@
 
     config.json  generation_config.json (decoders)  model.safetensors
     tokenizer.json  tokenizer_config.json  vocab.txt (bert)
-    README.md    the model card
+    README.md    the model card, and its facts as model_card.json
     index.json   the fingerprints of its sources, and the certificate; written last
 
 parity.py opens the folder in a process of its own: no other module of this package imports transformers.

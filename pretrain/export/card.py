@@ -1,19 +1,20 @@
 """The model card: the model, its scores, its training text, how to open it, and how it was checked.
 
-The card contains no paths, versions or times. It is not part of the folder's fingerprint, because its facts about the
-text and the scores depend on whether the shards and the run still exist.
+It says in words what facts.py collects for model_card.json. Neither file is part of the folder's fingerprint, because
+the facts about the text and the scores depend on whether the shards and the run still exist, and others on the machine.
 """
 
 import re
-from pathlib import Path
 
 from pretrain.config import write_values
 from pretrain.dialects import DIALECTS
-from pretrain.export.provenance import CorpusText
+from pretrain.export.facts import Facts
+from pretrain.export.provenance import CorpusText, sources
 from pretrain.export.reference import FUZZED, TOLERANCE
 from pretrain.model.config import ModelConfig
 from pretrain.objectives import OBJECTIVES
 from pretrain.tokenizer import Tokenizer
+from pretrain.training.watch.log import duration
 
 TRAINING = ("seed", "objective", "phases", "optim", "model")  # sections of the run's configuration that are shown
 
@@ -38,14 +39,13 @@ REST = """
 
 ## How it was made
 
-{steps}
-
+{made}
 | made from  | fingerprint |
 | ---------- | ----------- |
 | checkpoint | `{checkpoint}` |
 | shards     | `{shards}` |
 | tokenizer  | `{tokenizer}` |
-
+{parent}
 ```yaml
 {training}```
 
@@ -67,30 +67,26 @@ the rounded weights and computed in fp32, as `from_pretrained(folder, dtype="flo
 """
 
 
+# Facts that may be unknown, in words. Facts that are known together have the same words.
+UNKNOWN = {
+    "step_seconds": "the time that the steps took",
+    "resumes": "how often the run was continued",
+    "text_tokens": "how much of the windows was padding, and how much text was read more than once",
+    "attempts": "the hardware and the commands",
+}
+
+
 def card(
-    dialect: str,
-    dtype: str,
-    model: ModelConfig,
-    vocab_size: int,
-    parameters: int,
-    tokenizer: Tokenizer,
-    settings: dict,
-    index: dict,
-    texts: list[CorpusText],
-    scores: list[dict],
+    facts: Facts, model: ModelConfig, tokenizer: Tokenizer, settings: dict, texts: list[CorpusText], scores: list[dict]
 ) -> str:
-    """README.md for a model whose run had `settings` (config.yaml as values) and whose checkpoint has `index`."""
+    """README.md for a model whose run had `settings` (config.yaml as values)."""
     kv = "" if model.heads == model.KV else f" ({model.KV} for keys and values)"
-    size = f"{parameters:,} weights: {model.layers} layers of width {model.width}, {model.heads} heads{kv}, "
-    size += f"a vocabulary of {vocab_size:,}. "
-    weights = f"the weights of {Path(model.init_from).name}" if model.init_from else "scratch"
-    size += f"Pre-trained from {weights}."
+    size = f"{facts.parameters:,} weights: {model.layers} layers of width {model.width}, {model.heads} heads{kv}, "
+    size += f"a vocabulary of {facts.vocab_size:,}. "
+    size += f"Pre-trained from {f'the weights of {facts.began_from}' if facts.began_from else 'scratch'}."
     longest = trained_length(settings)
-    steps = f"Step {index['step']:,} of {sum(phase['steps'] for phase in settings['phases']):,}, "
-    steps += f"{_tokens(index['step'], settings['phases']):,} tokens"
-    steps += f", {settings['engine']['precision']}." if "engine" in settings else "."
     specials = {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()}
-    written_as = DIALECTS[dialect]
+    written_as = DIALECTS[facts.dialect]
     objective = OBJECTIVES[last_objective(settings)]
     return (written_as.card + REST).format(
         front=front_matter(written_as.pipeline, texts),
@@ -103,16 +99,17 @@ def card(
         mask=specials.get("mask"),
         local=_local(model),
         lossless=LOSSLESS if tokenizer.lossless else "",
-        quality=quality(scores, index["step"], objective.asked),
+        quality=quality(scores, facts.step, objective.asked),
         data=data(texts),
         folding=folding(tokenizer),
-        steps=steps,
-        checkpoint=index["fingerprint"],
+        made=made(facts),
+        checkpoint=facts.checkpoint,
         shards="`, `".join(f"{text.name} {text.fingerprint}".strip() for text in texts),
-        tokenizer=index["tokenizer"],
-        training=write_values(_given({key: settings.get(key) for key in TRAINING})),
+        tokenizer=facts.tokenizer,
+        parent=f"| parent     | `{facts.parent}` |\n" if facts.parent else "",
+        training=write_values(facts.training),
         tolerance=TOLERANCE,
-        rounding=ROUNDED if dtype == "bfloat16" else "",
+        rounding=ROUNDED if facts.dtype == "bfloat16" else "",
         texts=FUZZED,
         written=", and `generate` added to each the tokens that are the likeliest after it alone"
         if model.causal
@@ -129,6 +126,37 @@ def _local(model: ModelConfig) -> str:
     return f"Of every {model.global_every} layers the first is global; in the others {seen}."
 
 
+def training(settings: dict) -> dict:
+    """The settings of a run that change what the model learns, without keys that are null."""
+    return {key: _given(settings[key]) for key in TRAINING if settings.get(key) is not None}
+
+
+def made(facts: Facts) -> str:
+    """The steps, the tokens, the hardware and the commands; and the facts about them that are not known."""
+    lines = [f"Step {facts.step:,} of {facts.planned_steps:,}, {facts.input_tokens:,} tokens"]
+    if facts.text_tokens is not None:
+        beyond = f"{facts.repeated_tokens:,} of them beyond one pass over their corpus"
+        lines[0] += f": {facts.text_tokens:,} of text, {beyond}, and {facts.padding:,} of padding"
+    lines[0] += "."
+    if facts.resumes is not None:
+        times = "in one go" if not facts.resumes else f"with {facts.resumes:,} restart{'s'[: facts.resumes != 1]}"
+        lines.append(f"The model was trained {times}.")
+    if facts.step_seconds is not None:
+        lines.append(f"The steps took {duration(facts.step_seconds)}, without evaluations and saves.")
+    machines = {
+        (f"{one.ranks} x {one.device}", f"{one.nodes}", one.precision, f"{one.engine}, torch {one.torch}"): None
+        for one in facts.attempts
+    }
+    if machines:
+        lines += ["", "| ranks and device | machines | precision | engine |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(map(_cell, machine))} |" for machine in machines]
+    if commands := dict.fromkeys(one.command for one in facts.attempts if one.command):
+        lines += ["", "```sh", *commands, "```"]
+    if unknown := [words for name, words in UNKNOWN.items() if name in facts.unknown]:
+        lines += ["", f"Not known: {'; '.join(unknown)}."]
+    return "\n".join(lines) + "\n"
+
+
 def _given(value: object) -> object:
     """A value of a configuration without the keys that are null."""
     if isinstance(value, dict):
@@ -138,10 +166,10 @@ def _given(value: object) -> object:
 
 def front_matter(pipeline: str, texts: list[CorpusText]) -> str:
     """The fields that the hub reads: languages by their two or three letters, a licence by the hub's own names."""
-    sources = [source for text in texts for source in text.sources or [{"language": "und", "licence": "unstated"}]]
-    languages = sorted({re.split("[-_]", source["language"])[0].lower() for source in sources} - {"und"})
+    listed = [source for text in texts for source in text.sources or [{"language": "und", "licence": "unstated"}]]
+    languages = sorted({re.split("[-_]", source["language"])[0].lower() for source in listed} - {"und"})
     found: dict[str, object] = {"language": languages} if languages else {}
-    licences = sorted({re.sub(r"[^a-z0-9.]+", "-", source["licence"].lower()).strip("-") for source in sources})
+    licences = sorted({re.sub(r"[^a-z0-9.]+", "-", source["licence"].lower()).strip("-") for source in listed})
     if len(licences) == 1 and licences[0] in HUB_LICENCES:
         found["license"] = licences[0]
     elif licences == ["unstated"]:
@@ -180,14 +208,15 @@ def quality(scores: list[dict], step: int, asked: str) -> str:
 
 def data(texts: list[CorpusText]) -> str:
     """The corpora with their sizes, and their sources with language and licence."""
-    lines = ["| corpus | train tokens | bytes | held-out tokens | bytes |", "|---|---|---|---|---|"]
+    lines = ["| corpus | train tokens | bytes | held-out tokens | bytes | read tokens | passes |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for text in texts:
-        sizes = (size for side in ("train", "heldout") for size in (text.tokens(side), text.bytes(side)))
-        lines.append(f"| {_cell(text.name or 'not named')} | {' | '.join(_number(size, ',') for size in sizes)} |")
-    known = {(s["name"], s["language"], s["licence"]): None for text in texts for s in text.sources or ()}
-    if known:
+        sizes = [size for side in ("train", "heldout") for size in (text.tokens(side), text.bytes(side))]
+        cells = [*(_number(size, ",") for size in (*sizes, text.read_tokens)), _number(text.passes, ".2f")]
+        lines.append(f"| {_cell(text.name or 'not named')} | {' | '.join(cells)} |")
+    if known := sources(texts):
         lines += ["", "| source | language | licence |", "|---|---|---|"]
-        lines += [f"| {' | '.join(map(_cell, source))} |" for source in known]
+        lines += [f"| {' | '.join(_cell(one[key]) for key in ('name', 'language', 'licence'))} |" for one in known]
     for text in texts:
         if text.sources is None:
             reason = "its shards were not found" if text.index is None else "its shards do not record them"
@@ -225,12 +254,3 @@ def last_objective(settings: dict) -> str:
 def trained_length(settings: dict) -> int:
     """The number of tokens in the longest training window."""
     return max(phase["seq_len"] for phase in settings["phases"])
-
-
-def _tokens(step: int, phases: list[dict]) -> int:
-    """The number of input tokens of the first `step` optimizer steps."""
-    tokens = 0
-    for phase in phases:
-        tokens += min(step, phase["steps"]) * phase["batch_tokens"]
-        step = max(0, step - phase["steps"])
-    return tokens

@@ -20,6 +20,7 @@ from pretrain.dialects.dialect import Dialect
 from pretrain.errors import ExportError
 from pretrain.export import card, provenance, reference, tokenizer_files
 from pretrain.export.card import last_objective
+from pretrain.export.facts import FACTS, facts_of
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
 from pretrain.objectives import OBJECTIVES
@@ -79,9 +80,11 @@ def run(cfg: ExportConfig) -> dict:
         certificate = verify(aside, said)
         shutil.rmtree(said)
         texts, scores = provenance.texts(settings, source.index), provenance.scores(source.folder, source.index["step"])
-        text = card.card(
-            cfg.dialect, cfg.dtype, model, vocab_size, parameters, tokenizer, settings, source.index, texts, scores
-        )
+        made = {"dialect": cfg.dialect, "dtype": cfg.dtype, "parameters": parameters, "vocab_size": vocab_size}
+        made["training"] = card.training(settings)
+        known = facts_of(source.folder, source.index, settings, texts, scores, **made)
+        write_json(aside / FACTS, known.written())
+        text = card.card(known, model, tokenizer, settings, texts, scores)
         (aside / "README.md").write_text(text, encoding="utf-8")
         index = {
             "stage": "export",
@@ -91,7 +94,7 @@ def run(cfg: ExportConfig) -> dict:
             "step": source.index["step"],
             "recorded": {"checkpoint": str(source.folder), "certificate": certificate},
         }
-        write_index(aside, index, recorded=("README.md",))
+        write_index(aside, index, recorded=("README.md", FACTS))
     print(f"{cfg.out}: equal to step {source.index['step']} in transformers {certificate['transformers']}", flush=True)
     compared = f"{certificate['logits']:,} logits and {certificate['texts']:,} texts compared"
     print(f"  {compared}, largest difference of two logits {certificate['max_logit_diff']:.1e}", flush=True)

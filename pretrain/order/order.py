@@ -242,10 +242,19 @@ class Order:
                             ]
         return sorted(found)
 
+    def windows_drawn(self, phase: int) -> np.ndarray:
+        """The number of windows that phase number `phase` draws from each corpus, (C,) int64."""
+        samples, mixture = self.phases[phase].samples, self.mixtures[phase]
+        if not self.packed:
+            return mixture.counts(samples)
+        finished, first = self._last_pool(phase)
+        others = self.samples(phase, first, samples - first).corpora
+        return mixture.counts(finished) * self.dealt[phase] + np.bincount(others, minlength=len(self.names))
+
     def drawn(self, phase: int) -> np.ndarray:
         """The tokens that phase number `phase` reads from each corpus, (C,) int64. The windows of packed blocks that
         remain unfinished count with the mean tokens of a window."""
-        return self._windows(phase) * self.block_tokens // self.per_block[phase]
+        return self.windows_drawn(phase) * self.block_tokens // self.per_block[phase]
 
     def places(self, phase: int) -> tuple[np.ndarray, np.ndarray]:
         """The windows that the first step of a phase has from each corpus, and the blocks they come from, both (C,)."""
@@ -262,7 +271,7 @@ class Order:
     def epochs(self) -> np.ndarray:
         """The epochs of each corpus that the run reads, (C,) float64: the end of the run in the corpus's order."""
         last = len(self.phases) - 1
-        ends = self.first_blocks[last] + self._windows(last) / self.per_block[last]
+        ends = self.first_blocks[last] + self.windows_drawn(last) / self.per_block[last]
         return ends / np.array([windows.blocks for windows in self.windows])
 
     def _pools(self, phase: int) -> list[Pools]:
@@ -273,15 +282,6 @@ class Order:
             Pools(windows, int(first), self.phases[phase].seq_len, 1 if self.packed else pool_of(windows.blocks, count))
             for windows, first, count in zip(self.windows, self.first_blocks[phase], of_step.tolist(), strict=True)
         ]
-
-    def _windows(self, phase: int) -> np.ndarray:
-        """The number of windows that the phase draws from each corpus, (C,) int64."""
-        samples, mixture = self.phases[phase].samples, self.mixtures[phase]
-        if not self.packed:
-            return mixture.counts(samples)
-        finished, first = self._last_pool(phase)
-        others = self.samples(phase, first, samples - first).corpora
-        return mixture.counts(finished) * self.dealt[phase] + np.bincount(others, minlength=len(self.names))
 
     def _ended(self, phase: int) -> list[int]:
         """The number of windows of each corpus, (C,), up to the last window that the phase draws."""

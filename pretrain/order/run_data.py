@@ -13,7 +13,7 @@ from pretrain.order.branch import Skips
 from pretrain.order.config import CorpusConfig, DataConfig, block_tokens_of
 from pretrain.order.order import VERSION, Order
 from pretrain.order.packed import PackedWindows
-from pretrain.order.phases import Phase, Position, done_in, locate
+from pretrain.order.phases import Phase, Position, locate
 from pretrain.order.stream import Windows
 from pretrain.shards import Shards, check_tokenizer
 from pretrain.tokenizer import Tokenizer
@@ -112,34 +112,6 @@ class RunData:
         if lines:
             remedy = "lower its weight, run fewer steps, add text, or raise max_epochs"
             raise ConfigError("a corpus would be seen too often", *lines, remedy)
-
-    def read(self, step: int) -> dict[tuple[str, str], dict]:
-        """The text that the first `step` steps read, by the name and the fingerprint of each corpus that they read.
-
-        `tokens` are the tokens of text, `padding` the free places of the windows, and `pass_tokens` the tokens of one
-        pass over the corpus. Windows of packed documents count with the mean tokens of a window.
-        """
-        done = done_in(self.phases, step)
-        begun = [phase.model_copy(update={"steps": n}) for phase, n in zip(self.phases, done, strict=False)]
-        longer = branch.reading(begun, [skip for skip in self.skips if skip[0] <= step])
-        order, found = Order(self.order.corpora, longer), {}
-        taken = np.array([n / phase.steps for n, phase in zip(done, longer, strict=True)])  # skipped steps read nothing
-        shape = (len(begun), len(self.corpora))
-        drawn = np.array([order.drawn(number) for number in range(len(begun))]).reshape(shape)
-        padding = np.array([order.padding(number) for number in range(len(begun))]).reshape(shape)
-        tokens = taken @ drawn
-        free = taken @ (drawn * padding / (1 - padding))
-        for number, corpus in enumerate(self.corpora):
-            if drawn[:, number].any():
-                windows = order.windows[number]
-                found[corpus.name, corpus.train.fingerprint] = {
-                    "name": corpus.name,
-                    "shards": corpus.train.fingerprint,
-                    "tokens": round(tokens[number]),
-                    "padding": round(free[number]),
-                    "pass_tokens": windows.blocks * windows.block_tokens,
-                }
-        return found
 
     def table(self) -> list[str]:
         """An aligned table of the tokens that the run will draw from every corpus, in each phase and in total.

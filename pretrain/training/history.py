@@ -15,9 +15,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pretrain import __version__
+from pretrain.order import branch
+from pretrain.order.order import Order
+from pretrain.order.phases import done_in
 from pretrain.order.run_data import RunData
 from pretrain.processes.signals import launcher
 from pretrain.storage.index import RECORDED
@@ -38,15 +42,43 @@ class History:
         """The entries under `recorded` in the index of the checkpoint of `step`."""
         if self.read_before is None:
             return {"attempts": self.attempts}
-        before, now = self.data.read(self.since), self.data.read(step)
-        total = {(entry["name"], entry["shards"]): dict(entry) for entry in self.read_before}
-        for key, entry in now.items():
-            known = total.setdefault(key, entry | {"tokens": 0, "padding": 0})
-            earlier = before.get(key, {})
-            for count in ("tokens", "padding"):
-                known[count] += entry[count] - earlier.get(count, 0)
-            known["pass_tokens"] = entry["pass_tokens"]
+        before, now = text_read(self.data, self.since), text_read(self.data, step)
+        total = {entry["shards"]: entry for entry in self.read_before}
+        for shards, entry in now.items():
+            known, earlier = total.get(shards, {}), before.get(shards, {})
+            counts = {
+                count: known.get(count, 0) + entry[count] - earlier.get(count, 0) for count in ("tokens", "padding")
+            }
+            total[shards] = entry | counts
         return {"attempts": self.attempts, "read": list(total.values())}
+
+
+def text_read(data: RunData, step: int) -> dict[str, dict]:
+    """The text that the first `step` steps of a run read, by the fingerprint of each corpus that they read.
+
+    `tokens` are the tokens of text, `padding` the free places of the windows, and `pass_tokens` the tokens of one pass
+    over the corpus. Windows of packed documents count with the mean tokens of a window.
+    """
+    done = done_in(data.phases, step)
+    begun = [phase.model_copy(update={"steps": n}) for phase, n in zip(data.phases, done, strict=False)]
+    longer = branch.reading(begun, [skip for skip in data.skips if skip[0] <= step])
+    order, found = Order(data.order.corpora, longer), {}
+    tokens = places = np.zeros(len(data.corpora))
+    for number, (phase, n) in enumerate(zip(longer, done, strict=True)):
+        windows = order.windows_drawn(number) * (n / phase.steps)  # without those of the skipped steps
+        places = places + windows * phase.seq_len
+        tokens = tokens + windows * data.order.block_tokens / order.per_block[number]
+    for number, corpus in enumerate(data.corpora):
+        if places[number]:
+            source = order.windows[number]
+            found[corpus.train.fingerprint] = {
+                "name": corpus.name,
+                "shards": corpus.train.fingerprint,
+                "tokens": round(tokens[number]),
+                "padding": round(places[number]) - round(tokens[number]),
+                "pass_tokens": source.blocks * source.block_tokens,
+            }
+    return found
 
 
 def history_of(start: Start, data: RunData, engine: str, precision: str, device: torch.device, peers: Peers) -> History:

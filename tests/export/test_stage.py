@@ -19,6 +19,7 @@ from pretrain import tokenizer as tokenizer_stage
 from pretrain.dialects import DIALECTS, Dialect, check_expressible
 from pretrain.errors import ConfigError, ExportError
 from pretrain.export import ExportConfig, card, provenance, reference
+from pretrain.export.facts import Facts
 from pretrain.export.stage import verify
 from pretrain.model.attention import Layout
 from pretrain.model.config import ModelConfig
@@ -87,7 +88,14 @@ def vocabularies(tmp_path_factory) -> dict:
     return made
 
 
-def trained(run, vocabulary, settings: dict, kind: str = ""):
+ATTEMPT = {"from_step": 0, "branched": False, "command": "launch/pretrain.py run.yaml", "launcher": "deepspeed"}
+ATTEMPT |= {"ranks": 8, "nodes": 2, "device": "NVIDIA H200", "engine": "deepspeed", "precision": "bf16"}
+ATTEMPT |= {"torch": "2.13.0", "pretrain": "0.9"}
+READ = {"name": "verses", "shards": "5" * 64, "tokens": 30, "padding": 2, "pass_tokens": 20}
+HISTORY = {"attempts": [ATTEMPT, {**ATTEMPT, "from_step": 1, "nodes": 1}], "read": [READ]}
+
+
+def trained(run, vocabulary, settings: dict, kind: str = "", history: dict | None = None):
     """A checkpoint of one step. All weights of its model are so large that a wrong weight shows in the logits."""
     tokenizer, model = open_tokenizer(vocabulary), ModelConfig(**settings)
     kind = kind or ("causal_lm" if model.causal else "masked_lm")
@@ -110,7 +118,7 @@ def trained(run, vocabulary, settings: dict, kind: str = ""):
         "phases": [{"steps": 4, "seq_len": 16, "batch_tokens": 32}],
         "seed": 0,
     }
-    identity = {"shards": "5" * 64, "tokenizer": tokenizer.fingerprint}
+    identity = {"shards": "5" * 64, "tokenizer": tokenizer.fingerprint, "recorded": history or {}}
     checkpoint.publish(run, TrainState(1, 1), engine, Peers(World()), yaml.safe_dump(text), identity)
     scores = [*SCORES, {**SCORES[-1], "gain": "0.2"}]  # and damaged lines, which are passed over
     (run / "evaluations.jsonl").write_text("".join(f"{json.dumps(score)}\n" for score in scores) + '{"step": 1, "cor')
@@ -124,7 +132,8 @@ def encoder(tmp_path_factory, vocabularies):
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory, vocabularies):
-    return trained(tmp_path_factory.mktemp("decoder"), vocabularies["byte"], QWEN3 | UNLIKE_QWEN3_8B)
+    settings = QWEN3 | UNLIKE_QWEN3_8B
+    return trained(tmp_path_factory.mktemp("decoder"), vocabularies["byte"], settings, history=HISTORY)
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +161,14 @@ def test_an_export_is_equal_in_a_fresh_process(exported, request):
     assert index["stage"] == "export"
     assert index["recorded"]["certificate"] == certificate
     assert set(listed(index)) == {path.name for path in folder.iterdir()} - {"index.json"}
-    assert "README.md" not in index["files"], "what is known of text and scores changes no identity"
+    card = {"README.md", "model_card.json"}
+    assert not card & index["files"].keys(), "what is known of text and scores changes no identity"
 
 
 def test_the_files_of_a_bert(encoder_hf, encoder):
     folder, _ = encoder_hf
-    files = "README.md config.json index.json model.safetensors tokenizer.json tokenizer_config.json vocab.txt"
+    files = "README.md config.json index.json model.safetensors model_card.json tokenizer.json tokenizer_config.json"
+    files += " vocab.txt"
     assert " ".join(sorted(path.name for path in folder.iterdir())) == files
     weights = load_file(folder / "model.safetensors")
     assert not any("pooler" in name or "decoder" in name for name in weights)
@@ -171,6 +182,30 @@ def test_the_files_of_a_bert(encoder_hf, encoder):
     assert "mask_ratio: 0.15" in card
     assert Checkpoint(checkpoint.resolve(encoder)).index["fingerprint"] in card
     assert f"{sum(t.numel() for t in Checkpoint(checkpoint.resolve(encoder)).weights().values()):,} weights" in card
+
+
+def test_the_facts_of_a_card_are_json_of_a_schema_and_leave_out_what_is_not_known(encoder_hf, decoder_hf):
+    encoder, decoder = (json.loads((folder / "model_card.json").read_text()) for folder, _ in (encoder_hf, decoder_hf))
+    for known in (encoder, decoder):
+        assert Facts(**known).written() == known
+        assert known.keys() <= Facts.model_json_schema()["properties"].keys()
+        assert not known.keys() & set(known["unknown"])
+        assert (known["step"], known["planned_steps"], known["input_tokens"]) == (1, 4, 32)
+        (score,) = known["held_out"]
+        assert score["loss"] == 4.5 and "bits_per_byte" not in score
+    lacking = ["step_seconds", "resumes", "text_tokens", "padding", "repeated_tokens", "sources", "attempts"]
+    assert encoder["unknown"] == lacking and encoder["dialect"] == "bert"
+    said = (encoder_hf[0] / "README.md").read_text()
+    assert "Not known: the time that the steps took; how often the run was continued; how much of the windows" in said
+
+    assert decoder["unknown"] == ["step_seconds", "sources"] and decoder["resumes"] == 1
+    assert (decoder["text_tokens"], decoder["padding"], decoder["repeated_tokens"]) == (30, 2, 10)
+    assert decoder["corpora"][0]["passes"] == 1.5 and decoder["attempts"] == HISTORY["attempts"]
+    said = (decoder_hf[0] / "README.md").read_text()
+    assert "30 of text, 10 of them beyond one pass over their corpus, and 2 of padding.\n" in said
+    assert "\nThe model was trained with 1 restart.\n" in said
+    assert "| 8 x NVIDIA H200 | 2 | bf16 | deepspeed, torch 2.13.0 |\n| 8 x NVIDIA H200 | 1 |" in said
+    assert "```sh\nlaunch/pretrain.py run.yaml\n```" in said
 
 
 def test_a_card_names_sources_languages_and_licences_as_the_hub_reads_them(prepared):

@@ -19,6 +19,7 @@ from pretrain.tokenizer import open_tokenizer
 from pretrain.training import checkpoint
 from pretrain.training.config import RunConfig
 from pretrain.training.heldout import VALUES, Scores, together
+from pretrain.training.history import text_read
 from tests.conftest import run_values
 from tests.helpers import cases
 from tests.helpers.ranks import on_ranks
@@ -189,20 +190,20 @@ def test_the_text_that_the_first_steps_have_read_is_counted(windows, block, skip
     )
     phases = mixed([phase(6, 16), phase(20, 32, 512, en=1, zh=2)], wanted)
     data = open_run_data(wanted, phases, 7, open_tokenizer(prepared.tokenizer["bert"]), skips)
-    assert data.read(0) == {}
+    assert text_read(data, 0) == {}
     for done, places in ((4, 4 * 256), (26, 6 * 256 + 20 * 512)):
-        found = data.read(done)
+        found = text_read(data, done)
         read = dict.fromkeys(("en", "zh"), 0)
         for step in range(done):
             for reading in data.order.step(branch.reads(step, data.phases, data.skips)):
                 read[reading.corpus] += reading.tokens
-        assert [name for name, _ in found] == ["en", "zh"]
+        assert [entry["name"] for entry in found.values()] == ["en", "zh"]
         slack = block if windows == "documents" or skips else 0
-        for (name, fingerprint), entry in found.items():
-            assert abs(entry["tokens"] - read[name]) <= slack
+        for fingerprint, entry in found.items():
+            assert abs(entry["tokens"] - read[entry["name"]]) <= slack
             assert entry["shards"] == fingerprint and entry["pass_tokens"] % block == 0
             assert (entry["padding"] > 0) == (windows == "documents")
-        assert abs(sum(e["tokens"] + e["padding"] for e in found.values()) - places) <= 2
+        assert abs(sum(e["tokens"] + e["padding"] for e in found.values()) - places) <= len(skips)
 
 
 def test_a_corpus_seen_too_often_is_refused_before_the_run(prepared, two):

@@ -11,6 +11,7 @@ import pytest
 
 from pretrain.cli import STAGES, config_of
 from pretrain.config_reference import keys
+from pretrain.export.facts import Facts
 from tests.conftest import ROOT
 
 
@@ -83,6 +84,14 @@ def test_the_configuration_page_lists_every_key_of_every_stage(site):
         for stage in STAGES:
             for key in keys(config_of(stage)):
                 assert f'<code id="{stage}.{key.name}">' in html, (stage, key.name)
+
+
+def test_the_page_of_formats_lists_every_fact_of_a_model_card_and_the_site_has_its_schema(site):
+    for folder in (site, site / "zh"):
+        html = (folder / "reference/files-and-formats.html").read_text(encoding="utf-8")
+        for key in keys(Facts):
+            assert f'<code id="card.{key.name}">' in html, key.name
+    assert json.loads((site / "model_card.schema.json").read_text(encoding="utf-8")) == Facts.model_json_schema()
 
 
 def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
