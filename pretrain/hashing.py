@@ -18,7 +18,7 @@ ROUNDS = 8
 CACHED = 1 << 14  # words mixed at a time: twice as fast as 2^16 words, which do not fit into the core's cache
 # One number for each use of randomness, so that no two uses share bits.
 ORDER, OFFSET, MASK, REPLACE, RANDOM_TOKEN, INIT, DROPOUT, FIRST, SPAN, DIGEST, SHUFFLE, CHOICE, PACK = range(1, 14)
-TURN, PREFIX, MIDDLE, DIRECTION = range(14, 18)
+TURN, PREFIX, MIDDLE, DIRECTION, GENERATED = range(14, 19)
 
 
 def mix(words: np.ndarray) -> np.ndarray:

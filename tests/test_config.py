@@ -14,7 +14,7 @@ from pretrain.config import NULL, Config, build, dump, load, parse, resume_confl
 from pretrain.corpus.recipe import Recipe
 from pretrain.errors import ConfigError, UserError
 from pretrain.finetune import FinetuneConfig
-from pretrain.model.transformer import parameters_of
+from pretrain.model.models import parameters_of
 from pretrain.order import branch
 from pretrain.tokenizer import TokenizerConfig
 from pretrain.training.config import RunConfig

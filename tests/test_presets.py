@@ -1,5 +1,6 @@
 """Real presets: each is a valid run with the number of parameters that its comment says, and small ones take a step."""
 
+import math
 import re
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from pretrain.config import load
 from pretrain.dialects import DIALECTS, check_expressible
 from pretrain.model.init import initialise
-from pretrain.model.transformer import Transformer, parameters_of
+from pretrain.model.models import model_of, parameters_of
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.learner import Learner
 from pretrain.order.rows import of_stream
@@ -46,28 +47,31 @@ def test_a_small_preset_takes_a_step_that_begins_at_ln_v_and_lowers_the_loss(nam
     run, _, entries = described(name)
     if parameters_of(run.model, entries) > STEPPED:
         with torch.device("meta"):
-            Transformer(run.model, entries)
+            model_of(run.model, entries)
         pytest.skip("too large for this test; it was built on the meta device")
     torch.manual_seed(0)
     T, section = 32, run.objective_of(0)
     objective = OBJECTIVES[section.kind](section, SPECIALS, entries, T, 1)
     rows = of_stream(torch.randint(6, entries, (4, T + 1)).int().numpy(), end=3)
-    batch = objective.batch(rows, torch.arange(4).numpy()).to(torch.device("cpu"))
-    model = Learner(Transformer(run.model, entries))
+    batch = objective.batch(rows, torch.arange(4).numpy())
+    counts, batch = objective.counts(batch), batch.to(torch.device("cpu"))
+    model = Learner(model_of(run.model, entries))
     initialise(model.model, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    filled, losses = batch.targets.numel() if batch.weights is None else (batch.weights > 0).sum(), []
+    losses = []
     for _ in range(2):
-        loss = model(objective, batch)["loss"] / filled
+        means = {part: loss / counts[part] for part, loss in model(objective, batch).items()}
         optimizer.zero_grad()
-        loss.backward()
+        sum(weight * means[part] for part, weight in objective.parts.items()).backward()
         optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[0] == pytest.approx(torch.log(torch.tensor(float(entries))).item(), abs=0.25)
-    assert losses[1] < losses[0]
+        losses.append({part: float(mean.detach()) for part, mean in means.items()})
+    for part, first in losses[0].items():
+        outcomes = 2 if part == "detection" else entries
+        assert first == pytest.approx(math.log(outcomes), abs=0.25)
+        assert losses[1][part] < first
 
 
 def test_the_presets_of_the_sample_are_valid_runs():
-    for name in ("bert", "encoder", "decoder", "prefix-lm", "fill-in-middle", "hybrid"):
+    for name in ("bert", "encoder", "electra", "decoder", "prefix-lm", "fill-in-middle", "hybrid"):
         run = load(RunConfig, ROOT / f"configs/sample/{name}.yaml")
         check_expressible(run.model, run.export.dialect, SPECIALS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pretrain.dialects.bert import Bert
 from pretrain.dialects.dialect import Dialect
+from pretrain.dialects.electra import Electra
 from pretrain.dialects.gpt2 import Gpt2
 from pretrain.dialects.llama import EuroBert, Llama
 from pretrain.dialects.modernbert import ModernBert, ModernBertDecoder
@@ -19,6 +20,7 @@ from pretrain.model.config import ModelConfig
 
 DIALECTS: dict[str, Dialect] = {
     "bert": Bert(),
+    "electra": Electra(),
     "modernbert": ModernBert(),
     "eurobert": EuroBert(),
     "gpt2": Gpt2(),

@@ -4,7 +4,7 @@ BERT has two parts that our model does not have. Its embeddings of segment types
 left out of the file, so transformers starts it at random and says so.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pretrain.dialects import cards
 from pretrain.dialects.dialect import FP32, Dialect, even_heads, ungrouped_heads
@@ -28,7 +28,6 @@ the first only after fine-tuning has trained them.""",
 )
 
 SEGMENT_TYPES = 2
-SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
 
 
 class Bert(Dialect):
@@ -36,6 +35,8 @@ class Bert(Dialect):
 
     name = "bert"
     model_type = "bert"
+    architecture: ClassVar[str] = "BertForMaskedLM"
+    segments: ClassVar[str] = "bert.embeddings.token_type_embeddings.weight"
     needs = ("cls", "sep", "mask")
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
@@ -80,7 +81,7 @@ class Bert(Dialect):
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json."""
         return {
-            "architectures": ["BertForMaskedLM"],
+            "architectures": [self.architecture],
             "model_type": self.model_type,
             "vocab_size": vocab_size,
             "hidden_size": model.width,
@@ -114,7 +115,7 @@ class Bert(Dialect):
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
         """Our tensors under BERT's names, and embeddings of segment types that are zero."""
         theirs = super().weights(model, ours)
-        theirs[SEGMENTS] = ours["embed.weight"].new_zeros(SEGMENT_TYPES, model.width)
+        theirs[self.segments] = ours["embed.weight"].new_zeros(SEGMENT_TYPES, model.D)
         return theirs
 
     def from_weights(
@@ -122,6 +123,6 @@ class Bert(Dialect):
     ) -> "dict[str, Tensor]":
         """The inverse of `weights`. The embedding of the first segment type is added to every position."""
         ours = super().from_weights(model, theirs, rows)
-        if SEGMENTS in theirs:
-            ours["embed_position.weight"] = ours["embed_position.weight"] + theirs[SEGMENTS][0]
+        if self.segments in theirs:
+            ours["embed_position.weight"] = ours["embed_position.weight"] + theirs[self.segments][0]
         return ours

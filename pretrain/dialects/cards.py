@@ -29,6 +29,22 @@ ENCODER = """\
   call `tokenizer(text, split_special_tokens=True)`. `{mask}` needs the default.
 """
 
+DETECTOR = """\
+inputs = tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt")
+print(model(**inputs).logits.sigmoid())  # for each token, how likely it is that it was replaced
+```
+
+## Good to know
+
+{notes}
+- **Fine-tune it as any encoder**: `AutoModelForSequenceClassification` and its relatives leave out the head that
+  detects replaced tokens. It has no head that fills in masks, and it has never seen `{mask}`.
+- **Length.** {length}
+  Later positions were never trained.
+- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark, unless you
+  call `tokenizer(text, split_special_tokens=True)`.
+"""
+
 DECODER = """\
 prompt = tokenizer("In the beginning", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_special_tokens=True))
@@ -56,6 +72,11 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_spec
 def encoder(title: str, *notes: str) -> str:
     """The card of an encoder. Each note is a paragraph in Markdown; a dialect's braces in it are kept for export."""
     return _opened(title, "AutoModelForMaskedLM") + ENCODER.replace("{notes}", _listed(notes))
+
+
+def detector(title: str, *notes: str) -> str:
+    """The card of an encoder that says which tokens were replaced, in the same way."""
+    return _opened(title, "AutoModelForPreTraining") + DETECTOR.replace("{notes}", _listed(notes))
 
 
 def decoder(title: str, *notes: str) -> str:

@@ -19,7 +19,7 @@ from pretrain import config
 from pretrain.config import StageConfig, free
 from pretrain.display.tables import aligned
 from pretrain.errors import ConfigError, ShardError
-from pretrain.model.transformer import Transformer
+from pretrain.model.models import model_of
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.learner import Learner
 from pretrain.objectives.objective import Objective
@@ -178,7 +178,7 @@ class _Scorer:
 
     def __init__(self, old: RunConfig, found: Checkpoint, world: World):
         load = found.tensors()
-        model = Transformer(old.model, len(load("weights", "embed.weight")))
+        model = model_of(old.model, len(load("weights", "embed.weight")))
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(load("weights", name))

@@ -176,6 +176,8 @@ def compare(logits: list[torch.Tensor], tensors: dict) -> tuple[dict, str]:
     worst, place, count, ours = 0.0, "", 0, []
     for n, theirs in enumerate(logits):
         reference, rows = tensors[f"{n}.logits"], tensors[f"{n}.rows"]
+        if reference.ndim == 2:  # a discriminator has one logit for each token
+            theirs, reference = theirs[..., None], reference[..., None]
         kept = tensors[f"{n}.mask"][:, rows].bool()  # (B, R)
         ours.append(reference[kept].flatten())
         count += ours[-1].numel()

@@ -88,7 +88,7 @@ def _answers(model: Transformer) -> dict[str, Tensor]:
         mask = (torch.arange(T) < torch.tensor(lengths)[:, None]).long()  # (B, T), 0 is padding
         rows = torch.linspace(0, T - 1, min(T, ROWS)).long()
         hidden = model(ids, _layout(model, mask))
-        logits = model.logits(hidden[:, rows])  # (B, R, V)
+        logits = model.logits(hidden[:, rows])  # (B, R, V), or (B, R) if each token has one
         tensors |= {f"{n}.ids": ids, f"{n}.mask": mask, f"{n}.rows": rows, f"{n}.logits": logits}
     tensors["hidden"] = torch.stack(_hidden_states(model, tensors["0.ids"], tensors["0.mask"]))
     return tensors

@@ -22,6 +22,7 @@ from pretrain.export import card, provenance, reference, tokenizer_files
 from pretrain.export.card import last_objective
 from pretrain.export.facts import FACTS, facts_of
 from pretrain.model.config import ModelConfig
+from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
 from pretrain.objectives import OBJECTIVES
 from pretrain.storage.files import write_json
@@ -156,7 +157,8 @@ def _write_weights(folder: Path, theirs: dict[str, Tensor], cfg: ExportConfig) -
 def opened(model: ModelConfig, weights: dict[str, Tensor]) -> Transformer:
     """Our model in evaluation mode. It shares the memory of `weights`, the tensors of a checkpoint."""
     with torch.device("meta"):
-        empty = Transformer(model, len(weights["embed.weight"]))
-    tied = {"head.decoder.weight": weights["embed.weight"]} if model.tie_embeddings else {}
-    empty.load_state_dict(weights | tied, assign=True)
+        empty = model_of(model, len(weights["embed.weight"]))
+    first = {id(p): name for name, p in empty.named_parameters()}  # the first name of a tensor that has several
+    every = {name: weights[first[id(p)]] for name, p in empty.named_parameters(remove_duplicate=False)}
+    empty.load_state_dict(every, assign=True)
     return empty.eval()

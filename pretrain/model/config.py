@@ -6,6 +6,22 @@ from pydantic import Field, model_validator
 
 from pretrain.config import Config, free
 
+# The Transformers that a model is composed of: one, or a discriminator and its generator.
+Composition = Literal["one", "generator"]
+
+
+class GeneratorConfig(Config):
+    """The generator of replaced-token detection. All other keys, and the embeddings, are those of the model."""
+
+    layers: int = Field(gt=0)
+    """The number of its Transformer blocks."""
+    width: int = Field(gt=0)
+    """The size of its hidden states: a quarter to a half of the model's."""
+    heads: int = Field(gt=0)
+    """The number of its attention heads in a block."""
+    mlp_width: int = Field(gt=0)
+    """The size of the hidden layer of its feed-forward network."""
+
 
 class ModelConfig(Config):
     """The shape of the model. The size of the vocabulary is not typed: it follows from the tokenizer."""
@@ -24,6 +40,8 @@ class ModelConfig(Config):
     """The size of a head; null: `width` / `heads`."""
     mlp_width: int = Field(gt=0)
     """The size of the hidden layer of the feed-forward network."""
+    embed_width: int | None = Field(None, gt=0)
+    """The size of the embeddings, if it differs from `width`: a projection to `width` follows them; null: `width`."""
     max_positions: int = Field(gt=0)
     """The most tokens of a window. With learned positions it is the number of their embeddings."""
     norm: Literal["layernorm", "rmsnorm"]
@@ -70,6 +88,9 @@ class ModelConfig(Config):
     width_base: int | None = Field(None, gt=0)
     """The width of a smaller model of the same shape, whose `init_std` and learning rate this model takes over (muP);
     null: they are this model's own. Both should have heads of one width."""
+    generator: GeneratorConfig | None = None
+    """The generator that replaces tokens. With it the model is a discriminator, which detects them and has no head onto
+    the vocabulary; null: there is none."""
     init_from: str | None = free(None)
     """A Hugging Face folder whose weights the run begins from. Keys of `model` that are left out are the folder's."""
 
@@ -92,7 +113,24 @@ class ModelConfig(Config):
                 "model.width_base with model.tie_embeddings = true needs a norm with weights before the projection: "
                 "model.norm_weights = true, and model.norm_position = pre or model.transform_head = true"
             )
+        if self.width != self.D and not (self.generator or (self.transform_head and self.tie_embeddings)):
+            raise ValueError(
+                f"model.embed_width = {self.embed_width} differs from model.width: it needs model.generator, or "
+                "model.transform_head = true and model.tie_embeddings = true"
+            )
+        if self.generator and (self.causal or self.generator.width % self.generator.heads):
+            raise ValueError("model.generator needs model.causal = false, and a width that divides by its heads")
+        if self.generator and self.width_base:
+            raise ValueError("model.width_base does not know how a generator grows with the model: remove it")
         return self
+
+    @property
+    def composition(self) -> Composition:
+        return "generator" if self.generator else "one"
+
+    @property
+    def D(self) -> int:
+        return self.embed_width or self.width
 
     @property
     def E(self) -> int:

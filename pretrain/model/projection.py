@@ -25,11 +25,19 @@ class Projection(nn.Linear):
         self.cap = cap
 
     def forward(  # type: ignore[override]  # a caller passes what it asks for
-        self, rows: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, each: bool = False
+        self,
+        rows: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        each: bool = False,
+        draws: Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Without `targets` (…,) the logits. With them the summed loss in nats, fp32, each row times its weight.
 
-        With `each` the nll and the likeliest id of every row, both in the shape of `targets`, without a gradient.
+        The loss of a row is its nll plus `z_loss` · (log Z)², where Z is the sum of the exponentials of its logits.
+        With `each` the nll and the likeliest id of every row, both in the shape of `targets`, without a gradient. With
+        `draws` (…,) in [0, 1) the summed loss, and an id for every row, drawn from the distribution that it predicts.
         """
         if targets is None:
             return _capped(super().forward(rows), self.cap)
@@ -38,21 +46,35 @@ class Projection(nn.Linear):
             nll, likeliest = _scores(flat, self.weight, self.bias, self.cap, wanted)
             return nll.view(targets.shape), likeliest.view(targets.shape)
         share = torch.ones_like(wanted, dtype=torch.float32) if weights is None else weights.reshape(-1).float()
-        return _SummedLoss.apply(flat, self.weight, self.bias, self.cap, wanted, share)
+        evenly = None if draws is None else draws.reshape(-1)
+        total, drawn = _SummedLoss.apply(flat, self.weight, self.bias, self.cap, wanted, share, evenly, z_loss)
+        return total if draws is None else (total, drawn.view(targets.shape))
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Σ weight · nll over rows (N, D), in fp32. The logits are made in the dtype that autocast asks for."""
+    """Σ weight · loss over rows (N, D), in fp32. The logits are made in the dtype that autocast asks for.
+
+    The second result is the id that each row draws, if there are `draws` (N,).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None, targets: Tensor, share: Tensor
-    ) -> Tensor:
+        ctx: Any,
+        rows: Tensor,
+        matrix: Tensor,
+        bias: Tensor | None,
+        cap: float | None,
+        targets: Tensor,
+        share: Tensor,
+        draws: Tensor | None,
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor | None]:
         wanted = any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         by_rows = torch.empty_like(rows) if wanted else None
         by_matrix = torch.zeros(matrix.shape, dtype=torch.float32, device=matrix.device) if wanted else None
         by_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted and bias is not None else None
+        drawn = None if draws is None else torch.empty_like(targets)
         dtype = _dtype(rows)
         with torch.autocast(rows.device.type, enabled=False):
             cast = matrix.to(dtype)
@@ -60,11 +82,18 @@ class _SummedLoss(torch.autograd.Function):
                 some = rows[part].to(dtype)
                 logits = _logits(some, cast, bias, cap)
                 peak = logits.logsumexp(-1)
-                total += ((peak - logits.gather(1, targets[part, None])[:, 0]) * share[part]).sum()
+                losses = peak - logits.gather(1, targets[part, None])[:, 0]
+                total += ((losses + z_loss * peak.square() if z_loss else losses) * share[part]).sum()
+                if draws is not None and drawn is not None:
+                    reached = (logits - peak[:, None]).exp_().cumsum(-1)
+                    below = (reached <= draws[part, None] * reached[:, -1:]).sum(-1)
+                    drawn[part] = below.clamp_(max=len(matrix) - 1)
                 if by_rows is None or by_matrix is None:
                     continue
                 slope = 1 - (logits / cap).square() if cap is not None else None
                 gradient = logits.sub_(peak[:, None]).exp_()  # the probabilities
+                if z_loss:
+                    gradient *= 1 + 2 * z_loss * peak[:, None]
                 gradient[torch.arange(len(some), device=rows.device), targets[part]] -= 1
                 gradient *= share[part, None]
                 gradient = gradient if slope is None else gradient.mul_(slope)
@@ -75,14 +104,16 @@ class _SummedLoss(torch.autograd.Function):
                     by_bias += gradient.sum(0)
         ctx.save_for_backward(by_rows, by_matrix, by_bias)
         ctx.dtypes = matrix.dtype, None if bias is None else bias.dtype
-        return total
+        if drawn is not None:
+            ctx.mark_non_differentiable(drawn)
+        return total, drawn
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         by_rows, by_matrix, by_bias = ctx.saved_tensors
         of_matrix, of_bias = ctx.dtypes
         by_bias = None if by_bias is None else (by_bias * scale).to(of_bias)
-        return by_rows * scale.to(by_rows.dtype), (by_matrix * scale).to(of_matrix), by_bias, None, None, None
+        return by_rows * scale.to(by_rows.dtype), (by_matrix * scale).to(of_matrix), by_bias, *[None] * 5
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """One Transformer for encoders and decoders, shaped by `ModelConfig` and laid out as in Hugging Face.
 
-Shapes: B batch, T tokens, D width, H heads, E head width, F feed-forward width, K targets, V vocabulary.
+Shapes: B batch, T tokens, D width, H heads, E head width, F feed-forward width, K targets, V vocabulary. Embeddings may
+have a width of their own.
 
 Documents packed into one window never see each other: `Layout.segments` (B, T) numbers the documents of a window, and a
 token attends to its own document only. If every window holds one document there are no segments, and attention takes
@@ -15,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.errors import ConfigError
 from pretrain.model.attention import Layout, attend, rope, rotate
 from pretrain.model.config import ModelConfig
 from pretrain.model.projection import Projection
@@ -28,25 +28,31 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        self.embed = nn.Embedding(vocab_size, config.width)
+        self.embed = nn.Embedding(vocab_size, config.D)
         if config.positions == "learned":
-            self.embed_position = nn.Embedding(config.max_positions, config.width)
+            self.embed_position = nn.Embedding(config.max_positions, config.D)
         if config.normalizes_embeddings:
-            self.embed_norm = _norm(config, config.width)
+            self.embed_norm = _norm(config, config.D)
+        if config.width != config.D:
+            self.embed_project = nn.Linear(config.D, config.width, config.bias)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         if config.norm_position == "pre":
             self.final_norm = _norm(config, config.width)
-        self.head = Head(config, vocab_size)
-        if config.tie_embeddings:
-            self.head.decoder.weight = self.embed.weight
+        self.head: Any = self._head()
         self.dropout = nn.Dropout(config.dropout)
 
     def weights(self) -> dict[str, Weight]:
         table = embedding(self.config)
-        said = {"embed.weight": table, "embed_position.weight": table}
+        said = {"embed.weight": table, "embed_position.weight": table, "embed_project.weight": matrix(self.config)}
         if not self.config.transform_head:  # else the norm before the projection is the head's
             said |= {f"final_norm.{name}": role for name, role in before_projection(self.config).items()}
         return said
+
+    def _head(self) -> nn.Module:
+        head = Head(self.config, self.vocab_size)
+        if self.config.tie_embeddings:
+            head.decoder.weight = self.embed.weight
+        return head
 
     def forward(self, inputs: Tensor, layout: Layout) -> Tensor:
         """(B, T) ids → hidden states (B, T, D)."""
@@ -57,6 +63,8 @@ class Transformer(nn.Module):
         if config.normalizes_embeddings:
             x = self.embed_norm(x)
         x = self.dropout(x)
+        if config.width != config.D:
+            x = self.embed_project(x)
         rotations: dict[float, tuple[Tensor, Tensor]] = {}  # local layers may have a base of their own
         for layer, block in enumerate(self.blocks):
             theta = config.theta_of(layer)
@@ -69,9 +77,18 @@ class Transformer(nn.Module):
         """Hidden rows (…, D) → logits (…, V)."""
         return self.head(rows)
 
-    def loss(self, rows: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """Σ weight · nll of the `targets` (…,) of hidden rows (…, D), in nats, fp32. The logits never exist at once."""
-        return self.head(rows, targets, weights)
+    def loss(self, rows: Tensor, targets: Tensor, weights: Tensor | None, z_loss: float = 0.0) -> Tensor:
+        """Σ weight · loss of the `targets` (…,) of hidden rows (…, D), in nats, fp32. The logits never exist at once.
+
+        The loss is the nll plus `z_loss` · (log Z)² (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+        """
+        return self.head(rows, targets, weights, z_loss=z_loss)
+
+    def drawn(
+        self, rows: Tensor, targets: Tensor, weights: Tensor | None, draws: Tensor, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """As `loss`, and for each row an id that is drawn from its distribution with `draws` (…,), even in [0, 1)."""
+        return self.head(rows, targets, weights, draws=draws, z_loss=z_loss)
 
     def score(self, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The nll (nats, fp32) and the likeliest id of every row, both in the shape of `targets`."""
@@ -86,29 +103,11 @@ class Transformer(nn.Module):
         """
         config = self.config
         matrices = sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim == 2)
-        head = config.width * self.vocab_size + (config.width**2 if config.transform_head else 0)
+        head = config.D * self.vocab_size + (config.width * config.D if config.transform_head else 0)
         windows = [config.window_of(layer) for layer in range(config.layers)]
         seen = sum(seq_len if window is None else min(seq_len, 2 * window + 1) for window in windows)
         attention = 12 * config.heads * config.E * seen
         return 6 * (matrices + head * targets / seq_len) + attention
-
-
-def parameters_of(config: ModelConfig, vocab_size: int) -> int:
-    """The number of weights of such a model, without making it. Raises ConfigError when a tensor would be too large."""
-
-    def counted(layers: int) -> int:
-        with torch.device("meta"):
-            model = Transformer(config.model_copy(update={"layers": layers}), vocab_size)
-        return sum(p.numel() for p in model.parameters())
-
-    try:
-        one, two = counted(1), counted(2)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # on "meta" only sizes can be wrong
-        sizes = ("width", "heads", "kv_heads", "head_width", "mlp_width", "max_positions")
-        said = ", ".join(f"model.{name} = {getattr(config, name)}" for name in sizes if getattr(config, name))
-        reason = str(error).split("\n", 1)[0][:200]
-        raise ConfigError("a tensor of this model would be too large to exist", said, reason) from None
-    return one + (two - one) * (config.layers - 1)
 
 
 class Block(nn.Module):
@@ -212,20 +211,20 @@ class Head(nn.Module):
         super().__init__()
         self.config, self.transform = config, config.transform_head
         if config.transform_head:
-            self.dense = nn.Linear(config.width, config.width, config.bias)
-            self.norm = _norm(config, config.width)
-        self.decoder = Projection(config.width, vocab_size, config.transform_head, config.logit_cap)
+            self.dense = nn.Linear(config.width, config.D, config.bias)
+            self.norm = _norm(config, config.D)
+        self.decoder = Projection(config.D, vocab_size, config.transform_head, config.logit_cap)
 
     def weights(self) -> dict[str, Weight]:
         norm = {f"norm.{name}": role for name, role in before_projection(self.config).items()}
         table = {"dense.weight": matrix(self.config), "decoder.weight": projection(self.config)}
         return norm | table | {"decoder.bias": TOKEN_BIAS}
 
-    def forward(self, rows: Tensor, *targets: Tensor | None, each: bool = False) -> Any:
-        """The result of the projection, which `targets` and `each` choose: logits, a summed loss, or scores."""
+    def forward(self, rows: Tensor, *targets: Tensor | None, **asked: Any) -> Any:
+        """The result of the projection, which the arguments choose: logits, a summed loss, or scores."""
         if self.transform:
             rows = self.norm(F.gelu(self.dense(rows)))
-        return self.decoder(rows, *targets, each=each)
+        return self.decoder(rows, *targets, **asked)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -6,6 +6,7 @@ from pretrain.objectives.hybrid import Hybrid
 from pretrain.objectives.masked_lm import MaskedLM
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.prefix_lm import PrefixLM
+from pretrain.objectives.replaced_token_detection import ReplacedTokenDetection
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "masked_lm": MaskedLM,
@@ -13,6 +14,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "prefix_lm": PrefixLM,
     "fill_in_middle": FillInMiddle,
     "hybrid": Hybrid,
+    "replaced_token_detection": ReplacedTokenDetection,
 }
 
 __all__ = ["OBJECTIVES", "Objective"]

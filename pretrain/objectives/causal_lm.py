@@ -33,6 +33,7 @@ class CausalLM(Objective):
     asked = "the next token"
 
     def __init__(self, config: ObjectiveConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
+        super().__init__(config, specials, vocab_size, seq_len, seed)
         self.end = specials["eod" if "eod" in specials else "sep"]
         self.targets = seq_len
 
@@ -59,7 +60,7 @@ class CausalLM(Objective):
         for at in range(given.shape[1], tokens.shape[1]):
             before = tokens[:, :-1]
             rows = Rows(tokens[:, 1:], before, before == self.end)  # attention is causal: no later token is seen
-            tokens[:, at] = ask(self.batch(rows, np.arange(len(tokens))))[:, at - 1]
+            tokens[:, at] = ask(self.batch(rows, np.arange(len(tokens))))["likeliest"][:, at - 1]
         return tokens[:, given.shape[1] :].astype(np.int64)
 
     def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:

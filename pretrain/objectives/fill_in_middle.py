@@ -55,7 +55,7 @@ class FillInMiddle(CausalLM):
 
     def __init__(self, config: FillInMiddleConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
         super().__init__(config, specials, vocab_size, seq_len, seed)
-        self.config, self.seed = config, seed
+        self.seed = seed
         names = {role: getattr(config, f"{role}_mark") for role in ("prefix", "suffix", "middle")}
         missing = [f"objective.{role}_mark = {name}" for role, name in names.items() if name not in specials]
         if missing:
@@ -119,7 +119,7 @@ class FillInMiddle(CausalLM):
 
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
         """The likeliest token after the true ones before it, at every place of a window, (B, T)."""
-        return ask(joined(windows))
+        return ask(joined(windows))["likeliest"]
 
     def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:
         """The first document of the window: its prefix, the predicted and the true middle, and its suffix."""

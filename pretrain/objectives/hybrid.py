@@ -53,7 +53,7 @@ class Hybrid(CausalLM):
                 f"this tokenizer has only: {', '.join(specials)}",
                 "use a tokenizer of kind bert, or objective.kind=causal_lm",
             )
-        self.config, self.seed, self.mask = config, seed, specials["mask"]
+        self.seed, self.mask = seed, specials["mask"]
         self.masked_targets = max(1, round(config.mask_ratio * seq_len))
         self.special = special_ids(specials, vocab_size)
         self.plain = np.flatnonzero(~self.special).astype(np.int32)  # the ids that a random token may have
@@ -99,7 +99,7 @@ class Hybrid(CausalLM):
 
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
         """The likeliest token at every place, (B, T)."""
-        return ask(joined(windows))
+        return ask(joined(windows))["likeliest"]
 
     def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:
         """The text of the window, with every target as [guess] or [guess ≠ truth]."""

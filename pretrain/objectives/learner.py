@@ -25,6 +25,9 @@ class Learner(nn.Module):
 def target_rows(model: Transformer, batch: Batch, layout: Layout) -> Tensor:
     """(B, K, D): the hidden state at every target slot. Only these rows are projected onto the vocabulary."""
     hidden = model(batch.inputs, layout)
-    if batch.target_index is None:
-        return hidden
-    return hidden.gather(1, batch.target_index.long()[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden if batch.target_index is None else rows_at(hidden, batch.target_index)
+
+
+def rows_at(hidden: Tensor, positions: Tensor) -> Tensor:
+    """The rows of hidden states (B, T, D) at `positions` (B, K): (B, K, D)."""
+    return hidden.gather(1, positions.long()[..., None].expand(-1, -1, hidden.shape[-1]))

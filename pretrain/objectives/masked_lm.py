@@ -86,7 +86,8 @@ class MaskedLM(Objective):
                 "a window of objective masked_lm has [CLS] and [SEP] in it, and text between them",
                 "set seq_len to at least 3",
             )
-        self.config, self.specials, self.seed = config, specials, seed
+        super().__init__(config, specials, vocab_size, seq_len, seed)
+        self.specials, self.seed = specials, seed
         self.wants_words = self.needs_words(config)
         self.targets = max(1, round(config.mask_ratio * seq_len))
         self.special = special_ids(specials, vocab_size)
@@ -130,7 +131,7 @@ class MaskedLM(Objective):
 
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
         """The likeliest token of every target, (B, K)."""
-        return ask(joined(windows))
+        return ask(joined(windows))["likeliest"]
 
     def preview_text(self, window: Batch, predicted: np.ndarray, tokenizer: Tokenizer) -> str:
         """The text of the window, with every target as [guess] or [guess ≠ truth]."""

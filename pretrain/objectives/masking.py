@@ -8,9 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from pretrain.hashing import FIRST, GOLDEN, MASK, RANDOM_TOKEN, REPLACE, SPAN, absorb, mix, mix_in_place
+from pretrain.hashing import FIRST, GENERATED, GOLDEN, MASK, RANDOM_TOKEN, REPLACE, SPAN, absorb, mix, mix_in_place
 
-USES = (MASK, REPLACE, RANDOM_TOKEN, FIRST, SPAN)
+USES = (MASK, REPLACE, RANDOM_TOKEN, FIRST, SPAN, GENERATED)
 LAST = np.uint64(1 << 63)
 NOWHERE = np.uint64(2**64 - 1)
 

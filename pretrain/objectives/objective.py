@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from pretrain.config import Config
+from pretrain.model.config import Composition
 from pretrain.objectives.batch import Batch
 from pretrain.order.rows import Rows
 from pretrain.tokenizer import Tokenizer
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from pretrain.model.attention import Layout
     from pretrain.model.transformer import Transformer
 
-# Ask the model: a batch → the likeliest token of every slot, (B, K).
-Ask = Callable[[Batch], np.ndarray]
+# Ask the model: a batch → the arrays that `Objective.score` gives.
+Ask = Callable[[Batch], dict[str, np.ndarray]]
 
 
 class ObjectiveConfig(Config):
@@ -26,6 +28,9 @@ class ObjectiveConfig(Config):
 
     kind: str
     """The name of the objective."""
+    z_loss: float = Field(0.0, ge=0)
+    """The weight of (log Z)² in the training loss of a token, where Z is the sum of the exponentials of its logits. It
+    keeps logits from drifting, and 1e-4 is usual. Held-out losses are without it."""
 
 
 class Objective(ABC):
@@ -39,18 +44,20 @@ class Objective(ABC):
     """
 
     Config: ClassVar[type[ObjectiveConfig]]  # the section `objective` of a run; it defines `kind: Literal[…]`
+    composition: ClassVar[Composition] = "one"  # the Transformers of the model, as in `ModelConfig.composition`
     causal: ClassVar[bool | None]  # whether a token sees only itself and the tokens before it; None: now this, now that
     asked: ClassVar[str]  # the meaning of a target, in the words of the model card
     parts: dict[str, float] = {"loss": 1.0}  # the names of the parts, and the weight of the mean of each
     targets: int  # K, the number of slots of a window: fixed, so that every batch has one shape
+    outcomes: tuple[int, int]  # the kinds of tokens that a target may be told beforehand, and of targets: 1 and V
     wants_words: bool = False  # whether `batch` needs the positions where words begin: `needs_words` of its settings
 
-    @abstractmethod
-    def __init__(self, config: ObjectiveConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
+    def __init__(self, config: Any, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
         """`specials`: ids of special tokens by role, and of the tokenizer's further special tokens by their text.
 
         Raises ConfigError when vocabulary or length do not fit.
         """
+        self.config, self.outcomes = config, (1, vocab_size)
 
     @classmethod
     def needs_words(cls, config: Any) -> bool:
@@ -82,13 +89,18 @@ class Objective(ABC):
         from pretrain.objectives import learner
 
         rows = learner.target_rows(model, batch, self.layout(batch))
-        return {"loss": model.loss(rows, batch.targets, batch.weights)}
+        return {"loss": model.loss(rows, batch.targets, batch.weights, self.config.z_loss)}
 
-    def score(self, model: "Transformer", batch: Batch) -> "tuple[Tensor, Tensor]":
-        """The nll (nats, fp32) and the likeliest token of every slot of a batch of tensors, both (B, K)."""
+    def score(self, model: "Transformer", batch: Batch) -> "dict[str, Tensor]":
+        """The `nll` (nats, fp32) and the `likeliest` token of every slot of a batch of tensors, both (B, K).
+
+        If the model makes the targets, they are here as well, and what a predictor without context may know of each:
+        the token that it is `seen` as.
+        """
         from pretrain.objectives import learner
 
-        return model.score(learner.target_rows(model, batch, self.layout(batch)), batch.targets)
+        nll, likeliest = model.score(learner.target_rows(model, batch, self.layout(batch)), batch.targets)
+        return {"nll": nll, "likeliest": likeliest}
 
     @abstractmethod
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:

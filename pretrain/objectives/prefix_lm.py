@@ -56,7 +56,7 @@ class PrefixLM(CausalLM):
 
     def __init__(self, config: PrefixLMConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
         super().__init__(config, specials, vocab_size, seq_len, seed)
-        self.config, self.seed = config, seed
+        self.seed = seed
 
     @classmethod
     def heldout(cls, config: PrefixLMConfig) -> PrefixLMConfig:

@@ -14,6 +14,7 @@ from pretrain import config
 from pretrain.errors import ResumeError
 from pretrain.hashing import INIT, hash64
 from pretrain.model.init import initialise
+from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
 from pretrain.objectives.learner import Learner
 from pretrain.order.phases import Phase
@@ -46,7 +47,7 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
     inputs.data.check_epochs()
     begun = _phases_over(cfg.phases, start.state.step)
     batches = Batches(inputs.data, inputs.objectives, cfg.engine.micro_batch, world.rank, world.size, begun)
-    model = Transformer(cfg.model, inputs.vocab_size)
+    model = model_of(cfg.model, inputs.vocab_size)
     flops = [
         model.flops_per_token(phase.seq_len, objective.targets)
         for phase, objective in zip(cfg.phases, inputs.objectives, strict=True)

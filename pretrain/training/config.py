@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 else:
     ObjectiveSection = chosen(OBJECTIVES)
     OptimSection = chosen(OPTIMIZERS)
+COMPOSED = {"one": "one Transformer, without model.generator", "generator": "two, of which one is model.generator"}
 USUAL_OPTIMIZER = "adamw"
 
 
@@ -124,6 +125,11 @@ class RunConfig(Config):
         if wants_causal is not None and self.model.causal != wants_causal:
             of = f"phases.{len(self.phases) - 1}.objective" if self.phases[-1].objective else "objective"
             raise ValueError(f"{of}.kind = {last.kind} needs model.causal = {str(wants_causal).lower()}")
+        for number in range(len(self.phases)):
+            kind = self.objective_of(number).kind
+            asked, found = OBJECTIVES[kind].composition, self.model.composition
+            if asked != found:
+                raise ValueError(f"objective.kind = {kind} needs {COMPOSED[asked]}; the model is {COMPOSED[found]}")
         for phase in self.phases:
             if phase.seq_len > self.model.max_positions:
                 raise ValueError(

@@ -54,7 +54,9 @@ class Scores:
     accuracy: float  # the share of targets that are the likeliest token of the model
     targets: int
     bytes_per_target: float | None  # bytes of raw text; None: not defined for this tokenizer
-    frequencies: np.ndarray = field(compare=False, repr=False)  # (V,): the share of each id among the targets
+    # (1, V): the share of each id among the targets. If a predictor without context is told something of a target, such
+    # as the token that may be replaced: (G, C), the share of each of G things told and C targets.
+    frequencies: np.ndarray = field(compare=False, repr=False)
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -63,7 +65,7 @@ class Scores:
     @property
     def no_context_loss(self) -> float:
         """The least loss that a predictor can have on these targets if it ignores the context."""
-        return entropy(self.frequencies)
+        return entropy(self.frequencies) - entropy(self.frequencies.sum(1))
 
     @property
     def gain(self) -> float:
@@ -75,9 +77,10 @@ class Scores:
         """Whether the gain is larger than chance or rounding would give.
 
         The frequencies are fitted to the targets: with K different ids among N targets the no-context loss is too low
-        by about (K - 1) / 2N nats (Miller 1955). This amount is added to the gain.
+        by about (K - 1) / 2N nats (Miller 1955). This amount is added to the gain, for each thing that is told.
         """
-        fitted = (np.count_nonzero(self.frequencies) - 1) / (2 * self.targets)
+        told = np.count_nonzero(self.frequencies.sum(1))
+        fitted = (np.count_nonzero(self.frequencies) - told) / (2 * self.targets)
         least = max(LEARNT * self.no_context_loss, STANDARD_ERRORS * (self.standard_error or 0))
         return bool(self.gain + fitted > least)
 
@@ -190,23 +193,26 @@ class HeldOut:
         """
         shards = self.windows.shards
         sums = torch.zeros(8, dtype=torch.float64)
-        counts = torch.zeros(shards.vocab_size, dtype=torch.float64)  # targets by id
+        told, kinds = self.objective.outcomes
+        counts = torch.zeros(told * kinds, dtype=torch.float64)  # targets by id
         engine.train(False)
         with torch.no_grad():
             for batch in self._of_rank(world, micro_batch):
                 if interrupt and engine.total(torch.tensor([float(interrupt.asked)])).item():
                     engine.train(True)
                     return None
-                nll, likeliest = engine(self.objective, batch, each=True)
-                weights, targets = torch.from_numpy(batch.weights).double(), torch.from_numpy(batch.targets).long()
-                right = (likeliest.cpu() == targets) * weights
+                found = {name: value.cpu() for name, value in engine(self.objective, batch, each=True).items()}
+                weights = torch.from_numpy(batch.weights).double()
+                targets = found.get("targets", torch.from_numpy(batch.targets)).long()
+                right = (found["likeliest"] == targets) * weights
                 nbytes = 0.0
-                if self.token_bytes is not None:
+                if self.token_bytes is not None and told == 1:
                     nbytes = float((torch.from_numpy(self.token_bytes[batch.targets]) * weights).sum())
-                counts.index_add_(0, targets.flatten(), weights.flatten())
-                loss, asked = (nll.cpu().double() * weights).sum(1), weights.sum(1)  # sums of each window
-                found = (loss, right, asked, asked > 0, loss * loss, loss * asked, asked * asked)
-                sums += torch.tensor([*(float(each.sum()) for each in found), nbytes])
+                numbers = targets if told == 1 else found["seen"] * kinds + targets
+                counts.index_add_(0, numbers.flatten(), weights.flatten())
+                loss, asked = (found["nll"].double() * weights).sum(1), weights.sum(1)  # sums of each window
+                summed = (loss, right, asked, asked > 0, loss * loss, loss * asked, asked * asked)
+                sums += torch.tensor([*(float(each.sum()) for each in summed), nbytes])
         engine.train(True)
         sums, counts = engine.total(torch.cat([sums, counts])).double().cpu().split([len(sums), len(counts)])
         loss, right, targets, windows, squared, crossed, sizes, nbytes = sums.tolist()
@@ -224,7 +230,7 @@ class HeldOut:
             accuracy=right / targets,
             targets=round(targets),
             bytes_per_target=nbytes / targets if nbytes else None,
-            frequencies=(counts / targets).numpy(),
+            frequencies=(counts / targets).view(told, kinds).numpy(),
         )
 
     def _of_rank(self, world: World, micro_batch: int) -> Iterator[Batch]:
@@ -328,6 +334,6 @@ def _shown(scores: Scores, *notes: str) -> str:
 
 
 def entropy(frequencies: np.ndarray) -> float:
-    """The entropy in nats of a distribution (V,) over tokens."""
+    """The entropy in nats of a distribution."""
     p = frequencies[frequencies > 0]
     return float(-(p * np.log(p)).sum())

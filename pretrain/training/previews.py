@@ -52,9 +52,8 @@ def preview_texts(heldout: list[HeldOut], engine: Engine, world: World, tokenize
     once = slice(0, max(0, min(count, len(heldout) - world.rank * count)))
     windows = [found.batch(found.spread[:1]) for found in heldout]  # the same for every max_tokens
 
-    def ask(batch: Batch) -> np.ndarray:
-        _, likeliest = engine(objective, batch, each=True)
-        return likeliest.cpu().numpy()
+    def ask(batch: Batch) -> dict[str, np.ndarray]:
+        return {name: found.cpu().numpy() for name, found in engine(objective, batch, each=True).items()}
 
     engine.train(False)
     with torch.no_grad():

@@ -38,6 +38,13 @@ def shape_of(folder: str, given: dict) -> dict:
     """
     dialect, config = _read(folder)
     values = dialect.wanted | dialect.shape(config)
+    if "generator" in dialect.free:
+        if not given.get("generator"):
+            raise ConfigError(
+                f"model.init_from = {folder} is a discriminator: it needs a generator, which the folder does not have",
+                "say its shape in model.generator: {layers: …, width: …, heads: …, mlp_width: …}",
+            )
+        values["generator"] = given["generator"]
     model = ModelConfig(**{"bias": False, **values})
     ours = dialect.config(model, config["vocab_size"], SPECIALS)
     differing = [

@@ -6,16 +6,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.dialects import DIALECTS, Dialect, check_expressible
-from pretrain.dialects.bert import SEGMENTS
 from pretrain.errors import ExportError
 from pretrain.model.attention import Layout
 from pretrain.model.config import ModelConfig
+from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
 
 transformers = pytest.importorskip("transformers", reason="needs pip install '.[export]'")
 
 V = 40
 SPECIALS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "eod": 2}
+GENERATOR = {"layers": 1, "width": 4, "heads": 1, "mlp_width": 4}
 SHAPES = 200  # random shapes of each dialect
 BOOLS = st.booleans()
 FREE = {  # values of the keys that a dialect may leave free; sizes are drawn for all
@@ -49,6 +50,10 @@ def shapes(draw, dialect: Dialect) -> ModelConfig:
         values["local_rope_theta"] = draw(st.none() | st.floats(10, 1e6))
     if "kv_heads" in dialect.free:
         values["kv_heads"] = draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
+    if "embed_width" in dialect.free:
+        values["embed_width"] = draw(st.sampled_from([None, 6]))
+    if "generator" in dialect.free:
+        values["generator"] = GENERATOR
     if "head_width" in dialect.free:
         values["head_width"] = draw(st.sampled_from([None, 4, 6]))
     model = ModelConfig(**values)
@@ -62,7 +67,8 @@ def shapes(draw, dialect: Dialect) -> ModelConfig:
 
 def ours_and_theirs(dialect: Dialect, model: ModelConfig, seed: int) -> tuple[Transformer, torch.nn.Module]:
     """Our model with random weights, all of them different from zero, and the model of transformers that has them."""
-    ours, generator = Transformer(model, V), torch.Generator().manual_seed(seed)
+    ours, generator = model_of(model, V), torch.Generator().manual_seed(seed)
+    ours.generator = None  # no dialect has the generator of a discriminator
     with torch.no_grad():
         for weight in ours.parameters():
             weight.copy_(torch.normal(float(weight.ndim == 1), 0.4, weight.shape, generator=generator))
@@ -75,7 +81,8 @@ def ours_and_theirs(dialect: Dialect, model: ModelConfig, seed: int) -> tuple[Tr
     tied = set(theirs._tied_weights_keys or ()) if values["tie_word_embeddings"] else set()
     assert not unexpected and set(missing) <= tied | {"cls.predictions.decoder.bias"}, (missing, unexpected)
     theirs.tie_weights()
-    read = ModelConfig(**{**dialect.wanted, "bias": False, **dialect.shape(config.to_dict())})
+    told = {"bias": False, "generator": model.generator}
+    read = ModelConfig(**{**told, **dialect.wanted, **dialect.shape(config.to_dict())})
     if model.window is None or any(map(model.window_of, range(model.layers))):
         every = {"global_attn_every_n_layers": None}  # several numbers say the same of few layers; layer_types says it
         assert dialect.config(read, V, SPECIALS) | every == values | every
@@ -116,7 +123,7 @@ def test_a_model_that_a_dialect_cannot_express_is_refused_with_the_key(name):
         "norm_eps": 1e-6,
         "bias": False,
     }
-    values |= {"mlp": "gelu"} | dialect.wanted
+    values |= {"mlp": "gelu"} | dialect.wanted | ({"generator": GENERATOR} if "generator" in dialect.free else {})
     fitting = ModelConfig(**values)
     check_expressible(fitting, name, SPECIALS)
     refused = set()
@@ -164,7 +171,9 @@ def test_logits_and_gradients_at_random_shapes_are_those_of_transformers(name):
         gradient = torch.randn(packed.shape, generator=generator)
         packed.backward(gradient)
         alone.backward(gradient)
-        by_theirs = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None and key != SEGMENTS}
+        by_theirs = {
+            key: p.grad for key, p in theirs.named_parameters() if p.grad is not None and "token_type" not in key
+        }
         rows = {key: len(p) for key, p in ours.named_parameters()}
         by_theirs = dialect.from_weights(model, by_theirs, rows)
         by_ours = {key: p.grad for key, p in ours.named_parameters()}

@@ -23,6 +23,7 @@ from pretrain.export.facts import Facts
 from pretrain.export.stage import verify
 from pretrain.model.attention import Layout
 from pretrain.model.config import ModelConfig
+from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.learner import Learner
@@ -101,7 +102,7 @@ def trained(run, vocabulary, settings: dict, kind: str = "", history: dict | Non
     kind = kind or ("causal_lm" if model.causal else "masked_lm")
     config = OBJECTIVES[kind].Config(kind=kind)
     objective = OBJECTIVES[kind](config, tokenizer.specials, tokenizer.vocab_size, 16, seed=0)
-    transformer = Transformer(model, tokenizer.vocab_size)
+    transformer = model_of(model, tokenizer.vocab_size)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in transformer.parameters():
@@ -109,7 +110,7 @@ def trained(run, vocabulary, settings: dict, kind: str = "", history: dict | Non
 
     engine = LocalEngine(Learner(transformer), AdamW(AdamWConfig(lr=1)), EngineConfig(micro_batch=2), 1.0, World())
     rows = of_stream(np.arange(2 * 17).reshape(2, -1), end=-1)
-    engine.backward(engine(objective, objective.batch(rows, np.arange(2))), {"loss": 1 / 32})
+    engine.backward(engine(objective, objective.batch(rows, np.arange(2))), dict.fromkeys(objective.parts, 1 / 32))
     engine.step(1e-3)
     text = {
         "data": {"tokenizer": str(vocabulary), "shards": "shards"},

@@ -34,6 +34,22 @@ def test_loss_gradients_and_scores_are_those_of_torch(chunk, cap, bias, weighted
     assert torch.equal(likeliest, logits.argmax(-1)) and not losses.requires_grad
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_the_square_of_log_z_is_added_with_its_weight(cap, monkeypatch):
+    monkeypatch.setattr(projection, "CHUNK", 40)
+    torch.manual_seed(0)
+    module, weights = Projection(8, 13, True, cap), torch.rand(2, 7)
+    rows, targets = torch.randn(2, 7, 8, requires_grad=True), torch.randint(13, (2, 7))
+    found = module(rows, targets, weights, z_loss=0.3)
+    logits = module(rows)
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(2, 7)
+    expected = ((nll + 0.3 * logits.logsumexp(-1).square()) * weights).sum()
+    torch.testing.assert_close(found, expected)
+    by = [rows, *module.parameters()]
+    for ours, theirs in zip(torch.autograd.grad(found, by), torch.autograd.grad(expected, by), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("low", ["autocast", "bf16"])
 def test_sixteen_bits_give_the_loss_and_gradients_of_torch_in_sixteen_bits(low):
     torch.manual_seed(0)

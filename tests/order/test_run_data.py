@@ -245,7 +245,7 @@ def test_a_mixed_run_scores_every_corpus_and_the_mixture(prepared, two, tmp_path
 
 def test_the_mixture_of_scores_is_that_of_its_text():
     """Two corpora whose tokens are mixed 3 : 1 are scored as one text: their nats and bytes add up."""
-    frequencies = [np.array([1.0, 0.0]), np.array([0.2, 0.8]), np.array([0.0, 1.0])]
+    frequencies = [np.array([[1.0, 0.0]]), np.array([[0.2, 0.8]]), np.array([[0.0, 1.0]])]
     numbers = ((2.0, 0.1, 0.5, 100, 4.0), (4.0, 0.4, 0.1, 900, 2.0), (9.0, 7.0, 0.0, 5, 1.0))
     scores = [Scores(*found, shares) for found, shares in zip(numbers, frequencies, strict=True)]
     mixed = together(scores, (3, 1, 0))

@@ -61,22 +61,27 @@ OTHERS = {  # objective → keys, ZeRO stage. Special tokens with a role serve a
     "prefix_lm": ({}, 1),
     "fill_in_middle": ({"prefix_mark": "unk", "suffix_mark": "pad", "middle_mark": "eod", "rate": 1.0}, 3),
     "hybrid": ({"mask_ratio": 0.3}, 3),
+    "replaced_token_detection": ({"mask_ratio": 0.3}, 3),
 }
+GENERATOR = {"layers": 1, "width": 16, "heads": 2, "mlp_width": 32}
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_killed_run_of_every_other_objective_continues_bit_by_bit_on_two_ranks(kind, prepared, tmp_path):
     """The objectives in OTHERS have batches with further arrays, or arrays in another order, in packed windows."""
     keys, stage = OTHERS[kind]
-    vocabulary = "bert" if kind == "hybrid" else "byte"
+    encodes = kind == "replaced_token_detection"
+    vocabulary = "bert" if encodes or kind == "hybrid" else "byte"
+    model = {"generator": GENERATOR, "transform_head": False} if encodes else {}
     data = {"shards": str(prepared.shards[vocabulary]), "tokenizer": str(prepared.tokenizer[vocabulary])}
     sections = {
         "data": {**data, "windows": "documents", "workers": 1},
         "engine": {"zero_stage": stage},
-        "model": {"dropout": 0.1},
+        "model": {"dropout": 0.1, **model},
         "checkpoint": {"every_steps": 6},
     }
-    runs = [run_values(prepared, tmp_path / name, "causal_lm", **sections) for name in ("straight", "killed")]
+    shape = "masked_lm" if encodes else "causal_lm"
+    runs = [run_values(prepared, tmp_path / name, shape, **sections) for name in ("straight", "killed")]
     runs = [values | {"objective": {"kind": kind, **keys}} for values in runs]
     kill_after_checkpoint(2, runs[1], tmp_path, True, step=6, first=runs[0])
     on_ranks(2, cases.train, runs[1], log=tmp_path / "resumed.log")

@@ -11,7 +11,8 @@ from pretrain import config
 from pretrain.errors import ConfigError
 from pretrain.model.config import ModelConfig
 from pretrain.model.init import initialise
-from pretrain.model.transformer import Transformer, parameters_of
+from pretrain.model.models import parameters_of
+from pretrain.model.transformer import Transformer
 from pretrain.objectives.learner import Learner
 from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.order.phases import Phase

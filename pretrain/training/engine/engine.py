@@ -16,7 +16,7 @@ import torch
 
 from pretrain.errors import ConfigError
 from pretrain.model.config import ModelConfig
-from pretrain.model.transformer import parameters_of
+from pretrain.model.models import parameters_of
 from pretrain.processes import memory
 from pretrain.training.engine.config import EngineConfig
 from pretrain.training.engine.deepspeed import DeepSpeedEngine
