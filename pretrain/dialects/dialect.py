@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from pretrain.config import Config
 from pretrain.dialects.names import Names
 from pretrain.errors import ConfigError
 from pretrain.model.config import ModelConfig
@@ -110,6 +111,11 @@ def decoder_marks(specials: dict[str, int]) -> dict:
 
 def grouped_config(model: ModelConfig, vocab_size: int) -> dict:
     """The keys of config.json that Llama and its relatives name alike, for a model without biases in attention."""
+    rotations: dict[str, object] = {"rope_type": "default", "rope_theta": model.rope_theta}
+    scaling = model.rope_scaling
+    if scaling:
+        rotations |= {"rope_type": scaling.kind, "factor": model.max_positions / scaling.original_positions}
+        rotations |= {"original_max_position_embeddings": scaling.original_positions}
     return {
         "vocab_size": vocab_size,
         "hidden_size": model.width,
@@ -119,8 +125,9 @@ def grouped_config(model: ModelConfig, vocab_size: int) -> dict:
         "intermediate_size": model.mlp_width,
         "hidden_act": "silu",
         "max_position_embeddings": model.max_positions,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_parameters": rotations,
         "rope_theta": model.rope_theta,  # transformers 4 reads it here
+        **({"rope_scaling": rotations} if scaling else {}),  # and the rest here
         "rms_norm_eps": model.norm_eps,
         "attention_bias": False,
         "attention_dropout": model.dropout,  # ours also drops after the two branches, where these have no dropout
@@ -132,6 +139,8 @@ def grouped_config(model: ModelConfig, vocab_size: int) -> dict:
 
 def grouped_shape(config: dict) -> dict:
     """The values of the section `model` that Llama and its relatives name alike in config.json."""
+    rotations = config["rope_parameters"]
+    original = rotations.get("original_max_position_embeddings")
     return {
         "layers": config["num_hidden_layers"],
         "width": config["hidden_size"],
@@ -140,7 +149,8 @@ def grouped_shape(config: dict) -> dict:
         "mlp_width": config["intermediate_size"],
         "max_positions": config["max_position_embeddings"],
         "norm_eps": config["rms_norm_eps"],
-        "rope_theta": config["rope_parameters"]["rope_theta"],
+        "rope_theta": rotations["rope_theta"],
+        "rope_scaling": {"kind": "yarn", "original_positions": original} if rotations["rope_type"] == "yarn" else None,
         "tie_embeddings": config["tie_word_embeddings"],
         "dropout": config["attention_dropout"],
         "init_std": config["initializer_range"],
@@ -153,4 +163,6 @@ FP32 = {"dtype": "float32", "torch_dtype": "float32"}  # transformers 4 has the 
 def _as_yaml(value: object) -> str:
     if value is None:
         return "null"
+    if isinstance(value, Config):
+        return str(value.model_dump(mode="json"))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -61,7 +61,7 @@ class Llama(_Either):
     pipeline = "text-generation"
     card = cards.decoder("A Llama decoder")
     wanted = WANTED | {"causal": True}
-    free = {"kv_heads", "head_width", "bias", "tie_embeddings"}
+    free = {"kv_heads", "head_width", "bias", "tie_embeddings", "rope_scaling"}
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json."""
@@ -79,7 +79,7 @@ class EuroBert(_Either):
     pipeline = "fill-mask"
     card = cards.encoder("A EuroBERT encoder", POOLING)
     wanted = WANTED | {"causal": False, "bias": False}  # with biases its head would have one too
-    free = {"kv_heads", "head_width", "tie_embeddings"}
+    free = {"kv_heads", "head_width", "tie_embeddings", "rope_scaling"}
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json."""

@@ -35,7 +35,7 @@ class NanoChat(Dialect):
         "qk_norm_after_rope": True,
         "transform_head": False,
     }
-    free = {"kv_heads", "head_width", "tie_embeddings", "logit_cap"}
+    free = {"kv_heads", "head_width", "tie_embeddings", "logit_cap", "rope_scaling"}
     names = Names(
         outside={"embed": "model.embed_tokens", "head.decoder": "lm_head"},
         layer="model.layers",

@@ -25,7 +25,7 @@ class Qwen3(Dialect):
         "qk_norm": True,
         "transform_head": False,
     }
-    free = {"kv_heads", "head_width", "tie_embeddings"}
+    free = {"kv_heads", "head_width", "tie_embeddings", "rope_scaling"}
     names = Names(
         NAMES.outside,
         NAMES.layer,

@@ -1,11 +1,14 @@
 """Attention: which tokens see each other, the one place that chooses a backend, and rotary positions."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pretrain.model.config import Rope
 
 # Windows from which one document after another is quicker than a dense mask on a CPU; blocks of a local layer are from
 # twice as many tokens on (benchmarks/results/attention-cpu.json).
@@ -158,16 +161,36 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def rope(position_ids: Tensor, E: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope(position_ids: Tensor, E: int, rotations: Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(B, T) positions → cosine and sine, each (B, 1, T, E), with the halves repeated as in Hugging Face.
 
-    The angles are computed in fp32 in every precision. Source: Su et al. 2021, arXiv:2104.09864.
+    The angles are computed in fp32 in every precision. Source: Su et al. 2021, arXiv:2104.09864. With YaRN both are
+    √(1/t) times as large, so that scores are 1/t times as large: Peng et al. 2023, arXiv:2309.00071, section 3.4.
     """
     # 1 / θ^x and θ^-x differ by one rounding. The difference grows with the position: 1.5e-4 in logits at 2,048 tokens.
-    frequency = 1.0 / theta ** (torch.arange(0, E, 2, device=position_ids.device, dtype=torch.float32) / E)
+    powers = rotations.theta ** (torch.arange(0, E, 2, device=position_ids.device, dtype=torch.float32) / E)
+    frequency, size = 1.0 / powers, 1.0
+    if rotations.original_positions:
+        kept = 1 - _slowed(E, rotations).to(powers.device)
+        frequency = 1.0 / (rotations.factor * powers) * (1 - kept) + frequency * kept
+        size = 0.1 * math.log(rotations.factor) + 1
     angle = position_ids[:, None, :, None].float() * frequency
     angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    return (angle.cos() * size).to(dtype), (angle.sin() * size).to(dtype)
+
+
+def _slowed(E: int, rotations: Rope) -> Tensor:
+    """(E/2,): the share of each frequency that YaRN makes slower by its factor.
+
+    It is 0 for a frequency that turns more than 32 times in an original window, 1 if it turns less than once, and rises
+    between them along a line whose ends are whole places.
+    """
+
+    def turning(times: int) -> float:  # the place of the frequency that turns so often in an original window
+        return E * math.log(rotations.original_positions / (times * 2 * math.pi)) / (2 * math.log(rotations.theta))
+
+    first, last = max(math.floor(turning(32)), 0), min(math.ceil(turning(1)), E - 1)
+    return ((torch.arange(E // 2, dtype=torch.float32) - first) / ((last - first) or 0.001)).clamp(0, 1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

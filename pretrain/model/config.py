@@ -1,5 +1,6 @@
 """The shape of a model: the section `model` of a run's configuration. It imports no torch."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -21,6 +22,18 @@ class GeneratorConfig(Config):
     """The number of its attention heads in a block."""
     mlp_width: int = Field(gt=0)
     """The size of the hidden layer of its feed-forward network."""
+
+
+class RopeScaling(Config):
+    """Longer windows than a model was trained with (YaRN, Peng et al. 2023, arXiv:2309.00071).
+
+    Slow rotations become slower by the factor `max_positions` / `original_positions`, and fast ones stay.
+    """
+
+    kind: Literal["yarn"]
+    """The name of the method."""
+    original_positions: int = Field(gt=0)
+    """The `max_positions` of the model before its windows became longer."""
 
 
 class ModelConfig(Config):
@@ -60,6 +73,8 @@ class ModelConfig(Config):
     """learned: an embedding for each position; rope: rotary embeddings of queries and keys."""
     rope_theta: float = Field(10_000.0, gt=0)
     """The base of the rotation frequencies of rope. Raise it for long windows."""
+    rope_scaling: RopeScaling | None = None
+    """How rope goes to windows that are longer than those of an earlier training, in global layers; null: as before."""
     window: int | None = Field(None, gt=0)
     """In a local layer a token sees only tokens that are at most this many positions away; null: no layer is local."""
     global_every: int = Field(3, gt=0)
@@ -102,6 +117,13 @@ class ModelConfig(Config):
             raise ValueError(f"model.heads = {self.heads} does not divide by model.kv_heads = {self.kv_heads}")
         if self.positions == "rope" and self.E % 2:
             raise ValueError(f"model.positions = rope needs an even head width, found {self.E}")
+        if self.rope_scaling and self.positions != "rope":
+            raise ValueError("model.rope_scaling needs model.positions = rope, found learned")
+        if self.rope_scaling and self.rope_scaling.original_positions > self.max_positions:
+            raise ValueError(
+                f"model.rope_scaling.original_positions = {self.rope_scaling.original_positions} is more than "
+                f"model.max_positions = {self.max_positions}: yarn makes windows longer"
+            )
         if self.norm == "layernorm" and not self.norm_weights:
             raise ValueError("model.norm_weights = false needs model.norm = rmsnorm, found layernorm")
         if not self.first_norm and self.norm_position == "post":
@@ -158,8 +180,22 @@ class ModelConfig(Config):
         """The window of a layer (0-based); None: the layer is global."""
         return self.window if layer % self.global_every else None
 
-    def theta_of(self, layer: int) -> float | None:
-        """The base of the rotations in a layer (0-based); None: it has none."""
+    def rope_of(self, layer: int) -> "Rope | None":
+        """The rotations of a layer (0-based); None: it has none."""
         if self.positions != "rope":
             return None
-        return self.rope_theta if self.window_of(layer) is None else self.local_rope_theta or self.rope_theta
+        if self.window_of(layer) is not None:
+            return Rope(self.local_rope_theta or self.rope_theta)
+        if self.rope_scaling is None:
+            return Rope(self.rope_theta)
+        original = self.rope_scaling.original_positions
+        return Rope(self.rope_theta, self.max_positions / original, original)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The rotations of a layer. YaRN stretches those of windows of `original_positions`, if given, by `factor`."""
+
+    theta: float
+    factor: float = 1.0
+    original_positions: int = 0

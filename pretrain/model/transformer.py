@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.model.attention import Layout, attend, rope, rotate
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ModelConfig, Rope
 from pretrain.model.projection import Projection
 from pretrain.model.weights import TOKEN_BIAS, Weight, before_projection, embedding, matrix, projection
 
@@ -65,12 +65,12 @@ class Transformer(nn.Module):
         x = self.dropout(x)
         if config.width != config.D:
             x = self.embed_project(x)
-        rotations: dict[float, tuple[Tensor, Tensor]] = {}  # local layers may have a base of their own
+        rotations: dict[Rope, tuple[Tensor, Tensor]] = {}  # local layers may have rotations of their own
         for layer, block in enumerate(self.blocks):
-            theta = config.theta_of(layer)
-            if theta is not None and theta not in rotations:
-                rotations[theta] = rope(layout.position_ids, config.E, theta, x.dtype)
-            x = block(x, layout, None if theta is None else rotations[theta])
+            kind = config.rope_of(layer)
+            if kind is not None and kind not in rotations:
+                rotations[kind] = rope(layout.position_ids, config.E, kind, x.dtype)
+            x = block(x, layout, None if kind is None else rotations[kind])
         return self.final_norm(x) if config.norm_position == "pre" else x
 
     def logits(self, rows: Tensor) -> Tensor:

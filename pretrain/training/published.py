@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from pretrain.model.transformer import Transformer
 
 # Keys that may differ from the folder's: another objective, longer windows, other dropout.
-CHANGED = {"causal", "dropout", "init_std", "max_positions", "rope_theta", "local_rope_theta", "init_from"}
+CHANGED = {
+    "causal",
+    "dropout",
+    "init_std",
+    "max_positions",
+    "rope_theta",
+    "local_rope_theta",
+    "rope_scaling",
+    "init_from",
+}
 # Keys of config.json that say nothing about the arithmetic, or that our model has no part in.
 ASIDE = {
     *("architectures", "dtype", "torch_dtype", "vocab_size", "initializer_range", "position_embedding_type"),

@@ -21,6 +21,9 @@ from pretrain.training.inputs import Inputs
 from pretrain.training.optim import Optimizer
 from pretrain.training.optim.schedule import OptimConfig, lr_at
 
+# Keys of `model` that a branch may change if positions are rope: they change the rotations, and no weight.
+ROTATIONS = ("max_positions", "rope_theta", "local_rope_theta", "rope_scaling")
+
 Load = Callable[[str, str], torch.Tensor]  # the kind and the name of a tensor in a checkpoint → the tensor
 
 
@@ -118,7 +121,10 @@ def _parent(inputs: Inputs, begin: BranchConfig) -> Checkpoint:
         raise ResumeError(f"there is no checkpoint to branch from: {begin.folder}", f"{run} has {there}", remedy)
     parent = Checkpoint(begin.folder, world.rank, world.size)
     old = _configuration(parent)
-    lines = config.resume_conflicts(old.model, cfg.model, "model.")
+    kept = old.model
+    if kept.positions == "rope":
+        kept = kept.model_copy(update={key: getattr(cfg.model, key) for key in ROTATIONS})
+    lines = config.resume_conflicts(kept, cfg.model, "model.")
     if parent.index["tokenizer"] != tokenizer.fingerprint:
         theirs, ours = parent.index["tokenizer"][:12], tokenizer.fingerprint[:12]
         lines.append(f"tokenizer: {theirs}… → {ours}…, {tokenizer.folder}")

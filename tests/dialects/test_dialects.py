@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pretrain.dialects import DIALECTS, Dialect, check_expressible
 from pretrain.errors import ExportError
 from pretrain.model.attention import Layout
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ModelConfig, RopeScaling
 from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
 
@@ -45,6 +45,8 @@ def shapes(draw, dialect: Dialect) -> ModelConfig:
         "rope_theta": draw(st.floats(10, 1e6)),
         "bias": values.get("bias", True),
     }
+    if "rope_scaling" in dialect.free and (original := draw(st.none() | st.integers(1, 32))):
+        values["rope_scaling"] = {"kind": "yarn", "original_positions": original}
     if values.get("window"):
         values["global_every"] = draw(st.integers(1, 3))
         values["local_rope_theta"] = draw(st.none() | st.floats(10, 1e6))
@@ -100,6 +102,7 @@ OTHER = {  # a value of a key that most dialects do not have
     "norm_eps": (1e-12, 1e-3),
     "window": (None, 8),
     "logit_cap": (None, 5.0),
+    "rope_scaling": (None, RopeScaling(kind="yarn", original_positions=4)),
     "kv_heads": (None, 2),
     "head_width": (None, 16),
     **dict.fromkeys(
@@ -108,7 +111,7 @@ OTHER = {  # a value of a key that most dialects do not have
     **dict.fromkeys(["tie_embeddings", "transform_head"], (True, False)),
 }
 # Keys of which a dialect allows some values, or every value.
-ALLOWED = {"norm_eps", "bias", "window", "logit_cap", "kv_heads", "head_width", "tie_embeddings", "mlp"}
+ALLOWED = {"norm_eps", "bias", "window", "logit_cap", "rope_scaling", "kv_heads", "head_width", "tie_embeddings", "mlp"}
 
 
 @pytest.mark.parametrize("name", DIALECTS)
@@ -147,6 +150,8 @@ def test_a_model_that_a_dialect_cannot_express_is_refused_with_the_key(name):
 
 
 def as_yaml(value: object) -> str:
+    if isinstance(value, RopeScaling):
+        return str(value.model_dump())
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -8,7 +8,7 @@ from pretrain import config
 from pretrain.errors import ConfigError
 from pretrain.model import attention
 from pretrain.model.attention import Layout
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ModelConfig, Rope
 from pretrain.model.init import initialise
 from pretrain.model.transformer import RMSNorm, Transformer
 from pretrain.objectives.batch import Batch
@@ -105,7 +105,7 @@ def test_norm_and_rotation_equal_the_formulas_of_torch():
     x, weight, turned = (torch.randn(shape, requires_grad=True) for shape in ((3, 5, 16), (16,), (2, 3, 5, 16)))
     norm, bare = RMSNorm(16, eps=1e-6), RMSNorm(16, eps=1e-6, elementwise_affine=False)
     norm.weight.data = weight.detach()
-    cos, sin = attention.rope(torch.arange(5).expand(2, -1), 16, 10_000.0, torch.float32)
+    cos, sin = attention.rope(torch.arange(5).expand(2, -1), 16, Rope(10_000.0), torch.float32)
     left, right = turned.chunk(2, dim=-1)
     pairs = [
         (norm(x), torch.nn.functional.rms_norm(x, (16,), weight, 1e-6), [x, norm.weight], [x, weight]),
@@ -125,7 +125,7 @@ def test_rotation_depends_on_distance_only():
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
 
     def score(a: int, b: int) -> float:
-        turn = [attention.rope(torch.tensor([[at]]), 16, 10_000.0, torch.float32) for at in (a, b)]
+        turn = [attention.rope(torch.tensor([[at]]), 16, Rope(10_000.0), torch.float32) for at in (a, b)]
         return float((attention.rotate(q, *turn[0]) * attention.rotate(k, *turn[1])).sum())
 
     assert score(3, 7) == pytest.approx(score(103, 107), abs=1e-4)

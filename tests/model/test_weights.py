@@ -8,6 +8,7 @@ from pretrain.config import load
 from pretrain.model.attention import Layout
 from pretrain.model.config import ModelConfig
 from pretrain.model.init import initialise
+from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
 from pretrain.model.weights import Weight, weights_of
 from pretrain.training.config import RunConfig
@@ -23,13 +24,13 @@ V = 50
 def test_every_weight_of_a_preset_has_one_role(name):
     """Without width_base the learning rate of each weight is the run's, and the groups are matrices and vectors."""
     with torch.device("meta"):
-        model = Transformer(load(RunConfig, ROOT / f"configs/presets/{name}.yaml").model, V)
+        model = model_of(load(RunConfig, ROOT / f"configs/presets/{name}.yaml").model, V)
     roles, weights = weights_of(model), dict(model.named_parameters())
     assert list(roles) == list(weights) and len({id(p) for p in weights.values()}) == len(weights)
-    assert ("head.decoder.weight" in roles) != model.config.tie_embeddings
     for key, role in roles.items():
         assert role.decays == (weights[key].ndim == 2) == bool(role.std) and role.rate == 1, key
-        assert role.hidden == (role.decays and (key.startswith("blocks.") or key == "head.dense.weight")), key
+        between = ".blocks." in f".{key}" or key.endswith(("dense.weight", "embed_project.weight"))
+        assert role.hidden == (role.decays and between), key
     groups = AdamW(AdamWConfig(lr=1, weight_decay=0.3)).build(model).param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert decays == {id(p): 0.3 * (p.ndim == 2) for p in weights.values()} and len(groups) <= 2

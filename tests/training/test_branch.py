@@ -188,6 +188,7 @@ def test_a_branch_of_a_branch_repeats_what_was_skipped(parent, tmp_path):
     [
         ({"step": 9}, r"no checkpoint to branch from(?s:.*)has 4, 8, 12, 16"),
         ({"step": 16}, r"branch_from\.step = 16, but phases end after 16"),
+        ({"model": {"max_positions": 128}}, r"keeps the model(?s:.*)model\.max_positions: 64 → 128"),
         ({"model": {"mlp_width": 32}}, r"keeps the model(?s:.*)model\.mlp_width: 64 → 32"),
         ({"branch_from": {"skip_steps": [7, 9]}}, r"\[7, 9\]: the branch begins after step 8"),
         ({"branch_from": {"skip_steps": [9, 17]}}, r"\[9, 17\] does not lie in one phase"),
@@ -210,6 +211,26 @@ def test_a_branch_needs_its_own_folder_and_stays_a_branch(parent, tmp_path):
     shutil.rmtree(tmp_path / "run/checkpoints")
     with pytest.raises(ConfigError, match="a branch needs a folder of its own"):
         cases.train(branched({**parent, "out": str(tmp_path / "run")}, tmp_path / "run"))
+
+
+def test_a_branch_with_rope_goes_on_with_longer_windows(prepared, tmp_path, capsys):
+    short = run_values(prepared, tmp_path / "short", "causal_lm", data={"block_tokens": 128})
+    short |= {"phases": [{"steps": 2, "seq_len": 64, "batch_tokens": 256}], "log_every": 100}
+    short["data"] |= {"shards": str(prepared.shards["byte"]), "tokenizer": str(prepared.tokenizer["byte"])}
+    cases.train(short)
+    scaling = {"kind": "yarn", "original_positions": 64}
+    rotations = {"max_positions": 128, "rope_theta": 5e4, "rope_scaling": scaling}
+    longer = [*short["phases"], {"steps": 2, "seq_len": 128, "batch_tokens": 256, "lr": 1e-4}]
+    with pytest.raises(ResumeError, match=r"model\.max_positions: 64 → 128(?s:.*)model\.rope_scaling: None → "):
+        cases.train({**short, "model": {**short["model"], **rotations}, "phases": longer})
+    capsys.readouterr()
+    assert cases.train(branched(short, tmp_path / "long", 2, model=rotations, phases=longer))["steps"] == 4
+    said = capsys.readouterr().out
+    assert "other than in the parent: model.rope_scaling: None → {'kind': 'yarn'" in said
+    assert "other than in the parent: model.rope_theta: 10000.0 → 50000.0" in said
+    began, ended = (tmp_path / f"{name}/checkpoints/step_00000002" for name in ("long", "short"))
+    ours, theirs = (load_file(next(folder.glob("weights*.safetensors"))) for folder in (began, ended))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def test_what_differs_from_the_parent_is_printed(parent, tmp_path, capsys):

@@ -79,6 +79,28 @@ def test_a_run_continues_a_folder_resumes_and_goes_the_other_way(prepared, tmp_p
     assert run(config.build(RunConfig, values, "test"))["steps"] == 12
 
 
+def test_a_folder_with_short_windows_goes_on_with_longer_ones(prepared, tmp_path):
+    """Stock transformers with the same YaRN gives our logits, and our model is read back from its folder."""
+    folder, _ = published("llama", prepared.tokenizer["byte"], tmp_path / "short")
+    scaling = {"kind": "yarn", "original_positions": 64}
+    model = ModelConfig(**shape_of(str(folder), {"max_positions": 256, "rope_scaling": scaling, "rope_theta": 5e4}))
+    tokenizer = open_tokenizer(prepared.tokenizer["byte"])
+    settings = DIALECTS["llama"].config(model, tokenizer.vocab_size, tokenizer.specials)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, config=transformers.LlamaConfig(**settings)).eval()
+    plain = model.model_copy(update={"rope_scaling": None})
+    ids, found = torch.randint(5, tokenizer.vocab_size, (1, 200)), []
+    for shape in (model, plain):
+        ours = Transformer(shape, tokenizer.vocab_size).eval()
+        assert fill(ours, str(folder), tokenizer) == []
+        with torch.no_grad():
+            found.append(ours.logits(ours(ids, Layout(None, torch.arange(200)[None], True))))
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], theirs(ids).logits, rtol=0, atol=1e-4)
+    assert float((found[1] - found[0]).abs().max()) > 0.01
+    theirs.save_pretrained(tmp_path / "long")
+    assert ModelConfig(**shape_of(str(tmp_path / "long"), {})) == model
+
+
 def test_a_token_that_the_folder_lacks_begins_as_the_mean_of_its_pieces(prepared, tmp_path):
     folder, theirs = published("bert", prepared.tokenizer["bert"], tmp_path / "hf")
     text = tmp_path / "text.txt"
