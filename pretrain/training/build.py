@@ -23,6 +23,7 @@ from pretrain.training import checkpoint
 from pretrain.training.engine.engine import Engine, engine_for
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import device_of
+from pretrain.training.exports import Exports
 from pretrain.training.heldout import HeldOut, HeldOutLoss, Sides
 from pretrain.training.history import history_of
 from pretrain.training.inputs import Inputs
@@ -73,6 +74,7 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
         prefetch=cfg.data.prefetch,
         read_ahead=cfg.data.read_ahead,
         observers=_observers(inputs, batches.at_once),
+        exports=Exports(folder, cfg.export.dialect, cfg.export.every_steps, peers) if cfg.export else None,
         dropout=cfg.model.dropout > 0,
         flops_per_token=flops,
         low_precision=cfg.engine.precision != "fp32",

@@ -70,6 +70,11 @@ class TrainState:
         return replace(self, step=self.step + 1, steps_applied=self.steps_applied + applied)
 
 
+def folder_of(run: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
 def publish(run: Path, state: TrainState, engine: Engine, peers: Peers, config_yaml: str, identity: dict) -> Path:
     """Write checkpoint `state.step` of `run`; a collective. Whenever a process dies, it is either complete or absent.
 
@@ -77,7 +82,7 @@ def publish(run: Path, state: TrainState, engine: Engine, peers: Peers, config_y
     their checksums, writes the index and renames the folder. Raises ResumeError on every rank when one rank cannot
     write.
     """
-    folder = run / "checkpoints" / f"step_{state.step:08d}"
+    folder = folder_of(run, state.step)
     aside = folder.with_name(f".{folder.name}.tmp")
     speaks = peers.world.speaks
     try:

@@ -63,10 +63,13 @@ class CheckpointConfig(Config):
 
 
 class ExportTarget(Config):
-    """The format in which the trained model will be handed over. Training itself exports nothing."""
+    """The format in which the trained model will be handed over, and when it is exported while it trains."""
 
     dialect: DialectName = free()
     """The architecture of Hugging Face that the model must fit. A run with a model that does not fit does not start."""
+    every_steps: int = free(0, ge=0)
+    """Optimizer steps from one export to the next, each to `OUT/exports/step_…`; 0: training exports nothing. The
+    step is saved too, and training waits until the export is proven. One that fails gives a warning."""
 
 
 class RunConfig(Config):
@@ -92,7 +95,7 @@ class RunConfig(Config):
     log_every: int = free(10, gt=0)
     """Optimizer steps from one line of the log to the next."""
     export: ExportTarget | None = free(None)
-    """The format of the later export, which is checked before the first step; null: check nothing."""
+    """The format of the export, which is checked before the first step; null: check nothing."""
 
     @model_validator(mode="before")
     @classmethod

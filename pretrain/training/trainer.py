@@ -22,6 +22,7 @@ from pretrain.training.checkpoint import TrainState
 from pretrain.training.engine.engine import Engine, seed_everything
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import World
+from pretrain.training.exports import Exports
 from pretrain.training.history import History
 from pretrain.training.loader import MicroBatch
 from pretrain.training.optim.schedule import OptimConfig, lr_at
@@ -60,6 +61,7 @@ class Job:
     prefetch: int
     read_ahead: bool
     observers: list[Observer]  # they measure in this order
+    exports: Exports | None  # None: training exports nothing
     dropout: bool  # whether a step draws random numbers
     flops_per_token: list[float]  # a number for each phase
     low_precision: bool  # whether matrix products are in bf16, as the listed peaks assume
@@ -97,7 +99,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     records = (job.folder, state.step, tokens, line, scored, job.config_yaml, job.begun)
     metrics = Metrics(*records) if world.speaks else None
     interval = Interval(metrics.before if metrics else [])
-    saves = Saves(job, state)
+    saves, exports = Saves(job, state), job.exports
     found = None
     stop = False
     engine.train(True)
@@ -107,6 +109,8 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
         due = observers_due(job, state.step) if job.begun < state.step < job.steps else []
         if due and job.peers.any(metrics is not None and not metrics.scored):
             stop = look(job, due, state, tokens, metrics, interrupt) is None
+        if exports and state.step < job.steps and not stop:
+            exports.catch_up(state.step, job.begun, interrupt)
         while state.step < job.steps and not stop:
             started = time.perf_counter()
             micro_batches = next(batches)
@@ -156,6 +160,8 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
             stop = bool(asked) and (last or saves.ruined != 1)
             if last or stop or overdue or saves.due_at(state.step):
                 saves.wanted = True
+            if exports and exports.due_at(state.step):
+                saves.wanted = exports.wanted = True
             if saves.wanted and report.finite:
                 saves.save(state, metrics)
             due = observers_due(job, state.step)
@@ -163,10 +169,14 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
                 stop = look(job, due, state, tokens, metrics, interrupt) is None
                 if stop and report.finite and saves.step < state.step:
                     saves.save(state, metrics)
+            if exports and exports.wanted and saves.step == state.step and not stop and not last:
+                exports.make(state.step, interrupt)
         if state.step == job.steps:
             found = look(job, job.observers, state, tokens, metrics, interrupt)
             if found is not None:
                 saves.end(state, found, metrics)
+                if exports and (exports.wanted or exports.due_at(state.step)):
+                    exports.make(state.step, interrupt)
         if found is None and world.speaks:
             reason = interrupt.reason if interrupt.asked else "another rank was asked to"
             say(f"stopped at step {state.step} ({reason}): {saves.said(state)}")
