@@ -268,6 +268,51 @@ def test_a_prompt_begins_with_the_end_mark_and_generate_stops_on_it(decoder_hf, 
     assert model.generate(**prompt, max_new_tokens=3, do_sample=False).tolist() == [[end, *body, end]]
 
 
+TASKS = {  # the tasks that `pipeline` opens a folder for
+    "encoder_hf": ("fill-mask", "feature-extraction", "text-classification", "token-classification"),
+    "decoder_hf": ("text-generation", "feature-extraction", "text-classification", "token-classification"),
+}
+
+
+@pytest.mark.parametrize("exported", TASKS)
+def test_pipelines_of_transformers_open_the_folder(exported, request):
+    folder, _ = request.getfixturevalue(exported)
+    text = "the earth"
+    tokens = len(transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"])
+    for task in TASKS[exported]:
+        pipe = transformers.pipeline(task, model=str(folder), device="cpu")
+        asked = f"the {pipe.tokenizer.mask_token}" if task == "fill-mask" else text
+        found = pipe(asked, max_new_tokens=3, do_sample=False) if task == "text-generation" else pipe(asked)
+        if task == "fill-mask":
+            assert len(found) == 5 and all("token_str" in guess for guess in found)
+        elif task == "text-generation":
+            assert found[0]["generated_text"].startswith(text)
+        elif task == "feature-extraction":
+            assert torch.tensor(found).shape == (1, tokens, BERT["width"])
+        elif task == "text-classification":
+            assert found[0]["label"] in ("LABEL_0", "LABEL_1")
+        else:
+            assert all(0 <= entry["index"] < tokens for entry in found)
+
+
+@pytest.mark.parametrize("exported", TASKS)
+def test_the_trainer_of_transformers_trains_the_folder(exported, request, tmp_path):
+    pytest.importorskip("accelerate", reason="needs pip install '.[finetune]'")
+    folder, _ = request.getfixturevalue(exported)
+    causal = exported == "decoder_hf"
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    model, tokenizer = auto.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    before = model.get_input_embeddings().weight.detach().clone()
+    collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=not causal, mlm_probability=0.5)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    rows = [tokenizer(line, truncation=True, max_length=16) for line in LINES]
+    result = transformers.Trainer(model, arguments, train_dataset=rows, data_collator=collate).train()
+    assert result.global_step == 2 and np.isfinite(result.training_loss)
+    assert not torch.equal(model.get_input_embeddings().weight, before)
+
+
 @pytest.mark.parametrize(
     ("dialect", "settings"),
     [
