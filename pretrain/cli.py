@@ -56,6 +56,11 @@ STAGES = {
         "pretrain.shards.import_megatron.ImportConfig",
         "make shards from Megatron's token files",
     ),
+    "import_uer": Stage(
+        "pretrain.training.import_uer",
+        "pretrain.training.import_uer.ImportConfig",
+        "make a Hugging Face folder of a BERT of UER-py or TencentPretrain",
+    ),
     "reshard": Stage("pretrain.shards.reshard", "pretrain.shards.reshard.ReshardConfig", "put sets of shards together"),
     "pretrain": Stage(
         "pretrain.training.run", "pretrain.training.config.RunConfig", "train a model, or continue a run"

@@ -164,7 +164,7 @@ def _check_published(folder: Path, files: dict[str, Path]) -> None:
     """Raise TokenizerError if `folder` is an export or a fine-tuned model of ours and one of `files` was altered."""
     index = folder / INDEX
     text = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
-    if not re.search(r'"stage": "(export|finetune)"', text):
+    if not re.search(r'"stage": "(export|finetune|import_uer)"', text):
         return
     remedy = "copy it again from where it was made"
     entries = listed(read_index(folder, TokenizerError, "python launch/export.py CONFIG.yaml"))

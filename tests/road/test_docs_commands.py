@@ -2,7 +2,7 @@
 
 A fence ```sh holds commands for the sample in this repository. A fence with other needs states them in its title:
 
-    ```sh title="needs: cluster"      or gpu, network, your text
+    ```sh title="needs: cluster"      or gpu, network, your text, your model
 
 The commands in `tests.road.test_readme.WALKED` run in order, and so does every call of explain and check_files. For any
 other command the test loads the configuration file with its overrides, as the stage would. The pages of both languages
@@ -25,7 +25,7 @@ from pretrain.corpus.recipe import Recipe
 from tests.conftest import ROOT
 from tests.road.test_readme import ANSWERED, WALKED, fences
 
-NEEDS = {"needs: cluster", "needs: gpu", "needs: network", "needs: your text"}
+NEEDS = {"needs: cluster", "needs: gpu", "needs: network", "needs: your text", "needs: your model"}
 PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs" / "en").rglob("*.md")))]
 OF_THIS_CHECKOUT = [page for page in PAGES if "/extend/" not in page]  # test_extend.py runs the pages that add modules
 
