@@ -24,6 +24,7 @@ from pretrain.export.facts import FACTS, facts_of
 from pretrain.model.config import ModelConfig
 from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
+from pretrain.model.weights import weights_of
 from pretrain.objectives import OBJECTIVES
 from pretrain.storage.files import write_json
 from pretrain.storage.index import write_index
@@ -69,7 +70,8 @@ def run(cfg: ExportConfig) -> dict:
         model = model.model_copy(update={"causal": dialect.wanted["causal"]})
     check_expressible(model, cfg.dialect, tokenizer.specials)
     with publish(Path(cfg.out), "export", ExportError, cfg) as aside:
-        ours = _rounded(source.weights(), cfg.dtype)
+        ours = _rounded(_without_padding(source.weights(), model, tokenizer.vocab_size), cfg.dtype)
+        model = model.model_copy(update={"vocab_multiple": 1})
         vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
         assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
         tokenizer_files.write_tokenizer(aside, tokenizer, card.trained_length(settings), model.causal)
@@ -120,6 +122,15 @@ def verify(folder: Path, said: Path) -> dict:
         opened_by = f"opened by transformers {certificate['transformers']}"
         raise ExportError("the exported folder is not equal to our model and tokenizer", *faults, opened_by)
     return certificate
+
+
+def _without_padding(weights: dict[str, Tensor], model: ModelConfig, vocab_size: int) -> dict[str, Tensor]:
+    """The weights without the rows that round the vocabulary up to a multiple."""
+    if model.vocab_multiple == 1:
+        return weights
+    with torch.device("meta"):
+        roles = weights_of(model_of(model, vocab_size))
+    return {name: tensor[: roles[name].tokens] for name, tensor in weights.items()}
 
 
 def _rounded(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:

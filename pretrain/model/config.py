@@ -92,6 +92,9 @@ class ModelConfig(Config):
     """Whether `qk_norm` follows the rotation of rope; false: it comes before."""
     tie_embeddings: bool = True
     """Whether the projection onto the vocabulary uses the weights of the token embedding."""
+    vocab_multiple: int = Field(1, gt=0)
+    """The rows of the token embedding and of the head are rounded up to a multiple of this number; GPUs are faster with
+    64 or 128. Rows without a token take no probability and are left out at export."""
     transform_head: bool = False
     """Whether the head is BERT's: dense layer, GELU and norm before the projection, and a bias after it."""
     logit_cap: float | None = Field(None, gt=0)
@@ -165,6 +168,10 @@ class ModelConfig(Config):
     @property
     def normalizes_embeddings(self) -> bool:
         return self.norm_position == "post" if self.embed_norm is None else self.embed_norm
+
+    def rows_of(self, vocab_size: int) -> int:
+        """The rows of the token embedding and of the head."""
+        return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def width_ratio(self) -> float:

@@ -15,19 +15,22 @@ def initialise(model: nn.Module, seed: int, unigram: Tensor | None = None) -> No
         last projection of a branch, pre-norm    N(0, (init_std / √(2·layers))²)     Radford et al. 2019, section 2.3
         norms                                    1, biases 0
         output bias                              log p(token), 1 added to each count
+        rows that pad the vocabulary             0
 
-    Each weight has the values that its entry of the table says (weights.py). Without the last row the small encoder of
-    configs/sample stays at the unigram loss for its whole run: it spends its steps on learning the token frequencies
+    Each weight has the values that its entry of the table says (weights.py). Without the output bias the small encoder
+    of configs/sample stays at the unigram loss for its whole run: it spends its steps on learning the token frequencies
     through the tied embedding.
     """
     generator = torch.Generator().manual_seed(seed)
     roles = weights_of(model)
     for name, weight in model.named_parameters():
         role = roles[name]
+        used = weight[: role.tokens]
         if role.unigram and unigram is not None:
             counts = unigram.double() + 1
-            weight.copy_((counts / counts.sum()).log())
+            used.copy_((counts / counts.sum()).log())
         elif role.std:
-            weight.copy_(torch.normal(0.0, role.std, weight.shape, generator=generator))
+            used.copy_(torch.normal(0.0, role.std, used.shape, generator=generator))
         else:
-            weight.fill_(role.constant)
+            used.fill_(role.constant)
+        weight[len(used) :].zero_()

@@ -17,12 +17,16 @@ CHUNK = 1 << 24  # logits that exist at once: 64 MB in fp32
 class Projection(nn.Linear):
     """Rows (…, D) → logits (…, V), bounded by `cap` if there is one: x becomes cap · tanh(x / cap).
 
+    The weight may have more rows than there are ids. Their logits are -∞: they take no probability from the others, as
+    they would if they were learnt, so nothing changes when they are left out.
+
     The three methods of a caller go through `forward`, because ZeRO 3 gathers the weight for that call.
     """
 
-    def __init__(self, width: int, vocab_size: int, bias: bool, cap: float | None):
-        super().__init__(width, vocab_size, bias)
-        self.cap = cap
+    def __init__(self, width: int, vocab_size: int, bias: bool, cap: float | None, rows: int | None = None):
+        """`rows` of the weight; None: as many as ids."""
+        super().__init__(width, rows or vocab_size, bias)
+        self.vocab_size, self.cap = vocab_size, cap
 
     def forward(  # type: ignore[override]  # a caller passes what it asks for
         self,
@@ -40,14 +44,15 @@ class Projection(nn.Linear):
         `draws` (…,) in [0, 1) the summed loss, and an id for every row, drawn from the distribution that it predicts.
         """
         if targets is None:
-            return _capped(super().forward(rows), self.cap)
+            return _capped(super().forward(rows), self.cap)[..., : self.vocab_size]
         flat, wanted = rows.reshape(-1, rows.shape[-1]), targets.reshape(-1).long()
         if each:
-            nll, likeliest = _scores(flat, self.weight, self.bias, self.cap, wanted)
+            nll, likeliest = _scores(flat, self.weight, self.bias, self.cap, self.vocab_size, wanted)
             return nll.view(targets.shape), likeliest.view(targets.shape)
         share = torch.ones_like(wanted, dtype=torch.float32) if weights is None else weights.reshape(-1).float()
         evenly = None if draws is None else draws.reshape(-1)
-        total, drawn = _SummedLoss.apply(flat, self.weight, self.bias, self.cap, wanted, share, evenly, z_loss)
+        shape = flat, self.weight, self.bias, self.cap, self.vocab_size
+        total, drawn = _SummedLoss.apply(*shape, wanted, share, evenly, z_loss)
         return total if draws is None else (total, drawn.view(targets.shape))
 
 
@@ -64,6 +69,7 @@ class _SummedLoss(torch.autograd.Function):
         matrix: Tensor,
         bias: Tensor | None,
         cap: float | None,
+        vocab_size: int,
         targets: Tensor,
         share: Tensor,
         draws: Tensor | None,
@@ -80,17 +86,17 @@ class _SummedLoss(torch.autograd.Function):
             cast = matrix.to(dtype)
             for part in _chunks(rows, len(matrix)):
                 some = rows[part].to(dtype)
-                logits = _logits(some, cast, bias, cap)
+                logits = _logits(some, cast, bias, cap, vocab_size)
                 peak = logits.logsumexp(-1)
                 losses = peak - logits.gather(1, targets[part, None])[:, 0]
                 total += ((losses + z_loss * peak.square() if z_loss else losses) * share[part]).sum()
                 if draws is not None and drawn is not None:
                     reached = (logits - peak[:, None]).exp_().cumsum(-1)
                     below = (reached <= draws[part, None] * reached[:, -1:]).sum(-1)
-                    drawn[part] = below.clamp_(max=len(matrix) - 1)
+                    drawn[part] = below.clamp_(max=vocab_size - 1)
                 if by_rows is None or by_matrix is None:
                     continue
-                slope = 1 - (logits / cap).square() if cap is not None else None
+                slope = 1 - (logits / cap).square().clamp_(max=1) if cap is not None else None  # 0 where it is -∞
                 gradient = logits.sub_(peak[:, None]).exp_()  # the probabilities
                 if z_loss:
                     gradient *= 1 + 2 * z_loss * peak[:, None]
@@ -113,12 +119,12 @@ class _SummedLoss(torch.autograd.Function):
         by_rows, by_matrix, by_bias = ctx.saved_tensors
         of_matrix, of_bias = ctx.dtypes
         by_bias = None if by_bias is None else (by_bias * scale).to(of_bias)
-        return by_rows * scale.to(by_rows.dtype), (by_matrix * scale).to(of_matrix), by_bias, *[None] * 5
+        return by_rows * scale.to(by_rows.dtype), (by_matrix * scale).to(of_matrix), by_bias, *[None] * 6
 
 
 @torch.no_grad()
 def _scores(
-    rows: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None, targets: Tensor
+    rows: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None, vocab_size: int, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The nll (nats, fp32) and the likeliest id of every row, both (N,)."""
     nll, likeliest = torch.empty(len(rows), device=rows.device), torch.empty_like(targets)
@@ -126,16 +132,18 @@ def _scores(
     with torch.autocast(rows.device.type, enabled=False):
         cast = matrix.to(dtype)
         for part in _chunks(rows, len(matrix)):
-            logits = _logits(rows[part].to(dtype), cast, bias, cap)
+            logits = _logits(rows[part].to(dtype), cast, bias, cap, vocab_size)
             nll[part] = logits.logsumexp(-1) - logits.gather(1, targets[part, None])[:, 0]
             likeliest[part] = logits.argmax(-1)
     return nll, likeliest
 
 
-def _logits(rows: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
-    """(n, V) fp32."""
+def _logits(rows: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None, vocab_size: int) -> Tensor:
+    """The logits of each row of the matrix in fp32; -∞ for those after `vocab_size`."""
     logits = nn.functional.linear(rows, matrix, None if bias is None else bias.to(rows.dtype)).float()
-    return _capped(logits, cap)
+    logits = _capped(logits, cap)
+    logits[:, vocab_size:] = -torch.inf
+    return logits
 
 
 def _capped(logits: Tensor, cap: float | None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pretrain.model.attention import Layout, attend, rope, rotate
 from pretrain.model.config import ModelConfig, Rope
 from pretrain.model.projection import Projection
-from pretrain.model.weights import TOKEN_BIAS, Weight, before_projection, embedding, matrix, projection
+from pretrain.model.weights import Weight, before_projection, embedding, matrix, projection, token_bias
 
 
 class Transformer(nn.Module):
@@ -28,7 +28,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        self.embed = nn.Embedding(vocab_size, config.D)
+        self.embed = nn.Embedding(config.rows_of(vocab_size), config.D)
         if config.positions == "learned":
             self.embed_position = nn.Embedding(config.max_positions, config.D)
         if config.normalizes_embeddings:
@@ -42,8 +42,8 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def weights(self) -> dict[str, Weight]:
-        table = embedding(self.config)
-        said = {"embed.weight": table, "embed_position.weight": table, "embed_project.weight": matrix(self.config)}
+        said = {"embed.weight": embedding(self.config, self.vocab_size)}
+        said |= {"embed_position.weight": embedding(self.config), "embed_project.weight": matrix(self.config)}
         if not self.config.transform_head:  # else the norm before the projection is the head's
             said |= {f"final_norm.{name}": role for name, role in before_projection(self.config).items()}
         return said
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
         """
         config = self.config
         matrices = sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim == 2)
-        head = config.D * self.vocab_size + (config.width * config.D if config.transform_head else 0)
+        head = config.D * config.rows_of(self.vocab_size) + (config.width * config.D if config.transform_head else 0)
         windows = [config.window_of(layer) for layer in range(config.layers)]
         seen = sum(seq_len if window is None else min(seq_len, 2 * window + 1) for window in windows)
         attention = 12 * config.heads * config.E * seen
@@ -209,16 +209,17 @@ class Head(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
-        self.config, self.transform = config, config.transform_head
+        self.config, self.vocab_size, self.transform = config, vocab_size, config.transform_head
         if config.transform_head:
             self.dense = nn.Linear(config.width, config.D, config.bias)
             self.norm = _norm(config, config.D)
-        self.decoder = Projection(config.D, vocab_size, config.transform_head, config.logit_cap)
+        rows = config.rows_of(vocab_size)
+        self.decoder = Projection(config.D, vocab_size, config.transform_head, config.logit_cap, rows)
 
     def weights(self) -> dict[str, Weight]:
         norm = {f"norm.{name}": role for name, role in before_projection(self.config).items()}
-        table = {"dense.weight": matrix(self.config), "decoder.weight": projection(self.config)}
-        return norm | table | {"decoder.bias": TOKEN_BIAS}
+        table = {"dense.weight": matrix(self.config), "decoder.weight": projection(self.config, self.vocab_size)}
+        return norm | table | {"decoder.bias": token_bias(self.vocab_size)}
 
     def forward(self, rows: Tensor, *targets: Tensor | None, **asked: Any) -> Any:
         """The result of the projection, which the arguments choose: logits, a summed loss, or scores."""

@@ -34,22 +34,27 @@ class Weight:
     decays: bool = False  # whether weight decay makes it smaller
     hidden: bool = False  # whether it is a matrix from hidden values to hidden values: Muon's
     rate: float = 1.0  # its learning rate, as a multiple of the run's
+    tokens: int | None = None  # how many of its rows belong to tokens: rows after them are 0; None: it has no such rows
 
 
 SCALE = Weight(constant=1.0)  # of a norm
 BIAS = Weight()
-TOKEN_BIAS = Weight(unigram=True)
 
 
-def embedding(config: ModelConfig) -> Weight:
-    """A table with a row of `width` numbers for each token or position."""
-    return Weight(config.init_std, decays=True)
+def embedding(config: ModelConfig, tokens: int | None = None) -> Weight:
+    """A table with a row of numbers for each of `tokens` tokens, or for each position."""
+    return Weight(config.init_std, decays=True, tokens=tokens)
 
 
-def projection(config: ModelConfig) -> Weight:
-    """The matrix from hidden states to logits, where it is not the token embedding."""
+def projection(config: ModelConfig, tokens: int | None = None) -> Weight:
+    """The matrix from hidden states to the logits of `tokens` tokens, where it is not their embedding."""
     ratio = config.width_ratio
-    return Weight(config.init_std / ratio, decays=True, rate=1 / ratio)
+    return Weight(config.init_std / ratio, decays=True, rate=1 / ratio, tokens=tokens)
+
+
+def token_bias(tokens: int) -> Weight:
+    """The bias of the logits of `tokens` tokens."""
+    return Weight(unigram=True, tokens=tokens)
 
 
 def before_projection(config: ModelConfig) -> dict[str, Weight]:

@@ -41,7 +41,8 @@ def test_the_table_of_a_decoder_with_three_layers():
     matrix, last = Weight(0.02, decays=True, hidden=True), Weight(0.02 / 6**0.5, decays=True, hidden=True)
     block = {"attention.q", "attention.k", "attention.v", "attention.out", "mlp.up", "mlp.gate", "mlp.down"}
     norms = {"attention.q_norm", "attention.k_norm", "attention_norm", "mlp_norm"}
-    expected = {"embed.weight": Weight(0.02, decays=True), "head.decoder.weight": Weight(0.02, decays=True)}
+    table = Weight(0.02, decays=True, tokens=V)
+    expected = {"embed.weight": table, "head.decoder.weight": table}
     expected |= {"final_norm.weight": Weight(constant=1)}
     for layer in range(3):
         expected |= {f"blocks.{layer}.{name}.weight": Weight(constant=1) for name in norms}
@@ -52,7 +53,7 @@ def test_the_table_of_a_decoder_with_three_layers():
     post = weights_of(Transformer(ModelConfig(**ENCODER), V))
     assert post["blocks.1.mlp.down.weight"] == post["head.dense.weight"] == matrix
     assert post["embed_position.weight"] == Weight(0.02, decays=True) and post["embed_norm.bias"] == Weight()
-    assert post["head.decoder.bias"] == Weight(unigram=True)
+    assert post["head.decoder.bias"] == Weight(unigram=True, tokens=V)
 
 
 class Two(nn.Module):
@@ -92,6 +93,36 @@ def test_a_weight_that_no_module_speaks_of_is_named():
 
     with pytest.raises(AssertionError, match=r"no module says what these weights are: table\.weight"):
         weights_of(Silent())
+
+
+@pytest.mark.parametrize("shape", [ENCODER, {**DECODER, "tie_embeddings": False, "logit_cap": 3.0}])
+def test_a_padded_vocabulary_learns_the_same_and_its_padding_stays_zero(shape):
+    """The first values, losses, scores and steps are those of the model without padding, whatever multiple it has."""
+    torch.manual_seed(1)
+    ids, found = torch.randint(V, (4, 33)), []
+    for multiple in (1, 32):
+        model = Transformer(ModelConfig(**{**shape, "vocab_multiple": multiple}), V)
+        initialise(model, 1, torch.arange(V))
+        layout = Layout(None, torch.arange(32).expand(4, -1), model.config.causal)
+        optimizer = AdamW(AdamWConfig(lr=1e-3)).build(model)
+        losses = []
+        for _ in range(3):
+            loss = model.loss(model(ids[:, :-1], layout), ids[:, 1:], None, z_loss=0.1) / 128
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        rows = model(ids[:, :-1], layout)
+        nll, likeliest = model.score(rows, ids[:, 1:])
+        drawn = model.drawn(rows, ids[:, 1:], None, torch.full((4, 32), 1 - 2**-24))[1]
+        assert model.logits(rows).shape[-1] == V and int(likeliest.max()) < V and int(drawn.max()) < V
+        weights = dict(model.named_parameters())
+        for name, role in weights_of(model).items():
+            if role.tokens:
+                assert len(weights[name]) == (V if multiple == 1 else 64) and not weights[name][V:].any()
+        cut = {name: p.detach()[: weights_of(model)[name].tokens] for name, p in weights.items()}
+        found.append((torch.tensor(losses), nll, model.logits(rows).detach(), cut))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 SHAPES = {

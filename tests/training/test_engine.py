@@ -322,8 +322,8 @@ TO_CPU = {"device": "cpu"}
 def test_a_run_with_offload_overlap_and_buckets_is_the_same_and_continues_bit_by_bit(
     stage, precision, keys, prepared, tmp_path
 ):
-    """With width_base too, so that groups of weights have learning rates of their own."""
-    engine, model = {"zero_stage": stage, "precision": precision}, {"width_base": 16}
+    """Groups of weights have learning rates of their own, and the vocabulary is padded."""
+    engine, model = {"zero_stage": stage, "precision": precision}, {"width_base": 16, "vocab_multiple": 60}
     plain = run_values(prepared, tmp_path / "plain", phases=TWENTY, model=model, engine=engine)
     values = run_values(
         prepared, tmp_path / "run", phases=TWENTY, model=model, checkpoint={"every_steps": 12, "keep": 9}
