@@ -15,6 +15,7 @@ from pretrain.dialects.llama import EuroBert, Llama
 from pretrain.dialects.modernbert import ModernBert, ModernBertDecoder
 from pretrain.dialects.nanochat import NanoChat
 from pretrain.dialects.qwen3 import Qwen3
+from pretrain.dialects.t5 import T5
 from pretrain.errors import ExportError
 from pretrain.model.config import ModelConfig
 
@@ -28,6 +29,7 @@ DIALECTS: dict[str, Dialect] = {
     "qwen3": Qwen3(),
     "nanochat": NanoChat(),
     "modernbert_decoder": ModernBertDecoder(),
+    "t5": T5(),
 }
 
 if TYPE_CHECKING:

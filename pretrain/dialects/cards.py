@@ -45,6 +45,20 @@ print(model(**inputs).logits.sigmoid())  # for each token, how likely it is that
   call `tokenizer(text, split_special_tokens=True)`.
 """
 
+TEXT_TO_TEXT = """\
+prompt = tokenizer("In the beginning {sentinel} the heaven and the earth.", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
+```
+
+## Good to know
+
+- **It fills in spans.** `{sentinel}` and its successors stand for missing spans. The model writes each sentinel and its
+  span, and at the end `{end}`. Other tasks need fine-tuning.{notes}
+{lossless}- **Length.** {length}
+- **Marks inside text.** In the corpus the characters `{end}` were text. transformers reads them as the mark, unless you
+  call `tokenizer(text, split_special_tokens=True)`. Sentinels in a text need the default.
+"""
+
 DECODER = """\
 prompt = tokenizer("In the beginning", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_special_tokens=True))
@@ -77,6 +91,12 @@ def encoder(title: str, *notes: str) -> str:
 def detector(title: str, *notes: str) -> str:
     """The card of an encoder that says which tokens were replaced, in the same way."""
     return _opened(title, "AutoModelForPreTraining") + DETECTOR.replace("{notes}", _listed(notes))
+
+
+def text_to_text(title: str, *notes: str) -> str:
+    """The card of an encoder and a decoder, in the same way."""
+    listed = "".join(f"\n{_listed([note])}" for note in notes)
+    return _opened(title, "AutoModelForSeq2SeqLM") + TEXT_TO_TEXT.replace("{notes}", listed)
 
 
 def decoder(title: str, *notes: str) -> str:

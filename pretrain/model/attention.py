@@ -91,6 +91,25 @@ class Layout:
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """Which tokens of an encoder the tokens of a decoder see: those of their own document."""
+
+    queries: Tensor  # (B, T): the number of the document of each token of the decoder
+    keys: Tensor  # (B, S): the same of the encoder
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """(B, 1, T, S): 0 where a query may see a key, else -inf. A query without a document sees everything."""
+        if dtype not in self._made:
+            seen = self.queries[:, :, None] == self.keys[:, None]
+            seen |= ~seen.any(-1, keepdim=True)
+            self._made[dtype] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+                ~seen, float("-inf")
+            )[:, None]
+        return self._made[dtype]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
     """Attention over (B, H, T, E) heads: the one place that chooses a backend. `window` None: the layer is global.
 
@@ -98,7 +117,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, 
     bits take the kernel for documents of several lengths. Otherwise a local layer looks at blocks of its window, and a
     long packed window at one document after another, so no mask grows with T². All that remains has a dense mask.
     """
-    T, dtype = q.shape[2], _compute_dtype(q)
+    T, dtype = q.shape[2], compute_dtype(q)
     if window is not None and window >= T - 1:
         window = None
     if layout.prefix is None:
@@ -111,6 +130,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, 
         if window is None and T >= DENSE and not q.is_cuda:
             return by_document(q, k, v, layout, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(window, dtype), dropout_p=dropout)
+
+
+def attend_with(q: Tensor, k: Tensor, v: Tensor, added: Tensor, dropout: float, scale: float | None) -> Tensor:
+    """Attention of (B, H, T, E) to (B, H, S, E) with numbers (…, T, S) that are `added` to the scores: a mask, a bias.
+
+    `scale` is the factor of the scores before; None: 1 / √E.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout, scale=scale)
 
 
 def by_document(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> Tensor:
@@ -134,7 +161,7 @@ def by_block(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int, dropo
     sides = (1, 0) if layout.causal else (1, 1)
     k, v = (F.pad(x, (0, 0, 0, 0, *sides)) for x in (k, v))
     k, v = (torch.cat([x[:, :, i : i + count] for i in range(1 + sum(sides))], dim=3) for x in (k, v))
-    mask = layout.band(window, _compute_dtype(q))
+    mask = layout.band(window, compute_dtype(q))
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return x.reshape(B, H, count * window, E)[:, :, :T]
 
@@ -149,13 +176,13 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) 
     else:
         offsets = layout.offsets()
     before = -1 if window is None else window
-    q, k, v = (x.transpose(1, 2).reshape(B * T, H, E).to(_compute_dtype(q)) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2).reshape(B * T, H, E).to(compute_dtype(q)) for x in (q, k, v))
     x = varlen_attn(q, k, v, offsets, offsets, T, T, window_size=(before, 0 if layout.causal else before))
     assert isinstance(x, Tensor), "it returns more only if it is asked to"
     return x.view(B, T, H, E).transpose(1, 2)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which attention computes with `x`: autocast may change it."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from pretrain.config import Config, free
 
-# The Transformers that a model is composed of: one, or a discriminator and its generator.
-Composition = Literal["one", "generator"]
+# The Transformers that a model is composed of: one, a discriminator and its generator, or an encoder and a decoder.
+Composition = Literal["one", "generator", "encoder_decoder"]
 
 
 class GeneratorConfig(Config):
@@ -69,8 +69,9 @@ class ModelConfig(Config):
     """Whether the first block normalizes the input of its attention. After `embed_norm` it need not."""
     norm_eps: float = Field(gt=0)
     """The number that is added to the variance in a norm, so that nothing is divided by zero."""
-    positions: Literal["learned", "rope"]
-    """learned: an embedding for each position; rope: rotary embeddings of queries and keys."""
+    positions: Literal["learned", "rope", "relative"]
+    """learned: an embedding for each position; rope: rotary embeddings of queries and keys; relative: T5's bias of
+    attention for each head and distance, with scores that are not divided by the root of the head width."""
     rope_theta: float = Field(10_000.0, gt=0)
     """The base of the rotation frequencies of rope. Raise it for long windows."""
     rope_scaling: RopeScaling | None = None
@@ -81,9 +82,9 @@ class ModelConfig(Config):
     """With `window`, the first layer and every n-th after it are global: a token sees its whole document."""
     local_rope_theta: float | None = Field(None, gt=0)
     """The `rope_theta` of local layers; null: the same."""
-    mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu", "geglu"]
-    """The activation of the feed-forward network: GELU, its approximation with tanh, or the square of ReLU; swiglu and
-    geglu have a gate, a third matrix."""
+    mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu", "geglu", "geglu_tanh"]
+    """The activation of the feed-forward network: GELU, its approximation with tanh, or the square of ReLU; swiglu,
+    geglu and geglu_tanh have a gate, a third matrix."""
     bias: bool
     """Whether the projections of the blocks and the layernorms have biases."""
     qk_norm: bool = False
@@ -106,6 +107,8 @@ class ModelConfig(Config):
     width_base: int | None = Field(None, gt=0)
     """The width of a smaller model of the same shape, whose `init_std` and learning rate this model takes over (muP);
     null: they are this model's own. Both should have heads of one width."""
+    decoder_layers: int | None = Field(None, gt=0)
+    """The blocks of a decoder that reads what the model, its encoder, has made of another text; null: there is none."""
     generator: GeneratorConfig | None = None
     """The generator that replaces tokens. With it the model is a discriminator, which detects them and has no head onto
     the vocabulary; null: there is none."""
@@ -145,13 +148,22 @@ class ModelConfig(Config):
             )
         if self.generator and (self.causal or self.generator.width % self.generator.heads):
             raise ValueError("model.generator needs model.causal = false, and a width that divides by its heads")
-        if self.generator and self.width_base:
-            raise ValueError("model.width_base does not know how a generator grows with the model: remove it")
+        if self.decoder_layers and (self.causal or self.generator or self.norm_position == "post"):
+            raise ValueError(
+                "model.decoder_layers needs model.causal = false, for the encoder, model.norm_position = pre, and no "
+                "model.generator"
+            )
+        if self.positions == "relative" and self.window:
+            raise ValueError("model.positions = relative has no local layers: remove model.window")
+        if self.width_base and self.composition != "one":
+            raise ValueError(
+                "model.width_base is for one Transformer, without model.generator and model.decoder_layers"
+            )
         return self
 
     @property
     def composition(self) -> Composition:
-        return "generator" if self.generator else "one"
+        return "generator" if self.generator else "encoder_decoder" if self.decoder_layers else "one"
 
     @property
     def D(self) -> int:

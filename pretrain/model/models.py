@@ -3,14 +3,21 @@
 import torch
 
 from pretrain.errors import ConfigError
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import Composition, ModelConfig
 from pretrain.model.electra import Electra
+from pretrain.model.encoder_decoder import EncoderDecoder
 from pretrain.model.transformer import Transformer
+
+COMPOSED: dict[Composition, type[Transformer]] = {
+    "one": Transformer,
+    "generator": Electra,
+    "encoder_decoder": EncoderDecoder,
+}
 
 
 def model_of(config: ModelConfig, vocab_size: int) -> Transformer:
-    """One Transformer, or what is composed of two: a discriminator with its generator."""
-    return Electra(config, vocab_size) if config.generator else Transformer(config, vocab_size)
+    """One Transformer, or what is composed of two."""
+    return COMPOSED[config.composition](config, vocab_size)
 
 
 def parameters_of(config: ModelConfig, vocab_size: int) -> int:

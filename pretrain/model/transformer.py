@@ -9,14 +9,16 @@ its fastest kernel, which needs no mask. The vocabulary projection runs on the K
 T. The dialects in `pretrain/dialects` only rename these weights, so RoPE and projections must follow Hugging Face.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.model.attention import Layout, attend, rope, rotate
+from pretrain.model.attention import Layout, attend, attend_with, compute_dtype, rope, rotate
 from pretrain.model.config import ModelConfig, Rope
 from pretrain.model.projection import Projection
 from pretrain.model.weights import Weight, before_projection, embedding, matrix, projection, token_bias
@@ -31,13 +33,15 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.rows_of(vocab_size), config.D)
         if config.positions == "learned":
             self.embed_position = nn.Embedding(config.max_positions, config.D)
+        if config.positions == "relative":
+            self.position_bias = RelativeBias(config)
         if config.normalizes_embeddings:
-            self.embed_norm = _norm(config, config.D)
+            self.embed_norm = norm(config, config.D)
         if config.width != config.D:
             self.embed_project = nn.Linear(config.D, config.width, config.bias)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         if config.norm_position == "pre":
-            self.final_norm = _norm(config, config.width)
+            self.final_norm = norm(config, config.width)
         self.head: Any = self._head()
         self.dropout = nn.Dropout(config.dropout)
 
@@ -65,12 +69,13 @@ class Transformer(nn.Module):
         x = self.dropout(x)
         if config.width != config.D:
             x = self.embed_project(x)
+        added = self.position_bias(layout, compute_dtype(x)) if config.positions == "relative" else None
         rotations: dict[Rope, tuple[Tensor, Tensor]] = {}  # local layers may have rotations of their own
         for layer, block in enumerate(self.blocks):
             kind = config.rope_of(layer)
             if kind is not None and kind not in rotations:
                 rotations[kind] = rope(layout.position_ids, config.E, kind, x.dtype)
-            x = block(x, layout, None if kind is None else rotations[kind])
+            x = block(x, layout, None if kind is None else rotations[kind], added)
         return self.final_norm(x) if config.norm_position == "pre" else x
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -117,16 +122,19 @@ class Block(nn.Module):
         super().__init__()
         self.pre = config.norm_position == "pre"
         self.attention = Attention(config, config.window_of(layer))
-        self.attention_norm = _norm(config, config.width) if layer or config.first_norm else nn.Identity()
+        self.attention_norm = norm(config, config.width) if layer or config.first_norm else nn.Identity()
         self.mlp = MLP(config)
-        self.mlp_norm = _norm(config, config.width)
+        self.mlp_norm = norm(config, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, layout: Layout, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, layout: Layout, rotation: tuple[Tensor, Tensor] | None, added: Tensor | None = None
+    ) -> Tensor:
+        """`rotation`: of rope. `added` (…, T, T): the mask and the bias of relative positions."""
         if self.pre:
-            x = x + self.dropout(self.attention(self.attention_norm(x), layout, rotation))
+            x = x + self.dropout(self.attention(self.attention_norm(x), layout, rotation, added))
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, layout, rotation)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, layout, rotation, added)))
         return self.mlp_norm(x + self.dropout(self.mlp(x)))
 
 
@@ -144,16 +152,28 @@ class Attention(nn.Module):
         self.norm_first = config.qk_norm and not config.qk_norm_after_rope
         self.norm_last = config.qk_norm and config.qk_norm_after_rope
         if config.qk_norm:
-            self.q_norm, self.k_norm = _norm(config, config.E), _norm(config, config.E)
+            self.q_norm, self.k_norm = norm(config, config.E), norm(config, config.E)
         self.grouped = config.heads != config.KV
+        self.scale = 1.0 if config.positions == "relative" else None
 
     def weights(self) -> dict[str, Weight]:
         into, last = matrix(self.config), matrix(self.config, last=True)
-        return {"q.weight": into, "k.weight": into, "v.weight": into, "out.weight": last}
+        first = replace(into, std=into.std / self.E**0.5) if self.scale else into  # what scores are not divided by
+        return {"q.weight": first, "k.weight": into, "v.weight": into, "out.weight": last}
 
-    def forward(self, x: Tensor, layout: Layout, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        rotation: tuple[Tensor, Tensor] | None,
+        added: Tensor | None = None,
+        states: Tensor | None = None,
+    ) -> Tensor:
+        """`added` (…, T, S) takes the place of the layout. `states` (B, S, D) are seen in place of `x` (B, T, D)."""
         B, T, _ = x.shape
-        q, k, v = (project(x).view(B, T, -1, self.E) for project in (self.q, self.k, self.v))  # (B, T, H, E)
+        seen = x if states is None else states
+        q = self.q(x).view(B, T, -1, self.E)
+        k, v = (project(seen).view(B, seen.shape[1], -1, self.E) for project in (self.k, self.v))  # (B, S, H, E)
         if self.norm_first:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, E)
@@ -163,8 +183,48 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.grouped:  # repeated here: with enable_gqa and a mask, a fused kernel is not certain
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        x = attend(q, k, v, layout, self.window, self.p_drop if self.training else 0.0)
+        dropout = self.p_drop if self.training else 0.0
+        if added is None:
+            x = attend(q, k, v, layout, self.window, dropout)
+        else:
+            x = attend_with(q, k, v, added, dropout, self.scale)
         return self.out(x.transpose(1, 2).reshape(B, T, -1))
+
+
+class RelativeBias(nn.Module):
+    """A learned number for each head and distance, added to the scores (Raffel et al. 2019, arXiv:1910.10683, 2.1).
+
+    Distances fall into `BUCKETS` kinds: the smaller half exactly, the larger ones by their logarithm up to `FARTHEST`.
+    Without causal attention a half of them are for the tokens ahead. All layers share the table.
+    """
+
+    BUCKETS, FARTHEST = 32, 128
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.table = nn.Embedding(self.BUCKETS, config.heads)
+
+    def weights(self) -> dict[str, Weight]:
+        return {"table.weight": embedding(self.config)}
+
+    def forward(self, layout: Layout, dtype: torch.dtype) -> Tensor:
+        """(B or 1, H, T, T): the bias and the mask of `layout`."""
+        place = torch.arange(layout.position_ids.shape[1], device=layout.position_ids.device)
+        bias = self.table(self.kinds(place - place[:, None])).permute(2, 0, 1)  # (H, T, T)
+        return (layout.mask(None, dtype) + bias).to(dtype)
+
+    def kinds(self, ahead: Tensor) -> Tensor:
+        """The kind of each distance: how far the key is ahead of the query."""
+        if self.config.causal:
+            half, first, distance = self.BUCKETS, torch.zeros_like(ahead), (-ahead).clamp(min=0)
+        else:
+            half, distance = self.BUCKETS // 2, ahead.abs()
+            first = (ahead > 0).long() * half
+        exact = half // 2
+        # The order of these operations is that of transformers: another one rounds some distances into other kinds.
+        by_log = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.FARTHEST / exact) * (half - exact)
+        return first + torch.where(distance < exact, distance, (exact + by_log.long()).clamp(max=half - 1))
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -181,6 +241,7 @@ MLPS: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {  # whether there is
     "relu2": (False, _relu2),  # So et al. 2021, "Primer", arXiv:2109.08668
     "swiglu": (True, F.silu),  # Shazeer 2020, arXiv:2002.05202
     "geglu": (True, F.gelu),
+    "geglu_tanh": (True, _gelu_tanh),
 }
 
 
@@ -212,7 +273,7 @@ class Head(nn.Module):
         self.config, self.vocab_size, self.transform = config, vocab_size, config.transform_head
         if config.transform_head:
             self.dense = nn.Linear(config.width, config.D, config.bias)
-            self.norm = _norm(config, config.D)
+            self.norm = norm(config, config.D)
         rows = config.rows_of(vocab_size)
         self.decoder = Projection(config.D, vocab_size, config.transform_head, config.logit_cap, rows)
 
@@ -262,7 +323,7 @@ class _RMSNorm(torch.autograd.Function):
         return by_x, None if weight is None else product.flatten(0, -2).sum(0), None
 
 
-def _norm(config: ModelConfig, width: int) -> nn.Module:
+def norm(config: ModelConfig, width: int) -> nn.Module:
     if config.norm == "rmsnorm":
         return RMSNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_weights)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)

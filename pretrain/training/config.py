@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 else:
     ObjectiveSection = chosen(OBJECTIVES)
     OptimSection = chosen(OPTIMIZERS)
-COMPOSED = {"one": "one Transformer, without model.generator", "generator": "two, of which one is model.generator"}
+COMPOSED = {
+    "one": "one Transformer, without model.generator",
+    "generator": "two, of which one is model.generator",
+    "encoder_decoder": "two, with model.decoder_layers",
+}
 USUAL_OPTIMIZER = "adamw"
 
 

@@ -64,8 +64,12 @@ class Scores:
 
     @property
     def no_context_loss(self) -> float:
-        """The least loss that a predictor can have on these targets if it ignores the context."""
-        return entropy(self.frequencies) - entropy(self.frequencies.sum(1))
+        """The least loss that a predictor can have on these targets if it ignores the context.
+
+        If it is told something of each target, this is the loss of one that has counted the other targets: with few
+        of each thing told, the entropy would be far too low.
+        """
+        return entropy(self.frequencies) if len(self.frequencies) == 1 else counted(self.frequencies * self.targets)
 
     @property
     def gain(self) -> float:
@@ -77,10 +81,9 @@ class Scores:
         """Whether the gain is larger than chance or rounding would give.
 
         The frequencies are fitted to the targets: with K different ids among N targets the no-context loss is too low
-        by about (K - 1) / 2N nats (Miller 1955). This amount is added to the gain, for each thing that is told.
+        by about (K - 1) / 2N nats (Miller 1955). This amount is added to the gain.
         """
-        told = np.count_nonzero(self.frequencies.sum(1))
-        fitted = (np.count_nonzero(self.frequencies) - told) / (2 * self.targets)
+        fitted = (np.count_nonzero(self.frequencies) - 1) / (2 * self.targets) if len(self.frequencies) == 1 else 0
         least = max(LEARNT * self.no_context_loss, STANDARD_ERRORS * (self.standard_error or 0))
         return bool(self.gain + fitted > least)
 
@@ -331,6 +334,19 @@ def _shown(scores: Scores, *notes: str) -> str:
     shown = (f"{key} {values[key]:.4f}" for key in ("gain", "accuracy", "bits_per_byte") if key in values)
     said = ", ".join([f"{scores.targets:,} targets", *notes])
     return "  ".join([f"loss {scores.loss:.4f}{error}", *shown, f"({said})"])
+
+
+def counted(counts: np.ndarray) -> float:
+    """The mean loss in nats of a predictor that is told g of a target and knows the `counts` (G, C) of all others.
+
+    It adds one target with the frequencies of all to the others of the same g.
+    """
+    every = counts.sum(0)
+    told, found = counts.nonzero()
+    number = counts[told, found]
+    others = (number - 1).clip(min=0) + every[found] / every.sum()
+    share = others / ((counts.sum(1)[told] - 1).clip(min=0) + 1)
+    return float(-(number * np.log(share)).sum() / every.sum())
 
 
 def entropy(frequencies: np.ndarray) -> float:
