@@ -46,7 +46,10 @@ def main(argv: list[str] | None = None, prog: str = "launch/check_files.py") -> 
     cli.make_printing_safe()
     parser = argparse.ArgumentParser(prog=prog, description="Check every byte of published folders.")
     parser.add_argument(
-        "folders", nargs="+", metavar="FOLDER", help="the result of a stage, or a run with all its checkpoints"
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="the result of a stage, or a run with its checkpoints and exports",
     )
     arguments = parser.parse_args(argv)
     return cli.guarded(lambda: run([Path(folder) for folder in arguments.folders]))
@@ -69,9 +72,9 @@ def run(paths: list[Path]) -> None:
 
 
 def published(path: Path) -> list[Path]:
-    """The folders that `path` stands for: itself and folders derived inside it, or the checkpoints of a run."""
+    """The folders that `path` stands for: itself and folders derived inside it, or a run's checkpoints and exports."""
     if not (path / INDEX).exists() and (path / "checkpoints").is_dir():
-        return sorted((path / "checkpoints").glob("step_*")) or [path]
+        return sorted(found for kind in ("checkpoints", "exports") for found in (path / kind).glob("step_*")) or [path]
     return [path, *within(path)]
 
 
