@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pretrain.config import Config, free
 from pretrain.order.order import CORPUS_BIT
 from pretrain.order.packed import BLOCK_WINDOWS, LEAST_WINDOWS, MOST_WINDOWS
-from pretrain.order.phases import MOST_STEPS, Phase, Weight, check_weights
+from pretrain.order.phases import MOST_STEPS, Phase, check_weights
 
 P = TypeVar("P", bound=Phase)
 
@@ -22,9 +22,10 @@ class CorpusConfig(Config):
     """The name of the corpus in `phases: mixture`, in reports and in TensorBoard."""
     shards: str
     """A folder that the shards stage made."""
-    weight: Weight | None = None
+    weight: int | None = Field(None, ge=0)
     """The share of the corpus in every phase without a mixture, relative to the other weights: 7 and 3 give 70 % and
-    30 % of the tokens. A corpus without a weight is read only in phases that name it in their mixture."""
+    30 % of the tokens. A corpus without a weight is read only in phases that name it in their mixture. With weight 0 it
+    need not be read at all: its held-out text is scored."""
     max_epochs: float | None = Field(None, gt=0)
     """The most epochs of this corpus that a run may read. A run that would read more does not start."""
 
@@ -96,10 +97,12 @@ def mixed(phases: Sequence[P], data: DataConfig) -> Sequence[P]:
         divisor = math.gcd(*mixture.values())
         lowest = {name: mixture[name] // divisor for name in names if name in mixture}
         found.append(phase.model_copy(update={"mixture": lowest}))
-    unused = set(names).difference(*(phase.mixture or {} for phase in found))
+    only_scored = {corpus.name for corpus in data.corpora if corpus.weight == 0}
+    unused = set(names).difference(only_scored, *(phase.mixture or {} for phase in found))
     if unused:
         name = next(name for name in names if name in unused)
-        raise ValueError(f"data.corpora: nothing draws from {name!r}: give it a weight, or name it in phases: mixture")
+        remedy = "give it a weight, or name it in phases: mixture; with weight 0 it is only scored"
+        raise ValueError(f"data.corpora: nothing draws from {name!r}: {remedy}")
     return found
 
 

@@ -60,6 +60,7 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
     with peers.one_fate():
         _check_shared(folder / checkpoint.CONFIG, text)
     every = cfg.checkpoint
+    heldout, *others = _observers(inputs, batches.at_once)
     job = Job(
         folder=folder,
         seed=cfg.seed,
@@ -73,7 +74,8 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
         workers=cfg.data.workers,
         prefetch=cfg.data.prefetch,
         read_ahead=cfg.data.read_ahead,
-        observers=_observers(inputs, batches.at_once),
+        observers=[heldout, *others],
+        first=[heldout] if cfg.model.init_from else [],
         exports=Exports(folder, cfg.export.dialect, cfg.export.every_steps, peers) if cfg.export else None,
         dropout=cfg.model.dropout > 0,
         flops_per_token=flops,
@@ -122,7 +124,7 @@ def _phases_over(phases: Sequence[Phase], step: int) -> int:
 
 
 def _observers(inputs: Inputs, at_once: list[int]) -> list[Observer]:
-    """The observers that measure the model at intervals and at the end of the run."""
+    """The observers that measure the model at intervals and at the end of the run. The first is the held-out loss."""
     cfg, world, tokenizer = inputs.cfg, inputs.world, inputs.tokenizer
     token_bytes = tokenizer.token_bytes() if tokenizer.counts_bytes else None
     settings = (cfg.evaluate.max_tokens, token_bytes, cfg.data.windows == "documents", tokenizer.special_tokens)

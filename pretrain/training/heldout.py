@@ -35,7 +35,7 @@ from pretrain.shards import Shards
 from pretrain.training.engine.engine import Engine
 from pretrain.training.engine.ranks import World
 from pretrain.training.watch.log import duration
-from pretrain.training.watch.metrics import flat_steps
+from pretrain.training.watch.metrics import evaluations, flat_steps
 from pretrain.training.watch.observer import Findings, Moment
 
 EVALUATION_SEED = 15  # fixed, so that runs of different seeds are scored on the same windows and masks
@@ -276,6 +276,7 @@ class HeldOutLoss:
         mixture = together(list(each.values()), self._phases[moment.phase].weights(list(each)))
         ruined = f"the held-out loss at step {moment.step} is not finite: its weights are ruined"
         found, took = {**each, "": mixture}, duration(time.perf_counter() - started)
+        before = _before(self._run, found) if moment.last and self._world.speaks else {}
         return Findings(
             values={
                 (f"heldout/{name}/" if name else "heldout/") + key: value
@@ -283,8 +284,8 @@ class HeldOutLoss:
                 for key, value in scores.values().items()
             },
             records={name: scores.record() for name, scores in found.items()},
-            summary=_summary(found),
-            lines=self._lines(found, moment, took) if self._world.speaks else [],
+            summary=_summary(found, before),
+            lines=self._lines(found, moment, took) + _changes(found, before) if self._world.speaks else [],
             ruined="" if math.isfinite(mixture.loss) else ruined,
         )
 
@@ -300,8 +301,31 @@ class HeldOutLoss:
         return lines
 
 
-def _summary(found: dict[str, Scores]) -> dict:
-    """The entries of summary.json."""
+def _before(run: Path, found: dict[str, Scores]) -> dict[str, float]:
+    """The loss of each corpus before the first step of a run that began from published weights, else empty.
+
+    Scores of other targets are left out: a phase that was appended later may have other windows.
+    """
+    first = evaluations(run, 0)
+    same = (name for name, scores in found.items() if first.get(name, {}).get("targets") == scores.targets)
+    return {name: loss for name in same if (loss := first[name]["loss"]) is not None}
+
+
+def _changes(found: dict[str, Scores], before: dict[str, float]) -> list[str]:
+    """Lines `old  2.1034 → 2.4410 (+0.3376)`: what training has made better, and what the model has forgotten."""
+    if not before:
+        return []
+    width = max(len(name) for name in found)
+    rows = [
+        f"  {name.ljust(width)}  {loss:.4f} → {found[name].loss:.4f} ({found[name].loss - loss:+.4f})"
+        for name, loss in sorted(before.items())
+        if name or len(found) == 1
+    ]
+    return ["held-out loss in nats before the first step → now", *rows]
+
+
+def _summary(found: dict[str, Scores], before: dict[str, float]) -> dict:
+    """The entries of summary.json. `before`: the losses before the first step, of the corpora for which it is known."""
     mixture = found[""]
     summary = {
         "heldout_loss": mixture.loss,
@@ -313,6 +337,12 @@ def _summary(found: dict[str, Scores]) -> dict:
         "heldout_gain": mixture.gain,  # no_context_loss - heldout_loss
     }
     each = {name: scores.values() for name, scores in found.items() if name}
+    for name, loss in before.items():
+        change = {"loss_before": loss, "loss_change": found[name].loss - loss}
+        if name:
+            each[name] |= change
+        else:
+            summary |= {f"heldout_{key}": value for key, value in change.items()}
     return summary | ({"heldout": each} if each else {})
 
 

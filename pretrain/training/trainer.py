@@ -61,6 +61,7 @@ class Job:
     prefetch: int
     read_ahead: bool
     observers: list[Observer]  # they measure in this order
+    first: list[Observer]  # those that also measure the weights before the first step
     exports: Exports | None  # None: training exports nothing
     dropout: bool  # whether a step draws random numbers
     flops_per_token: list[float]  # a number for each phase
@@ -107,6 +108,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     with Interrupt(watch_launcher=world.launched) as interrupt, closing(metrics) if metrics else nullcontext():
         # A step is saved before observers measure. If the last attempt ended in between, they measure it now.
         due = observers_due(job, state.step) if job.begun < state.step < job.steps else []
+        due = due if state.step else job.first
         if due and job.peers.any(metrics is not None and not metrics.scored):
             stop = look(job, due, state, tokens, metrics, interrupt) is None
         if exports and state.step < job.steps and not stop:
@@ -211,7 +213,9 @@ def look(
 ) -> list[Findings] | None:
     """Let observers measure, and record their findings; a collective. None: a rank was asked to stop."""
     every = []
-    moment = Moment(state.step, locate(state.step - 1, job.phases).number, state.step == job.steps)
+    # The first scores are compared with the last ones, so they are of the windows of the last phase.
+    phase = locate(state.step - 1, job.phases).number if state.step else len(job.phases) - 1
+    moment = Moment(state.step, phase, state.step == job.steps)
     for observer in observers:
         found = observer.measure(job.engine, moment, interrupt)
         if found is None:

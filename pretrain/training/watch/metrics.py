@@ -200,6 +200,16 @@ def reports(run: Path) -> list[StepReport]:
     return [report for _, report in _lines(run / JSONL) if report is not None]
 
 
+def evaluations(run: Path, step: int) -> dict[str, dict]:
+    """The lines of evaluations.jsonl about `step`, by corpus. Empty if the file cannot be read."""
+    try:
+        lines = (run / EVALUATIONS).read_bytes().splitlines(keepends=True)
+    except OSError:
+        return {}
+    found = ((_evaluated(line), line) for line in lines)
+    return {point[1]: json.loads(line) for point, line in found if point and point[0] == step}
+
+
 def flat_steps(run: Path) -> int:
     """The number of last steps in which the training loss of a run has not fallen: half of all steps, or 0.
 
