@@ -7,6 +7,7 @@ from pretrain.objectives.masked_lm import MaskedLM
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.prefix_lm import PrefixLM
 from pretrain.objectives.replaced_token_detection import ReplacedTokenDetection
+from pretrain.objectives.span_corruption import SpanCorruption
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "masked_lm": MaskedLM,
@@ -15,6 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "fill_in_middle": FillInMiddle,
     "hybrid": Hybrid,
     "replaced_token_detection": ReplacedTokenDetection,
+    "span_corruption": SpanCorruption,
 }
 
 __all__ = ["OBJECTIVES", "Objective"]

@@ -102,6 +102,10 @@ class Objective(ABC):
         nll, likeliest = model.score(learner.target_rows(model, batch, self.layout(batch)), batch.targets)
         return {"nll": nll, "likeliest": likeliest}
 
+    def places(self, batch: Batch) -> np.ndarray:
+        """(B, S): the place in the window of each of the `inputs`."""
+        return np.broadcast_to(np.arange(batch.inputs.shape[1]), batch.inputs.shape)
+
     @abstractmethod
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
         """The tokens (B, n) that the model predicts for a preview. Each of the B windows is a batch of one window.

@@ -1,7 +1,7 @@
 """The configuration of the stage `tokenizer`."""
 
 from dataclasses import fields
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -58,6 +58,9 @@ class TokenizerConfig(StageConfig):
 
     special_tokens: list[str] = []
     """Further special tokens beside our own. In a corpus, their strings are ordinary text."""
+    sentinels: int = Field(0, ge=0, le=10_000)
+    """The number of special tokens `<extra_id_0>` … that are added to `special_tokens`. They stand for missing spans in
+    the objective span_corruption, and 100 are usual."""
     reserved: int = Field(0, ge=0, le=1 << 20)
     """The number of slots `[unused0]` … (byte: `<unused0>` …) that are kept free for tokens of later users."""
 
@@ -84,6 +87,16 @@ class TokenizerConfig(StageConfig):
 
     plot: bool = True
     """Whether to draw report.png; needs matplotlib."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_sentinels(cls, values: Any) -> Any:
+        """Write the sentinels out as special tokens."""
+        count = values.get("sentinels") if isinstance(values, dict) else None
+        given = values.get("special_tokens", []) if count else None
+        if not isinstance(count, int) or not isinstance(given, list) or not 0 < count <= 10_000:
+            return values
+        return {**values, "sentinels": 0, "special_tokens": [*given, *(f"<extra_id_{n}>" for n in range(count))]}
 
     @model_validator(mode="after")
     def _one_way(self) -> "TokenizerConfig":

@@ -196,7 +196,9 @@ def show_sample(data: RunData, objectives: list[Objective], tokenizer: Tokenizer
     shown, counts = objective.marked(batch, tokenizer)
     segments = np.zeros(batch.inputs.shape[1], int) if batch.segments is None else batch.segments[0]
     edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(segments)]
-    for segment, (first, last) in enumerate(pairwise(edges)):
+    places = objective.places(batch)[0]
+    for segment, (begun, ended) in enumerate(pairwise(edges)):
+        first, last = int(places[begun]), int(places[ended - 1]) + 1
         inside = [reading for reading in window if reading.at <= first < reading.at + reading.tokens]
         if not inside:
             print(f"\nsegment {segment}: {first:5} to {last - 1:<5} padding")
@@ -205,7 +207,7 @@ def show_sample(data: RunData, objectives: list[Objective], tokenizer: Tokenizer
         document, offset = shards.document_at(start)
         begin, end = shards.span(document)
         part = DocumentStretch(first, last, document, offset, end - begin)
-        print(f"\nsegment {segment}: {_stretch(shards, part)}\n{' '.join(shown[first:last])}")
+        print(f"\nsegment {segment}: {_stretch(shards, part)}\n{' '.join(shown[begun:ended])}")
     print(f"\n{counts}")
 
 
