@@ -17,7 +17,8 @@ from pretrain.training.config import RunConfig
 from tests.conftest import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "configs/presets").glob("*.yaml"))
-SPECIALS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "eod": 5}
+SENTINELS = {f"<extra_id_{n}>": 100 + n for n in range(100)}
+SPECIALS = SENTINELS | {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "eod": 5}
 STEPPED = 50e6  # the largest model that takes a step here
 
 
@@ -72,6 +73,6 @@ def test_a_small_preset_takes_a_step_that_begins_at_ln_v_and_lowers_the_loss(nam
 
 
 def test_the_presets_of_the_sample_are_valid_runs():
-    for name in ("bert", "encoder", "electra", "decoder", "prefix-lm", "fill-in-middle", "hybrid"):
+    for name in ("bert", "encoder", "electra", "t5", "decoder", "prefix-lm", "fill-in-middle", "hybrid"):
         run = load(RunConfig, ROOT / f"configs/sample/{name}.yaml")
         check_expressible(run.model, run.export.dialect, SPECIALS)

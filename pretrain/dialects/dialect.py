@@ -67,6 +67,10 @@ class Dialect(ABC):
         """
         raise ConfigError(f"a folder of dialect {self.name} cannot be read", "the dialect does not define `shape`")
 
+    def aside(self, config: dict) -> set[str]:
+        """The keys of a config.json that say nothing of the model beside its other keys."""
+        return set()
+
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
         """Our tensors under the names of transformers."""
         return self.names.theirs(ours, model.layers)

@@ -78,7 +78,14 @@ class T5(Dialect):
 
     def further_objections(self, model: ModelConfig) -> list[str]:
         lines = ungrouped_heads(model, self.name)
-        return lines if model.decoder_layers else [*lines, "model.decoder_layers = null: t5 has a decoder"]
+        if not model.decoder_layers:
+            lines.append("model.decoder_layers = null: t5 has a decoder")
+        elif model.decoder_layers > model.layers:  # `generate` of transformers 5.23 ends with an IndexError
+            lines.append(
+                f"model.decoder_layers = {model.decoder_layers}: when a t5 writes, transformers remembers keys and "
+                f"values of as many layers as the encoder has, {model.layers}"
+            )
+        return lines
 
     def config(self, model: ModelConfig, vocab_size: int, specials: dict[str, int]) -> dict:
         """The contents of config.json. The head is always in the file, whether or not it is the token embedding."""
@@ -120,6 +127,10 @@ class T5(Dialect):
             "dropout": config["dropout_rate"],
             "tie_embeddings": False,
         }
+
+    def aside(self, config: dict) -> set[str]:
+        """transformers 5 says by another key whether outputs are scaled, and always that the head is tied."""
+        return {"tie_word_embeddings"} if "scale_decoder_outputs" in config else set()
 
     def weights(self, model: ModelConfig, ours: "dict[str, Tensor]") -> "dict[str, Tensor]":
         encoder = {name: tensor for name, tensor in ours.items() if not name.startswith("decoder.")}

@@ -97,6 +97,7 @@ def card(
         dropout=model.dropout,
         end=tokenizer.token_text(tokenizer.end),
         mask=specials.get("mask"),
+        sentinel=_first_sentinel(settings),
         local=_local(model),
         lossless=LOSSLESS if tokenizer.lossless else "",
         quality=quality(scores, facts.step, objective.asked),
@@ -115,6 +116,12 @@ def card(
         if model.causal
         else "",
     )
+
+
+def _first_sentinel(settings: dict) -> str:
+    """The text of the first sentinel of a run with span corruption."""
+    section = settings["phases"][-1].get("objective") or settings["objective"]
+    return section.get("sentinel_mark", "").replace("{}", "0")
 
 
 def _local(model: ModelConfig) -> str:

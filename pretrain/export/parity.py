@@ -111,9 +111,9 @@ def differing_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
             faults.append(f"tokenizer: {role}_token is {found}, should be {ours}")
     wanted = {"pad_token_id": tokenizer.convert_tokens_to_ids(said["specials"]["pad"])}
     places = {"config.json": model.config}
-    if said["causal"]:
+    if said["causal"] or said["decodes"]:
         end = tokenizer.convert_tokens_to_ids(said["end"])
-        wanted |= {"bos_token_id": end, "eos_token_id": end}
+        wanted |= {"eos_token_id": end} | ({"bos_token_id": end} if said["causal"] else {})
         places |= {"tokenizer": tokenizer, "generation_config.json": model.generation_config}
     for place, holder in places.items():
         for key, value in wanted.items():
@@ -126,9 +126,15 @@ def logits_of(model: PreTrainedModel, tensors: dict) -> list[torch.Tensor]:
     """Logits (B, R, V) at the compared positions of each batch."""
     logits: list[torch.Tensor] = []
     while f"{(n := len(logits))}.ids" in tensors:
-        out = model(input_ids=tensors[f"{n}.ids"], attention_mask=tensors[f"{n}.mask"]).logits
+        out = model(**asked(tensors, n)).logits
         logits.append(out[:, tensors[f"{n}.rows"]].clone())
     return logits
+
+
+def asked(tensors: dict, n: int) -> dict:
+    """The arguments of the model for batch `n`."""
+    found = {"input_ids": tensors[f"{n}.ids"], "attention_mask": tensors[f"{n}.mask"]}
+    return found | ({"decoder_input_ids": tensors[f"{n}.written"]} if f"{n}.written" in tensors else {})
 
 
 def differing_padded(
@@ -145,23 +151,29 @@ def differing_padded(
     if not mask[:, -1 if said["causal"] else 0].all():
         return [f"the tokenizer does not pad on the {side}"]
     positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if said["causal"] else {}  # as `generate` does
+    if said["decodes"]:
+        positions = {"decoder_input_ids": tensors["written"].expand(len(mask), -1)}
     faults, logits = [], model(**batch, **positions).logits
+    kept = torch.ones(logits.shape[:2], dtype=torch.bool) if said["decodes"] else mask
     for n, text in enumerate(said["padded"]):
-        if int(mask[n].sum()) != len(tensors[f"padded.{n}"]):
+        if int(kept[n].sum()) != len(tensors[f"padded.{n}"]):
             faults.append(f"padded on the {side}, {text[:80]!a} has another number of tokens")
             continue
-        difference = float((logits[n][mask[n]] - tensors[f"padded.{n}"]).abs().max())
+        difference = float((logits[n][kept[n]] - tensors[f"padded.{n}"]).abs().max())
         if not difference <= said["tolerance"]:
             faults.append(f"padded on the {side}, the logits of {text[:80]!a} differ by up to {difference:.3g}")
-    return faults or (differing_written(model, batch, said) if said["causal"] else [])
+    return faults or (differing_written(model, batch, said) if said["causal"] or said["decodes"] else [])
 
 
 def differing_written(model: PreTrainedModel, batch: BatchEncoding, said: dict) -> list[str]:
     """The first token that greedy `generate` adds to a padded text but that is not the likeliest after it alone."""
     written = model.generate(**batch, max_new_tokens=said["written"], do_sample=False)
     for ids, mask, row in zip(batch["input_ids"], batch["attention_mask"].bool(), written, strict=True):
-        new = row[len(ids) :]
-        logits = model(torch.cat((ids[mask], new))[None]).logits[0, int(mask.sum()) - 1 :]
+        if said["decodes"]:
+            new, logits = row[1:], model(ids[mask][None], decoder_input_ids=row[None]).logits[0]
+        else:
+            new = row[len(ids) :]
+            logits = model(torch.cat((ids[mask], new))[None]).logits[0, int(mask.sum()) - 1 :]
         for token, after in zip(new.tolist(), logits, strict=False):
             # Not `token == argmax`: either of two equally likely tokens is right.
             if not float(after.max() - after[token]) <= said["tolerance"]:
@@ -178,7 +190,7 @@ def compare(logits: list[torch.Tensor], tensors: dict) -> tuple[dict, str]:
         reference, rows = tensors[f"{n}.logits"], tensors[f"{n}.rows"]
         if reference.ndim == 2:  # a discriminator has one logit for each token
             theirs, reference = theirs[..., None], reference[..., None]
-        kept = tensors[f"{n}.mask"][:, rows].bool()  # (B, R)
+        kept = tensors[f"{n}.kept"]  # (B, R)
         ours.append(reference[kept].flatten())
         count += ours[-1].numel()
         difference = (theirs - reference).abs().masked_fill(~kept[..., None], 0)
@@ -195,11 +207,19 @@ def compare(logits: list[torch.Tensor], tensors: dict) -> tuple[dict, str]:
 
 def hidden_diffs(model: PreTrainedModel, tensors: dict) -> dict[str, float]:
     """The largest difference of the hidden states of batch 0 after the embeddings and after each layer, in order."""
-    mask = tensors["0.mask"]
-    theirs = model(input_ids=tensors["0.ids"], attention_mask=mask, output_hidden_states=True).hidden_states
-    names = ["the embeddings", *(f"layer {i}" for i in range(len(theirs) - 1))]
-    pairs = zip(names, theirs, tensors["hidden"], strict=True)
-    found = {name: float((a - b).abs().max()) for name, a, b in pairs}
+    theirs = model(**asked(tensors, 0), output_hidden_states=True)
+    parts = {"": ("hidden_states", "hidden")}
+    if "0.written" in tensors:
+        parts = {
+            "encoder ": ("encoder_hidden_states", "hidden"),
+            "decoder ": ("decoder_hidden_states", "hidden.decoder"),
+        }
+    found: dict[str, float] = {}
+    for part, (states, ours) in parts.items():
+        states = theirs[states]
+        names = [f"the {part}embeddings", *(f"{part}layer {i}" for i in range(len(states) - 1))]
+        pairs = zip(names, states, tensors[ours], strict=True)
+        found |= {name: float((a - b).abs().max()) for name, a, b in pairs}
     return {name: difference if math.isfinite(difference) else math.inf for name, difference in found.items()}
 
 

@@ -1,10 +1,13 @@
 """The answers of our model and our tokenizer, written to files for a process that has neither (parity.py).
 
-    tensors.safetensors   per batch n: n.ids and n.mask (B, T), n.rows (R,), n.logits (B, R, V)
+    tensors.safetensors   per batch n: n.ids and n.mask (B, T), n.rows (R,), n.kept (B, R), n.logits (B, R, V)
                           of batch 0 also hidden (layers + 1, B, T, D)
                           per text n of `padded`: padded.n (T, V), the logits of that text alone
+                          of an encoder with a decoder also n.written and written (B, W), what the decoder is given,
+                          and hidden.decoder (layers + 1, B, W, D); its rows and logits are those of the decoder
     texts.json            texts [{text, ids, decoded, plain}], pairs [[first, second, ids]], vocab {token: id},
-                          specials {role: token}, end, padded [text], written, auto_class, dtype, causal, tolerance
+                          specials {role: token}, end, padded [text], written, auto_class, dtype, causal, decodes,
+                          tolerance
 
 A text is `plain` if it contains no string of a special token: stock transformers reads such a string as the token, our
 corpora as text.
@@ -12,14 +15,16 @@ corpora as text.
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from pretrain.model.attention import Layout
+from pretrain.model.attention import Crossing, Layout
 from pretrain.model.config import ModelConfig
+from pretrain.model.encoder_decoder import EncoderDecoder
 from pretrain.model.transformer import Transformer
 from pretrain.tokenizer import Tokenizer
 
@@ -28,6 +33,7 @@ TENSORS, TEXTS = "tensors.safetensors", "texts.json"
 TOLERANCE = 1e-4  # largest difference of two logits, in fp32 on a CPU
 LONGEST = 2048  # tokens; a model for longer windows is compared up to this length
 ROWS = 32  # positions per batch whose logits are compared; V logits at all 2,048 positions would be gigabytes
+GIVEN = 20  # tokens that the decoder of an encoder is given
 FUZZED = 400  # made-up texts
 PADDED = 4  # texts of different lengths that are padded to one batch
 WRITTEN = 4  # tokens that a decoder adds to each of these texts
@@ -86,12 +92,28 @@ def _answers(model: Transformer) -> dict[str, Tensor]:
         T = max(lengths)
         ids = torch.randint(model.vocab_size, (len(lengths), T), generator=generator)
         mask = (torch.arange(T) < torch.tensor(lengths)[:, None]).long()  # (B, T), 0 is padding
-        rows = torch.linspace(0, T - 1, min(T, ROWS)).long()
-        hidden = model(ids, _layout(model, mask))
+        hidden, seen = model(ids, _layout(model, mask)), mask
+        if isinstance(model, EncoderDecoder):
+            written = torch.randint(model.vocab_size, (len(lengths), min(T, GIVEN)), generator=generator)
+            tensors[f"{n}.written"] = written
+            hidden, seen = _decoded(model, written, hidden, mask), torch.ones_like(written)
+        rows = torch.linspace(0, seen.shape[1] - 1, min(seen.shape[1], ROWS)).long()
         logits = model.logits(hidden[:, rows])  # (B, R, V), or (B, R) if each token has one
         tensors |= {f"{n}.ids": ids, f"{n}.mask": mask, f"{n}.rows": rows, f"{n}.logits": logits}
-    tensors["hidden"] = torch.stack(_hidden_states(model, tensors["0.ids"], tensors["0.mask"]))
+        tensors[f"{n}.kept"] = seen[:, rows].bool()
+    ids, mask = tensors["0.ids"], tensors["0.mask"]
+    tensors["hidden"] = _recorded(model.blocks, lambda: model(ids, _layout(model, mask)))
+    if isinstance(model, EncoderDecoder):
+        states, written = model(ids, _layout(model, mask)), tensors["0.written"]
+        tensors["hidden.decoder"] = _recorded(model.decoder.blocks, lambda: _decoded(model, written, states, mask))
     return tensors
+
+
+def _decoded(model: EncoderDecoder, written: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    """The states of the decoder, which is given the tokens `written` (B, W) and sees the texts of `mask` (B, T)."""
+    every = torch.ones_like(written)
+    layout = Layout(None, torch.arange(written.shape[1]).expand_as(written), True)
+    return model.decode(written, layout, states, Crossing(every, mask))
 
 
 def _of_several_lengths(entries: list[dict], longest: int) -> list[dict]:
@@ -106,10 +128,15 @@ def _of_several_lengths(entries: list[dict], longest: int) -> list[dict]:
 def _alone(model: Transformer, texts: list[list[int]]) -> dict[str, Tensor]:
     """The logits (T, V) of each text in a batch of its own, without padding."""
     found = {}
+    written = torch.randint(model.vocab_size, (1, GIVEN), generator=torch.Generator().manual_seed(1))
     for n, ids in enumerate(texts):
         row = torch.tensor([ids])
-        found[f"padded.{n}"] = model.logits(model(row, _layout(model, torch.ones_like(row))))[0]
-    return found
+        mask = torch.ones_like(row)
+        hidden = model(row, _layout(model, mask))
+        if isinstance(model, EncoderDecoder):
+            hidden = _decoded(model, written, hidden, mask)
+        found[f"padded.{n}"] = model.logits(hidden)[0]
+    return found | {"written": written}
 
 
 def _layout(model: Transformer, mask: Tensor) -> Layout:
@@ -123,18 +150,18 @@ def _shapes(longest: int) -> list[list[int]]:
     return [[min(length, longest) for length in lengths] for lengths in batches]
 
 
-def _hidden_states(model: Transformer, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """The input of each block and the final output: layers + 1 tensors (B, T, D), as transformers counts them."""
+def _recorded(blocks: nn.ModuleList, run: Callable[[], Tensor]) -> Tensor:
+    """The input of each block and the final output of `run`, (layers + 1, B, T, D), as transformers counts them."""
     states: list[Tensor] = []
-    hooks = [block.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for block in model.blocks]
-    last = model(ids, _layout(model, mask))
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for block in blocks]
+    last = run()
     for hook in hooks:
         hook.remove()
-    return [*states, last]
+    return torch.stack([*states, last])
 
 
 def _spellings(model: ModelConfig, tokenizer: Tokenizer) -> dict:
-    """Ids of texts with the template of the exported tokenizer: `[CLS] … [SEP]`, or for a decoder `<eod> …`."""
+    """Ids of texts with the template of the exported tokenizer: the vocabulary's own, or for a decoder `<eod> …`."""
     specials = [tokenizer.token_text(token) for token in tokenizer.specials.values()] + list(tokenizer.special_tokens)
     texts = fuzzed_texts(specials, FUZZED)
     encoded = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
@@ -151,10 +178,11 @@ def _spellings(model: ModelConfig, tokenizer: Tokenizer) -> dict:
         for text, ids in zip(texts, encoded, strict=True)
     ]
     some = [entry for entry in entries if entry["plain"] and entry["text"]][:40]
-    join = 0 if model.causal else 1  # BERT's second text has no [CLS] of its own
+    join = 1 if "cls" in tokenizer.specials and not model.causal else 0  # BERT's second text has no [CLS] of its own
     pairs = [(a["text"], b["text"], a["ids"] + b["ids"][join:]) for a, b in zip(some, reversed(some), strict=True)]
     return {
         "causal": model.causal,
+        "decodes": model.composition == "encoder_decoder",
         "end": tokenizer.token_text(tokenizer.end),
         "tolerance": TOLERANCE,
         "texts": entries,

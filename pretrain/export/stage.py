@@ -74,7 +74,8 @@ def run(cfg: ExportConfig) -> dict:
         model = model.model_copy(update={"vocab_multiple": 1})
         vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
         assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
-        tokenizer_files.write_tokenizer(aside, tokenizer, card.trained_length(settings), model.causal)
+        longest = card.trained_length(settings)
+        tokenizer_files.write_tokenizer(aside, tokenizer, longest, model.causal, model.composition)
         _write_settings(aside, dialect, model, vocab_size, tokenizer.specials, cfg.dtype)
         _write_weights(aside, dialect.weights(model, ours), cfg)
         said = aside / "said"  # inside, so that the next export deletes it after a kill
@@ -141,12 +142,12 @@ def _rounded(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
 def _write_settings(
     folder: Path, dialect: Dialect, model: ModelConfig, vocab_size: int, specials: dict[str, int], dtype: str
 ) -> None:
-    """Write config.json, and a decoder's generation_config.json."""
+    """Write config.json, and generation_config.json for a model that writes."""
     settings = dialect.config(model, vocab_size, specials) | {"dtype": dtype, "torch_dtype": dtype}
     write_json(folder / "config.json", settings)
-    if model.causal:
-        marks = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        write_json(folder / "generation_config.json", marks)
+    if model.causal or model.decoder_layers:
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        write_json(folder / "generation_config.json", {key: settings[key] for key in keys if key in settings})
 
 
 def _write_weights(folder: Path, theirs: dict[str, Tensor], cfg: ExportConfig) -> None:

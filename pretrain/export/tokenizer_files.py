@@ -9,14 +9,18 @@ import json
 import shutil
 from pathlib import Path
 
+from pretrain.model.config import Composition
 from pretrain.storage.files import write_json
 from pretrain.tokenizer import Tokenizer
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int, causal: bool) -> None:
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, longest: int, causal: bool, composition: Composition = "one"
+) -> None:
     """Write tokenizer.json, tokenizer_config.json and an encoder's vocab.txt; texts are truncated to `longest` tokens.
 
-    `causal`: whether it is a decoder's. Its texts begin with the mark that ends a document, whatever the kind.
+    `causal`: whether it is a decoder's. Its texts begin with the mark that ends a document, whatever the kind. An
+    encoder with a decoder reads texts as an encoder does, and its decoder stops at that mark.
     """
     settings = json.loads((tokenizer.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings |= {"model_max_length": longest, "clean_up_tokenization_spaces": False}
@@ -33,6 +37,9 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int, causal: bo
         # are padded on the left: new tokens must follow the prompt, not its padding.
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
         settings |= {"bos_token": end, "eos_token": end, "model_input_names": ["input_ids", "attention_mask"]}
+    if composition == "encoder_decoder":  # T5's own class would make other ids
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.token_text(tokenizer.end)}
+        settings |= {"model_input_names": ["input_ids", "attention_mask"]}
     write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -28,6 +28,7 @@ CHANGED = {
     "local_rope_theta",
     "rope_scaling",
     "init_from",
+    "generator",
 }
 # Keys of config.json that say nothing about the arithmetic, or that our model has no part in.
 ASIDE = {
@@ -59,7 +60,11 @@ def shape_of(folder: str, given: dict) -> dict:
     differing = [
         f"config.json: {key} is {config[key]!r}, and as a {dialect.name} of ours it would be {value!r}"
         for key, value in ours.items()
-        if key in config and key not in ASIDE and "dropout" not in key and "pdrop" not in key and config[key] != value
+        if key in config
+        and key not in ASIDE | dialect.aside(config)
+        and "dropout" not in key
+        and "pdrop" not in key
+        and config[key] != value
     ]
     if differing:
         raise ConfigError(f"model.init_from = {folder}: our model cannot be this one", *differing)

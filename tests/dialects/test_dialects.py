@@ -62,7 +62,7 @@ def shapes(draw, dialect: Dialect) -> ModelConfig:
     if "generator" in dialect.free:
         values["generator"] = GENERATOR
     if "decoder_layers" in dialect.free:
-        values["decoder_layers"] = draw(st.integers(1, 3))
+        values["decoder_layers"] = draw(st.integers(1, values["layers"]))
     if "head_width" in dialect.free:
         values["head_width"] = draw(st.sampled_from([None, 4, 6]))
     model = ModelConfig(**values)

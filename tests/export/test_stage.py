@@ -81,11 +81,12 @@ def vocabularies(tmp_path_factory) -> dict:
     root = tmp_path_factory.mktemp("vocabularies")
     (root / "text.txt").write_text("\n\n".join(f"{line} {n}" for n in range(30) for line in LINES), encoding="utf-8")
     made = {}
-    for name, kind, size in (("bert", "bert", 200), ("byte", "byte", 560), ("other", "bert", 180)):
+    sizes = {"bert": 200, "byte": 560, "other": 180, "bert-t5": 200, "byte-t5": 560}
+    for name, size in sizes.items():
         made[name] = root / name
-        config = TokenizerConfig(
-            corpus=str(root / "text.txt"), out=str(made[name]), kind=kind, vocab_size=size, plot=False
-        )
+        keys = {"kind": "byte" if "byte" in name else "bert", "vocab_size": size, "plot": False}
+        keys |= {"sentinels": 5} if "t5" in name else {}
+        config = TokenizerConfig(corpus=str(root / "text.txt"), out=str(made[name]), **keys)
         tokenizer_stage.run(config)
     return made
 
@@ -102,12 +103,15 @@ def trained(run, vocabulary, settings: dict, kind: str = "", history: dict | Non
     tokenizer, model = open_tokenizer(vocabulary), ModelConfig(**settings)
     kind = kind or ("causal_lm" if model.causal else "masked_lm")
     config = OBJECTIVES[kind].Config(kind=kind)
-    objective = OBJECTIVES[kind](config, tokenizer.specials, tokenizer.vocab_size, 16, seed=0)
+    specials = tokenizer.specials | tokenizer.special_tokens
+    objective = OBJECTIVES[kind](config, specials, tokenizer.vocab_size, 16, seed=0)
     transformer = model_of(model, tokenizer.vocab_size)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in transformer.parameters():
+        for name, weight in transformer.named_parameters():
             weight.copy_(torch.normal(float(weight.ndim == 1), 0.4, weight.shape, generator=generator))
+            if model.positions == "relative" and ".q." in name:  # its scores are not divided by this
+                weight /= 2 * model.E**0.5
 
     engine = LocalEngine(Learner(transformer), AdamW(AdamWConfig(lr=1)), EngineConfig(micro_batch=2), 1.0, World())
     rows = of_stream(np.arange(2 * 17).reshape(2, -1), end=-1)
@@ -361,6 +365,54 @@ PAIRS = {
         | {"window": 3, "global_every": 2, "norm_eps": 1e-5, "bias": False, "local_rope_theta": 100.0},
     ),
 }
+
+
+T5 = {**BERT, "norm": "rmsnorm", "norm_position": "pre", "positions": "relative", "mlp": "geglu_tanh", "bias": False}
+T5 |= {"transform_head": False, "decoder_layers": 1, "head_width": 6, "init_std": 0.05}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_encoder_with_a_decoder_is_handed_over_for_conditional_generation(tied, vocabularies, tmp_path):
+    name = "bert-t5" if tied else "byte-t5"
+    settings = {**T5, "tie_embeddings": tied}
+    run = trained(tmp_path / "run", vocabularies[name], settings, "span_corruption")
+    out = tmp_path / "t5"
+    certificate = export.run(ExportConfig(checkpoint=str(run), dialect="t5", out=str(out)))
+    assert certificate["max_logit_diff"] <= 1e-4 and certificate["logit_std"] > 0.5
+    assert {"the encoder embeddings", "encoder layer 1", "decoder layer 0"} <= certificate["hidden_diffs"].keys()
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert type(model).__name__ == "T5ForConditionalGeneration" and not model.config.scale_decoder_outputs
+    prompt = tokenizer("In the <extra_id_0> God", return_tensors="pt")
+    assert tokenizer.convert_tokens_to_ids("<extra_id_0>") in prompt["input_ids"][0]
+    assert prompt["input_ids"][0, -1] == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.generate(**prompt, max_new_tokens=5)[0, 0] == tokenizer.pad_token_id
+    assert "`<extra_id_0>`" in (out / "README.md").read_text(encoding="utf-8")
+
+    weights = Checkpoint(checkpoint.resolve(run)).weights()
+    ours = model_of(ModelConfig(**shape_of(str(out), {})), len(weights["embed.weight"]))
+    assert fill(ours, str(out), open_tokenizer(vocabularies[name])) == []
+    weights |= {"head.decoder.weight": weights["embed.weight"]} if tied else {}  # opened as a head of its own
+    assert all(torch.equal(p, weights[key]) for key, p in ours.named_parameters())
+
+
+def test_a_discriminator_is_handed_over_without_its_generator(vocabularies, tmp_path):
+    generator = {"layers": 1, "width": 8, "heads": 2, "mlp_width": 16}
+    settings = {**BERT, "transform_head": False, "embed_width": 20, "generator": generator}
+    run = trained(tmp_path / "run", vocabularies["bert"], settings, "replaced_token_detection")
+    out = tmp_path / "electra"
+    certificate = export.run(ExportConfig(checkpoint=str(run), dialect="electra", out=str(out)))
+    assert certificate["max_logit_diff"] <= 1e-4 and certificate["logit_std"] > 0.1
+    assert not [name for name in load_file(out / "model.safetensors") if "generator" in name]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
+    weights = Checkpoint(checkpoint.resolve(run)).weights()
+    assert torch.equal(model.get_input_embeddings().weight, weights["embed.weight"])
+
+    ours = model_of(ModelConfig(**shape_of(str(out), {"generator": generator})), len(weights["embed.weight"]))
+    lacking = fill(ours, str(out), open_tokenizer(vocabularies["bert"]))
+    assert lacking and all(name.startswith("generator.") for name in lacking)
+    with pytest.raises(ConfigError, match="it needs a generator"):
+        shape_of(str(out), {})
 
 
 SMALL = {"dtype": "bfloat16", "max_shard_gb": 1e-5}

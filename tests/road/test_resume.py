@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain import shards, tokenizer
 from pretrain.training import checkpoint
 from tests.conftest import run_values
 from tests.helpers import cases
@@ -62,7 +63,9 @@ OTHERS = {  # objective → keys, ZeRO stage. Special tokens with a role serve a
     "fill_in_middle": ({"prefix_mark": "unk", "suffix_mark": "pad", "middle_mark": "eod", "rate": 1.0}, 3),
     "hybrid": ({"mask_ratio": 0.3}, 3),
     "replaced_token_detection": ({"mask_ratio": 0.3}, 3),
+    "span_corruption": ({}, 3),
 }
+T5 = {"causal": False, "decoder_layers": 1, "positions": "relative", "qk_norm": False}
 GENERATOR = {"layers": 1, "width": 16, "heads": 2, "mlp_width": 32}
 
 
@@ -72,8 +75,10 @@ def test_a_killed_run_of_every_other_objective_continues_bit_by_bit_on_two_ranks
     keys, stage = OTHERS[kind]
     encodes = kind == "replaced_token_detection"
     vocabulary = "bert" if encodes or kind == "hybrid" else "byte"
-    model = {"generator": GENERATOR, "transform_head": False} if encodes else {}
+    model = {"generator": GENERATOR, "transform_head": False} if encodes else T5 if kind == "span_corruption" else {}
     data = {"shards": str(prepared.shards[vocabulary]), "tokenizer": str(prepared.tokenizer[vocabulary])}
+    if kind == "span_corruption":
+        data = with_sentinels(prepared, tmp_path)
     sections = {
         "data": {**data, "windows": "documents", "workers": 1},
         "engine": {"zero_stage": stage},
@@ -88,6 +93,15 @@ def test_a_killed_run_of_every_other_objective_continues_bit_by_bit_on_two_ranks
     assert cases.history(tmp_path / "killed") == cases.history(tmp_path / "straight")
     expected, found = cases.state(tmp_path / "straight"), cases.state(tmp_path / "killed")
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def with_sentinels(prepared, folder: Path) -> dict[str, str]:
+    """The section `data` of shards whose vocabulary has sentinels."""
+    text, made = str(prepared.corpus), {"tokenizer": str(folder / "tokenizer"), "shards": str(folder / "shards")}
+    keys = {"kind": "byte", "vocab_size": 1024, "sentinels": 5, "plot": False}
+    tokenizer.run(tokenizer.TokenizerConfig(corpus=text, out=made["tokenizer"], **keys))
+    shards.run(shards.ShardsConfig(corpus=text, tokenizer=made["tokenizer"], out=made["shards"]))
+    return made
 
 
 def kill_after_checkpoint(
