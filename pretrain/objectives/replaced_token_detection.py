@@ -9,7 +9,7 @@ from pydantic import Field
 from pretrain.hashing import GENERATED, fraction
 from pretrain.objectives import masking
 from pretrain.objectives.batch import Batch, joined
-from pretrain.objectives.masked_lm import HELD_OUT_RATIO, MaskedLM, MaskedLMConfig, SpanConfig
+from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig, SpanConfig
 from pretrain.objectives.objective import Ask, Objective, ObjectiveConfig
 from pretrain.order.rows import Rows
 from pretrain.tokenizer import Tokenizer
@@ -84,8 +84,12 @@ class ReplacedTokenDetection(Objective):
 
     @classmethod
     def heldout(cls, config: ReplacedTokenDetectionConfig) -> ReplacedTokenDetectionConfig:
-        """15 % of the tokens are filled in, one by one. How hard that is depends on the generator of the run."""
-        return ReplacedTokenDetectionConfig(kind=config.kind, mask_ratio=HELD_OUT_RATIO)
+        """As many tokens are filled in as in training, one by one.
+
+        The scores of two runs do not compare in any case, because each has its own generator. With another ratio the
+        model would expect more or fewer tokens to be replaced than are.
+        """
+        return ReplacedTokenDetectionConfig(kind=config.kind, mask_ratio=config.mask_ratio)
 
     def batch(self, rows: Rows, keys: np.ndarray) -> ReplacedBatch:
         """T slots a window, of which those without text have weight 0."""
