@@ -576,3 +576,17 @@ def test_a_decoder_without_an_end_mark_is_refused_and_a_role_helps(foreign, tmp_
     with pytest.raises(TokenizerError, match=r"(?s)a decoder needs .*: eod.*has: none.*roles\.eod=…"):
         adopt(tmp_path, tmp_path / "out")
     assert adopt(tmp_path, tmp_path / "out", roles={"eod": "<|stop|>"}).specials == {"pad": 0, "eod": 0}
+
+
+def test_a_byte_level_vocabulary_with_three_marks_becomes_an_encoders_and_stays_lossless(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join([*TEXTS[:1], "床前明月光，疑是地上霜。"] * 30), encoding="utf-8")
+    keys = {"corpus": str(tmp_path / "text.txt"), "plot": False}
+    marks = ["[CLS]", "[SEP]", "[MASK]"]
+    run(TokenizerConfig(**keys, kind="byte", vocab_size=560, special_tokens=marks, out=str(tmp_path / "byte")))
+    run(TokenizerConfig(**keys, adopt=str(tmp_path / "byte/tokenizer.json"), out=str(tmp_path / "encoder")))
+    tokenizer = open_tokenizer(tmp_path / "encoder")
+    assert tokenizer.kind == "bert" and tokenizer.lossless
+    assert [tokenizer.token_text(tokenizer.specials[role]) for role in ("cls", "sep", "mask")] == marks
+    for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
+        assert (ids[0], ids[-1]) == (tokenizer.specials["cls"], tokenizer.specials["sep"])
+        assert tokenizer.decode(ids) == text
