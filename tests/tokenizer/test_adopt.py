@@ -578,9 +578,8 @@ def test_a_decoder_without_an_end_mark_is_refused_and_a_role_helps(foreign, tmp_
     assert adopt(tmp_path, tmp_path / "out", roles={"eod": "<|stop|>"}).specials == {"pad": 0, "eod": 0}
 
 
-def test_a_byte_level_vocabulary_with_three_marks_becomes_an_encoders_and_stays_lossless(tmp_path):
-    (tmp_path / "text.txt").write_text("\n\n".join([*TEXTS[:1], "床前明月光，疑是地上霜。"] * 30), encoding="utf-8")
-    keys = {"corpus": str(tmp_path / "text.txt"), "plot": False}
+def test_a_byte_level_vocabulary_with_three_marks_becomes_an_encoders_and_stays_lossless(prepared, tmp_path):
+    keys = {"corpus": str(prepared.corpus), "plot": False}
     marks = ["[CLS]", "[SEP]", "[MASK]"]
     run(TokenizerConfig(**keys, kind="byte", vocab_size=560, special_tokens=marks, out=str(tmp_path / "byte")))
     run(TokenizerConfig(**keys, adopt=str(tmp_path / "byte/tokenizer.json"), out=str(tmp_path / "encoder")))
