@@ -5,6 +5,8 @@ from collections.abc import Callable
 from goals import summary
 from measured import TEXT, TOKENS, Words, label, number, quartiles, rates, read, rows, say, source, spread
 
+from pretrain.dialects import DIALECTS
+
 
 def table(name: str, language: str) -> str:
     return TABLES[name](language)
@@ -313,6 +315,38 @@ def _small(language: str) -> str:
     return rows(MODEL_HEADS, body, language) + "\n\n" + source(found, language)
 
 
+def _handoff(language: str) -> str:
+    """Dialects by programs: the largest difference that was measured, or the number of a reason below the table."""
+    found = read("handoff")
+    openers = found["openers"]
+    reasons: list[str] = []
+
+    def numbered(reason: str) -> str:
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"[{reasons.index(reason) + 1}]"
+
+    def cell(name: str, dialect: str) -> str:
+        one = openers[name]["dialects"].get(dialect)
+        if one is None:
+            why = openers[name]["why_not"]
+            return say(("not tried", "未试"), language) + (f" {numbered(why)}" if why else "")
+        if one["outcome"] != "yes":
+            return f"{say(('no', '否'), language)} {numbered(one['reason'])}"
+        shown = f"{one['difference']:.0e}" if one["difference"] else "0"
+        return shown + (f" {numbered(one['note'])}" if "note" in one else "")
+
+    def head(name: str) -> str:
+        wanted = {"ONNX Runtime": "onnxruntime", "llama.cpp": "llama-cpp-python"}.get(name, name)
+        versions = dict(package.split("==") for package in openers[name]["packages"])
+        return f"{name} {versions[wanted]}" if wanted in versions else name
+
+    body = [[f"`{dialect}`", *(cell(name, dialect) for name in openers)] for dialect in DIALECTS]
+    table = rows([("dialect", "格式"), *map(head, openers)], body, language)
+    listed = "\n".join(f"- [{number}] `{reason}`" for number, reason in enumerate(reasons, 1))
+    return f"{table}\n\n{listed}\n\n{source(found, language)}"
+
+
 def _text_of(entry: dict) -> str:
     return f"{entry['text']}, {entry['megabytes']:.0f} MB"
 
@@ -350,4 +384,5 @@ TABLES: dict[str, Callable[[str], str]] = {
     "demo-cpu": _demo,
     "demo-cpu-tasks": _demo_tasks,
     "small-cpu": _small,
+    "handoff": _handoff,
 }

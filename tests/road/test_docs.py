@@ -63,6 +63,7 @@ def test_every_measurement_is_on_a_page():
 
 
 def test_pages_show_the_figures_of_the_results(site):
+    handoff = json.loads((ROOT / "benchmarks/results/handoff.json").read_text(encoding="utf-8"))
     kills = json.loads((ROOT / "benchmarks/results/kills.json").read_text(encoding="utf-8"))
     decoder = json.loads((ROOT / "benchmarks/results/demo-cpu.json").read_text(encoding="utf-8"))["summary"]["decoder"]
     for folder in (site, site / "zh"):
@@ -70,6 +71,11 @@ def test_pages_show_the_figures_of_the_results(site):
         assert f"{decoder['parameters']:,}" in cells and f"{decoder['heldout_bits_per_byte']:.3f}" in cells
         cells = re.findall(r"<td[^>]*>(.*?)</td>", (folder / "numbers/robustness.html").read_text(encoding="utf-8"))
         assert str(kills["kills"]) in cells
+        cells = re.findall(r"<td[^>]*>(.*?)</td>", (folder / "guide/export.html").read_text(encoding="utf-8"))
+        for opener in handoff["openers"].values():
+            for one in opener["dialects"].values():
+                shown = f"{one['difference']:.0e}" if one.get("difference") else "0" if one["outcome"] == "yes" else ""
+                assert any(cell.startswith(shown) for cell in cells)
 
 
 def test_pictures_of_the_results_are_in_the_site(site):

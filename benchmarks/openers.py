@@ -1,0 +1,257 @@
+"""Ask one program about one exported folder, in an environment that has none of our code (see handoff.py).
+
+    python -P openers.py PROGRAM PLACE RESULT
+
+PLACE has folder/ (the exported folder), answers.json and answers.safetensors (our ids, hidden states and logits of a
+few texts) and reference/ (for parity.py). RESULT gets {"outcome": "yes", "difference": largest difference}, perhaps
+with a note, or {"outcome": "refused", "reason": one line}. handoff.py takes the last line of any other error.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+TOLERANCE = 1e-3  # of logits, hidden states and sums of log-probabilities, in fp32 on a CPU
+
+
+CLASSIFIERS = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
+
+
+class Refused(Exception):
+    """The program opens the folder, or cannot, for a reason that one line says."""
+
+
+class Answers:
+    """The exported folder and what our model says about a few texts."""
+
+    def __init__(self, place: Path):
+        said = json.loads((place / "answers.json").read_text(encoding="utf-8"))
+        tensors = load_file(place / "answers.safetensors")
+        self.place, self.folder, self.texts = place, str(place / "folder"), said["texts"]
+        self.auto_class, self.pipeline, self.causal = said["auto_class"], said["pipeline"], said["causal"]
+        self.ids, self.hidden, self.logits = (  # of each text (T,), (T, D), (T, V)
+            [tensors[f"{n}.{kind}"] for n in range(len(self.texts))] for kind in ("ids", "hidden", "logits")
+        )
+
+    def model(self):
+        import transformers
+
+        return getattr(transformers, self.auto_class).from_pretrained(self.folder).eval()
+
+    def from_logits(self, logits: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        """The largest difference between our logits and `logits(ids (1, T))`, over the texts."""
+        each = zip(self.ids, self.logits, strict=True)
+        return max(float((logits(ids[None])[0] - ours).abs().max()) for ids, ours in each)
+
+    def row(self, n: int) -> dict[str, torch.Tensor]:
+        """A text with labels for training: its own tokens, or for a detector whether each is replaced."""
+        ids = self.ids[n]
+        return {"input_ids": ids, "labels": ids if self.logits[n].dim() == 2 else torch.arange(len(ids)) % 2}
+
+    def pooled(self) -> torch.Tensor:
+        """(texts, D): the mean of our hidden states over the tokens of each text."""
+        return torch.stack([hidden.mean(0) for hidden in self.hidden])
+
+
+def in_transformers(answers: Answers) -> float:
+    """The whole proof of the export stage, with this version: logits, ids, padding, generation, saving again."""
+    result = answers.place / "parity.json"
+    script = Path(__file__).resolve().parent.parent / "pretrain/export/parity.py"
+    asked = [sys.executable, "-P", script, answers.folder, answers.place / "reference", result]
+    done = subprocess.run(asked, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise Refused(done.stderr.strip().splitlines()[-1])
+    found = json.loads(result.read_text(encoding="utf-8"))
+    if found["faults"]:
+        raise Refused(found["faults"][0])
+    return found["max_logit_diff"]
+
+
+def in_pipelines(answers: Answers) -> float | tuple[float, str]:
+    """The dialect's own pipeline gives our likeliest token, features are our hidden states, classifiers open."""
+    import transformers
+    from transformers import AutoTokenizer, pipeline
+
+    tokenizer, text = AutoTokenizer.from_pretrained(answers.folder), answers.texts[0]
+    own = pipeline(answers.pipeline, answers.folder, device="cpu")
+    if answers.pipeline == "fill-mask":
+        asked = f"In the beginning was the {tokenizer.mask_token}."
+        ids = torch.tensor([tokenizer(asked)["input_ids"]])
+        at = int((ids[0] == tokenizer.mask_token_id).nonzero())
+        ours, theirs = int(answers.model()(ids).logits[0, at].argmax()), own(asked)[0]["token"]
+    elif answers.pipeline == "text-generation":
+        ours = int(answers.logits[0][-1].argmax())
+        written = own(text, max_new_tokens=1, do_sample=False, return_tensors=True)[0]["generated_token_ids"]
+        theirs = list(written)[-1]
+    else:
+        ours = theirs = 0
+    if ours != theirs:
+        raise Refused(f"{answers.pipeline} answers with token {theirs}, and {ours} is the likeliest")
+    lacking = []
+    for task, auto in CLASSIFIERS.items():
+        if type(own.model.config) in getattr(transformers, auto)._model_mapping:
+            pipeline(task, answers.folder, device="cpu")(text)
+        else:
+            lacking.append(task)
+    features = pipeline("feature-extraction", answers.folder, device="cpu")
+    difference = max(
+        float((torch.tensor(features(one)[0]) - ours).abs().max())
+        for one, ours in zip(answers.texts, answers.hidden, strict=True)
+    )
+    return (difference, f"transformers has no class for {' and '.join(lacking)}") if lacking else difference
+
+
+def in_trainer(answers: Answers) -> float:
+    """Two steps of Trainer lower the loss. The difference is that of the logits before the first step."""
+    from transformers import Trainer, TrainingArguments
+
+    model = answers.model()
+    before = answers.from_logits(lambda ids: model(ids).logits)
+    settings = TrainingArguments(
+        output_dir=str(answers.place / "trainer"), max_steps=2, learning_rate=1e-3, logging_steps=1, report_to=[],
+        save_strategy="no", use_cpu=True, disable_tqdm=True, warmup_steps=0, lr_scheduler_type="constant",
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=settings, train_dataset=[answers.row(3)] * 16)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not losses[1] < losses[0]:
+        raise Refused(f"the loss does not fall: {losses}")
+    return before
+
+
+def in_peft(answers: Answers) -> float:
+    """A LoRA on every matrix changes nothing at first, learns in a step, and is merged into the weights."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(answers.model(), LoraConfig(target_modules="all-linear", r=4)).eval()
+    with torch.no_grad():
+        before = answers.from_logits(lambda ids: model(input_ids=ids).logits)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(3):
+        losses.append(model(**{name: tensor[None] for name, tensor in answers.row(3).items()}).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if not losses[2] < losses[0]:
+        raise Refused(f"the loss of the adapter does not fall: {float(losses[0]):.4f}, {float(losses[2]):.4f}")
+    with torch.no_grad():
+        trained = [model(input_ids=ids[None]).logits for ids in answers.ids]
+        merged = model.merge_and_unload()
+        after = [merged(ids[None]).logits for ids in answers.ids]
+    changed = max(float((a - b).abs().max()) for a, b in zip(trained, after, strict=True))
+    return max(before, changed)
+
+
+def in_sentence_transformers(answers: Answers) -> float | tuple[float, str]:
+    """The mean-pooled embeddings of the texts, encoded as one padded batch."""
+    from sentence_transformers import SentenceTransformer, models
+
+    words = models.Transformer(answers.folder)
+    pooling = models.Pooling(answers.hidden[0].shape[1], pooling_mode="mean")
+    encoder = SentenceTransformer(modules=[words, pooling], device="cpu")
+
+    def difference() -> float:
+        return float((encoder.encode(answers.texts, convert_to_tensor=True) - answers.pooled()).abs().max())
+
+    found = difference()
+    if found <= TOLERANCE or not answers.causal:
+        return found
+    encoder.tokenizer.padding_side = "right"
+    note = f"after `tokenizer.padding_side = 'right'`; padded on the left, learned positions count it ({found:.1g})"
+    return difference(), note
+
+
+def in_onnx_runtime(answers: Answers) -> float:
+    """Exported with torch.onnx for one length, and run with the lengths of the texts."""
+    import onnxruntime
+
+    class Logits(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **self.options).logits
+
+    module, path = Logits(answers.model()), str(answers.place / "model.onnx")
+    module.options = {"use_cache": False} if answers.causal else {}
+    ids = torch.stack([answers.ids[3][:12], answers.ids[3][1:13]])
+    length = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with torch.no_grad():
+        torch.onnx.export(
+            module, (ids, torch.ones_like(ids)), path, dynamo=True, verbose=False,
+            input_names=["input_ids", "attention_mask"], output_names=["logits"], dynamic_shapes=(length, length),
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        given = {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return answers.from_logits(logits)
+
+
+def in_lm_eval(answers: Answers) -> float:
+    """The log-likelihood of each text as a whole, and of its second half after its first."""
+    if not answers.causal:
+        raise Refused("it scores models that read from left to right, and this is an encoder")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    scorer = HFLM(pretrained=answers.folder, device="cpu", dtype="float32", add_bos_token=False, max_length=64)
+    worst = 0.0
+    for n, text in enumerate(answers.texts):
+        asked = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=n)
+        theirs = scorer.loglikelihood_rolling([asked], disable_tqdm=True)[0]
+        ids = answers.ids[n]
+        each = answers.logits[n][:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]  # the first id begins the text
+        worst = max(worst, abs(float(theirs) - float(each.sum())))
+    return worst
+
+
+def in_llama_cpp(answers: Answers) -> float:
+    """Whether convert_hf_to_gguf.py, which comes with llama-cpp-python's source, makes a GGUF file."""
+    source = next((answers.place.parent / "sources").glob("*/vendor/llama.cpp"))
+    gguf = answers.place / "model.gguf"
+    asked = [sys.executable, source / "convert_hf_to_gguf.py", answers.folder, "--outtype", "f32", "--outfile", gguf]
+    done = subprocess.run(asked, capture_output=True, text=True, errors="replace")
+    if done.returncode or not gguf.is_file():
+        raise Refused(done.stderr.strip().splitlines()[-1].removeprefix("ERROR:hf-to-gguf:"))
+    raise Refused("the file is made, and was not run")
+
+
+PROGRAMS = {
+    "transformers": in_transformers,
+    "pipelines": in_pipelines,
+    "Trainer": in_trainer,
+    "peft": in_peft,
+    "sentence-transformers": in_sentence_transformers,
+    "ONNX Runtime": in_onnx_runtime,
+    "lm-eval": in_lm_eval,
+    "llama.cpp": in_llama_cpp,
+}
+
+
+def main(program: str, place: Path, result: Path) -> None:
+    try:
+        said = PROGRAMS[program](Answers(place))
+        difference, *note = said if isinstance(said, tuple) else (said,)
+        found = {"outcome": "yes", "difference": difference} | ({"note": note[0]} if note else {})
+        if not difference <= TOLERANCE:
+            found = {"outcome": "refused", "reason": f"the answers differ by up to {difference:.2g}"}
+    except Refused as refusal:
+        found = {"outcome": "refused", "reason": str(refusal)}
+    result.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
