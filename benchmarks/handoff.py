@@ -30,6 +30,7 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from benchmarks.measuring import machine  # noqa: E402
+from benchmarks.openers import last_error  # noqa: E402
 from pretrain import config, export, shards, tokenizer  # noqa: E402
 from pretrain.dialects import DIALECTS  # noqa: E402
 from pretrain.export import reference  # noqa: E402
@@ -213,8 +214,7 @@ def opened(python: Path, name: str, place: Path) -> dict:
     )
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
-    said = [line for line in done.stderr.splitlines() if line.strip()] or [f"ended with {done.returncode}"]
-    return {"outcome": "refused", "reason": " ".join(said[-1].split())[:200]}
+    return {"outcome": "refused", "reason": last_error(done.stderr)}
 
 
 if __name__ == "__main__":

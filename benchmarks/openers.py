@@ -4,10 +4,11 @@
 
 PLACE has folder/ (the exported folder), answers.json and answers.safetensors (our ids, hidden states and logits of a
 few texts) and reference/ (for parity.py). RESULT gets {"outcome": "yes", "difference": largest difference}, perhaps
-with a note, or {"outcome": "refused", "reason": one line}. handoff.py takes the last line of any other error.
+with a note, or {"outcome": "refused", "reason": one line}. handoff.py takes the last line that names another error.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,13 @@ CLASSIFIERS = {
 
 class Refused(Exception):
     """The program opens the folder, or cannot, for a reason that one line says."""
+
+
+def last_error(stderr: str) -> str:
+    """The first sentence of the last line that names an error, else of the last line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it ended without a message"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|ERROR)\b", line)]
+    return re.split(r"(?<=\w)\. ", (named or lines)[-1])[0]
 
 
 class Answers:
@@ -68,7 +76,7 @@ def in_transformers(answers: Answers) -> float:
     asked = [sys.executable, "-P", script, answers.folder, answers.place / "reference", result]
     done = subprocess.run(asked, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        raise Refused(done.stderr.strip().splitlines()[-1])
+        raise Refused(last_error(done.stderr))
     found = json.loads(result.read_text(encoding="utf-8"))
     if found["faults"]:
         raise Refused(found["faults"][0])
@@ -225,7 +233,7 @@ def in_llama_cpp(answers: Answers) -> float:
     asked = [sys.executable, source / "convert_hf_to_gguf.py", answers.folder, "--outtype", "f32", "--outfile", gguf]
     done = subprocess.run(asked, capture_output=True, text=True, errors="replace")
     if done.returncode or not gguf.is_file():
-        raise Refused(done.stderr.strip().splitlines()[-1].removeprefix("ERROR:hf-to-gguf:"))
+        raise Refused(last_error(done.stderr).removeprefix("ERROR:hf-to-gguf:"))
     raise Refused("the file is made, and was not run")
 
 

@@ -343,7 +343,7 @@ def _handoff(language: str) -> str:
 
     body = [[f"`{dialect}`", *(cell(name, dialect) for name in openers)] for dialect in DIALECTS]
     table = rows([("dialect", "格式"), *map(head, openers)], body, language)
-    listed = "\n".join(f"- [{number}] `{reason}`" for number, reason in enumerate(reasons, 1))
+    listed = "\n".join(f"- [{number}] `` {reason} ``" for number, reason in enumerate(reasons, 1))
     return f"{table}\n\n{listed}\n\n{source(found, language)}"
 
 
