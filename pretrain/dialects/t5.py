@@ -144,6 +144,8 @@ class T5(Dialect):
         self, model: ModelConfig, theirs: "dict[str, Tensor]", rows: dict[str, int]
     ) -> "dict[str, Tensor]":
         assert model.decoder_layers is not None
+        if "lm_head.weight" not in theirs:  # tied, and so not in the file
+            theirs = {**theirs, "lm_head.weight": theirs["shared.weight"]}
         encoder = self.names.ours(theirs, model.layers, rows)
         if model.tie_embeddings:
             encoder.pop("head.decoder.weight", None)

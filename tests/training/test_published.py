@@ -11,9 +11,10 @@ import torch
 from pretrain import config, export, shards, tokenizer
 from pretrain.dialects import DIALECTS
 from pretrain.errors import ConfigError
-from pretrain.model.attention import Layout
+from pretrain.model.attention import Crossing, Layout
 from pretrain.model.config import ModelConfig
 from pretrain.model.init import initialise
+from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
 from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.shards import Shards
@@ -28,6 +29,7 @@ transformers = pytest.importorskip("transformers", reason="needs pip install '.[
 
 MASKED = MaskedLMConfig(kind="masked_lm")
 SHAPE = {"layers": 3, "width": 32, "heads": 4, "mlp_width": 24, "max_positions": 64, "norm_eps": 1e-6, "dropout": 0.0}
+COMPOSED = {"generator": {"layers": 1, "width": 8, "heads": 2, "mlp_width": 8}, "decoder_layers": 2}
 FREE = {"kv_heads": 2, "head_width": 16, "window": 4, "bias": True, "logit_cap": 7.0, "mlp": "gelu_tanh"}
 
 
@@ -35,6 +37,7 @@ def published(name: str, vocabulary: Path, out: Path) -> tuple[Path, torch.nn.Mo
     """A folder of a dialect with random weights and a copy of a tokenizer, and the model that transformers saved."""
     dialect, opened = DIALECTS[name], open_tokenizer(vocabulary)
     values = {**SHAPE, "bias": False, "mlp": "gelu", **dialect.wanted}
+    values |= {key: COMPOSED[key] for key in COMPOSED if key in dialect.free}
     for key in sorted(dialect.free & FREE.keys()):
         try:
             if not dialect.objections(ModelConfig(**{**values, key: FREE[key]})):
@@ -56,15 +59,22 @@ def published(name: str, vocabulary: Path, out: Path) -> tuple[Path, torch.nn.Mo
 def test_a_model_that_begins_from_a_folder_computes_what_transformers_computes(name, prepared, tmp_path):
     kind = "bert" if DIALECTS[name].needs else "byte"
     folder, theirs = published(name, prepared.tokenizer[kind], tmp_path / "hf")
-    model = ModelConfig(**shape_of(str(folder), {}))
+    given = {"generator": COMPOSED["generator"]} if name == "electra" else {}  # a folder does not have it
+    model = ModelConfig(**shape_of(str(folder), given))
     assert DIALECTS[name].objections(model) == []
-    ours = Transformer(model, theirs.config.vocab_size).eval()
+    ours = model_of(model, theirs.config.vocab_size).eval()
     initialise(ours, 1)
-    assert fill(ours, str(folder), open_tokenizer(prepared.tokenizer[kind])) == []
+    lacking = fill(ours, str(folder), open_tokenizer(prepared.tokenizer[kind]))
+    assert bool(lacking) == bool(given) and all(key.startswith("generator.") for key in lacking)
     ids = torch.randint(5, theirs.config.vocab_size, (2, 20))
+    every = torch.zeros(2, 20, dtype=torch.int)
     with torch.no_grad():
-        found = ours.logits(ours(ids, Layout(None, torch.arange(20).expand(2, -1), model.causal)))
-        torch.testing.assert_close(found, theirs(ids).logits, rtol=0, atol=1e-4)
+        found, more = ours(ids, Layout(None, torch.arange(20).expand(2, -1), model.causal)), {}
+        if model.decoder_layers:
+            more = {"decoder_input_ids": ids.flip(1)}
+            layout = Layout(None, torch.arange(20).expand(2, -1), True)
+            found = ours.decode(ids.flip(1), layout, found, Crossing(every, every))
+        torch.testing.assert_close(ours.logits(found), theirs(ids, **more).logits, rtol=0, atol=1e-4)
 
 
 def test_a_run_continues_a_folder_resumes_and_goes_the_other_way(prepared, tmp_path):
