@@ -92,9 +92,10 @@ class TokenizerConfig(StageConfig):
     @classmethod
     def _with_sentinels(cls, values: Any) -> Any:
         """Write the sentinels out as special tokens."""
-        count = values.get("sentinels") if isinstance(values, dict) else None
+        said = str(values.get("sentinels")) if isinstance(values, dict) else ""
+        count = int(said) if said.isdecimal() else 0  # values of a file or the command line are still text
         given = values.get("special_tokens", []) if count else None
-        if not isinstance(count, int) or not isinstance(given, list) or not 0 < count <= 10_000:
+        if not isinstance(given, list) or not 0 < count <= 10_000:
             return values
         return {**values, "sentinels": 0, "special_tokens": [*given, *(f"<extra_id_{n}>" for n in range(count))]}
 

@@ -770,6 +770,13 @@ def test_the_sample_configurations_are_the_three_ways(name, way, tmp_path):
     assert load(TokenizerConfig, tmp_path / "resolved.yaml") == config
 
 
+def test_sentinels_of_a_file_or_the_command_line_are_special_tokens():
+    """Every value of YAML is a text until it is validated."""
+    sample = ROOT / "configs" / "sample" / "tokenizer-byte.yaml"
+    config = load(TokenizerConfig, sample, ["special_tokens=[<output>]", "sentinels=3"])
+    assert config.special_tokens == ["<output>", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
+
+
 BAD = [
     ("no kind", ["kind=null"], ["kind is missing (or adopt, or extend)"]),
     ("no size", ["vocab_size=null"], ["vocab_size is missing"]),
