@@ -106,7 +106,9 @@ def clean_chunk(job: CleanJob, chunk: Chunk) -> CleanedChunk:
             cleaned_text = _clean(job, chains[document.language], document, funnel, found)
             if cleaned_text is not None:
                 numbers.add(document, cleaned_text)
-                writer.write(_line({**asdict(document), "text": cleaned_text}))
+                written = {**asdict(document), "text": cleaned_text}
+                del written["input_characters"]  # the stage takes no pairs
+                writer.write(_line(written))
     arrays = BytesIO()
     np.savez(arrays, **numbers.arrays())  # type: ignore[arg-type]  # mypy takes one of the arrays for allow_pickle
     cleaned = CleanedChunk(

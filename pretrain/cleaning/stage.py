@@ -98,6 +98,10 @@ def run(config: CleanConfig) -> dict:
     if out.resolve() == Path(config.corpus).resolve():
         raise CorpusError("the output folder is the corpus itself", config.out, "choose another out=")
     check_apart(corpus, out)
+    if corpus.recipe.paired:
+        found = f"{config.corpus}: source {corpus.recipe.paired[0]!r} has output_field:"
+        remedy = "leave this source out of the recipe that is cleaned, and give it a recipe and shards of its own"
+        raise CorpusError("labelled pairs cannot be cleaned", found, remedy)
     names = [source.name for source in corpus.recipe.sources]
     with publish(out, "clean", CorpusError, config) as folder:
         with kept(out, "pieces", "pieces-*/*.done", CorpusError) as work:

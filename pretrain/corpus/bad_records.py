@@ -12,7 +12,7 @@ TOO_LONG, TOO_DEEP, ARRAY, EMPTY = "too long", "nested too deeply", "a JSON arra
 MESSAGES = {
     NOT_UTF8: ("the text is not valid UTF-8", "convert the file (iconv -f … -t utf-8); nothing is repaired silently"),
     NOT_JSON: ("a line is not JSON", "a .jsonl file holds one JSON object a line: repair or remove the line"),
-    NO_TEXT: ("a record has no text under {field!r}", "set field: in the recipe (a.b is b inside a)"),
+    NO_TEXT: ("a record has no text under {field}", "set field: in the recipe (a.b is b inside a)"),
     NOT_UNICODE: ("the text is not valid Unicode", "repair or remove the record"),
     TOO_DEEP: ("a record is nested too deeply", "flatten or remove the record"),
     ARRAY: (
@@ -100,14 +100,14 @@ class BadRecord(CorpusError):
     """A bad record in a source with `bad_records: stop`."""
 
 
-def bad_lines(found: dict[str, dict[str, tuple[int, Bad, str]]]) -> tuple[str, ...]:
-    """The first line and the details of the error about bad records, given source → kind → (count, first, `field`)."""
+def bad_lines(found: dict[str, dict[str, tuple[int, Bad, tuple[str, ...]]]]) -> tuple[str, ...]:
+    """The first line and the details of the error about bad records, given source → kind → (count, first, fields)."""
     listed = [(source, *entry) for source, kinds in found.items() for entry in kinds.values()]
     details: list[str] = []
     remedies: dict[str, None] = {}
-    for source, records, bad, key in listed[:LISTED]:
+    for source, records, bad, fields in listed[:LISTED]:
         what, remedy = MESSAGES[bad.kind]
-        what = what.format(field=key)
+        what = what.format(field=" and ".join(map(repr, fields)))
         more = f" (and {records - 1:,} more in source {source!r})" if records > 1 else ""
         details.append(f"{bad.where}: {what + ': ' if len(listed) > 1 else ''}{bad.found}{more}")
         remedies[bad.remedy or remedy] = None

@@ -73,11 +73,12 @@ class Corpus:
         bound = self.bounds()[chunk.source]
         for found in self._records(chunk):
             if not isinstance(found, Bad):
-                side = "heldout" if draw_of(found.text) < bound else "train"
-                yield Document(found.text, source.name, source.language, side, found.where)
+                side = "heldout" if draw_of(found.decisive) < bound else "train"
+                yield Document(found.text, source.name, source.language, side, found.where, found.input_characters)
                 continue
             if source.bad_records == "stop" and found.kind != EMPTY:
-                raise BadRecord(*bad_lines({source.name: {found.kind: (1, self._placed(source, found), source.field)}}))
+                first = (1, self._placed(source, found), source.fields)
+                raise BadRecord(*bad_lines({source.name: {found.kind: first}}))
             if skipped is not None:
                 skipped.add(source.name, found)
 
@@ -146,13 +147,13 @@ class Corpus:
         except CorpusError as error:  # a file that cannot be read
             after = (f"then: {error.what}", *error.details[:1])
         stopping = {source.name: source for source in self.recipe.sources if source.bad_records == "stop"}
-        found: dict[str, dict[str, tuple[int, Bad, str]]] = {}
+        found: dict[str, dict[str, tuple[int, Bad, tuple[str, ...]]]] = {}
         for name, kinds in total.counts.items():
             for kind, records in kinds.items():
                 if kind != EMPTY and name in stopping:
                     source = stopping[name]
                     first = self._placed(source, total.samples[name][kind][0])
-                    found.setdefault(name, {})[kind] = (records, first, source.field)
+                    found.setdefault(name, {})[kind] = (records, first, source.fields)
         return (*bad_lines(found), *after) if found else ()
 
     def _placed(self, source: Source, bad: Bad) -> Bad:
@@ -162,7 +163,7 @@ class Corpus:
     def _records(self, chunk: Chunk) -> Iterator[Record | Bad]:
         source = self.recipe.sources[chunk.source]
         for part in chunk.parts:
-            records = records_of(part, source.field, source.max_record_bytes)
+            records = records_of(part, source.fields, source.max_record_bytes)
             yield from passages(records, source.split_characters, part.cut) if source.split_characters else records
 
     def fingerprint(self, map: Callable = map) -> dict:
@@ -195,6 +196,10 @@ class Corpus:
                 if source.documents == "file" and form != "txt":
                     found = f"{path}, of source {source.name!r}, is {form}"
                     raise CorpusError("documents: file is for txt", found, "set format: txt, or remove documents:")
+                if source.output_field and form == "txt":
+                    found = f"{path}, of source {source.name!r}, is txt"
+                    remedy = "write one JSON object a line and name it .jsonl, or remove output_field:"
+                    raise CorpusError("output_field: is for records with keys or columns", found, remedy)
                 self._states[path] = _state(path)
             if self._is_streamed(source):
                 self._dataset(source)
@@ -239,12 +244,12 @@ class Corpus:
             if form in ("parquet", "arrow"):
                 from pretrain.corpus import tables  # imports pyarrow
 
-                yield from tables.parts_of(path, file, form, source.field, size)
+                yield from tables.parts_of(path, file, form, source.fields, size)
             else:
                 cut = "lines" if form == "jsonl" else source.documents
                 yield from parts_of(path, file, cut, size, source.max_record_bytes)
         if not files:
-            yield from hub.parts_of(self._dataset(source), source.field, size)
+            yield from hub.parts_of(self._dataset(source), source.fields, size)
 
     def _is_streamed(self, source: Source) -> bool:
         return source.dataset is not None and not self.files(source)
@@ -257,6 +262,8 @@ class Corpus:
 
     def _identity(self, source: Source) -> dict:
         found = {"name": source.name, "field": source.field, "max_record_bytes": source.max_record_bytes}
+        if source.output_field:
+            found["output_field"] = source.output_field
         if self._is_streamed(source):
             found["dataset"] = self._dataset(source).identity()
         else:
@@ -326,7 +333,7 @@ def _followed(title: str, work: Callable, chunks: Iterator[Chunk], reads: int | 
 
 def _smallest(corpus: Corpus, count: int, chunk: Chunk) -> list[int]:
     """The `count` smallest hashes of a chunk's documents."""
-    draws = {draw_of(found.text) for found in corpus._records(chunk) if not isinstance(found, Bad)}
+    draws = {draw_of(found.decisive) for found in corpus._records(chunk) if not isinstance(found, Bad)}
     return heapq.nsmallest(count, draws)
 
 

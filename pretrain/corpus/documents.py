@@ -17,6 +17,7 @@ class Document:
     language: str
     side: str  # one of SIDES
     where: str  # its file, relative to the recipe, and line
+    input_characters: int | None = None  # of a labelled pair: the length of its input; \n and the output follow
 
 
 @dataclass(frozen=True)

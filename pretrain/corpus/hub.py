@@ -74,18 +74,18 @@ def resolve(dataset: HubDataset, root: Path) -> Resolved:
     return Resolved(dataset, str(folder), None, [Path(name) for name in found[dataset.split]])
 
 
-def parts_of(resolved: Resolved, field: str, size: int) -> Iterator[FilePart]:
+def parts_of(resolved: Resolved, fields: tuple[str, ...], size: int) -> Iterator[FilePart]:
     """Cut the split into parts of at most about `size` bytes. Raises CorpusError if it cannot be loaded.
 
     Memory: tables.ROWS rows, and the buffers of `datasets`.
     """
-    from pretrain.corpus.tables import column, cut
+    from pretrain.corpus.tables import columns, cut
 
     label = f"{resolved.dataset.name} ({resolved.dataset.split})"
 
     def batches() -> Iterator[tuple[Any, int]]:
         for table in _stream(resolved):
-            batches = table.select([column(table.column_names, field, label)]).to_batches()
+            batches = table.select(columns(table.column_names, fields, label)).to_batches()
             yield from ((batch, 0) for batch in batches)  # the length of a stream is not known
 
     return cut(batches(), label, size)

@@ -32,6 +32,8 @@ class Source(Config):
     """The documents of a .txt file: `blocks` of text between blank lines, or the whole `file`."""
     field: str = Field("text", min_length=1)
     """The key or column with the text, in all formats but txt. `a.b` is b inside a; a list of texts is one document."""
+    output_field: str | None = Field(None, min_length=1)
+    """The key or column with the output of a labelled pair, for span_corruption. The input is then under `field`."""
     bad_records: Literal["stop", "skip"] = "stop"
     """What to do with a record that gives no text: `stop` the run, or count it and `skip` it."""
     max_record_bytes: int = Field(64 << 20, gt=0)
@@ -55,7 +57,14 @@ class Source(Config):
             raise ValueError(f"{said}: remove one")
         if self.dataset and (self.format or self.documents == "file"):
             raise ValueError(f"the source {self.name!r} is a dataset, so remove format: and documents:")
+        if self.output_field and self.split_characters:
+            raise ValueError(f"the source {self.name!r} has pairs, which are never split: remove split_characters:")
         return self
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The keys or columns that a document is made of: its text, or the input and the output of a pair."""
+        return (self.field,) if self.output_field is None else (self.field, self.output_field)
 
     @property
     def split(self) -> dict:
@@ -80,3 +89,8 @@ class Recipe(Config):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"two sources share a name: {', '.join(twice)}: rename one")
         return sources
+
+    @property
+    def paired(self) -> list[str]:
+        """The names of the sources of labelled pairs."""
+        return [source.name for source in self.sources if source.output_field]

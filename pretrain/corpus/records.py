@@ -49,10 +49,16 @@ NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]')
 
 @dataclass(frozen=True)
 class Record:
-    """The text of one record."""
+    """The text of one record. That of a labelled pair is its input, a line break and its output."""
 
     text: str
     where: str  # "en.jsonl, line 12"
+    input_characters: int | None = None  # of a pair: the length of its input
+
+    @property
+    def decisive(self) -> str:
+        """The text whose hash decides the side: of a pair the input, so that all its outputs are on one side."""
+        return self.text[: self.input_characters]
 
 
 class NoText(Exception):
@@ -90,17 +96,17 @@ def parts_of(
         yield FilePart(file, cut, first, held, stored=at - before)
 
 
-def records_of(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
-    """The records of a part, in order. Lines and rows have their text under `field`.
+def records_of(part: FilePart, fields: tuple[str, ...], limit: int) -> Iterator[Record | Bad]:
+    """The records of a part, in order. Lines and rows have their text, or the two texts of a pair, under `fields`.
 
     A record of more than `limit` bytes gives a Bad, like every other record without usable text.
     """
     if part.too_long:
         yield Bad(TOO_LONG, f"{part.file}, line {part.first}", _too_long(part.too_long, limit))
     elif part.cut == "lines":
-        yield from _json_lines(part, field, limit)
+        yield from _json_lines(part, fields, limit)
     elif part.cut == "rows":
-        yield from _rows(part, field, limit)
+        yield from _rows(part, fields, limit)
     else:
         yield from _blocks(part, limit)
 
@@ -237,18 +243,20 @@ def _block(part: FilePart, begin: int, end: int, line: int, limit: int) -> Recor
     return Record(text.rstrip() if part.cut == "file" else text, where)
 
 
-def _json_lines(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
+def _json_lines(part: FilePart, fields: tuple[str, ...], limit: int) -> Iterator[Record | Bad]:
     data, begin, line = part.data, _start(part), part.first
     while begin < len(data):
         end = data.find(b"\n", begin)
         end = len(data) if end < 0 else end
-        found = _json_line(part, begin, end, line, field, limit)
+        found = _json_line(part, begin, end, line, fields, limit)
         if found is not None:
             yield found
         begin, line = end + 1, line + 1
 
 
-def _json_line(part: FilePart, begin: int, end: int, line: int, field: str, limit: int) -> Record | Bad | None:
+def _json_line(
+    part: FilePart, begin: int, end: int, line: int, fields: tuple[str, ...], limit: int
+) -> Record | Bad | None:
     """The record of one line; None for a blank line."""
     where = f"{part.file}, line {line}"
     if end - begin > limit:
@@ -262,19 +270,20 @@ def _json_line(part: FilePart, begin: int, end: int, line: int, field: str, limi
         value = _json(stored)
         if isinstance(value, list):  # probably a whole corpus written as one array
             return Bad(ARRAY, where, f"a list of {len(value):,}, not an object")
-        text = text_of(value, field)
+        texts = texts_of(value, fields)
     except json.JSONDecodeError as error:
         return Bad(NOT_JSON, where, f"{error.msg} at character {error.pos + 1}")
     except RecursionError:
         return Bad(TOO_DEEP, where, f"more than {MOST_NESTED} objects and lists inside one another")
     except NoText as found:
-        return Bad(NO_TEXT, where, str(found), _unpacked(value, field))
+        return Bad(NO_TEXT, where, str(found), _unpacked(value, fields) or _set_both(fields))
     if "\\u" in stored:  # only an escape can make a lone surrogate
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            return Bad(NOT_UNICODE, where, f"a lone surrogate at character {error.start + 1}")
-    return _checked(text, where)
+        for text in texts:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                return Bad(NOT_UNICODE, where, f"a lone surrogate at character {error.start + 1}")
+    return _checked(texts, where)
 
 
 def _json(text: str) -> Any:
@@ -305,36 +314,53 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _unpacked(value: Any, field: str) -> str | None:
+def _unpacked(value: Any, fields: tuple[str, ...]) -> str | None:
     """The remedy for an object that holds a whole corpus as a list under a key: {"data": [{"text": …}, …]}."""
     for key, inside in value.items() if isinstance(value, dict) else ():
         if isinstance(inside, list) and inside and isinstance(inside[0], dict):
             try:
-                text_of(inside[0], field)
+                texts_of(inside[0], fields)
             except NoText:
                 continue
             return f"write one object a line: jq -c '.[{json.dumps(key)}][]' OLD > NEW.jsonl"
     return None
 
 
-def _rows(part: FilePart, field: str, limit: int) -> Iterator[Record | Bad]:
-    from pretrain.corpus.tables import column_of  # imports pyarrow
+def _set_both(fields: tuple[str, ...]) -> str | None:
+    """The remedy for a pair that lacks a text."""
+    return "set field: and output_field: in the recipe (a.b is b inside a)" if len(fields) > 1 else None
 
-    name, values = column_of(part.data)
-    for number, value in enumerate(values, part.first):
+
+def _rows(part: FilePart, fields: tuple[str, ...], limit: int) -> Iterator[Record | Bad]:
+    from pretrain.corpus.tables import rows_of  # imports pyarrow
+
+    for number, row in enumerate(rows_of(part.data), part.first):
         where = f"{part.file}, row {number}"
         try:
-            text = text_of({name: value.as_py()}, field)
+            texts = texts_of({name: value.as_py() for name, value in row.items()}, fields)
         except UnicodeDecodeError as error:
             byte = f"{where}, byte {error.start + 1} of the text"
             yield Bad(NOT_UTF8, byte, f"{error.object[error.start]:#04x}")
         except NoText as found:
-            yield Bad(NO_TEXT, where, str(found))
+            yield Bad(NO_TEXT, where, str(found), _set_both(fields))
         except (OverflowError, ValueError) as error:  # such as a date after the year 9999, beside the text
             yield Bad(NO_TEXT, where, f"a value that Python cannot hold: {error}")
         else:
-            size = len(text.encode("utf-8")) if 4 * len(text) > limit else 0
-            yield Bad(TOO_LONG, where, _too_long(size, limit)) if size > limit else _checked(text, where)
+            size = sum(len(text.encode("utf-8")) for text in texts) if 4 * sum(map(len, texts)) > limit else 0
+            yield Bad(TOO_LONG, where, _too_long(size, limit)) if size > limit else _checked(texts, where)
+
+
+def texts_of(value: Any, paths: tuple[str, ...]) -> list[str]:
+    """`text_of` for each of the paths. With two of them, the message of NoText begins with the path."""
+    if len(paths) == 1:
+        return [text_of(value, paths[0])]
+    found = []
+    for path in paths:
+        try:
+            found.append(text_of(value, path))
+        except NoText as error:
+            raise NoText(f"{path}: {error}") from None
+    return found
 
 
 def text_of(value: Any, path: str) -> str:
@@ -368,8 +394,11 @@ def _name(value: Any) -> str:
     return JSON_NAMES.get(type(value), type(value).__name__)
 
 
-def _checked(text: str, where: str) -> Record | Bad:
-    return Bad(EMPTY, where, "no text in it") if not text or text.isspace() else Record(text, where)
+def _checked(texts: list[str], where: str) -> Record | Bad:
+    """The record of a text, or of the input and the output of a pair. A pair with an empty half is empty."""
+    if any(not text or text.isspace() for text in texts):
+        return Bad(EMPTY, where, "no text in it")
+    return Record("\n".join(texts), where, len(texts[0]) if len(texts) > 1 else None)
 
 
 def _decoded(part: FilePart, begin: int, end: int, line: int) -> str | Bad:

@@ -1,6 +1,6 @@
 """Cut tables into parts: parquet files, Arrow files (also of `datasets.save_to_disk`), tables that `datasets` loads.
 
-Only the column with the text is kept. The process that makes the chunks decodes it and sends it on as Arrow. Decoding
+Only the columns with the text are kept. The process that makes the chunks decodes it and sends it on as Arrow. Decoding
 is compiled code, and fast compared with the later work on the text. Sending row groups undecoded would not do: some of
 them have a gigabyte, too much for a chunk.
 """
@@ -19,14 +19,14 @@ ROWS = 256  # rows that are decoded at a time
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def parts_of(path: Path, file: str, form: str, field: str, size: int) -> Iterator[FilePart]:
+def parts_of(path: Path, file: str, form: str, fields: tuple[str, ...], size: int) -> Iterator[FilePart]:
     """Cut a parquet or Arrow file into parts of at most about `size` bytes. A row is never cut.
 
-    Raises CorpusError for a damaged file or a missing column. Memory: ROWS rows of the column and their compressed
+    Raises CorpusError for a damaged file or a missing column. Memory: ROWS rows of the columns and their compressed
     pages; an Arrow file is mapped.
     """
     try:
-        batches = _parquet(path, field) if form == "parquet" else _arrow(path, field)
+        batches = _parquet(path, fields) if form == "parquet" else _arrow(path, fields)
         yield from cut(batches, file, size)
     except FileNotFoundError:
         raise CorpusError("no such text file", str(path)) from None
@@ -41,7 +41,7 @@ def parts_of(path: Path, file: str, form: str, field: str, size: int) -> Iterato
 
 
 def cut(batches: Iterator[tuple[pa.RecordBatch, int]], file: str, size: int) -> Iterator[FilePart]:
-    """Cut batches of one column into parts of at most about `size` bytes.
+    """Cut batches of some columns into parts of at most about `size` bytes.
 
     Each batch comes with the number of bytes of the file up to its end.
     """
@@ -58,13 +58,20 @@ def cut(batches: Iterator[tuple[pa.RecordBatch, int]], file: str, size: int) -> 
         first += batch.num_rows
 
 
-def column_of(data: bytes) -> tuple[str, pa.ChunkedArray]:
-    """The name and the values of a part's only column."""
+def rows_of(data: bytes) -> Iterator[dict[str, pa.Scalar]]:
+    """The values of each row of a part, by column."""
     table = pa.ipc.open_stream(data).read_all()
-    return table.column_names[0], table.column(0)
+    for values in zip(*table.columns, strict=True):
+        yield dict(zip(table.column_names, values, strict=True))
 
 
-def column(names: list[str], field: str, where: str) -> str:
+def columns(names: list[str], fields: tuple[str, ...], where: str) -> list[str]:
+    """The columns that hold `fields`, each once: the text, or the input and the output of pairs."""
+    keys = ("field", "output_field")
+    return list(dict.fromkeys(_column(names, field, key, where) for key, field in zip(keys, fields, strict=False)))
+
+
+def _column(names: list[str], field: str, key: str, where: str) -> str:
     """The column `field`, or the column before the first dot of `field`. Raises CorpusError if there is none."""
     for name in (field, field.partition(".")[0]):
         if names.count(name) > 1:
@@ -72,20 +79,20 @@ def column(names: list[str], field: str, where: str) -> str:
         if name in names:
             return name
     found = f"its columns: {', '.join(names)}"
-    raise CorpusError(f"a table has no column for {field!r}", where, found, "set field: in the recipe")
+    raise CorpusError(f"a table has no column for {field!r}", where, found, f"set {key}: in the recipe")
 
 
-def _parquet(path: Path, field: str) -> Iterator[tuple[pa.RecordBatch, int]]:
+def _parquet(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[pa.RecordBatch, int]]:
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as file:
-        name = column(file.schema_arrow.names, field, str(path))
+        chosen = columns(file.schema_arrow.names, fields, str(path))
         size, rows = path.stat().st_size, 0
-        for batch in file.iter_batches(ROWS, columns=[name]):
+        for batch in file.iter_batches(ROWS, columns=chosen):
             rows += batch.num_rows
             # With the column a, pyarrow also reads a column with the name a.b.
-            yield batch.select([name]), size * rows // file.metadata.num_rows
+            yield batch.select(chosen), size * rows // file.metadata.num_rows
 
 
-def _arrow(path: Path, field: str) -> Iterator[tuple[pa.RecordBatch, int]]:
+def _arrow(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[pa.RecordBatch, int]]:
     """The batches of both kinds of Arrow files: those with `ARROW1` and an index at the end, and plain streams."""
     with pa.memory_map(str(path)) as file:
         if file.read(6) == b"ARROW1":
@@ -97,10 +104,10 @@ def _arrow(path: Path, field: str) -> Iterator[tuple[pa.RecordBatch, int]]:
                 raise pa.ArrowInvalid("it does not end as an Arrow file does")
             file.seek(0)
             reader = batches = pa.ipc.open_stream(file)
-        name = column(reader.schema.names, field, str(path))
+        chosen = columns(reader.schema.names, fields, str(path))
         count = getattr(reader, "num_record_batches", None)  # a stream does not have it
         for number, batch in enumerate(batches, 1):
-            yield _sound(batch.select([name])), file.size() * number // count if count else file.tell()
+            yield _sound(batch.select(chosen)), file.size() * number // count if count else file.tell()
 
 
 def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:

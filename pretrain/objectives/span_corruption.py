@@ -1,7 +1,7 @@
 """Span corruption: an encoder reads text in which spans are missing, and a decoder writes the spans."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOBODY = -1  # the number of the document of places without text
+NO_TOKEN = -1  # the id of a mark that the vocabulary does not have
 
 
 class SpanCorruptionConfig(ObjectiveConfig):
@@ -34,6 +35,13 @@ class SpanCorruptionConfig(ObjectiveConfig):
     """all: the decoder learns to write the sentinels and the end mark, too; text: only the tokens of the spans."""
     sentinel_mark: str = "<extra_id_{}>"
     """The special tokens that stand for missing spans, with a number from 0 on in place of the braces."""
+    pair_mark: str = "<output>"
+    """The special token between the input and the output of a labelled pair: `pair_mark` of the shards. A tokenizer
+    without the default has no pairs."""
+    target_tokens: int | None = Field(None, gt=0)
+    """The most tokens that the decoder writes of a window; null: N + 2S + 2 for N missing tokens in S spans, or as many
+    as a window has if the tokenizer has `pair_mark`. What does not fit is left out: the ends of long outputs, and the
+    last documents of a window."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,15 @@ class SpanBatch(Batch):
     written_positions: Any  # (B, K): the position of each token in what is written of its document
 
 
+class PairPlaces(NamedTuple):
+    """The places of labelled pairs in windows, each (B, T) bool."""
+
+    inside: np.ndarray  # all of them
+    marks: np.ndarray  # the mark of each pair
+    unread: np.ndarray  # those that the encoder does not read
+    outputs: np.ndarray  # those that the decoder writes
+
+
 class SpanCorruption(Objective):
     """Write the spans that are missing in a text (Raffel et al. 2019, arXiv:1910.10683, section 3.1.4).
 
@@ -60,12 +77,20 @@ class SpanCorruption(Objective):
 
     An encoder reads at most T - N + 2S tokens of a window and a decoder writes at most N + 2S + 2, so that all batches
     have one shape. More are needed only where a window holds many short documents; the rest of it is then left out.
+
+    A document with `pair_mark` is a labelled pair, `input mark output end`. Nothing of it is missing: the encoder reads
+    the input and the end mark, and the decoder writes the output and the end mark. With this mark in the vocabulary an
+    encoder reads up to T tokens and a decoder writes up to T, or `target_tokens`.
+
+    A window may cut a pair. A part that has the mark but not the beginning of the input is left out, because its output
+    would be learnt from half of an input. A part without the mark cannot be told from text, and is corrupted like text.
+    Windows of whole documents (`data.windows: documents`) cut few pairs that fit into a window.
     """
 
     Config = SpanCorruptionConfig
     composition = "encoder_decoder"
     causal = False
-    asked = "the tokens of missing spans, 15 % of the text"
+    asked = "the tokens of missing spans, 15 % of the text, and the outputs of labelled pairs if it has any"
 
     def __init__(
         self, config: SpanCorruptionConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int
@@ -77,6 +102,16 @@ class SpanCorruption(Objective):
         self.spans = min(max(1, round(self.noise / config.mean_span)), self.noise, seq_len - self.noise)
         self.read = min(seq_len, seq_len - self.noise + 2 * self.spans)
         self.targets = self.noise + 2 * self.spans + 2
+        if config.pair_mark not in specials and config.pair_mark != type(config).model_fields["pair_mark"].default:
+            raise ConfigError(
+                "objective span_corruption has no mark for labelled pairs",
+                f"objective.pair_mark = {config.pair_mark} is no special token of this tokenizer",
+                "name the pair_mark that the shards were built with, or remove the key if they have no pairs",
+            )
+        self.pair_mark = specials.get(config.pair_mark, NO_TOKEN)
+        if self.pair_mark != NO_TOKEN:
+            self.read, self.targets = seq_len, max(seq_len, self.targets)
+        self.targets = config.target_tokens or self.targets
         self.special = special_ids(specials, vocab_size)
         names = [config.sentinel_mark.replace("{}", str(number)) for number in range(self.spans + 1)]
         missing = [name for name in names if name not in specials]
@@ -90,8 +125,10 @@ class SpanCorruption(Objective):
 
     @classmethod
     def heldout(cls, config: SpanCorruptionConfig) -> SpanCorruptionConfig:
-        """15 % of the text in spans of 3 tokens. Sentinels, which depend on nothing but their number, do not count."""
-        return SpanCorruptionConfig(kind=config.kind, targets="text", sentinel_mark=config.sentinel_mark)
+        """15 % of the text in spans of 3 tokens, and outputs. Sentinels depend on nothing but their number and do not
+        count, and neither do end marks."""
+        marks = {"sentinel_mark": config.sentinel_mark, "pair_mark": config.pair_mark}
+        return SpanCorruptionConfig(kind=config.kind, targets="text", **marks)
 
     def batch(self, rows: Rows, keys: np.ndarray) -> SpanBatch:
         """K slots a window. Those after the last token that is written have weight 0."""
@@ -100,15 +137,35 @@ class SpanCorruption(Objective):
         begins[:, 0] = True
         document = begins.cumsum(1) - 1  # (B, T): its number in the window
         text = np.ones_like(begins) if rows.text is None else rows.text
-        noise = self._noise(keys, ids.shape[1]) & text & ~self.special[ids]
+        pairs = self._pairs(ids, rows.before == self.end, begins, document, text)
+        noise = self._noise(keys, ids.shape[1]) & text & ~self.special[ids] & ~pairs.inside
         starts = noise.copy()
         starts[:, 1:] &= ~noise[:, :-1] | begins[:, 1:]
-        # The number of each span in its document: spans so far, less those before the document.
-        number = starts.cumsum(1)
-        number -= 1 + np.maximum.accumulate(np.where(begins, number - starts, 0), axis=1)
+        number = _so_far(starts, begins) - 1  # of each span in its document
         shown = np.where(starts, self.sentinels[number.clip(0, self.spans)], ids)
-        read = self._read(shown, text & (~noise | starts), begins, document)
-        return SpanBatch(**read, **self._written(ids, shown, noise, starts, document))
+        shown[pairs.marks] = self.end
+        read = self._read(shown, text & (~noise | starts) & ~pairs.unread, begins, document)
+        return SpanBatch(**read, **self._written(ids, shown, noise, pairs.outputs, starts, document))
+
+    def _pairs(
+        self, ids: np.ndarray, after_end: np.ndarray, begins: np.ndarray, document: np.ndarray, text: np.ndarray
+    ) -> PairPlaces:
+        """`after_end` (B, T) is True for tokens that follow an end mark in the stream."""
+        marks = (ids == self.pair_mark) & text
+        if not marks.any():
+            return PairPlaces(marks, marks, marks, marks)
+        B, T = ids.shape
+        part = document + np.arange(0, B * T, T)[:, None]
+        paired, whole = np.zeros(B * T, bool), np.zeros(B * T, bool)
+        paired[part[marks]] = True
+        whole[part[begins & after_end]] = True  # the part has the beginning of its document
+        inside, seen = paired[part] & text, _so_far(marks, begins)
+        marks &= seen == 1
+        behind = inside & (seen > 0) & ~marks
+        ends = behind & (ids == self.end)
+        # The last place of a window of the stream may belong to the next document: an output is over at its end mark.
+        outputs = behind & whole[part] & (_so_far(ends, begins) - ends == 0)
+        return PairPlaces(inside, marks, inside & (behind | ~whole[part]), outputs)
 
     def _noise(self, keys: np.ndarray, T: int) -> np.ndarray:
         """(B, T) bool: N of the places of each window, in S spans."""
@@ -141,15 +198,25 @@ class SpanCorruption(Objective):
         return found
 
     def _written(
-        self, ids: np.ndarray, shown: np.ndarray, noise: np.ndarray, starts: np.ndarray, document: np.ndarray
+        self,
+        ids: np.ndarray,
+        shown: np.ndarray,
+        noise: np.ndarray,
+        outputs: np.ndarray,
+        starts: np.ndarray,
+        document: np.ndarray,
     ) -> dict:
-        """The fields of the decoder: for each span its sentinel and its tokens, and an end mark for each document."""
+        """The fields of the decoder: for each span its sentinel and its tokens, and an end mark for each document.
+
+        The outputs of pairs are written as they are, with the end marks that they have.
+        """
         B, T = ids.shape
-        row, place = noise.nonzero()
+        row, place = (noise | outputs).nonzero()
         inside, first = document[row, place], starts[row, place]
         key = row * T + inside
         last = np.ones(len(row), bool)
         last[:-1] = key[1:] != key[:-1]
+        last &= noise[row, place]
         # Each token of a span takes a slot, a first one also a slot for the sentinel, a last one also the end mark's.
         after = (1 + first + last).cumsum()
         before = after - (1 + first + last)
@@ -171,6 +238,8 @@ class SpanCorruption(Objective):
             targets[to] = tokens if np.ndim(tokens) == 0 else tokens[fits]
             index[to], segments[to] = place[which][fits], inside[which][fits]
             weights[to] = 1.0 if self.config.targets == "all" else text
+        if self.config.targets == "text":
+            weights *= targets != self.end
         begins = np.ones_like(segments, dtype=bool)
         begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
         written = np.full_like(targets, self.pad)
@@ -232,6 +301,12 @@ class SpanCorruption(Objective):
         used = window.written_segments[0] != NOBODY
         written = " ".join(tokenizer.token_text(token) for token in window.targets[0][used].tolist())
         return shown, f"{window.filled()} targets, which the decoder writes: {written}"
+
+
+def _so_far(flags: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """(B, T): how many `flags` there are from the beginning of the document up to each place."""
+    count = flags.cumsum(1)
+    return count - np.maximum.accumulate(np.where(begins, count - flags, 0), axis=1)
 
 
 def _cut(draws: np.ndarray, length: int, parts: int) -> np.ndarray:

@@ -64,6 +64,8 @@ class ShardsConfig(StageConfig):
     """The folder for the shards."""
     piece_tokens: int = Field(1 << 30, gt=0)
     """The tokens of a piece (one `.bin` file). The document that reaches this number is the last of its piece."""
+    pair_mark: str = "<output>"
+    """The special token between the input and the output of a labelled pair. Used for sources with `output_field`."""
     shuffle_seed: int | None = Field(None, ge=0, lt=2**63)
     """The seed of a random order of the documents. By default documents keep the recipe's order."""
     chunk_bytes: int = free(CHUNK_BYTES, ge=1 << 10, le=1 << 30)
@@ -82,13 +84,14 @@ def run(config: ShardsConfig) -> dict:
     out, corpus = Path(config.out), open_corpus(placed(config.corpus))
     check_apart(corpus, out)
     tokenizer = _tokenizer(placed(config.tokenizer))
+    mark = _pair_mark(config, corpus, tokenizer)
     with (
         publish(out, "shards", ShardError, config) as folder,
         kept(out, "chunks", "chunks-*/[!.]*", ShardError) as work,
         _processes(config) as (each, workers),
     ):
         corpus.bounds(each)
-        job = _job(config, corpus, tokenizer, work)
+        job = _job(config, corpus, tokenizer, mark, work)
         with listing(corpus, each):
             blocks, shares = _tokenise(job, each, workers)
         _check(blocks, config, corpus)
@@ -113,6 +116,7 @@ def run(config: ShardsConfig) -> dict:
             shuffle_seed=config.shuffle_seed,
             corpus=identity,
             split=corpus.split,
+            **({"pair_mark": config.pair_mark} if mark is not None else {}),
         )
     for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['raw_bytes']:,} bytes")
@@ -148,12 +152,29 @@ def _processes(config: ShardsConfig) -> Iterator[tuple[Each, int]]:
             yield partial(ordered, workers=config.workers, executor=executor), config.workers
 
 
-def _job(config: ShardsConfig, corpus: Corpus | CleanedCorpus, tokenizer: Tokenizer, work: Path) -> BuildJob:
+def _pair_mark(config: ShardsConfig, corpus: Corpus | CleanedCorpus, tokenizer: Tokenizer) -> int | None:
+    """The id of the mark of labelled pairs; None for a corpus without pairs."""
+    if not corpus.recipe.paired:
+        return None
+    mark, source = config.pair_mark, corpus.recipe.paired[0]
+    if mark not in tokenizer.special_tokens:
+        raise TokenizerError(
+            "labelled pairs need a mark in the vocabulary",
+            f"source {source!r} has output_field:, and {tokenizer.folder} has no special token {mark}",
+            f"make the tokenizer with special_tokens: [{mark}], or set pair_mark to one that it has",
+        )
+    return tokenizer.special_tokens[mark]
+
+
+def _job(
+    config: ShardsConfig, corpus: Corpus | CleanedCorpus, tokenizer: Tokenizer, mark: int | None, work: Path
+) -> BuildJob:
     """The job that is sent to the processes. Finished chunks of other settings are deleted."""
     settings = {
         "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
         "heldout": corpus.bounds(),
+        "pair_mark": mark,
         "sources": [source.model_dump(mode="json", exclude={"files"}) for source in corpus.recipe.sources],
         "numpy": np.__version__,
         "tokenizers": importlib.metadata.version("tokenizers"),
@@ -161,7 +182,7 @@ def _job(config: ShardsConfig, corpus: Corpus | CleanedCorpus, tokenizer: Tokeni
     }
     folder = settled(work, "chunks", settings)
     dtype = dtype_of(tokenizer.vocab_size)
-    return BuildJob(corpus, tokenizer.folder, tokenizer.fingerprint, dtype, folder, config.chunk_bytes)
+    return BuildJob(corpus, tokenizer.folder, tokenizer.fingerprint, dtype, folder, config.chunk_bytes, mark)
 
 
 def _tokenise(job: BuildJob, each: Each, workers: int) -> tuple[list[ShardBlock], Shares]:

@@ -23,6 +23,8 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pretrain.cleaning.stage import CleanConfig
+from pretrain.cleaning.stage import run as clean
 from pretrain.corpus import SIDES, Chunk, Corpus, Shares, open_corpus
 from pretrain.corpus.chunks import FilePart
 from pretrain.corpus.recipe import Recipe, Source
@@ -32,7 +34,7 @@ from pretrain.errors import ConfigError, CorpusError
 from pretrain.processes.pool import ordered
 from pretrain.storage.index import write_index
 from tests.conftest import ROOT, SAMPLE
-from tests.helpers.corpora import LONG, file, places, recipe, refused, source, texts
+from tests.helpers.corpora import LONG, file, places, recipe, refused, skipped, source, texts
 
 # The files that a recipe names
 
@@ -415,6 +417,53 @@ def test_a_source_that_is_on_one_side_alone_is_said(capsys):
     assert "heldout_documents: 1 (or more)" in said.err and "split_characters: 4000" in said.err
 
 
+PAIR = {"field": "input", "output_field": "reply.text"}
+
+
+def pair(given: object, answer: object, **more: object) -> str:
+    return json.dumps({"input": given, "reply": {"text": answer}, **more}, ensure_ascii=False) + "\n"
+
+
+def test_an_input_and_an_output_are_one_document_on_the_side_of_the_input(tmp_path):
+    file(tmp_path, "a.jsonl", "".join(pair(f"问 {n % 400}", f"answer {n}") for n in range(800)))
+    corpus = open_corpus(source(tmp_path, files=["a.jsonl"], **PAIR, heldout_fraction=0.25))
+    documents = list(corpus.documents())
+    assert [d.text for d in documents] == [f"问 {n % 400}\nanswer {n}" for n in range(800)]
+    assert {d.text[: d.input_characters] for d in documents} == {f"问 {n}" for n in range(400)}
+    assert all(d.side == side_of(d.text.split("\n")[0], 0.25) for d in documents)
+    assert 50 < sum(d.side == "heldout" for d in documents) < 350
+    assert corpus.recipe.paired == ["s"] and "output_field" in corpus.fingerprint()["sources"][0]
+    held = open_corpus(source(tmp_path, files=["a.jsonl"], **PAIR, heldout_fraction=1e-9, heldout_documents=7))
+    assert sum(d.side == "heldout" for d in held.documents()) == 14, "7 inputs, each with two outputs"
+
+
+def test_records_that_are_no_pairs_are_bad_and_empty_halves_are_left_out(tmp_path):
+    lines = [pair("a", "b"), pair("a", None), pair(3, "b"), pair("  ", "b"), pair("a", ""), '{"input": "a"}\n']
+    file(tmp_path, "a.jsonl", "".join([*lines, pair("a", "\\ud800").replace("\\\\", "\\")]))
+    said = refused(source(tmp_path, files=["a.jsonl"], **PAIR))
+    assert "a record has no text under 'input' and 'reply.text': reply.text: null" in said
+    assert "set field: and output_field: in the recipe" in said and "a lone surrogate" in said
+    found, counts = skipped(source(tmp_path, files=["a.jsonl"], **PAIR, bad_records="skip"))
+    assert found == ["a\nb"] and counts == {"s": {"no text": 3, "empty": 2, "not Unicode": 1}}
+
+
+def test_pairs_are_refused_where_they_cannot_be_read(tmp_path):
+    file(tmp_path, "a.txt", "one\n\ntwo")
+    with pytest.raises(CorpusError, match="output_field: is for records") as error:
+        open_corpus(source(tmp_path, files=["a.txt"], **PAIR))
+    assert "name it .jsonl" in str(error.value)
+    with pytest.raises(ConfigError, match="never split: remove split_characters"):
+        open_corpus(source(tmp_path, files=["a.txt"], **PAIR, split_characters=500))
+
+
+def test_pairs_are_refused_by_cleaning_before_any_work(tmp_path):
+    file(tmp_path, "a.jsonl", pair("a", "b"))
+    path = source(tmp_path, files=["a.jsonl"], **PAIR)
+    with pytest.raises(CorpusError, match="labelled pairs cannot be cleaned") as error:
+        clean(CleanConfig(corpus=str(path), out=str(tmp_path / "out")))
+    assert "source 's' has output_field:" in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_renaming_reordering_splitting_and_adding_files_move_nobody(tmp_path):
     documents = LONG.split("\n\n")[:500]
     half, more = len(documents) // 2, [f"added {n}" for n in range(300)]
@@ -575,6 +624,7 @@ def records(n: int) -> list[dict]:
             "language": "en",
             "side": "heldout" if i else "train",
             "where": f"a, line {i}",
+            "input_characters": None,
         }
         for i in range(n)
     ]

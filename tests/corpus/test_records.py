@@ -73,7 +73,7 @@ def test_blocks_are_those_of_a_slow_loop_whatever_the_size_of_a_chunk(tmp_path_f
     parts = list(parts_of(path, "t", "blocks", size, limit=1000))
     text = re.sub("\r{1,2}\n|\r", "\n", text)
     assert b"".join(part.data for part in parts) == text.encode()
-    found = [record for part in parts for record in records_of(part, "", 1000)]
+    found = [record for part in parts for record in records_of(part, ("text",), 1000)]
     assert found == [Record(document, f"t, line {line}") for line, document in slowly(text)]
 
 
@@ -438,7 +438,8 @@ def test_a_record_is_too_long_whatever_the_size_of_a_chunk(tmp_path, cut, size):
     end = "\n\u3000\n" if cut == "blocks" else "\n"
     records = [json.dumps({"text": "x" * (1 + 37 * n % 300)}) for n in range(60)]
     path = file(tmp_path, "t", end.join(records) + end)
-    found = [found for part in parts_of(path, "t", cut, size, limit=100) for found in records_of(part, "text", 100)]
+    parts = parts_of(path, "t", cut, size, limit=100)
+    found = [found for part in parts for found in records_of(part, ("text",), 100)]
     lines = 2 if cut == "blocks" else 1
     for n, (record, one) in enumerate(zip(records, found, strict=True)):
         assert one.where == f"t, line {1 + lines * n}"

@@ -52,6 +52,17 @@ def test_each_row_of_a_table_is_a_document(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_two_columns_of_a_table_are_pairs(tmp_path, name):
+    write(tmp_path / name)
+    pairs = source(tmp_path, files=[name], field="a.b", output_field="text")
+    assert texts(pairs) == [f"dotted {n}\n{text}" for n, text in enumerate(DOCUMENTS)]
+    assert texts(source(tmp_path, files=[name], field="a.b", output_field="a.b"))[7] == "dotted 7\ndotted 7"
+    assert "set output_field: in the recipe" in refused(
+        source(tmp_path, files=[name], field="text", output_field="reply")
+    )
+
+
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize(("field", "first"), [("a.b", "dotted 0"), ("a.b.c", "0\n.")])
 def test_the_column_may_have_a_dot_or_be_nested(tmp_path, name, field, first):
     write(tmp_path / name, TABLE if field == "a.b" else TABLE.drop_columns("a.b"))

@@ -14,9 +14,10 @@ from pretrain.model.init import initialise
 from pretrain.objectives.span_corruption import NOBODY, SpanCorruption, SpanCorruptionConfig
 from pretrain.order.rows import Rows, of_stream
 
-PAD, END = 0, 2
+PAD, END, MARK = 0, 2, 3
 SENTINELS = {f"<extra_id_{n}>": 100 - n for n in range(20)}
 SPECIALS = {"pad": PAD, "unk": 1, "eod": END, **SENTINELS}
+PAIRS = {**SPECIALS, "<output>": MARK}
 V, T = 101, 64
 TEXT = range(5, 80)
 MODEL = {
@@ -38,16 +39,19 @@ MODEL = {
 }
 
 
-def objective(seed: int = 1, **keys) -> SpanCorruption:
+def objective(seed: int = 1, specials: dict[str, int] = SPECIALS, **keys) -> SpanCorruption:
     config = SpanCorruptionConfig(kind="span_corruption", **keys)
-    return SpanCorruption(config, SPECIALS, V, T, seed)
+    return SpanCorruption(config, specials, V, T, seed)
 
 
-def rows(count: int, packed: bool = False, longest: int = 40) -> Rows:
-    """Windows of a stream of documents; `packed`: with a free end of 0 to 19 places."""
+def rows(count: int, packed: bool = False, longest: int = 40, pairs: float = 0) -> Rows:
+    """Windows of a stream of documents, the share `pairs` of which are pairs; `packed`: with 0 to 19 free places."""
     rng, ids = np.random.default_rng(0), []
     while len(ids) < count * T + 1:
-        ids += [*rng.integers(TEXT.start, TEXT.stop, int(rng.integers(0, longest))).tolist(), END]
+        ids += rng.integers(TEXT.start, TEXT.stop, int(rng.integers(0, longest))).tolist()
+        if pairs and rng.random() < pairs:
+            ids += [MARK, *rng.integers(TEXT.start, TEXT.stop, int(rng.integers(1, longest))).tolist()]
+        ids.append(END)
     ids = np.array(ids[: count * T + 1], np.int32)
     found = of_stream(np.stack([ids[b * T : (b + 1) * T + 1] for b in range(count)]), END)
     if not packed:
@@ -185,17 +189,85 @@ def test_a_vocabulary_without_enough_sentinels_is_refused_with_the_number():
     assert "has up to 4 missing spans; the tokenizer has no <extra_id_3>" in str(error.value)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_pairs_are_read_and_written_as_they_are_beside_text(packed):
+    """A slow loop over the parts of windows. A part with the mark is left out if its input has lost its beginning."""
+    found = rows(300, packed, 25, pairs=0.5)
+    batch = objective(specials=PAIRS).batch(found, np.arange(300))
+    assert batch.inputs.shape == batch.targets.shape == (300, T)
+    seen = dict.fromkeys(("pair", "left out", "cut output", "text", "corrupted"), 0)
+    for row in range(300):
+        read, written = documents(batch.segments[row]), documents(batch.written_segments[row])
+        for n, part in enumerate(parts_of(found, row)):
+            ids = batch.inputs[row, read[n]].tolist() if n in read else []
+            said = batch.targets[row, written[n]].tolist() if n in written else []
+            if said:
+                assert batch.written[row, written[n]].tolist() == [PAD, *said[:-1]]
+                assert (batch.written_positions[row, written[n]] == np.arange(len(said))).all()
+                assert batch.weights[row, written[n]].all()
+            if MARK not in part:
+                seen["text"] += 1
+                seen["corrupted"] += bool(said)
+                assert not said or not set(said) - {END} - set(SENTINELS.values()) - set(part)
+                assert len(ids) <= len(part) and not {MARK, *said} <= {END}
+            elif n == 0 and found.before[row, 0] != END:
+                seen["left out"] += 1
+                assert not ids and not said
+            else:
+                at = part.index(MARK)
+                output = part[at + 1 :]
+                output = output[: output.index(END) + 1] if END in output else output
+                assert ids == [*part[:at], END] and said == output
+                assert (batch.position_ids[row, read[n]] == np.arange(at + 1)).all()
+                seen["pair"] += 1
+                seen["cut output"] += END not in output
+        assert batch.weights[row].sum() == sum(at.sum() for at in written.values())
+    assert min(seen.values()) > 50, seen
+
+
+def test_text_beside_pairs_is_corrupted_as_it_is_without_them():
+    found = rows(200)
+    with_mark, without = (objective(specials=s).batch(found, np.arange(200)) for s in (PAIRS, SPECIALS))
+    written = without.weights.shape[1]
+    same = without.weights[:, -1] == 0  # the decoder had room for all
+    assert same.sum() > 150 and np.array_equal(with_mark.targets[same, :written], without.targets[same])
+    assert np.array_equal(with_mark.inputs[:, : without.inputs.shape[1]], without.inputs)
+
+
+def test_longer_outputs_than_the_decoder_has_room_for_are_cut_at_their_end():
+    found = rows(50, pairs=0.9)
+    whole, cut = (objective(specials=PAIRS, **keys).batch(found, np.arange(50)) for keys in ({}, {"target_tokens": 8}))
+    for name in ("targets", "weights", "written", "written_segments", "target_index"):
+        assert np.array_equal(getattr(cut, name), getattr(whole, name)[:, :8]), name
+    assert np.array_equal(cut.inputs, whole.inputs) and (whole.weights[:, 8:] > 0).any()
+
+
+def test_held_out_pairs_are_scored_on_the_tokens_of_their_outputs():
+    config = SpanCorruption.heldout(SpanCorruptionConfig(kind="span_corruption", target_tokens=3))
+    made = SpanCorruption(config, PAIRS, V, T, 1)
+    batch = made.batch(rows(50, pairs=1.0), np.arange(50))
+    scored = batch.targets[batch.weights > 0]
+    assert made.targets == T and np.isin(scored, list(TEXT)).all()
+    assert scored.size > (np.isin(batch.inputs, list(TEXT)) & (batch.segments != NOBODY)).sum() / 2
+
+
+def test_a_pair_mark_that_is_no_special_token_is_refused_unless_it_is_the_default():
+    with pytest.raises(ConfigError, match=r"objective\.pair_mark = <answer> is no special token"):
+        objective(specials=PAIRS, pair_mark="<answer>")
+    assert objective(pair_mark="<output>").targets < T == objective(specials=PAIRS).targets
+
+
 def model() -> EncoderDecoder:
     built = EncoderDecoder(ModelConfig(**MODEL), V)
     initialise(built, 3)
     return built.eval()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_no_document_reaches_another(packed):
+@pytest.mark.parametrize(("packed", "pairs"), [(False, 0), (True, 0), (True, 0.5)])
+def test_no_document_reaches_another(packed, pairs):
     """All that is read and written of one document changes. What is said of the others stays, to the last bit."""
-    made, built = objective(), model()
-    batch = made.batch(rows(2, packed, 20), np.arange(2)).to(torch.device("cpu"))
+    made, built = objective(specials=PAIRS), model()
+    batch = made.batch(rows(2, packed, 20, pairs), np.arange(2)).to(torch.device("cpu"))
     before, reached = made._rows(built, batch), 0
     for row in range(2):
         for number in batch.segments[row].unique().tolist():

@@ -120,6 +120,7 @@ class BuildJob:
     dtype: np.dtype  # of the ids
     folder: Path
     chunk_bytes: int
+    pair_mark: int | None = None  # the id of the mark between the input and the output of a pair
 
 
 def tokenise(job: BuildJob, item: Group | Chunk) -> list[ShardBlock]:
@@ -158,7 +159,7 @@ def _block(job: BuildJob, chunk: Chunk) -> ShardBlock:
     if usable(path):
         return read_block(path)
     tokenizer, skipped = opened(job.tokenizer, job.fingerprint), Skipped()
-    sides = {side: _Encoded(tokenizer, job.dtype) for side in SIDES}
+    sides = {side: _Encoded(tokenizer, job.dtype, job.pair_mark) for side in SIDES}
     places: dict[str, int] = {}
     for document in job.corpus.read(chunk, skipped):
         place, _, number = document.where.rpartition(" ")
@@ -170,9 +171,10 @@ def _block(job: BuildJob, chunk: Chunk) -> ShardBlock:
 class _Encoded:
     """The documents of one side of a chunk."""
 
-    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype):
-        self.tokenizer, self.dtype = tokenizer, dtype
-        self.texts: list[str] = []
+    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype, pair_mark: int | None = None):
+        self.tokenizer, self.dtype, self.pair_mark = tokenizer, dtype, pair_mark
+        self.texts: list[str] = []  # a document has one, a pair has two
+        self.inputs: list[int] = []  # the numbers of the texts that are inputs of pairs
         self.characters = 0
         self.ids: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
@@ -182,7 +184,11 @@ class _Encoded:
     def add(self, document: Document, file: int, number: int) -> None:
         text = document.text
         self.rows.append((0, len(text) if text.isascii() else len(text.encode("utf-8")), file, number, 0, 0))
-        self.texts.append(text)
+        if document.input_characters is None:
+            self.texts.append(text)
+        else:
+            self.inputs.append(len(self.texts))
+            self.texts += [text[: document.input_characters], text[document.input_characters + 1 :]]
         self.characters += len(text)
         if self.characters >= BATCH_CHARACTERS:
             self._encode()
@@ -202,10 +208,31 @@ class _Encoded:
 
     def _encode(self) -> None:
         ids, lengths = self.tokenizer.encode_flat(self.texts)
+        if self.inputs:
+            assert self.pair_mark is not None, "a corpus with pairs has a mark"
+            ids, lengths = _paired(ids, lengths, np.array(self.inputs), self.pair_mark, self.tokenizer)
         self.times += np.bincount(ids, minlength=len(self.times))
         self.ids.append(ids.astype(self.dtype))
         self.lengths.append(lengths)
-        self.texts, self.characters = [], 0
+        self.texts, self.inputs, self.characters = [], [], 0
+
+
+def _paired(
+    ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, mark: int, tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Join each text with a number in `inputs` and the text after it into one document, `input mark output end`.
+
+    The mark takes the place of the input's end mark. The output loses its [CLS], if the template has one.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    ids[ends[inputs] - 1] = mark
+    found = lengths.copy()
+    if tokenizer.kind == "bert":
+        assert (ids[ends[inputs]] == tokenizer.specials["cls"]).all()
+        ids = np.delete(ids, ends[inputs])
+        found[inputs + 1] -= 1
+    found[inputs] += found[inputs + 1]
+    return ids, np.delete(found, inputs + 1)
 
 
 def write_block(
