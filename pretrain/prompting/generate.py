@@ -1,4 +1,7 @@
-"""Prompt a decoder folder: the `generate` of transformers continues each prompt; the texts are printed or published."""
+"""Prompt a folder: the `generate` of transformers continues each prompt; the texts are printed or published.
+
+A decoder continues a text. An encoder with a decoder reads it and writes another: a T5 the spans for its sentinels.
+"""
 
 import json
 import sys
@@ -25,7 +28,7 @@ class GenerateConfig(StageConfig):
     """The configuration of `launch/generate.py`."""
 
     model: str
-    """The Hugging Face folder of a decoder."""
+    """The Hugging Face folder of a decoder, or of an encoder with a decoder."""
     prompts: list[str] = Field(min_length=1)
     """The texts to continue."""
     out: str | None = None
@@ -67,15 +70,16 @@ def run(config: GenerateConfig) -> list[str]:
 
 
 def _continuations(config: GenerateConfig) -> list[str]:
-    """Open the folder and continue each prompt. Raises TaskError if it holds no decoder or a prompt does not fit."""
+    """Open the folder and continue each prompt. Raises TaskError if its model writes nothing or a prompt is too long."""
     import torch
 
     with quiet():
         transformers = library("transformers")
         settings = huggingface.open_config(config.model)
-        _check_decoder(config.model, settings)
+        _check_writes(config.model, settings)
         tokenizer = huggingface.open_tokenizer(config.model, settings)
-        auto = transformers.AutoModelForCausalLM
+        reads = settings.is_encoder_decoder
+        auto = transformers.AutoModelForSeq2SeqLM if reads else transformers.AutoModelForCausalLM
         model, _, _ = huggingface.open_model(config.model, auto, lambda name, model: False, dtype="float32")
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         options: dict[str, float] = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
@@ -86,8 +90,8 @@ def _continuations(config: GenerateConfig) -> list[str]:
             return [continuation(model, tokenizer, prompt, config.seed, options) for prompt in encoded]
 
 
-def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
-    """Raise TaskError unless the folder holds a model that was trained to continue text.
+def _check_writes(folder: str, config: "PretrainedConfig") -> None:
+    """Raise TaskError unless the folder holds a model that was trained to write text.
 
     transformers would open an encoder as a decoder, and a classifier with a new head, and both would write nonsense.
     """
@@ -96,8 +100,11 @@ def _check_decoder(folder: str, config: "PretrainedConfig") -> None:
     kind, named = config.model_type, config.architectures or []
     found = [str(name) for name in (named if isinstance(named, list) else [named])]
     classes = {name for names in decoders.values() for name in ([names] if isinstance(names, str) else names)}
+    others = known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    if config.is_encoder_decoder:
+        decoders, classes = others, set(others.values())
     causal = any(name in classes for name in found) if found else kind in decoders
-    if kind in encoders and not getattr(config, "is_decoder", False):
+    if kind in encoders and not (getattr(config, "is_decoder", False) or config.is_encoder_decoder):
         causal = False  # BERT is in both lists, and without `is_decoder` it attends to the tokens that follow
     if not causal:
         holds = ", ".join(found) or f"a model of the kind {kind}"
@@ -115,7 +122,8 @@ def _encoded(
 
     Raises TaskError if the prompt is empty, or if prompt and continuation are too long for the model.
     """
-    encoded = tokenizer(prompt, return_tensors="pt", split_special_tokens=True).to(model.device)
+    as_text = not model.config.is_encoder_decoder  # there the sentinels of a prompt are tokens
+    encoded = tokenizer(prompt, return_tensors="pt", split_special_tokens=as_text).to(model.device)
     tokens = encoded["input_ids"].shape[1]
     if tokens == 0:
         raise TaskError("this prompt has no tokens", f"prompt: {prompt!r}", "write at least the first word")
@@ -139,6 +147,9 @@ def continuation(
     torch.manual_seed(seed)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     written = model.generate(ids, attention_mask=encoded["attention_mask"], pad_token_id=padding, **options)[0]
+    if model.config.is_encoder_decoder:  # it begins with padding, and its sentinels say which span is which
+        kept = [token for token in written[1:].tolist() if token not in (padding, tokenizer.eos_token_id)]
+        return tokenizer.decode(kept, clean_up_tokenization_spaces=False)
 
     def text(tokens: "torch.Tensor") -> str:
         return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

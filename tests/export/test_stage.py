@@ -28,6 +28,7 @@ from pretrain.model.transformer import Transformer
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.learner import Learner
 from pretrain.order.rows import of_stream
+from pretrain.prompting import generate
 from pretrain.shards import Shards
 from pretrain.storage.index import listed
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
@@ -386,7 +387,11 @@ def test_an_encoder_with_a_decoder_is_handed_over_for_conditional_generation(tie
     prompt = tokenizer("In the <extra_id_0> God", return_tensors="pt")
     assert tokenizer.convert_tokens_to_ids("<extra_id_0>") in prompt["input_ids"][0]
     assert prompt["input_ids"][0, -1] == model.generation_config.eos_token_id == tokenizer.eos_token_id
-    assert model.generate(**prompt, max_new_tokens=5)[0, 0] == tokenizer.pad_token_id
+    written = model.generate(**prompt, max_new_tokens=5)[0]
+    assert written[0] == tokenizer.pad_token_id
+    ids = [token for token in written.tolist() if token not in (tokenizer.pad_token_id, tokenizer.eos_token_id)]
+    options = {"prompts": ["In the <extra_id_0> God"], "max_new_tokens": 5, "temperature": 0}
+    assert generate.run(generate.GenerateConfig(model=str(out), **options)) == [tokenizer.decode(ids)]
     assert "`<extra_id_0>`" in (out / "README.md").read_text(encoding="utf-8")
 
     weights = Checkpoint(checkpoint.resolve(run)).weights()
