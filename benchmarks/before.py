@@ -65,7 +65,7 @@ def main() -> None:
     commits = {name: _commit(getattr(args, name)) for name in ("before", "after")}
     command = f"python benchmarks/before.py BEFORE AFTER --rounds {args.rounds}"
     about = {"date": str(date.today()), "command": command, "commits": commits}
-    result = {**about, "machine": machine(), "versions": versions(), "steps": found}
+    result = {**about, "machine": machine(), "versions": versions("torch"), "steps": found}
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

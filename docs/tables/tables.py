@@ -177,6 +177,28 @@ def _attention(kind: str, size: Words) -> Callable[[str], str]:
     return made
 
 
+def _before(language: str) -> str:
+    """The steps of two commits, in turn."""
+    found = read("before")
+    chinese = {"decoder": "解码器", "encoder": "编码器", "packed": "打包", "entries": "个词条", "tokens": "个词元"}
+    body = []
+    for name, step in found["steps"].items():
+        shown = name
+        if language == "zh":
+            for english, word in chinese.items():
+                shown = shown.replace(english, word)
+            shown = shown.replace(", ", "，").replace("1，024", "1,024").replace("50，304", "50,304")
+        low, middle, high = step["quartiles"]
+        body.append([shown, f"{step['before_ms']:,}", f"{step['after_ms']:,}", f"{middle:.2f} ({low:.2f}–{high:.2f})"])
+    heads: list[Words] = [
+        ("step", "步"),
+        ("before, CPU ms", "之前，CPU 毫秒"),
+        ("after, CPU ms", "之后，CPU 毫秒"),
+        ("before / after", "之前 / 之后"),
+    ]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
 def _launch(language: str) -> str:
     found = read("launch")
     names: dict[str, Words] = {
@@ -376,6 +398,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "decoder-steps": _steps("decoder"),
     "encoder-steps": _steps("encoder"),
     "zero-steps": _steps("zero"),
+    "before": _before,
     "attention-packed": _attention("packed", ("tokens of a document, mean", "文档词元，平均")),
     "attention-local": _attention("local", ("tokens of the local window", "局部窗宽")),
     "launch": _launch,

@@ -70,7 +70,7 @@ def run(config: GenerateConfig) -> list[str]:
 
 
 def _continuations(config: GenerateConfig) -> list[str]:
-    """Open the folder and continue each prompt. Raises TaskError if its model writes nothing or a prompt is too long."""
+    """Open the folder and continue each prompt. Raises TaskError if its model writes nothing, or for a long prompt."""
     import torch
 
     with quiet():
