@@ -41,10 +41,24 @@ def open_inputs(cfg: RunConfig) -> Inputs:
     if cfg.export:
         check_expressible(cfg.model, cfg.export.dialect, tokenizer.specials)
     data = open_run_data(cfg.data, cfg.phases, cfg.seed, tokenizer, cfg.skips, cfg.words)
+    _check_pair_marks(cfg, data)
     objectives, vocab_size = cfg.objectives(tokenizer), data.corpora[0].train.vocab_size
     optimizer = OPTIMIZERS[cfg.optim.kind](cfg.optim)
     check_memory(cfg.model, vocab_size, len(optimizer.states), cfg.engine, world)
     return Inputs(cfg, world, folder, tokenizer, objectives, data, vocab_size, optimizer)
+
+
+def _check_pair_marks(cfg: RunConfig, data: RunData) -> None:
+    """Raise ConfigError if an objective would take the labelled pairs of a set of shards for text."""
+    for asked in (getattr(cfg.objective_of(number), "pair_mark", None) for number in range(len(cfg.phases))):
+        for corpus in data.corpora:
+            mark = corpus.train.index.get("pair_mark", asked)
+            if asked is not None and mark != asked:
+                raise ConfigError(
+                    "these shards have labelled pairs with another mark",
+                    f"{corpus.folder} was built with pair_mark = {mark}, and objective.pair_mark = {asked}",
+                    f"set objective.pair_mark to {mark}",
+                )
 
 
 def _check_output(folder: Path) -> None:

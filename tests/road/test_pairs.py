@@ -11,7 +11,7 @@ import yaml
 from pretrain import config
 from pretrain.corpus import SIDES
 from pretrain.corpus.sides import side_of
-from pretrain.errors import TokenizerError
+from pretrain.errors import ConfigError, TokenizerError
 from pretrain.export import stage as export
 from pretrain.shards import Shards, ShardsConfig
 from pretrain.shards import run as make_shards
@@ -47,7 +47,13 @@ def made(tmp_path_factory) -> Path:
     recipe = {"name": "made", "heldout_fraction": 0.2, "sources": [asked, {"name": "text", "files": ["text.txt"]}]}
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for kind, size in KINDS.items():
-        keys = {"kind": kind, "vocab_size": size, "special_tokens": ["<output>"], "sentinels": 4, "plot": False}
+        keys = {
+            "kind": kind,
+            "vocab_size": size,
+            "special_tokens": ["<output>", "<answer>"],
+            "sentinels": 4,
+            "plot": False,
+        }
         make_tokenizer(TokenizerConfig(corpus=str(root), out=str(root / kind), **keys))
         make_shards(ShardsConfig(corpus=str(root), tokenizer=str(root / kind), out=str(root / f"shards-{kind}")))
     return root
@@ -76,8 +82,8 @@ def test_a_document_of_shards_is_the_input_the_mark_and_the_output(made, kind):
 def test_a_tokenizer_without_the_mark_is_refused_with_its_name(made, tmp_path):
     values = {"corpus": str(made), "tokenizer": str(made / "byte"), "out": str(tmp_path / "shards")}
     with pytest.raises(TokenizerError, match="need a mark") as error:
-        make_shards(ShardsConfig(**values, pair_mark="<answer>"))
-    assert "special_tokens: [<answer>]" in str(error.value) and "source 'asked'" in str(error.value)
+        make_shards(ShardsConfig(**values, pair_mark="<reply>"))
+    assert "special_tokens: [<reply>]" in str(error.value) and "source 'asked'" in str(error.value)
 
 
 def test_pairs_and_text_train_together_and_the_exported_model_answers(made, tmp_path, capsys):
@@ -93,6 +99,10 @@ def test_pairs_and_text_train_together_and_the_exported_model_answers(made, tmp_
         "evaluate": {"max_tokens": 512},
         "log_every": 4,
     }
+    other = {**run, "objective": {"kind": "span_corruption", "pair_mark": "<answer>"}}
+    with pytest.raises(ConfigError, match="another mark") as error:
+        train(config.build(RunConfig, other, "test"))
+    assert "set objective.pair_mark to <output>" in str(error.value)
     summary = train(config.build(RunConfig, run, "test"))
     assert summary["steps"] == 8 and summary["last_loss"] < summary["first_loss"]
     capsys.readouterr()
