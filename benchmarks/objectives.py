@@ -291,7 +291,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/objectives-cpu.json")
     arguments = parser.parse_args()
     results = arguments.out.resolve()
-    rows = json.loads(results.read_text())["rows"] if results.exists() else {}
+    rows = {one.name: {"objective": one.objective, "dialects": list(one.dialects)} for one in ROWS}
+    rows |= json.loads(results.read_text())["rows"] if results.exists() else {}
     arguments.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(arguments.folder)  # the commands name the files of a checkout
     for name in ("configs", "data", "launch"):
@@ -303,7 +304,7 @@ def main() -> None:
     measure = {"train": train, "export": export, "resume": lambda one: resume(one, start)}
     failed = 0
     for one in ROWS:
-        found = rows.get(one.name, {"objective": one.objective, "dialects": list(one.dialects)})
+        found = rows[one.name]
         for part in (part for part in arguments.parts if one.name in arguments.rows and part not in found):
             began = time.monotonic()
             try:
@@ -313,9 +314,7 @@ def main() -> None:
                 print(f"{one.name} {part}: {error}", flush=True)
                 continue
             print(f"{one.name} {part}, {time.monotonic() - began:.0f} s: {_brief(part, found[part])}", flush=True)
-            rows[one.name] = found
-            ordered = {name: rows[name] for name in names if name in rows}
-            results.write_text(json.dumps({**head, "rows": ordered}, indent=1, ensure_ascii=False) + "\n")
+            results.write_text(json.dumps({**head, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
     sys.exit(failed > 0)
 
 

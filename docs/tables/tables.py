@@ -295,8 +295,12 @@ def _model(name: str, one: dict) -> list:
         f"{one['heldout_gain']:.3f}",
         f"{one['heldout_accuracy']:.1%}" if bits is None else f"{bits:.3f}",
         f"{one['seconds']:.0f}",
-        f"{one['max_logit_diff']:.1e}" if one["max_logit_diff"] else "0",
+        _difference(one),
     ]
+
+
+def _difference(one: dict) -> str:
+    return f"{one['max_logit_diff']:.1e}" if one["max_logit_diff"] else "0"
 
 
 def _demo(language: str) -> str:
@@ -369,6 +373,57 @@ def _handoff(language: str) -> str:
     return f"{table}\n\n{listed}\n\n{source(found, language)}"
 
 
+NOT_RUN: Words = ("not run", "未运行")
+FORKED: Words = (
+    "To save time, the ranks of {} resumed rows were forked from a process that had imported torch. `deepspeed` "
+    "started those of the others.",
+    "为节省时间，续训一栏中有 {} 行的 rank 由已导入 torch 的进程派生，其余各行由 `deepspeed` 启动。",
+)
+COMMANDS: Words = ("One command of each objective:", "每种训练目标的一条命令：")
+
+
+def _objectives(language: str) -> str:
+    found = read("objectives-cpu")
+    body, firsts, commands, forked = [], {}, [found["command"], *found["prepared by"]], 0
+    for one in found["rows"].values():
+        trained, exports, resumed = (one.get(part) for part in ("train", "export", "resume"))
+        figures = ["parameters", "steps", "heldout_loss", "no_context_loss", "heldout_gain", "cpu_s"]
+        written = ("{:,}", "{:,}", "{:.3f}", "{:.3f}", "{:.3f}", "{:.0f}")
+        cells: list = [NOT_RUN] * len(figures)
+        if trained:
+            cells = [form.format(trained[key]) for form, key in zip(written, figures, strict=True)]
+            firsts.setdefault(one["objective"], trained["command"])
+            commands.append(trained["command"])
+        cells.append(YES[all(stage["same"] for stage in resumed.values())] if resumed else NOT_RUN)
+        cells.append(", ".join(map(_difference, exports.values())) if exports else NOT_RUN)
+        commands += [made["command"] for made in (exports or {}).values()]
+        commands += [stage["command"] for stage in (resumed or {}).values() if stage["ranks"] == "launched"]
+        forked += bool(resumed) and any(stage["ranks"] == "forked" for stage in resumed.values())
+        body.append([f"`{one['objective']}`", ", ".join(f"`{name}`" for name in one["dialects"]), *cells])
+    heads = [
+        ("objective", "训练目标"),
+        ("dialects", "导出格式"),
+        ("parameters", "参数量"),
+        ("steps", "步数"),
+        ("held-out loss", "留出集损失"),
+        ("loss without context", "无上下文的损失"),
+        ("gain", "增益"),
+        ("CPU seconds", "CPU 秒"),
+        ("resumed with the same bits, ZeRO 1 and 3", "续训逐位相同，ZeRO 1 和 3"),
+        ("largest difference of logits after export", "导出后 logits 最大差"),
+    ]
+    lines = "\n".join(["```sh", *firsts.values(), "```"])
+    said = source({**found, "commands": commands}, language)
+    parts = [
+        rows(heads, body, language),
+        say(FORKED, language).format(forked) if forked else "",
+        say(COMMANDS, language),
+        lines,
+        said,
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
 def _text_of(entry: dict) -> str:
     return f"{entry['text']}, {entry['megabytes']:.0f} MB"
 
@@ -408,4 +463,5 @@ TABLES: dict[str, Callable[[str], str]] = {
     "demo-cpu-tasks": _demo_tasks,
     "small-cpu": _small,
     "handoff": _handoff,
+    "objectives-cpu": _objectives,
 }
