@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # so that no file of this folder shadows a library
 
 from benchmarks.measuring import ONE_THREAD, machine, process, versions  # noqa: E402
-from tests.helpers.ranks import Ranks, free_port  # noqa: E402
+from tests.helpers import ranks  # noqa: E402
 
 os.environ |= ONE_THREAD | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the launcher starts `python`
@@ -175,7 +175,7 @@ class Launched:
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
         self.words = words
         with open(log, "w") as file:
-            command = [*launcher, "--master_port", str(free_port()), *words]
+            command = [*launcher, "--master_port", str(ranks.free_port()), *words]
             self.process = subprocess.Popen(command, stdout=file, stderr=file)
 
     def over(self) -> bool:
@@ -204,7 +204,7 @@ class Forked:
         from pretrain.training.run import run
 
         log.write_text("")
-        self.ranks = Ranks(2, run, config.load(RunConfig, words[1], words[2:]), log=log.with_suffix(""))
+        self.ranks = ranks.Ranks(2, run, config.load(RunConfig, words[1], words[2:]), log=log.with_suffix(""))
         self.log = log
 
     def over(self) -> bool:
@@ -301,6 +301,7 @@ def main() -> None:
     head = {"command": "python benchmarks/objectives.py FOLDER", "date": str(date.today()), "machine": machine()}
     head |= {"versions": versions("torch", "deepspeed", "transformers"), "prepared by": prepare()}
     start = Forked if arguments.forked else Launched
+    ranks.TIMEOUT_S = GIVEN_UP_S
     measure = {"train": train, "export": export, "resume": lambda one: resume(one, start)}
     failed = 0
     for one in ROWS:
