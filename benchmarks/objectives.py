@@ -56,7 +56,6 @@ SHORT = {  # phases of runs that learn from the context in fewer steps than thei
     "{steps: 100, seq_len: 64, batch_tokens: 1024, decay_steps: 100}]",
     "decoder": "[{steps: 150, seq_len: 128, batch_tokens: 2048, decay_steps: 50}]",
     "hybrid": "[{steps: 500, seq_len: 64, batch_tokens: 1024, decay_steps: 200}]",
-    "t5": "[{steps: 500, seq_len: 128, batch_tokens: 2048, decay_steps: 200}]",
 }
 
 
@@ -99,7 +98,7 @@ ROWS = [
     row("hybrid", "hybrid", "llama", "eurobert", phases="hybrid"),
     row("hybrid", "hybrid", "modernbert_decoder", "modernbert", phases="hybrid", shape=HYBRID),
     row("replaced_token_detection", "electra", "electra"),
-    row("span_corruption", "t5", "t5", phases="t5"),
+    row("span_corruption", "t5", "t5"),
 ]
 VOCABULARIES = {  # name → kind, and a further key of the vocabulary
     "bert": ("bert",),
