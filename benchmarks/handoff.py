@@ -34,8 +34,9 @@ from benchmarks.openers import last_error  # noqa: E402
 from pretrain import config, export, shards, tokenizer  # noqa: E402
 from pretrain.dialects import DIALECTS  # noqa: E402
 from pretrain.export import reference  # noqa: E402
-from pretrain.model.attention import Layout  # noqa: E402
+from pretrain.model.attention import Crossing, Layout  # noqa: E402
 from pretrain.model.config import ModelConfig  # noqa: E402
+from pretrain.model.encoder_decoder import EncoderDecoder  # noqa: E402
 from pretrain.training import checkpoint  # noqa: E402
 from pretrain.training.checkpoint import Checkpoint  # noqa: E402
 from pretrain.training.config import RunConfig  # noqa: E402
@@ -54,6 +55,7 @@ RUNS: dict[str, tuple[str, dict]] = {
     "llama": ("causal_lm", LLAMA),
     "qwen3": ("causal_lm", {**LLAMA, "head_width": 32}),
     "nanochat": ("causal_lm", {"kv_heads": 2}),
+    "t5": ("span_corruption", {"decoder_layers": 2, "tie_embeddings": False}),
 }
 TEXTS = [
     "In the beginning was the word.",
@@ -139,7 +141,7 @@ def make(dialect: str, work: Path) -> None:
     """Train and export a tiny model, and write the answers that openers are compared with, all below WORK/DIALECT."""
     objective, keys = RUNS[dialect]
     kind = "bert" if DIALECTS[dialect].needs else "byte"
-    vocabulary, tokens = text(kind, work)
+    vocabulary, tokens = text(kind, 100 if objective == "span_corruption" else 0, work)
     place = work / dialect
     values = {
         "out": str(place / "run"),
@@ -165,18 +167,27 @@ def make(dialect: str, work: Path) -> None:
     with torch.no_grad():
         for n, one in enumerate(TEXTS):
             ids = torch.tensor([engine.encode(one).ids])
-            hidden = model(ids, Layout(None, torch.arange(ids.shape[1])[None], shape.causal))
-            tensors |= {f"{n}.ids": ids[0], f"{n}.hidden": hidden[0], f"{n}.logits": model.logits(hidden)[0]}
+            places = torch.arange(ids.shape[1])[None]
+            hidden = model(ids, Layout(None, places, shape.causal))
+            tensors |= {f"{n}.ids": ids[0], f"{n}.hidden": hidden[0]}
+            if isinstance(model, EncoderDecoder):  # it is to write the text again, and begins with the padding token
+                given = torch.cat((torch.tensor([[engine.token_to_id("<pad>")]]), ids[:, :-1]), 1)
+                tensors[f"{n}.given"] = given[0]
+                every = torch.ones_like(ids)
+                hidden = model.decode(given, Layout(None, places, True), hidden, Crossing(every, every))
+            tensors[f"{n}.logits"] = model.logits(hidden)[0]
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place / "answers.safetensors")
     facts = {"auto_class": DIALECTS[dialect].auto_class, "pipeline": DIALECTS[dialect].pipeline, "causal": shape.causal}
     (place / "answers.json").write_text(json.dumps({**facts, "texts": TEXTS}), encoding="utf-8")
 
 
-def text(kind: str, work: Path) -> tuple[Path, Path]:
+def text(kind: str, sentinels: int, work: Path) -> tuple[Path, Path]:
     """The folders of a small vocabulary and of its token files, made of the sample text."""
-    vocabulary, tokens = work / f"tokenizer-{kind}", work / f"shards-{kind}"
+    name = f"{kind}-sentinels" if sentinels else kind
+    vocabulary, tokens = work / f"tokenizer-{name}", work / f"shards-{name}"
     recipe = str(ROOT / "data/sample/recipe.yaml")
-    tokenizer.run(tokenizer.TokenizerConfig(corpus=recipe, out=str(vocabulary), kind=kind, vocab_size=4096, plot=False))
+    keys = {"kind": kind, "vocab_size": 4096, "sentinels": sentinels, "plot": False}
+    tokenizer.run(tokenizer.TokenizerConfig(corpus=recipe, out=str(vocabulary), **keys))
     shards.run(shards.ShardsConfig(corpus=recipe, tokenizer=str(vocabulary), out=str(tokens)))
     return vocabulary, tokens
 
