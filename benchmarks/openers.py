@@ -279,7 +279,8 @@ def in_llama_cpp(answers: Answers) -> float:
     asked = [sys.executable, source / "convert_hf_to_gguf.py", answers.folder, "--outtype", "f32", "--outfile", gguf]
     done = subprocess.run(asked, capture_output=True, text=True, errors="replace")
     if done.returncode or not gguf.is_file():
-        raise Refused(last_error(done.stderr).removeprefix("ERROR:hf-to-gguf:"))
+        reason = last_error(done.stderr).removeprefix("ERROR:hf-to-gguf:")
+        raise Refused(reason.replace(f"{answers.folder}/", ""))
     raise Refused("the file is made, and was not run")
 
 
