@@ -89,7 +89,9 @@ OPENERS = {
     "sentence-transformers": Opener(TOGETHER),
     "ONNX Runtime": Opener(TOGETHER),
     "lm-eval": Opener((NEWEST, ACCELERATE, "lm-eval==0.4.13")),
-    "llama.cpp": Opener((NEWEST, "gguf==0.19.0", "sentencepiece==0.2.3"), source="llama-cpp-python==0.3.36"),
+    "llama.cpp": Opener(
+        (NEWEST, "gguf==0.19.0", "protobuf==7.36.2", "sentencepiece==0.2.3"), source="llama-cpp-python==0.3.36"
+    ),
     "vLLM": Opener((), "its wheels need a GPU, and this was measured on a CPU"),
 }
 
