@@ -80,7 +80,7 @@ class T5(Dialect):
         lines = ungrouped_heads(model, self.name)
         if not model.decoder_layers:
             lines.append("model.decoder_layers = null: t5 has a decoder")
-        elif model.decoder_layers > model.layers:  # `generate` of transformers 4.57.6 and 5.24.0 ends with an IndexError
+        elif model.decoder_layers > model.layers:  # `generate` of 4.57.6 and 5.24.0 ends with an IndexError
             lines.append(
                 f"model.decoder_layers = {model.decoder_layers}: when a t5 writes, transformers remembers keys and "
                 f"values of as many layers as the encoder has, {model.layers}"
