@@ -12,7 +12,7 @@ from pretrain.export.facts import Facts
 from pretrain.export.provenance import CorpusText, sources
 from pretrain.export.reference import FUZZED, TOLERANCE
 from pretrain.model.config import ModelConfig
-from pretrain.objectives import OBJECTIVES
+from pretrain.objectives import OBJECTIVES, Objective
 from pretrain.tokenizer import Tokenizer
 from pretrain.training.watch.log import duration
 
@@ -80,9 +80,10 @@ def card(
     facts: Facts, model: ModelConfig, tokenizer: Tokenizer, settings: dict, texts: list[CorpusText], scores: list[dict]
 ) -> str:
     """README.md for a model whose run had `settings` (config.yaml as values)."""
+    written = f" of an encoder and {model.decoder_layers} of a decoder, each" if model.decoder_layers else ""
     kv = "" if model.heads == model.KV else f" ({model.KV} for keys and values)"
-    size = f"{facts.parameters:,} weights: {model.layers} layers of width {model.width}, {model.heads} heads{kv}, "
-    size += f"a vocabulary of {facts.vocab_size:,}. "
+    size = f"{facts.parameters:,} weights: {model.layers} layers{written} of width {model.width}, "
+    size += f"{model.heads} heads{kv}, a vocabulary of {facts.vocab_size:,}. "
     size += f"Pre-trained from {f'the weights of {facts.began_from}' if facts.began_from else 'scratch'}."
     longest = trained_length(settings)
     specials = {role: tokenizer.token_text(token) for role, token in tokenizer.specials.items()}
@@ -100,7 +101,7 @@ def card(
         sentinel=_first_sentinel(settings),
         local=_local(model),
         lossless=LOSSLESS if tokenizer.lossless else "",
-        quality=quality(scores, facts.step, objective.asked),
+        quality=quality(scores, facts.step, objective.asked, objective.without_context),
         data=data(texts),
         folding=folding(tokenizer),
         made=made(facts),
@@ -113,7 +114,7 @@ def card(
         rounding=ROUNDED if facts.dtype == "bfloat16" else "",
         texts=FUZZED,
         written=", and `generate` added to each the tokens that are the likeliest after it alone"
-        if model.causal
+        if model.causal or model.decoder_layers
         else "",
     )
 
@@ -187,7 +188,7 @@ def front_matter(pipeline: str, texts: list[CorpusText]) -> str:
     return f"---\n{write_values(found)}---\n"
 
 
-def quality(scores: list[dict], step: int, asked: str) -> str:
+def quality(scores: list[dict], step: int, asked: str, without_context: str = Objective.without_context) -> str:
     """The held-out scores, beside the best loss of a predictor that ignores the context.
 
     `asked` names the tokens that the objective predicts.
@@ -206,8 +207,8 @@ def quality(scores: list[dict], step: int, asked: str) -> str:
         numbers = [_number(score.get(key), ".4f") for key in ("no_context_loss", "gain")]
         numbers += [_number(score.get("accuracy"), ".1%"), bits, _number(score.get("targets"), ",")]
         lines.append(f"| {_cell(name)} | {loss} | {' | '.join(numbers)} |")
-    lines += ["", f"Targets are {asked}; ± is one standard error. *Without context* is the entropy of the targets: a"]
-    lines += ["predictor that ignores the context cannot be better. *Gain* is how far the model is below it."]
+    lines += ["", f"Targets are {asked}; ± is one standard error. *Without context* is"]
+    lines += [f"{without_context}. *Gain* is how far the model is below it."]
     if any(score.get("learnt") is False for score in scores):
         lines += ["", "**The model predicts this text no better than token frequencies do: it has learnt nothing.**"]
     return "\n".join(lines) + "\n"

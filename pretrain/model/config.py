@@ -12,7 +12,8 @@ Composition = Literal["one", "generator", "encoder_decoder"]
 
 
 class GeneratorConfig(Config):
-    """The generator of replaced-token detection. All other keys, and the embeddings, are those of the model."""
+    """The generator of replaced-token detection. It has the embeddings of the model and BERT's masked-LM head, and as
+    many heads of keys and values as of queries. All other keys are those of the model."""
 
     layers: int = Field(gt=0)
     """The number of its Transformer blocks."""
@@ -124,7 +125,9 @@ class ModelConfig(Config):
         if self.positions == "rope" and self.E % 2:
             raise ValueError(f"model.positions = rope needs an even head width, found {self.E}")
         if self.rope_scaling and self.positions != "rope":
-            raise ValueError("model.rope_scaling needs model.positions = rope, found learned")
+            raise ValueError(f"model.rope_scaling needs model.positions = rope, found {self.positions}")
+        if self.rope_scaling and self.rope_theta <= 1:
+            raise ValueError(f"model.rope_scaling needs model.rope_theta above 1, found {self.rope_theta:g}")
         if self.rope_scaling and self.rope_scaling.original_positions > self.max_positions:
             raise ValueError(
                 f"model.rope_scaling.original_positions = {self.rope_scaling.original_positions} is more than "
@@ -146,15 +149,21 @@ class ModelConfig(Config):
                 f"model.embed_width = {self.embed_width} differs from model.width: it needs model.generator, or "
                 "model.transform_head = true and model.tie_embeddings = true"
             )
-        if self.generator and (self.causal or self.generator.width % self.generator.heads):
-            raise ValueError("model.generator needs model.causal = false, and a width that divides by its heads")
+        if self.generator and (self.causal or self.transform_head or not self.tie_embeddings):
+            raise ValueError(
+                "model.generator needs model.causal = false, model.transform_head = false and model.tie_embeddings = "
+                "true: the model has a head for replaced tokens, and the generator one that is tied"
+            )
+        if self.generator and self.generator.width % (self.generator.heads * (2 if self.positions == "rope" else 1)):
+            even = ", and with model.positions = rope by twice as many" if self.positions == "rope" else ""
+            raise ValueError(f"model.generator: its width must divide by its heads{even}")
         if self.decoder_layers and (self.causal or self.generator or self.norm_position == "post"):
             raise ValueError(
                 "model.decoder_layers needs model.causal = false, for the encoder, model.norm_position = pre, and no "
                 "model.generator"
             )
-        if self.positions == "relative" and self.window:
-            raise ValueError("model.positions = relative has no local layers: remove model.window")
+        if self.positions == "relative" and (self.window or not self.decoder_layers):
+            raise ValueError("model.positions = relative needs model.decoder_layers, and no model.window")
         if self.width_base and self.composition != "one":
             raise ValueError(
                 "model.width_base is for one Transformer, without model.generator and model.decoder_layers"

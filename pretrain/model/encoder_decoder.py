@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from pretrain.model.attention import Crossing, Layout, compute_dtype, rope
+from pretrain.model.attention import Crossing, Layout, compute_dtype
 from pretrain.model.config import ModelConfig
-from pretrain.model.transformer import Attention, Block, RelativeBias, Transformer, norm
+from pretrain.model.transformer import Attention, Block, RelativeBias, Transformer, norm, rotations
 
 
 class EncoderDecoder(Transformer):
@@ -16,12 +16,7 @@ class EncoderDecoder(Transformer):
 
     def decode(self, inputs: Tensor, layout: Layout, states: Tensor, crossing: Crossing) -> Tensor:
         """(B, T) ids → hidden states (B, T, D) of the decoder, which sees the encoder's `states` (B, S, D)."""
-        x = self.embed(inputs)
-        if self.config.positions == "learned":
-            x = x + self.embed_position(layout.position_ids)
-        if self.config.normalizes_embeddings:
-            x = self.embed_norm(x)
-        return self.decoder(self.dropout(x), layout, states, crossing)
+        return self.decoder(self.embedded(inputs, layout), layout, states, crossing)
 
     def flops_per_token(self, seq_len: int, targets: int) -> float:
         """As in `Transformer`, where the encoder sees `seq_len` tokens and the decoder `targets`."""
@@ -52,9 +47,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, layout: Layout, states: Tensor, crossing: Crossing) -> Tensor:
         dtype = compute_dtype(x)
         added = self.position_bias(layout, dtype) if self.config.positions == "relative" else None
-        kind = self.config.rope_of(0)
-        rotation = None if kind is None else rope(layout.position_ids, self.config.E, kind, x.dtype)
-        for block in self.blocks:
+        for block, rotation in zip(self.blocks, rotations(self.config, layout, x.dtype), strict=True):
             x = block(x, layout, rotation, added, states, crossing.mask(dtype))
         return self.final_norm(x)
 

@@ -13,6 +13,7 @@ def initialise(model: nn.Module, seed: int, unigram: Tensor | None = None) -> No
         weight                                   first values
         embeddings, projections, head            N(0, init_std²)
         last projection of a branch, pre-norm    N(0, (init_std / √(2·layers))²)     Radford et al. 2019, section 2.3
+        queries, relative positions              their std / √(head width), which scores are not divided by
         norms                                    1, biases 0
         output bias                              log p(token), 1 added to each count
         rows that pad the vocabulary             0

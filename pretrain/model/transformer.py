@@ -10,7 +10,7 @@ T. The dialects in `pretrain/dialects` only rename these weights, so RoPE and pr
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -60,23 +60,21 @@ class Transformer(nn.Module):
 
     def forward(self, inputs: Tensor, layout: Layout) -> Tensor:
         """(B, T) ids → hidden states (B, T, D)."""
-        config = self.config
-        x = self.embed(inputs)
+        config, x = self.config, self.embedded(inputs, layout)
+        added = self.position_bias(layout, compute_dtype(x)) if config.positions == "relative" else None
+        for block, rotation in zip(self.blocks, rotations(config, layout, x.dtype), strict=True):
+            x = block(x, layout, rotation, added)
+        return self.final_norm(x) if config.norm_position == "pre" else x
+
+    def embedded(self, inputs: Tensor, layout: Layout) -> Tensor:
+        """(B, T) ids → the input of the first block, (B, T, D)."""
+        config, x = self.config, self.embed(inputs)
         if config.positions == "learned":
             x = x + self.embed_position(layout.position_ids)
         if config.normalizes_embeddings:
             x = self.embed_norm(x)
         x = self.dropout(x)
-        if config.width != config.D:
-            x = self.embed_project(x)
-        added = self.position_bias(layout, compute_dtype(x)) if config.positions == "relative" else None
-        rotations: dict[Rope, tuple[Tensor, Tensor]] = {}  # local layers may have rotations of their own
-        for layer, block in enumerate(self.blocks):
-            kind = config.rope_of(layer)
-            if kind is not None and kind not in rotations:
-                rotations[kind] = rope(layout.position_ids, config.E, kind, x.dtype)
-            x = block(x, layout, None if kind is None else rotations[kind], added)
-        return self.final_norm(x) if config.norm_position == "pre" else x
+        return x if config.width == config.D else self.embed_project(x)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Hidden rows (…, D) → logits (…, V)."""
@@ -113,6 +111,16 @@ class Transformer(nn.Module):
         seen = sum(seq_len if window is None else min(seq_len, 2 * window + 1) for window in windows)
         attention = 12 * config.heads * config.E * seen
         return 6 * (matrices + head * targets / seq_len) + attention
+
+
+def rotations(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor] | None]:
+    """The rotations of each layer; None: it has none. Local layers may have rotations of their own."""
+    made: dict[Rope, tuple[Tensor, Tensor]] = {}
+    for layer in range(config.layers):
+        kind = config.rope_of(layer)
+        if kind is not None and kind not in made:
+            made[kind] = rope(layout.position_ids, config.E, kind, dtype)
+        yield None if kind is None else made[kind]
 
 
 class Block(nn.Module):

@@ -15,6 +15,7 @@ from pretrain.objectives.objective import Ask, ObjectiveConfig
 from pretrain.objectives.prefix_lm import PrefixBatch
 from pretrain.order.rows import Rows
 from pretrain.tokenizer import Tokenizer
+from pretrain.tokenizer.kinds import ROLES
 
 if TYPE_CHECKING:
     from pretrain.model.attention import Layout
@@ -50,7 +51,7 @@ class Hybrid(CausalLM):
         if "mask" not in specials:
             raise ConfigError(
                 "objective hybrid needs a vocabulary with a mask token",
-                f"this tokenizer has only: {', '.join(specials)}",
+                f"this tokenizer has only: {', '.join(role for role in specials if role in ROLES)}",
                 "use a tokenizer of kind bert, or objective.kind=causal_lm",
             )
         self.seed, self.mask = seed, specials["mask"]

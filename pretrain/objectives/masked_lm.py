@@ -74,18 +74,7 @@ class MaskedLM(Objective):
     asked = "tokens shown as the mask, 15 % of the text"
 
     def __init__(self, config: MaskedLMConfig, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
-        if "mask" not in specials:
-            raise ConfigError(
-                "objective masked_lm needs a vocabulary with a mask token",
-                f"this tokenizer has only: {', '.join(specials)}",
-                "use a tokenizer of kind bert, or objective.kind=causal_lm",
-            )
-        if seq_len < 3:
-            raise ConfigError(
-                f"seq_len = {seq_len} leaves nothing to mask",
-                "a window of objective masked_lm has [CLS] and [SEP] in it, and text between them",
-                "set seq_len to at least 3",
-            )
+        check_maskable(config.kind, specials, seq_len)
         super().__init__(config, specials, vocab_size, seq_len, seed)
         self.specials, self.seed = specials, seed
         self.wants_words = self.needs_words(config)
@@ -188,8 +177,24 @@ class MaskedLM(Objective):
         return shown
 
 
+def check_maskable(kind: str, specials: dict[str, int], seq_len: int) -> None:
+    """Raise ConfigError if nothing can be masked for objective `kind`."""
+    if "mask" not in specials:
+        raise ConfigError(
+            f"objective {kind} needs a vocabulary with a mask token",
+            f"this tokenizer has only: {', '.join(role for role in specials if role in ROLES)}",
+            "use a tokenizer of kind bert, or objective.kind=causal_lm with a decoder",
+        )
+    if seq_len < 3:
+        raise ConfigError(
+            f"seq_len = {seq_len} leaves nothing to mask",
+            f"a window of objective {kind} has [CLS] and [SEP] in it, and text between them",
+            "set seq_len to at least 3",
+        )
+
+
 def special_ids(specials: dict[str, int], vocab_size: int) -> np.ndarray:
-    """(V,) bool: True for the special tokens that have a role. The others never occur in text."""
+    """(V,) bool: True for the special tokens that have a role. The others are treated as text."""
     found = np.zeros(vocab_size, bool)
     found[[number for name, number in specials.items() if name in ROLES]] = True
     return found

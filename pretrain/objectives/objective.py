@@ -45,11 +45,13 @@ class Objective(ABC):
 
     Config: ClassVar[type[ObjectiveConfig]]  # the section `objective` of a run; it defines `kind: Literal[…]`
     composition: ClassVar[Composition] = "one"  # the Transformers of the model, as in `ModelConfig.composition`
-    causal: ClassVar[bool | None]  # whether a token sees only itself and the tokens before it; None: now this, now that
+    # Whether a token sees only itself and the tokens before it; None: it differs between windows.
+    causal: ClassVar[bool | None]
     asked: ClassVar[str]  # the meaning of a target, in the words of the model card
+    without_context: ClassVar[str] = "the entropy of the targets: a predictor that ignores the context cannot be better"
     parts: dict[str, float] = {"loss": 1.0}  # the names of the parts, and the weight of the mean of each
     targets: int  # K, the number of slots of a window: fixed, so that every batch has one shape
-    outcomes: tuple[int, int]  # the kinds of tokens that a target may be told beforehand, and of targets: 1 and V
+    outcomes: tuple[int, int]  # (G, C), usually (1, V): see `Scores.frequencies` in heldout.py
     wants_words: bool = False  # whether `batch` needs the positions where words begin: `needs_words` of its settings
 
     def __init__(self, config: Any, specials: dict[str, int], vocab_size: int, seq_len: int, seed: int):
@@ -94,8 +96,8 @@ class Objective(ABC):
     def score(self, model: "Transformer", batch: Batch) -> "dict[str, Tensor]":
         """The `nll` (nats, fp32) and the `likeliest` token of every slot of a batch of tensors, both (B, K).
 
-        If the model makes the targets, they are here as well, and what a predictor without context may know of each:
-        the token that it is `seen` as.
+        If the model makes the targets, they are here as `targets`, and the token that is shown in the place of each as
+        `seen`.
         """
         from pretrain.objectives import learner
 

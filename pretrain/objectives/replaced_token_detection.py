@@ -9,7 +9,7 @@ from pydantic import Field
 from pretrain.hashing import GENERATED, fraction
 from pretrain.objectives import masking
 from pretrain.objectives.batch import Batch, joined
-from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig, SpanConfig
+from pretrain.objectives.masked_lm import MaskedLM, MaskedLMConfig, SpanConfig, check_maskable
 from pretrain.objectives.objective import Ask, Objective, ObjectiveConfig
 from pretrain.order.rows import Rows
 from pretrain.tokenizer import Tokenizer
@@ -33,6 +33,9 @@ class ReplacedTokenDetectionConfig(ObjectiveConfig):
     """Mask spans of several units; null: mask single units."""
     detection_weight: float = Field(50.0, gt=0)
     """The weight of the mean loss of the detection, beside 1 for that of the generator."""
+
+
+BELOW_ONE = 1 - 2.0**-24  # the largest number below 1 that fp32 has
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class ReplacedTokenDetection(Objective):
     composition = "generator"
     causal = False
     asked = "all tokens, of which the generator has replaced some: is this one replaced?"
+    without_context = "the loss of a predictor that is told each token and has counted how often it is a replaced one"
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class ReplacedTokenDetection(Objective):
         seed: int,
     ):
         super().__init__(config, specials, vocab_size, seq_len, seed)
+        check_maskable(config.kind, specials, seq_len)
         keys = {"mask_ratio": config.mask_ratio, "unit": config.unit, "span": config.span}
         masked = MaskedLMConfig(kind="masked_lm", mask_share=1, random_share=0, **keys)
         self.generator = MaskedLM(masked, specials, vocab_size, seq_len, seed)
@@ -109,7 +114,7 @@ class ReplacedTokenDetection(Objective):
             position_ids=masked.position_ids,
             chosen=masked.target_index,
             masked=masked.weights,
-            draws=fraction(draws.at(GENERATED, row, masked.target_index)).astype(np.float32),
+            draws=np.minimum(fraction(draws.at(GENERATED, row, masked.target_index)), BELOW_ONE).astype(np.float32),
         )
 
     def counts(self, batch: Batch) -> dict[str, int]:

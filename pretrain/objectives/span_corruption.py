@@ -125,8 +125,10 @@ class SpanCorruption(Objective):
 
     @classmethod
     def heldout(cls, config: SpanCorruptionConfig) -> SpanCorruptionConfig:
-        """15 % of the text in spans of 3 tokens, and outputs. Sentinels depend on nothing but their number and do not
-        count, and neither do end marks."""
+        """15 % of the text in spans of 3 tokens, and outputs.
+
+        Sentinels and end marks are not scored: they do not depend on the text.
+        """
         marks = {"sentinel_mark": config.sentinel_mark, "pair_mark": config.pair_mark}
         return SpanCorruptionConfig(kind=config.kind, targets="text", **marks)
 
@@ -142,10 +144,16 @@ class SpanCorruption(Objective):
         starts = noise.copy()
         starts[:, 1:] &= ~noise[:, :-1] | begins[:, 1:]
         number = _so_far(starts, begins) - 1  # of each span in its document
+        noise &= number <= self.spans  # a special token inside of a span makes it two: there are no more sentinels
+        starts &= noise
         shown = np.where(starts, self.sentinels[number.clip(0, self.spans)], ids)
         shown[pairs.marks] = self.end
-        read = self._read(shown, text & (~noise | starts) & ~pairs.unread, begins, document)
-        return SpanBatch(**read, **self._written(ids, shown, noise, pairs.outputs, starts, document))
+        kept = text & (~noise | starts) & ~pairs.unread
+        fits = kept.cumsum(1) <= self.read  # a span whose sentinel is not read is not written
+        read = self._read(shown, kept, begins, document)
+        return SpanBatch(
+            **read, **self._written(ids, shown, noise & fits, pairs.outputs & fits, starts & fits, document)
+        )
 
     def _pairs(
         self, ids: np.ndarray, after_end: np.ndarray, begins: np.ndarray, document: np.ndarray, text: np.ndarray

@@ -30,7 +30,7 @@ class GenerateConfig(StageConfig):
     model: str
     """The Hugging Face folder of a decoder, or of an encoder with a decoder."""
     prompts: list[str] = Field(min_length=1)
-    """The texts to continue."""
+    """The texts to continue, or for an encoder with a decoder to read."""
     out: str | None = None
     """The folder for generations.jsonl; null: the texts are only printed."""
     max_new_tokens: int = Field(64, gt=0)
@@ -128,7 +128,8 @@ def _encoded(
     if tokens == 0:
         raise TaskError("this prompt has no tokens", f"prompt: {prompt!r}", "write at least the first word")
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and tokens + max_new_tokens > limit:
+    written = max(tokens, max_new_tokens) if model.config.is_encoder_decoder else tokens + max_new_tokens
+    if limit is not None and written > limit:
         raise TaskError(
             f"prompt and continuation are longer than the {limit} positions of the model",
             f"prompt: {prompt[:40]!r}, {tokens} tokens, and max_new_tokens = {max_new_tokens}",

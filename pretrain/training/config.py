@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pretrain.config import Config, chosen, free, past
 from pretrain.dialects import DialectName
+from pretrain.errors import ConfigError
 from pretrain.model.config import ModelConfig
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.objective import Objective, ObjectiveConfig
@@ -25,9 +26,9 @@ else:
     ObjectiveSection = chosen(OBJECTIVES)
     OptimSection = chosen(OPTIMIZERS)
 COMPOSED = {
-    "one": "one Transformer, without model.generator",
-    "generator": "two, of which one is model.generator",
-    "encoder_decoder": "two, with model.decoder_layers",
+    "one": "one Transformer (no model.generator, no model.decoder_layers)",
+    "generator": "a discriminator with a model.generator",
+    "encoder_decoder": "an encoder with a decoder (model.decoder_layers)",
 }
 USUAL_OPTIMIZER = "adamw"
 
@@ -136,7 +137,8 @@ class RunConfig(Config):
             kind = self.objective_of(number).kind
             asked, found = OBJECTIVES[kind].composition, self.model.composition
             if asked != found:
-                raise ValueError(f"objective.kind = {kind} needs {COMPOSED[asked]}; the model is {COMPOSED[found]}")
+                of = f"phases.{number}.objective" if self.phases[number].objective else "objective"
+                raise ValueError(f"{of}.kind = {kind} needs {COMPOSED[asked]}; the model is {COMPOSED[found]}")
         for phase in self.phases:
             if phase.seq_len > self.model.max_positions:
                 raise ValueError(
@@ -173,7 +175,22 @@ class RunConfig(Config):
         for number, phase in enumerate(self.phases):
             section = self.objective_of(number)
             kind = OBJECTIVES[section.kind]
-            found.append(kind(section, specials, tokenizer.vocab_size, phase.seq_len, self.seed))
+            settings = (specials, tokenizer.vocab_size, phase.seq_len, self.seed)
+            found.append(kind(section, *settings))
+            try:
+                scored = kind(kind.heldout(section), *settings)
+            except ConfigError as error:
+                said = [str(line).strip() for line in str(error).splitlines()]
+                raise ConfigError(f"held-out text could not be scored: {said[0]}", *said[1:]) from None
+            for made in (found[-1], scored):
+                longest = self.model.max_positions if self.model.positions == "learned" else made.targets
+                if made.composition == "encoder_decoder" and made.targets > longest:
+                    raise ConfigError(
+                        f"the decoder has no positions for what it writes of a window of {phase.seq_len} tokens",
+                        f"objective.kind = {section.kind} writes up to {made.targets} tokens, and "
+                        f"model.max_positions = {longest}",
+                        "raise model.max_positions, or lower objective.target_tokens",
+                    )
         return found
 
     @property

@@ -34,6 +34,7 @@ CHANGED = {
 ASIDE = {
     *("architectures", "dtype", "torch_dtype", "vocab_size", "initializer_range", "position_embedding_type"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
+    "decoder_start_token_id",
     *("rope_theta", "global_rope_theta", "local_rope_theta", "global_attn_every_n_layers", "classifier_pooling"),
     *("decoder_bias", "type_vocab_size"),
 }

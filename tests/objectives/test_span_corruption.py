@@ -229,7 +229,7 @@ def test_text_beside_pairs_is_corrupted_as_it_is_without_them():
     found = rows(200)
     with_mark, without = (objective(specials=s).batch(found, np.arange(200)) for s in (PAIRS, SPECIALS))
     written = without.weights.shape[1]
-    same = without.weights[:, -1] == 0  # the decoder had room for all
+    same = (without.weights[:, -1] == 0) & (without.segments[:, -1] == NOBODY)  # there was room for all
     assert same.sum() > 150 and np.array_equal(with_mark.targets[same, :written], without.targets[same])
     assert np.array_equal(with_mark.inputs[:, : without.inputs.shape[1]], without.inputs)
 
@@ -240,6 +240,25 @@ def test_longer_outputs_than_the_decoder_has_room_for_are_cut_at_their_end():
     for name in ("targets", "weights", "written", "written_segments", "target_index"):
         assert np.array_equal(getattr(cut, name), getattr(whole, name)[:, :8]), name
     assert np.array_equal(cut.inputs, whole.inputs) and (whole.weights[:, 8:] > 0).any()
+
+
+def test_what_the_encoder_has_no_room_for_is_not_written():
+    """Documents of at most 3 tokens: with as many sentinels as that, some text is left out."""
+    batch = objective(noise_ratio=0.3, mean_span=1.5).batch(rows(300, longest=4), np.arange(300))
+    assert (batch.segments[:, -1] != NOBODY).sum() > 10
+    for row in range(300):
+        read, written = (set(numbers[row].tolist()) - {NOBODY} for numbers in (batch.segments, batch.written_segments))
+        assert written <= read
+
+
+def test_no_sentinel_stands_for_two_spans_where_special_tokens_cut_them():
+    ids = np.full((200, T + 1), 7, np.int32)
+    ids[:, ::2] = SPECIALS["unk"]
+    batch = objective(noise_ratio=0.5, mean_span=8).batch(of_stream(ids, END), np.arange(200))
+    sentinels = np.isin(batch.inputs, list(SENTINELS.values()))
+    for row in range(200):
+        found = batch.inputs[row][sentinels[row]].tolist()
+        assert len(set(found)) == len(found) > 0
 
 
 def test_held_out_pairs_are_scored_on_the_tokens_of_their_outputs():

@@ -20,7 +20,7 @@ from pretrain.tokenizer import open_tokenizer
 from pretrain.training.engine.config import EngineConfig
 from pretrain.training.engine.local import LocalEngine
 from pretrain.training.engine.ranks import World
-from pretrain.training.heldout import HeldOut, entropy
+from pretrain.training.heldout import HeldOut, counted, entropy
 from pretrain.training.optim.adamw import AdamW, AdamWConfig
 from pretrain.training.previews import preview_texts
 from tests.conftest import DECODER, ENCODER, run_values
@@ -219,3 +219,24 @@ def test_no_more_windows_are_forwarded_at_once_than_there_are(prepared):
         assert [len(batches) for batches in found] == [1] * size
         assert [len(batches[0].targets) for batches in found] == [-(-10 // size)] * size
         assert sum(int(batches[0].weights.sum()) for batches in found) == 10 * T
+
+
+@pytest.mark.parametrize(("entries", "number"), [(6144, 20_000), (30_522, 200_000)])
+def test_a_constant_answer_gains_nothing_where_tokens_say_nothing(entries, number):
+    """Tokens are replaced at a rate that does not depend on the token, whose frequencies are those of Zipf."""
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, entries + 1)
+    told = rng.choice(entries, number, p=weights / weights.sum())
+    replaced = rng.random(number) < 0.1
+    counts = np.zeros((entries, 2))
+    np.add.at(counts, (told, replaced.astype(int)), 1)
+    rate = replaced.mean()
+    constant = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    assert counted(counts) <= constant + 1e-12
+    assert counted(counts) == pytest.approx(constant, rel=0.01)
+
+
+def test_a_token_that_says_everything_costs_nothing():
+    counts = np.zeros((50, 2))
+    counts[:25, 0] = counts[25:, 1] = 400
+    assert counted(counts) < 0.01
