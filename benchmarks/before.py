@@ -19,8 +19,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 DECODER = {"causal": True, "layers": 4, "width": 128, "heads": 4, "mlp_width": 384, "max_positions": 1024}
 DECODER |= {"norm": "rmsnorm", "norm_position": "pre", "norm_eps": 1e-6, "positions": "rope", "mlp": "swiglu"}
 DECODER |= {"bias": False, "qk_norm": True}
@@ -48,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from benchmarks.measuring import machine, versions
 
     found = {}
@@ -95,6 +94,7 @@ def take_steps(name: str) -> None:
     import numpy as np
     import torch
 
+    import pretrain
     from pretrain.model.config import ModelConfig
     from pretrain.model.init import initialise
     from pretrain.model.transformer import Transformer
@@ -106,6 +106,7 @@ def take_steps(name: str) -> None:
     from pretrain.training.engine.ranks import World
     from pretrain.training.optim.adamw import AdamW, AdamWConfig
 
+    assert str(Path(pretrain.__file__).parent.parent) == os.environ["PYTHONPATH"], "this is another checkout"
     torch.set_num_threads(1)
     values, entries, T, B, length = CASES[name]
     causal = values["causal"]

@@ -284,7 +284,7 @@ def test_a_token_of_a_local_layer_reaches_its_window_and_no_further(name, parts,
     if parts:
         monkeypatch.setattr(attention_module, "DENSE", 0)
     net = build(name)
-    net.blocks = net.blocks[1:]
+    net.blocks, net.config = net.blocks[1:], net.config.model_copy(update={"layers": 1})
     net.blocks[0].attention.window = 4
     ids, t = torch.randint(5, V, (1, T), device=DEVICE), 20
     changed = ids.clone()
