@@ -63,7 +63,8 @@ class ScoreFacts(Config):
     standard_error: float | None = None
     """The standard error of the loss."""
     no_context_loss: float | None = None
-    """The entropy of the targets, which a predictor that ignores the context cannot beat."""
+    """The entropy of the targets, which a predictor that ignores the context cannot beat. Of replaced-token detection:
+    the loss of a predictor that is told each token and has counted the others."""
     gain: float | None = None
     """How far the loss is below that."""
     accuracy: float | None = None
