@@ -10,13 +10,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain import tokenizer as tokenizer_stage
 from pretrain.config import NULL, Config, build, dump, load, parse, resume_conflicts
 from pretrain.corpus.recipe import Recipe
 from pretrain.errors import ConfigError, UserError
 from pretrain.finetune import FinetuneConfig
 from pretrain.model.models import parameters_of
 from pretrain.order import branch
-from pretrain.tokenizer import TokenizerConfig
+from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from pretrain.training.config import RunConfig
 from pretrain.training.engine.config import deepspeed_config
 from pretrain.training.optim.schedule import lr_at, schedule_notes
@@ -292,6 +293,49 @@ def test_an_override_that_fits_nowhere_is_refused(tmp_path, override, fragments)
     message = refused(Outer, written(tmp_path / "outer.yaml", values), override)
     for fragment in fragments:
         assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("sample", "overrides", "said"),
+    [
+        ("t5", ["objective={kind: masked_lm}"], "needs one Transformer (no model.generator, no model.decoder_layers)"),
+        ("encoder", ["objective={kind: span_corruption}"], "needs an encoder with a decoder (model.decoder_layers)"),
+        ("electra", ["phases.0.objective={kind: masked_lm}"], "phases.0.objective.kind = masked_lm needs one"),
+        ("electra", ["model.generator=null"], "needs a discriminator with a model.generator"),
+        ("electra", ["model.generator.heads=3"], "model.generator: its width must divide by its heads"),
+        ("electra", ["model.transform_head=true"], "model.transform_head = false"),
+        ("electra", ["model.tie_embeddings=false"], "model.tie_embeddings = true"),
+        ("electra", ["model.width_base=64"], "remove model.generator or model.decoder_layers"),
+        ("t5", ["model.causal=true"], "model.decoder_layers needs model.causal = false"),
+        ("t5", ["model.window=8"], "needs model.decoder_layers, and no model.window"),
+        ("t5", ["model.embed_width=64"], "model.embed_width = 64 differs from model.width"),
+        ("t5", ["model.rope_scaling={kind: yarn, original_positions: 64}"], "found relative"),
+        ("decoder", ["model.positions=relative"], "model.positions = relative needs model.decoder_layers"),
+        (
+            "decoder",
+            ["model.rope_theta=1", "model.rope_scaling={kind: yarn, original_positions: 64}"],
+            "above 1, found 1",
+        ),
+    ],
+)
+def test_a_model_and_an_objective_that_do_not_go_together_are_refused_with_the_keys(sample, overrides, said):
+    with pytest.raises(ConfigError) as error:
+        load(RunConfig, ROOT / f"configs/sample/{sample}.yaml", overrides)
+    assert said in str(error.value)
+
+
+def test_what_a_vocabulary_and_a_window_are_too_small_for_is_refused(prepared, tmp_path):
+    keys = {"corpus": str(prepared.corpus), "out": str(tmp_path), "kind": "byte", "vocab_size": 560, "plot": False}
+    tokenizer_stage.run(TokenizerConfig(**keys, sentinels=4))
+    path, tokenizer = ROOT / "configs/sample/t5.yaml", open_tokenizer(tmp_path)
+    learned = ["model.positions=learned", "model.max_positions=64", "objective.mean_span=9", "export=null"]
+    run = load(RunConfig, path, [*learned, "objective.target_tokens=92"])
+    with pytest.raises(ConfigError) as error:
+        run.objectives(tokenizer)
+    assert "it writes up to 92 tokens, and model.max_positions = 64" in str(error.value)
+    run = load(RunConfig, path, ["objective.mean_span=19", "phases.0.seq_len=128"])
+    with pytest.raises(ConfigError, match=r"held-out text could not be scored: .* needs more sentinels"):
+        run.objectives(tokenizer)
 
 
 # Round trip

@@ -139,6 +139,8 @@ class ModelConfig(Config):
             raise ValueError("model.first_norm = false needs model.norm_position = pre, found post")
         if self.qk_norm_after_rope and not (self.qk_norm and self.positions == "rope"):
             raise ValueError("model.qk_norm_after_rope = true needs model.qk_norm = true and model.positions = rope")
+        if self.width_base and self.composition != "one":
+            raise ValueError("model.width_base is for one Transformer: remove model.generator or model.decoder_layers")
         if self.width_base and self.tie_embeddings and not self.scales_projection:
             raise ValueError(
                 "model.width_base with model.tie_embeddings = true needs a norm with weights before the projection: "
@@ -164,10 +166,6 @@ class ModelConfig(Config):
             )
         if self.positions == "relative" and (self.window or not self.decoder_layers):
             raise ValueError("model.positions = relative needs model.decoder_layers, and no model.window")
-        if self.width_base and self.composition != "one":
-            raise ValueError(
-                "model.width_base is for one Transformer, without model.generator and model.decoder_layers"
-            )
         return self
 
     @property

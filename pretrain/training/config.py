@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     ObjectiveSection = chosen(OBJECTIVES)
     OptimSection = chosen(OPTIMIZERS)
-COMPOSED = {
+NEEDED = {  # the model that an objective needs, by the objective's composition
     "one": "one Transformer (no model.generator, no model.decoder_layers)",
     "generator": "a discriminator with a model.generator",
     "encoder_decoder": "an encoder with a decoder (model.decoder_layers)",
@@ -138,7 +138,7 @@ class RunConfig(Config):
             asked, found = OBJECTIVES[kind].composition, self.model.composition
             if asked != found:
                 of = f"phases.{number}.objective" if self.phases[number].objective else "objective"
-                raise ValueError(f"{of}.kind = {kind} needs {COMPOSED[asked]}; the model is {COMPOSED[found]}")
+                raise ValueError(f"{of}.kind = {kind} needs {NEEDED[asked]}; the model is {NEEDED[found]}")
         for phase in self.phases:
             if phase.seq_len > self.model.max_positions:
                 raise ValueError(
@@ -182,15 +182,13 @@ class RunConfig(Config):
             except ConfigError as error:
                 said = [str(line).strip() for line in str(error).splitlines()]
                 raise ConfigError(f"held-out text could not be scored: {said[0]}", *said[1:]) from None
-            for made in (found[-1], scored):
-                longest = self.model.max_positions if self.model.positions == "learned" else made.targets
-                if made.composition == "encoder_decoder" and made.targets > longest:
-                    raise ConfigError(
-                        f"the decoder has no positions for what it writes of a window of {phase.seq_len} tokens",
-                        f"objective.kind = {section.kind} writes up to {made.targets} tokens, and "
-                        f"model.max_positions = {longest}",
-                        "raise model.max_positions, or lower objective.target_tokens",
-                    )
+            written = max(found[-1].targets, scored.targets)
+            if self.model.decoder_layers and self.model.positions == "learned" and written > self.model.max_positions:
+                raise ConfigError(
+                    f"the decoder has no positions for what it writes of a window of {phase.seq_len} tokens",
+                    f"it writes up to {written} tokens, and model.max_positions = {self.model.max_positions}",
+                    "raise model.max_positions, or lower objective.target_tokens",
+                )
         return found
 
     @property

@@ -6,8 +6,8 @@ cover. A run that trains on windows of whole documents is scored on such windows
 
 Each loss is reported with the no-context loss: the entropy of the distribution of the scored targets. No predictor that
 ignores the context can score below it, so the gain over it measures how much a model uses the context. For this to
-hold, masked models see [MASK] in the place of every target, whatever they train with (`Objective.heldout`). Where
-a predictor is told something of each target (replaced-token detection), it is that of one that counts (`counted`).
+hold, masked models see [MASK] in the place of every target, whatever they train with (`Objective.heldout`). In
+replaced-token detection a predictor knows which token is shown: there it is the loss of one that counts (`counted`).
 
 The standard error of a loss is that of the mean over windows, taken as independent samples of text. Windows of one long
 document are not quite independent, so it is a little too small where few documents are held out.
