@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pretrain.model.config import Rope
 
-# Windows from which one document after another is quicker than a dense mask on a CPU; blocks of a local layer are from
-# twice as many tokens on (benchmarks/results/attention-cpu.json).
+# Windows from which one document after another is quicker than a dense mask on a CPU. Documents with prefixes, and
+# blocks of a local layer, are from twice as many tokens on (benchmarks/results/attention-cpu.json).
 DENSE = 256
 
 
@@ -26,7 +26,8 @@ class Layout:
     segments: Tensor | None  # (B, T): the number of each token's document; None: each window holds one document
     position_ids: Tensor  # (B, T): the position of each token in its document
     causal: bool
-    prefix: Tensor | None = None  # (B, T) bool: the tokens that all tokens of their document see; None: there are none
+    # (B, T) bool: the first tokens of a document that all its tokens see; None: there are none. Then `causal` is true.
+    prefix: Tensor | None = None
     _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -54,11 +55,18 @@ class Layout:
             self._made["band", window, dtype] = self._added(queries, keys, window, dtype)
         return self._made["band", window, dtype]
 
-    def lengths(self) -> list[list[int]]:
-        """The number of tokens of each document in each window, from left to right."""
+    def lengths(self) -> list[list[tuple[int, int]]]:
+        """The number of tokens of each document in each window, and of its prefix, from left to right."""
         if "lengths" not in self._made:
-            assert self.segments is not None
-            self._made["lengths"] = [row.unique_consecutive(return_counts=True)[1].tolist() for row in self.segments]
+            B, T = self.position_ids.shape
+            numbers = [torch.zeros(T)] * B if self.segments is None else self.segments
+            documents = [row.unique_consecutive(return_counts=True)[1].tolist() for row in numbers]
+            if self.prefix is None:
+                prefixes = [[0] * len(row) for row in documents]
+            else:
+                parts = zip(self.prefix, documents, strict=True)
+                prefixes = [[int(part.sum()) for part in row.split(lengths)] for row, lengths in parts]
+            self._made["lengths"] = [list(zip(*both, strict=True)) for both in zip(documents, prefixes, strict=True)]
         return self._made["lengths"]
 
     def offsets(self) -> Tensor:
@@ -70,6 +78,19 @@ class Layout:
             end = torch.tensor([begins.numel()], device=begins.device)
             self._made["offsets"] = torch.cat((begins.flatten().nonzero()[:, 0], end)).int()
         return self._made["offsets"]
+
+    def split(self) -> "tuple[Layout, Layout]":
+        """How the tokens of prefixes see each other, and how the tokens after them see, each without a prefix.
+
+        A prefix is a document of its own whose tokens see each other on both sides. A token after it sees all tokens
+        before it, as in causal attention.
+        """
+        if "split" not in self._made:
+            assert self.prefix is not None and self.causal
+            numbers = torch.zeros_like(self.position_ids) if self.segments is None else self.segments
+            inside = Layout(2 * numbers + ~self.prefix, self.position_ids, causal=False)
+            self._made["split"] = inside, Layout(self.segments, self.position_ids, causal=True)
+        return self._made["split"]
 
     def _added(self, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
         """(B or 1, 1, …): 0 where a query may see a key, else -inf, for places that broadcast to (…).
@@ -116,20 +137,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, 
     Windows that hold one document take the fused kernel without a mask. On CUDA, packed windows and local layers in 16
     bits take the kernel for documents of several lengths. Otherwise a local layer looks at blocks of its window, and a
     long packed window at one document after another, so no mask grows with T². All that remains has a dense mask.
+    Without a mask, prefixes and the tokens after them take their way in turn.
     """
     T, dtype = q.shape[2], compute_dtype(q)
     if window is not None and window >= T - 1:
         window = None
-    if layout.prefix is None:
-        if layout.segments is None and window is None:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=layout.causal)
-        if q.is_cuda and dtype in (torch.bfloat16, torch.float16) and not dropout:
-            return varlen(q, k, v, layout, window)
-        if window is not None and max(4 * window, 2 * DENSE) <= T:
-            return by_block(q, k, v, layout, window, dropout)
-        if window is None and T >= DENSE and not q.is_cuda:
-            return by_document(q, k, v, layout, dropout)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(window, dtype), dropout_p=dropout)
+    if layout.prefix is None and layout.segments is None and window is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=layout.causal)
+    by_kernel = q.is_cuda and dtype in (torch.bfloat16, torch.float16) and not dropout
+    if not by_kernel and not _in_parts(q, layout, window):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(window, dtype), dropout_p=dropout)
+    if layout.prefix is not None and (by_kernel or window is not None):
+        inside, after = (attend(q, k, v, part, window, dropout) for part in layout.split())
+        return torch.where(layout.prefix[:, None, :, None], inside, after)
+    if by_kernel:
+        return varlen(q, k, v, layout, window)
+    if window is not None:
+        return by_block(q, k, v, layout, window, dropout)
+    return by_document(q, k, v, layout, dropout)
+
+
+def _in_parts(q: Tensor, layout: Layout, window: int | None) -> bool:
+    """Whether `by_document` or, in a local layer, `by_block` is quicker than a dense mask."""
+    if window is not None:
+        shortest = max(4 * window, 2 * DENSE)
+    else:
+        shortest = DENSE if layout.prefix is None else 2 * DENSE
+    return q.shape[2] >= shortest and not (q.is_cuda and window is None)
 
 
 def attend_with(q: Tensor, k: Tensor, v: Tensor, added: Tensor, dropout: float, scale: float | None) -> Tensor:
@@ -141,15 +175,24 @@ def attend_with(q: Tensor, k: Tensor, v: Tensor, added: Tensor, dropout: float, 
 
 
 def by_document(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> Tensor:
-    """Global attention in packed windows, one document after another, each in the fused kernel."""
+    """Global attention in packed windows, one document after another, each in the fused kernel.
+
+    In a document with a prefix, tokens after the prefix see what they see in causal attention. The prefix is computed
+    once more, alone.
+    """
     rows = []
     for lengths, *heads in zip(layout.lengths(), q, k, v, strict=True):
-        documents = zip(*(x[None].split(lengths, dim=2) for x in heads), strict=True)
-        seen = [
-            F.scaled_dot_product_attention(one, other, value, dropout_p=dropout, is_causal=layout.causal)
-            for one, other, value in documents
-        ]
-        rows.append(torch.cat(seen, dim=2))
+        documents = zip(*(x[None].split([length for length, _ in lengths], dim=2) for x in heads), strict=True)
+        row = []
+        for (length, first), (one, other, value) in zip(lengths, documents, strict=True):
+            causal = layout.causal and first < length
+            seen = F.scaled_dot_product_attention(one, other, value, dropout_p=dropout, is_causal=causal)
+            if 0 < first < length:
+                one, other, value = (x[:, :, :first] for x in (one, other, value))
+                row.append(F.scaled_dot_product_attention(one, other, value, dropout_p=dropout))
+                seen = seen[:, :, first:]
+            row.append(seen)
+        rows.append(torch.cat(row, dim=2))
     return torch.cat(rows)
 
 

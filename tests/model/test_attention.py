@@ -79,6 +79,10 @@ def test_long_windows_go_by_document_and_local_layers_by_block(causal, monkeypat
     for segments, window in ((SEVERAL, None), (SEVERAL, 3), (None, 3), (None, None)):
         attend(*heads, layout_of(segments, causal), window, 0.0)
     assert taken == [by_document, by_block, by_block]
+    taken.clear()
+    for segments, window in ((SEVERAL, None), (None, None), (SEVERAL, 3)):
+        attend(*heads, layout_of(segments, True, prefix=True), window, 0.0)
+    assert taken == [by_document, by_document, by_block, by_block]  # prefixes, then the tokens after them
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -106,11 +110,13 @@ def test_the_kernel_for_several_lengths_is_asked_for_what_the_layout_says(segmen
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("kind", ["full", "causal", "prefix"])
 @pytest.mark.parametrize("segments", [SEVERAL, None], ids=["several documents", "one document a window"])
-def test_the_kernel_for_several_lengths_equals_the_dense_mask(segments, causal, window):
-    layout = layout_of(None if segments is None else segments.cuda(), causal)
-    layout = Layout(layout.segments, layout.position_ids.cuda(), causal)
+def test_the_kernel_for_several_lengths_equals_the_dense_mask(segments, kind, window):
+    layout = layout_of(segments, kind != "full", kind == "prefix")
+    parts = (None if x is None else x.cuda() for x in (layout.segments, layout.position_ids, layout.prefix))
+    segments, positions, prefix = parts
+    layout = Layout(segments, positions, kind != "full", prefix)
     heads = [torch.randn(B, H, T, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     mask = layout.mask(window, torch.bfloat16)
     dense = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask)
@@ -135,13 +141,15 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("window", [None, 64])
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("kind", ["full", "causal", "prefix"])
 @pytest.mark.parametrize("lengths", [[8192], [5000, 3000, 192]], ids=["one document", "several documents"])
-def test_no_tensor_grows_with_the_square_of_a_long_window(lengths, causal, window):
+def test_no_tensor_grows_with_the_square_of_a_long_window(lengths, kind, window):
     """Forward and backward at T = 8,192: the square is 67 million numbers."""
     long = sum(lengths)
     numbers = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
-    layout = Layout(numbers if len(lengths) > 1 else None, torch.arange(long)[None], causal)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    prefix = positions < 2000 if kind == "prefix" else None
+    layout = Layout(numbers if len(lengths) > 1 else None, positions, kind != "full", prefix)
     heads = [torch.randn(1, 1, long, 8, requires_grad=True) for _ in range(3)]
     with Largest() as largest:
         attend(*heads, layout, window, 0.0).sum().backward()
