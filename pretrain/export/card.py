@@ -10,7 +10,7 @@ from pretrain.config import write_values
 from pretrain.dialects import DIALECTS
 from pretrain.export.facts import Facts
 from pretrain.export.provenance import CorpusText, sources
-from pretrain.export.reference import FUZZED, TOLERANCE
+from pretrain.export.reference import FUZZED
 from pretrain.model.config import ModelConfig
 from pretrain.objectives import OBJECTIVES, Objective
 from pretrain.tokenizer import Tokenizer
@@ -53,12 +53,12 @@ REST = """
 
 Before this folder got its name, a process without the code that trained the model opened it with the `Auto*` classes of
 transformers, on a CPU in fp32. {rounding}Every weight in the files had its place, and none was missing. On random ids
-of several lengths, padded and not, no logit differed from the training code's by more than {tolerance:g}. {texts}
-made-up texts in many scripts had the same ids and decoded to the same text; those that contain a mark were encoded with
-`split_special_tokens=True` only. Texts of several lengths, padded by the tokenizer to one batch, had the logits that
-each has alone{written}. Saved and opened once more, logits and ids were the same again. The largest differences of
-logits and of each layer's hidden states, and the versions they were measured with, are in `index.json` under
-`recorded`.
+of several lengths, padded and not, no logit differed from the training code's by more than {tolerance:.2g}.{rounds}
+{texts} made-up texts in many scripts had the same ids and decoded to the same text; those that contain a mark were
+encoded with `split_special_tokens=True` only. Texts of several lengths, padded by the tokenizer to one batch, had the
+logits that each has alone{written}. Saved and opened once more, logits and ids were the same again. The largest
+differences of logits and of each layer's hidden states, and the versions they were measured with, are in `index.json`
+under `recorded`.
 """
 
 ROUNDED = """\
@@ -66,6 +66,10 @@ The weights are written in bfloat16: training kept fp32, and the export rounded 
 the rounded weights and computed in fp32, as `from_pretrained(folder, dtype="float32")` does.
 """
 
+ROUNDS = (
+    "Rounding to fp32 alone changes our logits by up to {ours:.1e} and those of transformers by up to {theirs:.1e}, so "
+    "the tolerance is {tolerance:.1e}."
+)
 
 # Facts that may be unknown, in words. Facts that are known together have the same words.
 UNKNOWN = {
@@ -77,9 +81,15 @@ UNKNOWN = {
 
 
 def card(
-    facts: Facts, model: ModelConfig, tokenizer: Tokenizer, settings: dict, texts: list[CorpusText], scores: list[dict]
+    facts: Facts,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    settings: dict,
+    texts: list[CorpusText],
+    scores: list[dict],
+    certificate: dict,
 ) -> str:
-    """README.md for a model whose run had `settings` (config.yaml as values)."""
+    """README.md for a model whose run had `settings` (config.yaml as values), compared as `certificate` says."""
     written = f" of an encoder and {model.decoder_layers} of a decoder, each" if model.decoder_layers else ""
     kv = "" if model.heads == model.KV else f" ({model.KV} for keys and values)"
     size = f"{facts.parameters:,} weights: {model.layers} layers{written} of width {model.width}, "
@@ -110,13 +120,20 @@ def card(
         tokenizer=facts.tokenizer,
         parent=f"| parent     | `{facts.parent}` |\n" if facts.parent else "",
         training=write_values(facts.training),
-        tolerance=TOLERANCE,
+        tolerance=certificate["tolerance"],
         rounding=ROUNDED if facts.dtype == "bfloat16" else "",
+        rounds=f" {ours}" if (ours := rounds(certificate)) else "",
         texts=FUZZED,
         written=", and `generate` added to each the tokens that are the likeliest after it alone"
         if model.causal or model.decoder_layers
         else "",
     )
+
+
+def rounds(certificate: dict) -> str:
+    """A sentence about a tolerance that is larger than usual, or nothing."""
+    measured = certificate.get("rounding")
+    return ROUNDS.format(**measured, tolerance=certificate["tolerance"]) if measured else ""
 
 
 def _first_sentinel(settings: dict) -> str:

@@ -5,6 +5,7 @@
                           per text n of `padded`: padded.n (T, V), the logits of that text alone
                           of an encoder with a decoder also n.written and written (B, W), what the decoder is given,
                           and hidden.decoder (layers + 1, B, W, D); its rows and logits are those of the decoder
+    exact.safetensors     n.logits, computed in fp64; only written if the logits differ
     texts.json            texts [{text, ids, decoded, plain}], pairs [[first, second, ids]], vocab {token: id},
                           specials {role: token}, end, padded [text], written, auto_class, dtype, causal, decodes,
                           tolerance
@@ -28,7 +29,7 @@ from pretrain.model.encoder_decoder import EncoderDecoder
 from pretrain.model.transformer import Transformer
 from pretrain.tokenizer import Tokenizer
 
-TENSORS, TEXTS = "tensors.safetensors", "texts.json"
+TENSORS, EXACT, TEXTS = "tensors.safetensors", "exact.safetensors", "texts.json"
 
 TOLERANCE = 1e-4  # largest difference of two logits, in fp32 on a CPU
 LONGEST = 2048  # tokens; a model for longer windows is compared up to this length
@@ -61,6 +62,12 @@ def write(folder: Path, model: Transformer, tokenizer: Tokenizer, auto_class: st
     said |= {"auto_class": auto_class, "dtype": dtype}
     save_file(_answers(model) | _alone(model, [entry["ids"] for entry in several]), folder / TENSORS)
     (folder / TEXTS).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
+
+
+def write_exact(folder: Path, model: Transformer) -> None:
+    """Add the logits that `model` computes in fp64, which show how much of a difference fp32 makes by rounding."""
+    answers = _answers(model.double())
+    save_file({name: tensor for name, tensor in answers.items() if name.endswith(".logits")}, folder / EXACT)
 
 
 def fuzzed_texts(specials: list[str], count: int, seed: int = 0) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -69,9 +70,13 @@ def run(cfg: ExportConfig) -> dict:
     if OBJECTIVES[last_objective(settings)].causal is None:  # trained in both directions: an encoder and a decoder
         model = model.model_copy(update={"causal": dialect.wanted["causal"]})
     check_expressible(model, cfg.dialect, tokenizer.specials)
+    padded, model = model, model.model_copy(update={"vocab_multiple": 1})
+
+    def weights() -> dict[str, Tensor]:
+        return _rounded(_without_padding(source.weights(), padded, tokenizer.vocab_size), cfg.dtype)
+
     with publish(Path(cfg.out), "export", ExportError, cfg) as aside:
-        ours = _rounded(_without_padding(source.weights(), model, tokenizer.vocab_size), cfg.dtype)
-        model = model.model_copy(update={"vocab_multiple": 1})
+        ours = weights()
         vocab_size, parameters = len(ours["embed.weight"]), sum(tensor.numel() for tensor in ours.values())
         assert vocab_size >= tokenizer.vocab_size, f"{vocab_size} embeddings for {tokenizer.vocab_size} tokens"
         longest = card.trained_length(settings)
@@ -81,14 +86,14 @@ def run(cfg: ExportConfig) -> dict:
         said = aside / "said"  # inside, so that the next export deletes it after a kill
         reference.write(said, opened(model, ours), tokenizer, dialect.auto_class, cfg.dtype)
         del ours  # the other process needs the memory
-        certificate = verify(aside, said)
+        certificate = verify(aside, said, lambda: reference.write_exact(said, opened(model, weights())))
         shutil.rmtree(said)
         texts, scores = provenance.texts(settings, source.index), provenance.scores(source.folder, source.index["step"])
         made = {"dialect": cfg.dialect, "dtype": cfg.dtype, "parameters": parameters, "vocab_size": vocab_size}
         made["training"] = card.training(settings)
         known = facts_of(source.folder, source.index, settings, texts, scores, **made)
         write_json(aside / FACTS, known.written())
-        text = card.card(known, model, tokenizer, settings, texts, scores)
+        text = card.card(known, model, tokenizer, settings, texts, scores, certificate)
         (aside / "README.md").write_text(text, encoding="utf-8")
         index = {
             "stage": "export",
@@ -102,14 +107,29 @@ def run(cfg: ExportConfig) -> dict:
     print(f"{cfg.out}: equal to step {source.index['step']} in transformers {certificate['transformers']}", flush=True)
     compared = f"{certificate['logits']:,} logits and {certificate['texts']:,} texts compared"
     print(f"  {compared}, largest difference of two logits {certificate['max_logit_diff']:.1e}", flush=True)
+    if rounds := card.rounds(certificate):
+        print(f"  {rounds}", flush=True)
     return certificate
 
 
-def verify(folder: Path, said: Path) -> dict:
+def verify(folder: Path, said: Path, add_exact: Callable[[], None]) -> dict:
     """Compare `folder`, opened by stock transformers in a fresh process, with the answers in `said`.
 
-    Returns the measurements. Raises ExportError with a line for each difference.
+    If numbers differ, they are compared once more after `add_exact`, which writes our logits in fp64 to `said`. Returns
+    the measurements. Raises ExportError with a line for each difference.
     """
+    certificate, faults, numbers = _compared(folder, said)
+    if numbers:
+        add_exact()
+        certificate, faults, _ = _compared(folder, said)
+    if faults:
+        opened_by = f"opened by transformers {certificate['transformers']}"
+        raise ExportError("the exported folder is not equal to our model and tokenizer", *faults, opened_by)
+    return certificate
+
+
+def _compared(folder: Path, said: Path) -> tuple[dict, list[str], bool]:
+    """The measurements of parity.py, a line for each difference, and whether numbers are among them."""
     result = said / "result.json"
     script = Path(__file__).with_name("parity.py")
     python = Path(sys.executable).absolute()  # it is relative if PATH has a relative .venv/bin
@@ -118,11 +138,7 @@ def verify(folder: Path, said: Path) -> dict:
     if done.returncode:
         raise ExportError("transformers cannot use the exported folder", *done.stderr.strip().splitlines()[-8:])
     certificate = json.loads(result.read_text(encoding="utf-8"))
-    faults = certificate.pop("faults")
-    if faults:
-        opened_by = f"opened by transformers {certificate['transformers']}"
-        raise ExportError("the exported folder is not equal to our model and tokenizer", *faults, opened_by)
-    return certificate
+    return certificate, certificate.pop("faults"), certificate.pop("numbers_differ")
 
 
 def _without_padding(weights: dict[str, Tensor], model: ModelConfig, vocab_size: int) -> dict[str, Tensor]:
