@@ -88,6 +88,7 @@ def run(config: ReshardConfig) -> dict:
     first = indexes[0]
     _check_tokenizers(config, indexes)
     _check_twice(config, indexes)
+    mark = _pair_mark(config, indexes)
     kept = [name for name in ("raw", "origin") if name == "origin" or all(name in sidecars(index) for index in indexes)]
     places, numbers = _places([source["train"] for source in sources])
     chosen = [_files(source["train"], part) for source, part in zip(sources, config.parts, strict=True)]
@@ -124,6 +125,7 @@ def run(config: ReshardConfig) -> dict:
             dropped=dropped,
             seed=config.seed,
             parts=[_lineage(part, found) for part, found in zip(config.parts, indexes, strict=True)],
+            **({"pair_mark": mark} if mark else {}),
         )
     for side, found in sides.items():
         print(f"{side}: {found['documents']:,} documents, {found['tokens']:,} tokens")
@@ -297,6 +299,19 @@ def _check_tokenizers(config: ReshardConfig, indexes: list[dict]) -> None:
                 *(f"{p.shards}: {i['tokenizer'][:12]}…" for p, i in ((config.parts[0], indexes[0]), (part, index))),
                 "rebuild one of them with the other's tokenizer",
             )
+
+
+def _pair_mark(config: ReshardConfig, indexes: list[dict]) -> str | None:
+    """The mark between the inputs and the outputs of labelled pairs, which is one in all sets that have pairs."""
+    both = zip(config.parts, indexes, strict=True)
+    marks = {index["pair_mark"]: part.shards for part, index in both if "pair_mark" in index}
+    if len(marks) > 1:
+        raise ShardError(
+            "the labelled pairs of the sets have different marks",
+            *(f"{shards}: pair_mark = {mark}" for mark, shards in marks.items()),
+            "build one of them again with the other's pair_mark",
+        )
+    return next(iter(marks), None)
 
 
 def _check_twice(config: ReshardConfig, indexes: list[dict]) -> None:

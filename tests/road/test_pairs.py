@@ -11,9 +11,9 @@ import yaml
 from pretrain import config
 from pretrain.corpus import SIDES
 from pretrain.corpus.sides import side_of
-from pretrain.errors import ConfigError, TokenizerError
+from pretrain.errors import ConfigError, ShardError, TokenizerError
 from pretrain.export import stage as export
-from pretrain.shards import Shards, ShardsConfig
+from pretrain.shards import Shards, ShardsConfig, reshard
 from pretrain.shards import run as make_shards
 from pretrain.tokenizer import TokenizerConfig, open_tokenizer
 from pretrain.tokenizer import run as make_tokenizer
@@ -77,6 +77,18 @@ def test_a_document_of_shards_is_the_input_the_mark_and_the_output(made, kind):
         raw = sum(len(f"{given}\n{answer}") for given, answer in wanted)
         assert shards.sidecar(0, "raw")[:count].sum() == raw
         assert shards.unigram()[mark] == count
+
+
+def test_joined_sets_keep_the_mark_of_their_pairs(made, tmp_path):
+    """A run asks the index for the mark. Two sets with different marks are not joined."""
+    first, other = made / "shards-bert", tmp_path / "other"
+    joined = reshard.run(reshard.ReshardConfig(parts=[{"shards": str(first)}], out=str(tmp_path / "joined")))
+    assert joined["pair_mark"] == "<output>"
+    make_shards(ShardsConfig(corpus=str(made), tokenizer=str(made / "bert"), out=str(other), pair_mark="<answer>"))
+    parts = [{"shards": str(first), "fraction": 0.5}, {"shards": str(other), "fraction": 0.5}]
+    with pytest.raises(ShardError, match="different marks") as caught:
+        reshard.run(reshard.ReshardConfig(parts=parts, out=str(tmp_path / "both")))
+    assert f"{other}: pair_mark = <answer>" in caught.value.details
 
 
 def test_a_tokenizer_without_the_mark_is_refused_with_its_name(made, tmp_path):
