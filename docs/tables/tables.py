@@ -147,32 +147,38 @@ def _steps(group: str) -> Callable[[str], str]:
     return made
 
 
-def _attention(kind: str, size: Words) -> Callable[[str], str]:
+DOCUMENT: Words = ("tokens of a document, mean", "文档词元，平均")
+ONE_BY_ONE: Words = ("one document after another", "逐篇文档")
+
+
+def _attention(kinds: tuple[str, ...], size: Words, way: Words) -> Callable[[str], str]:
+    """The ways beside a dense mask in the rows of `kinds`. `size` is what the second column counts."""
+    names: dict[str, Words] = {"prefix": ("prefix", "前缀"), "hybrid": ("hybrid", "混合")}
+
     def made(language: str) -> str:
         found = read("attention-cpu")
-        chosen = [row for row in found["attention"] if row["kind"] == kind]
-        body = [
-            [
+        chosen = [row for row in found["attention"] if row["kind"] in kinds]
+        several = any("nested" in row["dense / way"] for row in chosen)
+        body = []
+        for row in chosen:
+            first, *others = row["dense / way"].values()
+            cells = [
                 f"{row['T']:,}",
-                f"{row['document' if kind == 'packed' else 'window']:,}",
-                label("causal" if row["causal"] else "full", language),
+                f"{row['window' if row['kind'] == 'local' else 'document']:,}",
+                say(names.get(row["kind"], label("causal" if row["causal"] else "full", language)), language),
                 f"{1e3 * row['seconds']['dense']:.0f}",
-                f"{next(iter(row['dense / way'].values())):.2f}",
-                f"{row['dense / way']['nested']:.2f}" if "nested" in row["dense / way"] else "–",
+                f"{first:.2f}",
             ]
-            for row in chosen
-        ]
-        way: Words = ("one document after another", "逐篇文档") if kind == "packed" else ("by blocks", "分块")
-        heads = [
+            body.append(cells + ([f"{others[0]:.2f}" if others else "–"] if several else []))
+        heads: list[Words | str] = [
             ("tokens of a window", "窗口词元"),
             size,
             ("attention", "注意力"),
             ("dense mask, ms", "稠密掩码，毫秒"),
             way,
-            ("nested tensors", "嵌套张量"),
         ]
-        count = None if kind == "packed" else -1
-        return rows(heads[:count], [row[:count] for row in body], language) + "\n\n" + source(found, language)
+        heads += [("nested tensors", "嵌套张量")] if several else []
+        return rows(heads, body, language) + "\n\n" + source(found, language)
 
     return made
 
@@ -454,8 +460,9 @@ TABLES: dict[str, Callable[[str], str]] = {
     "encoder-steps": _steps("encoder"),
     "zero-steps": _steps("zero"),
     "before": _before,
-    "attention-packed": _attention("packed", ("tokens of a document, mean", "文档词元，平均")),
-    "attention-local": _attention("local", ("tokens of the local window", "局部窗宽")),
+    "attention-packed": _attention(("packed",), DOCUMENT, ONE_BY_ONE),
+    "attention-prefix": _attention(("prefix", "hybrid"), DOCUMENT, ONE_BY_ONE),
+    "attention-local": _attention(("local",), ("tokens of the local window", "局部窗宽"), ("by blocks", "分块")),
     "launch": _launch,
     "kills": _kills,
     "fuzz": _fuzz,
