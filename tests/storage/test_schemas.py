@@ -71,7 +71,7 @@ READERS = {
 def test_no_structure_of_an_index_gives_a_traceback(prepared, tmp_path, stage, capsys):
     folder = tmp_path / stage
     if stage == "clean":
-        cleaning.run(cleaning.CleanConfig(corpus=str(prepared.corpus), out=str(folder)))
+        cleaning.run(cleaning.CleanConfig(corpus=str(prepared.corpus), out=str(folder), plot=False))
     else:
         shutil.copytree({"tokenizer": prepared.tokenizer, "shards": prepared.shards}[stage]["bert"], folder)
     opened = READERS[stage]

@@ -130,8 +130,8 @@ if __name__ == "__main__":
 
 def test_six_trainings_give_identical_bytes(tmp_path):
     """Both kinds, three languages, both criteria, all of the text and a sample."""
-    texts = {"en": documents_of("en.txt", 10), "zh": documents_of("zh.txt", 40)}
-    texts["mixed"] = [*texts["en"][:6], *texts["zh"][:24], *odd_texts(24, seed=3)]
+    texts = {"en": [text[:2000] for text in documents_of("en.txt", 10)], "zh": documents_of("zh.txt", 30)}
+    texts["mixed"] = [*texts["en"][:6], *texts["zh"][:16], *odd_texts(16, seed=3)]
     kinds_of = {"bert": {"alphabet_min_count": 2}, "cased": {"lowercase": False}, "byte": {}}
     script = tmp_path / "train.py"
     script.write_text(TRAIN, encoding="utf-8")
@@ -142,15 +142,17 @@ def test_six_trainings_give_identical_bytes(tmp_path):
             documents = documents[::-1] if order == "reversed" else list(documents)
             if order == "shuffled":
                 random.Random(number).shuffle(documents)
-            corpus = corpus_of(folder / "text" / language, *(documents[n::files] for n in range(files)))
-            values = {"corpus": corpus, "vocab_size": 2000}
+            corpus = corpus_of(
+                folder / "text" / language, *(documents[n::files] for n in range(files)), heldout_fraction=0.3
+            )
+            values = {"corpus": corpus, "vocab_size": 1200}
             for name, keys in kinds_of.items():
                 if name == "cased" and language != "mixed":
                     continue
                 keys = values | {"kind": "byte" if name == "byte" else "bert"} | keys
                 jobs[f"{language}-{name}"] = keys | {"criterion": "wordpiece" if language == "zh" else "bpe"}
                 if language == "mixed" and name != "cased":
-                    sampled = {"criterion": "wordpiece", "max_distinct": 1200, "workers": workers}
+                    sampled = {"criterion": "wordpiece", "max_distinct": 600, "workers": workers}
                     jobs[f"{language}-{name}-sampled"] = keys | sampled
         (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
         environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": "true"}
@@ -303,7 +305,10 @@ def test_byte_decodes_to_the_text_that_was_encoded(byte, sizes, text):
 
 
 def test_byte_is_lossless_on_every_scalar_value(byte):
-    text = "".join(chr(c) for c in itertools.chain(range(0xD800), range(0xE000, 0x110000)))
+    """Every value of the planes that hold characters, and every 61st of the others, which have all bytes among them."""
+    others = set(range(0x40000, 0xE0000)) | set(range(0xF0000, 0x110000))
+    left_out = others - {*range(0x40000, 0x110000, 61)}
+    text = "".join(chr(c) for c in (*range(0xD800), *range(0xE000, 0x110000)) if c not in left_out)
     pairs = [text[i : i + 2] for i in range(0, len(text), 2)]  # short words: long ones of rare bytes are slow to encode
     parts = [" ".join(pairs[i : i + 2000]) for i in range(0, len(pairs), 2000)]
     assert [byte.decode(ids) for ids in byte.encode_batch(parts)] == parts
