@@ -33,27 +33,40 @@ from tests.helpers.ranks import on_ranks
 TWENTY = [{"steps": 20, "seq_len": 32, "batch_tokens": 256, "decay_steps": 5}]
 
 
+@pytest.fixture(scope="module")
+def plain(prepared, tmp_path_factory) -> Path:
+    """A folder with a run of 20 steps in plain torch, for each size of its micro-batches."""
+    root = tmp_path_factory.mktemp("plain")
+    runs = [run_values(prepared, root / str(size), phases=TWENTY, engine={"micro_batch": size}) for size in (2, 8)]
+    on_ranks(1, cases.train_each, runs, log=root / "log", launched=False)
+    return root
+
+
 @pytest.mark.parametrize("objective", ["masked_lm", "causal_lm"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_on_one_rank_equals_plain_torch(objective, stage, prepared, tmp_path):
+def test_deepspeed_of_every_stage_on_one_rank_equals_plain_torch(objective, prepared, tmp_path):
     """The decoder has a width_base, so its groups of weights have learning rates of their own."""
     shape = {"width_base": 8} if objective == "causal_lm" else {}
     local = run_values(prepared, tmp_path / "local", objective, phases=TWENTY, model=shape)
-    asked = {"zero_stage": stage, "deepspeed": {"wall_clock_breakdown": False}}  # else plain torch runs stages 0 and 1
-    launched = run_values(prepared, tmp_path / "zero", objective, phases=TWENTY, model=shape, engine=asked)
+    launched = []
+    for stage in range(4):
+        asked = {"zero_stage": stage, "deepspeed": {"wall_clock_breakdown": False}}  # else plain torch runs 0 and 1
+        launched += [run_values(prepared, tmp_path / f"{stage}", objective, phases=TWENTY, model=shape, engine=asked)]
     on_ranks(1, cases.train, local, log=tmp_path / "local.log", launched=False)
-    on_ranks(1, cases.train, launched, log=tmp_path / "zero.log")
-    assert f"DeepSpeed ZeRO {stage}, 1 x cpu" in (tmp_path / "zero.0.log").read_text()
-    assert differences(tmp_path / "local", tmp_path / "zero") == []
+    on_ranks(1, cases.train_each, launched, log=tmp_path / "zero.log")
+    said = (tmp_path / "zero.0.log").read_text()
+    for stage in range(4):
+        assert f"DeepSpeed ZeRO {stage}, 1 x cpu" in said
+        assert differences(tmp_path / "local", tmp_path / f"{stage}") == [], stage
 
 
 def test_bf16_of_plain_torch_is_that_of_deepspeed(prepared, tmp_path):
     """Losses agree to the last bits of bf16, and masters within a few steps of different roundings."""
+    runs = []
     for name, engine in (("local", {}), ("zero", {"deepspeed": {"wall_clock_breakdown": False}})):
-        values = run_values(prepared, tmp_path / name, phases=TWENTY, engine={"precision": "bf16", **engine})
-        on_ranks(1, cases.train, values, log=tmp_path / f"{name}.log")
-    for name, said in (("local", "plain torch, 1 x cpu, bf16"), ("zero", "DeepSpeed ZeRO 1, 1 x cpu, bf16")):
-        assert said in (tmp_path / f"{name}.0.log").read_text()
+        runs += [run_values(prepared, tmp_path / name, phases=TWENTY, engine={"precision": "bf16", **engine})]
+    on_ranks(1, cases.train_each, runs, log=tmp_path / "log")
+    for said in ("plain torch, 1 x cpu, bf16", "DeepSpeed ZeRO 1, 1 x cpu, bf16"):
+        assert said in (tmp_path / "log.0.log").read_text()
     one, other = cases.history(tmp_path / "local"), cases.history(tmp_path / "zero")
     for (_, loss, norm, digest), (_, loss_of_other, norm_of_other, digest_of_other) in zip(one, other, strict=True):
         assert digest == digest_of_other
@@ -145,22 +158,21 @@ def restored_by_deepspeed(prepared, state: dict) -> list[str]:
     return lost
 
 
-@pytest.mark.parametrize(("world", "micro_batch"), [(1, 8), (1, 1), (2, 4), (2, 1)])
-def test_micro_batches_and_ranks_do_not_change_the_mean(world, micro_batch, prepared, tmp_path):
-    whole = run_values(prepared, tmp_path / "whole", phases=TWENTY, engine={"micro_batch": 8})
-    parts = run_values(prepared, tmp_path / "parts", phases=TWENTY, engine={"micro_batch": micro_batch})
-    on_ranks(1, cases.train, whole, log=tmp_path / "whole.log", launched=False)
-    on_ranks(world, cases.train, parts, log=tmp_path / "parts.log", launched=world > 1)
-    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, [8, 1]), (2, [4, 1])])
+def test_micro_batches_and_ranks_do_not_change_the_mean(world, micro_batches, plain, prepared, tmp_path):
+    engines = {str(size): {"micro_batch": size} for size in micro_batches}
+    runs = [run_values(prepared, tmp_path / name, phases=TWENTY, engine=engine) for name, engine in engines.items()]
+    on_ranks(world, cases.train_each, runs, log=tmp_path / "parts.log", launched=world > 1)
+    for name in engines:
+        assert differences(plain / "8", tmp_path / name) == []
 
 
-def test_another_training_is_told_from_the_same_one(prepared, tmp_path):
-    for name, changes in (("one", {}), ("rate", {"optim": {"lr": 1.1e-3}}), ("seed", {"seed": 8})):
-        values = run_values(prepared, tmp_path / name, phases=TWENTY, **changes)
-        on_ranks(1, cases.train, values, log=tmp_path / f"{name}.log", launched=False)
-    assert differences(tmp_path / "one", tmp_path / "one") == []
-    assert {line.split(" ")[0] for line in differences(tmp_path / "one", tmp_path / "rate")} >= {"losses", "weights/"}
-    assert differences(tmp_path / "one", tmp_path / "seed")[0].startswith("batches")
+def test_another_training_is_told_from_the_same_one(plain, prepared, tmp_path):
+    for name, changes in (("rate", {"optim": {"lr": 1.1e-3}}), ("seed", {"seed": 8})):
+        cases.train(run_values(prepared, tmp_path / name, phases=TWENTY, **changes))
+    assert differences(plain / "2", plain / "2") == []
+    assert {line.split(" ")[0] for line in differences(plain / "2", tmp_path / "rate")} >= {"losses", "weights/"}
+    assert differences(plain / "2", tmp_path / "seed")[0].startswith("batches")
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -329,9 +341,8 @@ def test_a_run_with_offload_overlap_and_buckets_is_the_same_and_continues_bit_by
         prepared, tmp_path / "run", phases=TWENTY, model=model, checkpoint={"every_steps": 12, "keep": 9}
     )
     values["engine"] |= {**engine, "deepspeed": {"zero_optimization": keys}}
-    on_ranks(2, cases.train, values, log=tmp_path / "run.log")
+    on_ranks(2, cases.train_each, [values, plain] if precision == "fp32" else [values], log=tmp_path / "run.log")
     if precision == "fp32":
-        on_ranks(2, cases.train, plain, log=tmp_path / "plain.log")
         assert differences(tmp_path / "plain", tmp_path / "run") == []
     history, state = cases.history(tmp_path / "run"), cases.state(tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000020")
