@@ -29,6 +29,10 @@ SHORT = {
         *("phases.0.steps=2", "phases.1.steps=2", "phases.1.decay_steps=2", "evaluate.max_tokens=2048"),
     ],
     "configs/small/decoder.yaml": ["phases.0.steps=2", "phases.0.decay_steps=1", "evaluate.max_tokens=2048"],
+    # The tutorial draws the pictures of configs/small/tokenizer-bert.yaml.
+    "configs/sample/tokenizer-bert.yaml": ["plot=false"],
+    "configs/sample/tokenizer-byte.yaml": ["plot=false"],
+    "configs/small/tokenizer-byte.yaml": ["plot=false"],
     "launch/finetune.py": ["labels=64", "epochs=1", "learning_rates=[1e-3]", "dev_seeds=[0]", "test_seeds=[10]"],
     "launch/generate.py": ["max_new_tokens=4"],
 }
