@@ -16,10 +16,9 @@ def train(values: dict) -> dict:
     return run(config.build(RunConfig, values, "test"))
 
 
-def train_each(runs: list[dict]) -> None:
-    """Train with one configuration after another."""
-    for values in runs:
-        train(values)
+def train_each(runs: list[dict]) -> list[dict]:
+    """Train with one configuration after another and return the summaries."""
+    return [train(values) for values in runs]
 
 
 def history(out: Path) -> list[tuple]:

@@ -136,7 +136,7 @@ def refused(folder: Path, rank: int, ranks: int) -> bool:
 
 def test_ranks_share_the_files_of_a_checkpoint_and_wait_for_one_that_writes_slowly(prepared, tmp_path):
     """A save takes longer than engine.timeout_s, after which a collective of the engine would end the run."""
-    sections = {"engine": {"zero_stage": 3, "timeout_s": 10}, "checkpoint": {"every_steps": 6}}
+    sections = {"engine": {"zero_stage": 3, "timeout_s": 6}, "checkpoint": {"every_steps": 6}}
     values = run_values(prepared, tmp_path / "run", "causal_lm", **sections)
     written = on_ranks(2, train_in_parts_on_a_slow_disk, values, log=tmp_path / "run.log")
     newest = checkpoint.newest(tmp_path / "run")
@@ -156,14 +156,14 @@ def test_ranks_share_the_files_of_a_checkpoint_and_wait_for_one_that_writes_slow
 
 
 def train_in_parts_on_a_slow_disk(values: dict) -> list[str]:
-    """Train, and return the names of the tensor files that this rank wrote. One of rank 1 takes 12 seconds to sync."""
+    """Train, and return the names of the tensor files that this rank wrote. One of rank 1 takes 8 seconds to sync."""
     sync, written = os.fsync, []
 
     def fsync(descriptor: int) -> None:
         name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
         if name.endswith(".safetensors"):
             if os.environ["RANK"] == "1" and not written:
-                time.sleep(12)
+                time.sleep(8)
             written.append(name)
         sync(descriptor)
 

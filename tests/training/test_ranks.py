@@ -119,7 +119,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])  # stage 1 has the optimizer and the process groups of stage 2
 def test_a_peer_that_hangs_ends_the_run_within_the_limit(stage, prepared, tmp_path):
     """DeepSpeed reduces over process groups of its own, which wait for 30 minutes by default."""
     engine = {"zero_stage": stage, "timeout_s": 4}
