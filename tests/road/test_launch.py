@@ -13,7 +13,7 @@ import yaml
 
 from tests.conftest import ROOT, run_values
 from tests.helpers import cases
-from tests.helpers.ranks import free_port
+from tests.helpers.ranks import Ranks, free_port
 
 BIN = Path(sys.executable).parent
 DEEPSPEED = [str(BIN / "deepspeed"), "--num_accelerators", "2"]
@@ -67,14 +67,14 @@ def test_a_rank_does_not_live_to_see_the_interpreters_end(prepared, tmp_path):
     """A thread of gloo that still holds a tensor may abort there: one run in twenty on busy cores (measured)."""
     values = run_values(prepared, tmp_path / "run", engine={"zero_stage": 2})  # DeepSpeed even on one rank
     config = written(values, tmp_path / "run.yaml")
-    code = "import atexit, sys; from pretrain import cli; atexit.register(print, 'THE END'); cli.main('pretrain')"
-    endings = []
-    for rank in ({}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}):
-        command = [sys.executable, "-c", code, str(config), f"out={tmp_path / str(len(rank))}"]
+    code = "import atexit, sys; from pretrain import cli; atexit.register(print, 'THE END'); cli.main(sys.argv.pop(1))"
+    rank, endings = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, []
+    for words, said in ((["clean", "--help"], "clean a corpus"), (["pretrain", str(config)], "held-out at step 12")):
+        command = [sys.executable, "-c", code, *words]
         result = subprocess.run(command, cwd=ROOT, env={**os.environ, **rank}, text=True, capture_output=True)
-        assert result.returncode == 0 and "held-out at step 12" in result.stdout, result
+        assert result.returncode == 0 and said in result.stdout, result
         endings.append("THE END" in result.stdout)
-    assert endings == [True, False]
+    assert endings == [True, False], "a process that is not connected to others ends as usual"
 
 
 def test_a_users_mistake_under_the_launcher_is_said_once_and_exits_2(prepared, tmp_path):
@@ -113,16 +113,20 @@ def test_ranks_whose_launcher_is_terminated_save_and_end(reaches, prepared, tmp_
 
 def test_sigterm_to_a_plain_process_saves_ends_cleanly_and_the_run_goes_on(prepared, tmp_path):
     steps = [{"steps": 100_000, "seq_len": 32, "batch_tokens": 256}]
-    config = written(run_values(prepared, tmp_path / "run", phases=steps), tmp_path / "run.yaml")
-    command = [sys.executable, str(ROOT / "launch/pretrain.py"), str(config)]
-    for attempt in range(2):
-        done = len(cases.history(tmp_path / "run"))
-        process = start(command, cwd=tmp_path)
-        wait_for(lambda done=done: len(cases.history(tmp_path / "run")) > done + 3)
-        process.send_signal(signal.SIGTERM)
-        code, output = finish(process)
-        assert code == 75 and "(SIGTERM): saved" in output and "failed" not in output, output
-        assert ("continuing after step" in output) == (attempt == 1)
+    values = run_values(prepared, tmp_path / "run", phases=steps)
+    config = written(values, tmp_path / "run.yaml")
+    process = start([sys.executable, str(ROOT / "launch/pretrain.py"), str(config)], cwd=tmp_path)
+    wait_for(lambda: len(cases.history(tmp_path / "run")) > 3)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75 and "(SIGTERM): saved" in output and "failed" not in output, output
+    assert "continuing after step" not in output
+    done = len(cases.history(tmp_path / "run"))
+    again = Ranks(1, cases.train, values, log=tmp_path / "again.log", launched=False)
+    wait_for(lambda: len(cases.history(tmp_path / "run")) > done + 3)
+    os.kill(again.processes[0].pid, signal.SIGTERM)
+    assert "Stopped" in again.result(0, within=60)[1]
+    assert f"continuing after step {done}" in again.logs() and "(SIGTERM): saved" in again.logs()
     steps_recorded = [step for step, *_ in cases.history(tmp_path / "run")]
     assert steps_recorded == list(range(1, len(steps_recorded) + 1))
 
