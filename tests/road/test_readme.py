@@ -33,6 +33,7 @@ SHORT = {
     "configs/sample/tokenizer-bert.yaml": ["plot=false"],
     "configs/sample/tokenizer-byte.yaml": ["plot=false"],
     "configs/small/tokenizer-byte.yaml": ["plot=false"],
+    "configs/small/clean.yaml": ["workers=1"],
     "launch/finetune.py": ["labels=64", "epochs=1", "learning_rates=[1e-3]", "dev_seeds=[0]", "test_seeds=[10]"],
     "launch/generate.py": ["max_new_tokens=4"],
 }
