@@ -18,7 +18,7 @@ from pretrain.tokenizer.fast.prefixes import PADDING, Prefixes
 from pretrain.tokenizer.kinds import PREFIX, Rules, build
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
-STRINGS = 100_000
+STRINGS = 30_000
 MORE = ["<|user|>", "[unused0]", "<tool>"]
 
 STOCK = {"uncased": Rules("bert", lowercase=True, strip_accents=True), "cased": Rules("bert")}
@@ -139,7 +139,7 @@ def differing(encoder: Encoder, engine: tokenizers.Tokenizer, texts: list[str]) 
 
 
 @pytest.mark.parametrize("name", BERT | BYTE)
-def test_ids_of_a_hundred_thousand_fuzzed_strings_are_those_of_the_library(tokens, strings, name):
+def test_ids_of_fuzzed_strings_are_those_of_the_library(tokens, strings, name):
     engine = engine_of(tokens, RULES[name])
     encoder = Encoder(engine)
     assert encoder.path == "fast" and len(strings) == STRINGS
@@ -147,7 +147,7 @@ def test_ids_of_a_hundred_thousand_fuzzed_strings_are_those_of_the_library(token
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_ids_of_a_hundred_thousand_fuzzed_strings_are_those_of_stock_bert(tokens, strings, name, tmp_path):
+def test_ids_of_fuzzed_strings_are_those_of_stock_bert(tokens, strings, name, tmp_path):
     transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_text("".join(token + "\n" for token in tokens["bert"]), encoding="utf-8")
     stock = transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=name == "uncased")
@@ -162,7 +162,7 @@ def test_ids_of_a_hundred_thousand_fuzzed_strings_are_those_of_stock_bert(tokens
 
 def test_few_fuzzed_strings_have_characters_that_are_left_to_the_library(strings):
     unknown = [text for text in strings if any(unicodedata.category(c) == "Cn" for c in text)]
-    assert 1000 < len(unknown) < STRINGS // 20
+    assert STRINGS // 100 < len(unknown) < STRINGS // 20
 
 
 @pytest.mark.parametrize("name", BYTE)
