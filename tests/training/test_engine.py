@@ -30,14 +30,14 @@ from tests.helpers import cases
 from tests.helpers.batches import batches as batches_of
 from tests.helpers.ranks import on_ranks
 
-TWENTY = [{"steps": 20, "seq_len": 32, "batch_tokens": 256, "decay_steps": 5}]
+TWELVE = [{"steps": 12, "seq_len": 32, "batch_tokens": 256, "decay_steps": 4}]
 
 
 @pytest.fixture(scope="module")
 def plain(prepared, tmp_path_factory) -> Path:
-    """A folder with a run of 20 steps in plain torch, for each size of its micro-batches."""
+    """A folder with a run of 12 steps in plain torch, for each size of its micro-batches."""
     root = tmp_path_factory.mktemp("plain")
-    runs = [run_values(prepared, root / str(size), phases=TWENTY, engine={"micro_batch": size}) for size in (2, 8)]
+    runs = [run_values(prepared, root / str(size), phases=TWELVE, engine={"micro_batch": size}) for size in (2, 8)]
     on_ranks(1, cases.train_each, runs, log=root / "log", launched=False)
     return root
 
@@ -46,11 +46,11 @@ def plain(prepared, tmp_path_factory) -> Path:
 def test_deepspeed_of_every_stage_on_one_rank_equals_plain_torch(objective, prepared, tmp_path):
     """The decoder has a width_base, so its groups of weights have learning rates of their own."""
     shape = {"width_base": 8} if objective == "causal_lm" else {}
-    local = run_values(prepared, tmp_path / "local", objective, phases=TWENTY, model=shape)
+    local = run_values(prepared, tmp_path / "local", objective, phases=TWELVE, model=shape)
     launched = []
     for stage in range(4):
         asked = {"zero_stage": stage, "deepspeed": {"wall_clock_breakdown": False}}  # else plain torch runs 0 and 1
-        launched += [run_values(prepared, tmp_path / f"{stage}", objective, phases=TWENTY, model=shape, engine=asked)]
+        launched += [run_values(prepared, tmp_path / f"{stage}", objective, phases=TWELVE, model=shape, engine=asked)]
     on_ranks(1, cases.train, local, log=tmp_path / "local.log", launched=False)
     on_ranks(1, cases.train_each, launched, log=tmp_path / "zero.log")
     said = (tmp_path / "zero.0.log").read_text()
@@ -63,7 +63,7 @@ def test_bf16_of_plain_torch_is_that_of_deepspeed(prepared, tmp_path):
     """Losses agree to the last bits of bf16, and masters within a few steps of different roundings."""
     runs = []
     for name, engine in (("local", {}), ("zero", {"deepspeed": {"wall_clock_breakdown": False}})):
-        runs += [run_values(prepared, tmp_path / name, phases=TWENTY, engine={"precision": "bf16", **engine})]
+        runs += [run_values(prepared, tmp_path / name, phases=TWELVE, engine={"precision": "bf16", **engine})]
     on_ranks(1, cases.train_each, runs, log=tmp_path / "log")
     for said in ("plain torch, 1 x cpu, bf16", "DeepSpeed ZeRO 1, 1 x cpu, bf16"):
         assert said in (tmp_path / "log.0.log").read_text()
@@ -161,7 +161,7 @@ def restored_by_deepspeed(prepared, state: dict) -> list[str]:
 @pytest.mark.parametrize(("world", "micro_batches"), [(1, [8, 1]), (2, [4, 1])])
 def test_micro_batches_and_ranks_do_not_change_the_mean(world, micro_batches, plain, prepared, tmp_path):
     engines = {str(size): {"micro_batch": size} for size in micro_batches}
-    runs = [run_values(prepared, tmp_path / name, phases=TWENTY, engine=engine) for name, engine in engines.items()]
+    runs = [run_values(prepared, tmp_path / name, phases=TWELVE, engine=engine) for name, engine in engines.items()]
     on_ranks(world, cases.train_each, runs, log=tmp_path / "parts.log", launched=world > 1)
     for name in engines:
         assert differences(plain / "8", tmp_path / name) == []
@@ -169,19 +169,19 @@ def test_micro_batches_and_ranks_do_not_change_the_mean(world, micro_batches, pl
 
 def test_another_training_is_told_from_the_same_one(plain, prepared, tmp_path):
     for name, changes in (("rate", {"optim": {"lr": 1.1e-3}}), ("seed", {"seed": 8})):
-        cases.train(run_values(prepared, tmp_path / name, phases=TWENTY, **changes))
+        cases.train(run_values(prepared, tmp_path / name, phases=TWELVE, **changes))
     assert differences(plain / "2", plain / "2") == []
     assert {line.split(" ")[0] for line in differences(plain / "2", tmp_path / "rate")} >= {"losses", "weights/"}
     assert differences(plain / "2", tmp_path / "seed")[0].startswith("batches")
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """The differences of two trainings of 20 steps: other batches, or a relative difference above a limit.
+    """The differences of two trainings of 12 steps: other batches, or a relative difference above a limit.
 
     The limit is 1e-5 for losses and weights, and 1e-4 for gradient norms.
     """
     a, b = cases.history(one), cases.history(other)
-    assert len(a) == len(b) == 20
+    assert len(a) == len(b) == 12
     found = [] if [digest for *_, digest in a] == [digest for *_, digest in b] else ["batches"]
     for name, column, tolerance in (("losses", 1, 1e-5), ("norms", 2, 1e-4)):
         pairs = [(x[column], y[column]) for x, y in zip(a, b, strict=True)]
@@ -336,18 +336,18 @@ def test_a_run_with_offload_overlap_and_buckets_is_the_same_and_continues_bit_by
 ):
     """Groups of weights have learning rates of their own, and the vocabulary is padded."""
     engine, model = {"zero_stage": stage, "precision": precision}, {"width_base": 16, "vocab_multiple": 60}
-    plain = run_values(prepared, tmp_path / "plain", phases=TWENTY, model=model, engine=engine)
+    plain = run_values(prepared, tmp_path / "plain", phases=TWELVE, model=model, engine=engine)
     values = run_values(
-        prepared, tmp_path / "run", phases=TWENTY, model=model, checkpoint={"every_steps": 12, "keep": 9}
+        prepared, tmp_path / "run", phases=TWELVE, model=model, checkpoint={"every_steps": 7, "keep": 9}
     )
     values["engine"] |= {**engine, "deepspeed": {"zero_optimization": keys}}
     on_ranks(2, cases.train_each, [values, plain] if precision == "fp32" else [values], log=tmp_path / "run.log")
     if precision == "fp32":
         assert differences(tmp_path / "plain", tmp_path / "run") == []
     history, state = cases.history(tmp_path / "run"), cases.state(tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/step_00000020")
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000012")
     on_ranks(2, cases.train, values, log=tmp_path / "again.log")
-    assert "continuing after step 12" in (tmp_path / "again.0.log").read_text()
+    assert "continuing after step 7" in (tmp_path / "again.0.log").read_text()
     assert cases.history(tmp_path / "run") == history
     again = cases.state(tmp_path / "run")
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
