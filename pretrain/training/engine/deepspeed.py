@@ -13,6 +13,7 @@ from pretrain.training.engine.config import EngineConfig, deepspeed_config, dott
 from pretrain.training.engine.ranks import World, device_of, new_group, on_cuda
 from pretrain.training.engine.weights import clipped, named, set_lr, weighted
 from pretrain.training.optim.optimizer import Optimizer
+from pretrain.training.optim.parts import Part
 
 SMALL = 1 << 16  # gradients with fewer numbers than this are summed over ranks together
 
@@ -151,6 +152,26 @@ class DeepSpeedEngine:
             self._inner.state[p] = self.rules.first_state(p)
         if self.stage in (1, 2):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        if self.stage > 0 and self.rules.whole:
+            self._inner.place(self._parts(), self.world.rank)  # type: ignore[attr-defined]
+
+    def _parts(self) -> dict[Tensor, list[list[Part]]]:
+        """The parts of weights in each flat tensor of the optimizer, of every rank; a collective."""
+        numbers = {p: number for number, p in enumerate(self.module.parameters())}
+        if self.stage == 3:
+            zero = self.engine.optimizer
+            held = [
+                (flat, _thirds(weights, numbers, self.world.rank))
+                for flat, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
+            ]
+        else:
+            held = [
+                (group["params"][0], [_linked(p, numbers[p]) for p in numbers if _group(p) == index])
+                for index, group in enumerate(self._inner.param_groups)
+            ]
+        every: list = [None] * self.world.size
+        torch.distributed.all_gather_object(every, [parts for _, parts in held])
+        return {flat: [found[index] for found in every] for index, (flat, _) in enumerate(held)}
 
     def _set_part(self, p: nn.Parameter, value: Tensor, kind: str) -> None:
         """Stage 3: set this rank's part of a whole value. The last part is padded; the full-value setter cannot."""
@@ -163,6 +184,30 @@ class DeepSpeedEngine:
             safe_set_local_fp32_param(p, part)
         else:
             safe_set_local_optimizer_state(p, part, kind)
+
+
+def _thirds(weights: list[nn.Parameter], numbers: dict[nn.Parameter, int], rank: int) -> list[Part]:
+    """Stage 3: this rank's parts of `weights` in a flat tensor. All ranks have as many numbers; the end is padded."""
+    parts, at = [], 0
+    for p in weights:
+        size = p.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed adds it to every weight
+        start = rank * size
+        if start < p.ds_numel:  # type: ignore[attr-defined]
+            shape = tuple(p.ds_shape)  # type: ignore[attr-defined]
+            parts.append(Part(numbers[p], shape, start, min(size, p.ds_numel - start), at))  # type: ignore[attr-defined]
+        at += size
+    return parts
+
+
+def _group(p: nn.Parameter) -> int | None:
+    """Stages 1 and 2: the group of the optimizer in whose flat tensor this rank has a part of `p`, if it has one."""
+    return p._hp_mapping.param_group_index if p._hp_mapping else None  # type: ignore[attr-defined]
+
+
+def _linked(p: nn.Parameter, number: int) -> Part:
+    """Stages 1 and 2: this rank's part of `p`, as DeepSpeed links it to the optimizer's flat tensor."""
+    weight, flat = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address  # type: ignore[attr-defined]
+    return Part(number, tuple(p.shape), weight.start, weight.numel, flat.start)
 
 
 def _sum_over_ranks(gradients: list[Tensor]) -> None:

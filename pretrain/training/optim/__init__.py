@@ -1,8 +1,9 @@
 """The optimizers: each is one module here and one line in `OPTIMIZERS`."""
 
 from pretrain.training.optim.adamw import AdamW
+from pretrain.training.optim.muon import Muon
 from pretrain.training.optim.optimizer import Optimizer
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon}
 
 __all__ = ["OPTIMIZERS", "Optimizer"]

@@ -19,6 +19,7 @@ class Optimizer(ABC):
 
     Config: ClassVar[type[OptimConfig]]  # the section `optim` of a run; it defines `kind: Literal[…]`
     states: ClassVar[tuple[str, ...]]  # names of its tensors for each weight; each tensor has the weight's shape
+    whole: ClassVar[bool] = False  # whether its rule needs whole weights; then `place` of PyTorch's optimizer is called
 
     def __init__(self, config: OptimConfig):
         self.config = config
@@ -27,7 +28,8 @@ class Optimizer(ABC):
     def build(self, module: "nn.Module") -> "torch.optim.Optimizer":
         """PyTorch's optimizer over the weights of `module`.
 
-        At ZeRO 1 to 3 it updates flat parts of the weights, so its rule must treat every element alone.
+        At ZeRO 1 to 3 it updates flat parts of the weights, so its rule must treat every element alone, or `whole` is
+        set and its method `place(parts, rank)` is told which weights these parts are of (parts.py).
         """
 
     @abstractmethod

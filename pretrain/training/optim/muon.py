@@ -1,0 +1,58 @@
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) and NorMuon (Li et al. 2025, arXiv:2510.05491)."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from pretrain.training.optim.adamw import AdamW, AdamWConfig, Beta
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class MuonConfig(AdamWConfig):
+    """Muon for matrices between hidden values, AdamW for everything else, and the learning rate."""
+
+    kind: Literal["muon"]  # type: ignore[assignment]
+    """The name of the optimizer. `lr` is the rate of Muon's matrices; 0.02 is usual."""
+    adam_lr: float = Field(3e-3, gt=0, lt=1e9)
+    """The peak rate of AdamW's weights: embeddings, head, norms and biases. It follows the schedule of `lr`."""
+    momentum: Beta = 0.95
+    """The share of the momentum that is kept in a step at the peak of the learning rate."""
+    momentum_floor: Beta = 0.85
+    """That share at a learning rate of 0. It rises and falls with the rate, so it is warmed up and cooled down."""
+    row_beta: Beta | None = 0.95
+    """The decay rate of the mean square of each row of an update, by which NorMuon divides it; null: plain Muon."""
+
+
+class Muon(AdamW):
+    """Muon or NorMuon for the matrices between hidden values, and AdamW for all other weights.
+
+    `weight_decay` is of Muon's matrices only, and cautious: a number decays in a step that makes it smaller anyway
+    (Chen et al. 2025, arXiv:2510.12402). The gradient is clipped, never the orthogonalised update.
+    """
+
+    Config = MuonConfig  # type: ignore[assignment]
+    config: MuonConfig
+    whole = True
+
+    def build(self, module: "nn.Module") -> "torch.optim.Optimizer":
+        from pretrain.model.weights import weights_of
+        from pretrain.training.optim.orthogonal import MuonWithAdamW
+
+        config, roles = self.config, weights_of(module)
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, weight in module.named_parameters():
+            if weight.requires_grad:
+                role = roles[name]
+                rate = 1.0 if role.hidden else role.rate * config.adam_lr / config.lr
+                groups.setdefault((role.hidden, rate), []).append(weight)
+        return MuonWithAdamW(
+            [
+                {"params": groups[hidden, rate], "hidden": hidden, "rate": rate}
+                | {"weight_decay": config.weight_decay if hidden else 0.0}
+                for hidden, rate in sorted(groups, reverse=True)
+            ],
+            config,
+        )

@@ -1,0 +1,202 @@
+"""Muon and NorMuon equal a slow loop over matrices, at every stage of ZeRO, across ranks and after a restart."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.model.config import ModelConfig
+from pretrain.model.init import initialise
+from pretrain.model.transformer import Transformer
+from pretrain.model.weights import weights_of
+from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.objectives.learner import Learner
+from pretrain.order.phases import Phase
+from pretrain.order.stream import Windows
+from pretrain.shards import Shards
+from pretrain.training.engine.config import EngineConfig
+from pretrain.training.engine.deepspeed import DeepSpeedEngine
+from pretrain.training.engine.local import LocalEngine
+from pretrain.training.engine.ranks import World, find_world, join
+from pretrain.training.loader import Batches
+from pretrain.training.optim import parts
+from pretrain.training.optim.muon import Muon, MuonConfig
+from pretrain.training.optim.orthogonal import POLAR_EXPRESS, orthogonal
+from tests.conftest import DECODER
+from tests.helpers.batches import batches as batches_of
+from tests.helpers.ranks import on_ranks
+
+CLIP, RATES = 0.3, (0.01, 0.02, 0.015)
+PLAIN, NORMUON = MuonConfig(kind="muon", lr=0.02, row_beta=None), MuonConfig(kind="muon", lr=0.02)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (40, 12), (12, 40)])
+def test_orthogonal_makes_all_singular_values_about_one_and_keeps_the_directions(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    found = torch.linalg.diagonal(u.mT @ orthogonal(matrices) @ v.mT)
+    torch.testing.assert_close(found, torch.ones_like(s), rtol=0, atol=0.15)
+    torch.testing.assert_close(u @ torch.diag_embed(found) @ v, orthogonal(matrices), rtol=0, atol=1e-4)
+    assert torch.equal(orthogonal(torch.zeros(1, *shape)), torch.zeros(1, *shape))
+
+
+@pytest.mark.parametrize("config", [PLAIN, NORMUON], ids=["Muon", "NorMuon"])
+def test_the_step_is_that_of_a_slow_loop(config, prepared):
+    engine, batches = local(prepared, config, micro_batch=8)
+    model, _ = model_and_batches(prepared, 8)
+    learner, roles = Learner(model), weights_of(model)
+    for step, rate in enumerate(RATES):  # each from the state that the engine has
+        batch, objective = batches[step].batch, batches.objectives[0]
+        state = {key: engine.whole(*key).clone() for key in keys(engine)}
+        for name, p in model.named_parameters():
+            p.data.copy_(state["weights", name])
+        engine.backward(engine(objective, batch), {"loss": 1 / batch.filled()})
+        engine.step(rate)
+        gradients = torch.autograd.grad(
+            learner(objective, batch.to(torch.device("cpu")), False)["loss"] / batch.filled(), list(model.parameters())
+        )
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        assert norm > CLIP
+        for (name, p), gradient in zip(model.named_parameters(), gradients, strict=True):
+            slow = of_muon if roles[name].hidden else of_adamw
+            slow(
+                p.data,
+                gradient * CLIP / (norm + 1e-6),
+                state["exp_avg", name],
+                state["exp_avg_sq", name],
+                rate,
+                step,
+                config,
+            )
+            state["weights", name] = p.detach()
+        assert different(engine, state) == []
+
+
+def of_muon(p: Tensor, gradient: Tensor, momentum: Tensor, squares: Tensor, rate: float, step: int, config) -> None:
+    """One matrix (m, n), as the papers say."""
+    beta = 0.85 + 0.10 * rate / config.lr
+    momentum.copy_(beta * momentum + (1 - beta) * gradient)
+    x = beta * momentum + (1 - beta) * gradient
+    tall = x.shape[0] > x.shape[1]
+    x = (x.T if tall else x) / (1.02 * x.norm() + 1e-6)
+    for a, b, c in POLAR_EXPRESS:
+        x = a * x + (b * (x @ x.T) + c * (x @ x.T) @ (x @ x.T)) @ x
+    x = x.T if tall else x
+    if config.row_beta is not None:
+        size = x.norm()
+        squares.copy_(0.95 * squares + 0.05 * (x**2).mean(1, keepdim=True))
+        x = x / squares.sqrt()
+        x = x * size / x.norm()
+    update = x * max(1, p.shape[0] / p.shape[1]) ** 0.5
+    p.sub_(torch.where(update.sign() == p.sign(), rate * config.weight_decay * p, 0) + rate * update)
+
+
+def of_adamw(p: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float, step: int, config) -> None:
+    """Without weight decay, at the share of `adam_lr` that the rate is of its peak."""
+    mean.copy_(0.9 * mean + 0.1 * gradient)
+    square.copy_(0.95 * square + 0.05 * gradient**2)
+    first, second = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.95 ** (step + 1))
+    p.sub_(rate * config.adam_lr / config.lr * first / (second.sqrt() + config.eps))
+
+
+@pytest.mark.parametrize(("config", "chunk"), [(PLAIN, 1), (NORMUON, 1 << 26)], ids=["Muon", "NorMuon"])
+def test_every_stage_on_two_ranks_takes_the_steps_of_one_process(config, chunk, prepared, tmp_path):
+    """From the first weights and from the state that one process has after two steps. Also after a restart, bit by bit.
+
+    Steps are compared from equal states: what rounding changes in one step, an orthogonal update of the next may make
+    as large as all the rest.
+    """
+    engine, batches = local(prepared, config, micro_batch=2)
+    states = []
+    for step in range(3):
+        taken(engine, batches, step, 1)
+        states.append({key: engine.whole(*key).clone() for key in keys(engine)})
+    torch.save(states, tmp_path / "states.pt")
+    for faults, gathered in on_ranks(2, of_ranks, prepared, config, chunk, tmp_path, log=tmp_path / "ranks.log"):
+        assert not faults, "\n".join(faults)
+        assert gathered == {0: 0, 1: 1, 2: 1, 3: 7}, "at stages 1 and 2 the ranks share one matrix"
+
+
+def of_ranks(prepared, config: MuonConfig, chunk: int, folder: Path) -> tuple[list[str], dict[int, int]]:
+    """The tensors that differ from states.pt, those of one process after each step, or after a restart.
+
+    The second value says how many matrices were gathered in a step at each stage.
+    """
+    world, states = find_world(), torch.load(folder / "states.pt")
+    join(world, 60)
+    parts.CHUNK, gather, count = chunk, parts._together, []
+    parts._together = lambda held, shapes, *others: count.extend(shapes) or gather(held, shapes, *others)
+    faults, gathered = [], {}
+    for stage in range(4):
+        count.clear()
+        engine, batches = sharded(prepared, config, stage, world)
+        taken(engine, batches, 0, world.size)
+        gathered[stage] = len(count)
+        faults += [f"{fault}, first step at stage {stage}" for fault in different(engine, states[0])]
+        taken(engine, batches, 1, world.size)
+        saved = {key: engine.whole(*key).clone() for key in keys(engine)}
+        taken(engine, batches, 2, world.size)
+        again, _ = sharded(prepared, config, stage, world, saved)
+        taken(again, batches, 2, world.size)
+        same = all(torch.equal(engine.whole(*key), again.whole(*key)) for key in keys(engine))
+        faults += [] if same else [f"after a restart at stage {stage}"]
+        moved, _ = sharded(prepared, config, stage, world, states[1])
+        taken(moved, batches, 2, world.size)
+        faults += [f"{fault}, moved to stage {stage}" for fault in different(moved, states[2])]
+    return faults, gathered
+
+
+def different(engine, wanted: dict) -> list[str]:
+    """The tensors of an engine that are too far from the wanted ones.
+
+    Weights may differ by 1e-6 of their length. Moments may differ by more, because torch adds 1e-6 to the norm that a
+    clipped gradient is divided by, and DeepSpeed does not.
+    """
+    found = {key: (float((engine.whole(*key) - tensor).norm()), float(tensor.norm())) for key, tensor in wanted.items()}
+    limits = {"weights": 1e-6, "exp_avg": 5e-6, "exp_avg_sq": 1e-5}
+    return [f"{key}: {a:.1e} of {b:.1e}" for key, (a, b) in found.items() if a > limits[key[0]] * b]
+
+
+def sharded(prepared, config: MuonConfig, stage: int, world: World, state: dict | None = None):
+    """An engine on two ranks with micro-batches of 2: fresh, or restored."""
+    model, batches = model_and_batches(prepared, 2)
+    if state:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(state["weights", name])
+    settings = EngineConfig(micro_batch=2, zero_stage=stage)
+    engine = DeepSpeedEngine(Learner(model), Muon(config), settings, CLIP, world)
+    if state:
+        engine.restore(lambda kind, name: state[kind, name], 2, batches.objectives[0], batches[0].batch)
+    return engine, batches
+
+
+def taken(engine, batches: Batches, step: int, ranks: int) -> None:
+    """Take a step with two micro-batches of two windows. If there are two ranks, the other has gradients of zeros.
+
+    So a sum of gradients is exact: what rounding changes in it, an orthogonal update makes as large as all the rest.
+    """
+    rank = engine.world.rank if ranks > 1 else 0
+    for item in range(2 * step, 2 * step + 2):
+        loss = engine(batches.objectives[0], batches[item].batch)
+        engine.backward(loss, {"loss": 1 / (4 * 32) if rank == 0 else 0.0})
+    assert engine.step(RATES[step]) > CLIP
+
+
+def keys(engine) -> list[tuple[str, str]]:
+    return [(kind, name) for kind in ("weights", "exp_avg", "exp_avg_sq") for name in engine.shapes()]
+
+
+def local(prepared, config: MuonConfig, micro_batch: int) -> tuple[LocalEngine, Batches]:
+    model, batches = model_and_batches(prepared, micro_batch)
+    return LocalEngine(Learner(model), Muon(config), EngineConfig(micro_batch=micro_batch), CLIP, World()), batches
+
+
+def model_and_batches(prepared, micro_batch: int) -> tuple[Transformer, Batches]:
+    shards = Shards(prepared.shards["byte"])
+    phase = Phase(steps=len(RATES), seq_len=32, batch_tokens=256)
+    batches = batches_of({"": Windows(shards, 33, 7)}, CausalLMConfig(kind="causal_lm"), [phase], 7, micro_batch)
+    model = Transformer(ModelConfig(**DECODER | {"layers": 1, "mlp_width": 96}), shards.vocab_size)
+    initialise(model, 7)
+    return model, batches
