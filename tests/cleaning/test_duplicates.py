@@ -77,12 +77,13 @@ def test_a_long_text_is_hashed_in_stretches_to_the_same_numbers(border):
 
 def test_a_long_text_is_hashed_in_bounded_memory():
     text = long_text(" ")
+    signature("once before, for what is loaded at the first call", Near(permutations=16))
     tracemalloc.start()
     unit_hashes(text)
     signature(text, Near(permutations=16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 40 << 20, peak  # of 744,000 units; 65 MB as one list
+    assert peak < 40 << 20, peak  # 26 MB for 744,000 units; 69 MB as one list
 
 
 def test_windows_are_equal_exactly_where_the_units_are():
