@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), also with the clipping of StableAdamW."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,32 +14,53 @@ if TYPE_CHECKING:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class AdamWConfig(OptimConfig):
-    """AdamW and the learning rate."""
+class AdamConfig(OptimConfig):
+    """The keys of every optimizer of Adam's family."""
 
-    kind: Literal["adamw"] = "adamw"
-    """The name of the optimizer."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """The decay rates of the running means of the gradient and of its square."""
     eps: float = Field(1e-8, ge=1e-30)  # without it 0 / 0 is not a number, and fp32 loses a smaller one
     """The number that is added to the root of the second moment, so that no step divides by zero."""
 
 
-class AdamW(Optimizer):
-    """torch's fused AdamW. It decays matrices and leaves vectors (norms, biases) alone."""
+class AdamWConfig(AdamConfig):
+    """AdamW and the learning rate."""
 
-    Config = AdamWConfig
-    config: AdamWConfig
+    kind: Literal["adamw"] = "adamw"
+    """The name of the optimizer."""
+    clip_updates: bool = False
+    """StableAdamW (Wortsman et al. 2023, arXiv:2304.13013, section 3.4): a step of a weight whose gradients are larger
+    than their second moment says is as many times smaller. It is slower than PyTorch's fused AdamW."""
+
+
+class Adam(Optimizer):
+    """What all optimizers of Adam's family keep for a weight."""
+
     states = ("exp_avg", "exp_avg_sq")
-
-    def build(self, module: "nn.Module") -> "torch.optim.Optimizer":
-        import torch
-
-        groups, config = decayed_groups(module, self.config.weight_decay), self.config
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
     def first_state(self, weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
         import torch
 
         step = torch.zeros((), device=weight.device)  # a fused AdamW keeps it on the device of the weight
         return {"step": step, **{name: torch.zeros_like(weight) for name in self.states}}
+
+
+class AdamW(Adam):
+    """torch's fused AdamW, or StableAdamW. It decays matrices and leaves vectors (norms, biases) alone."""
+
+    Config = AdamWConfig
+    config: AdamWConfig
+
+    @property
+    def whole(self) -> bool:  # type: ignore[override]
+        return self.config.clip_updates
+
+    def build(self, module: "nn.Module") -> "torch.optim.Optimizer":
+        import torch
+
+        groups, config = decayed_groups(module, self.config.weight_decay), self.config
+        if config.clip_updates:
+            from pretrain.training.optim.scaled import StableAdamW
+
+            return StableAdamW(groups, config.lr, config.betas, config.eps)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

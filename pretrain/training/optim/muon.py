@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pretrain.training.optim.adamw import AdamW, AdamWConfig, Beta
+from pretrain.training.optim.adamw import Adam, AdamConfig, Beta
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 
-class MuonConfig(AdamWConfig):
+class MuonConfig(AdamConfig):
     """Muon for matrices between hidden values, AdamW for everything else, and the learning rate."""
 
-    kind: Literal["muon"]  # type: ignore[assignment]
+    kind: Literal["muon"]
     """The name of the optimizer. `lr` is the rate of Muon's matrices; 0.02 is usual."""
     adam_lr: float = Field(3e-3, gt=0, lt=1e9)
     """The peak rate of AdamW's weights: embeddings, head, norms and biases. It follows the schedule of `lr`."""
@@ -26,14 +26,14 @@ class MuonConfig(AdamWConfig):
     """The decay rate of the mean square of each row of an update, by which NorMuon divides it; null: plain Muon."""
 
 
-class Muon(AdamW):
+class Muon(Adam):
     """Muon or NorMuon for the matrices between hidden values, and AdamW for all other weights.
 
     `weight_decay` is of Muon's matrices only, and cautious: a number decays in a step that makes it smaller anyway
     (Chen et al. 2025, arXiv:2510.12402). The gradient is clipped, never the orthogonalised update.
     """
 
-    Config = MuonConfig  # type: ignore[assignment]
+    Config = MuonConfig
     config: MuonConfig
     whole = True
 

@@ -19,7 +19,7 @@ class Optimizer(ABC):
 
     Config: ClassVar[type[OptimConfig]]  # the section `optim` of a run; it defines `kind: Literal[…]`
     states: ClassVar[tuple[str, ...]]  # names of its tensors for each weight; each tensor has the weight's shape
-    whole: ClassVar[bool] = False  # whether its rule needs whole weights; then `place` of PyTorch's optimizer is called
+    whole: bool = False  # whether its rule needs whole weights; then `place` of PyTorch's optimizer is called
 
     def __init__(self, config: OptimConfig):
         self.config = config

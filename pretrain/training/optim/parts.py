@@ -1,4 +1,4 @@
-"""Where the parts of each weight lie that the ranks of ZeRO hold, and how a rank gets whole matrices for its update."""
+"""Where the parts of each weight lie that the ranks of ZeRO hold, and rules that need whole weights in spite of it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,15 +22,36 @@ class Part:
     at: int  # its first number in the flat tensor
 
     @property
+    def numbers(self) -> int:
+        """The count of numbers of the whole weight."""
+        return math.prod(self.shape)
+
+    @property
     def rows(self) -> tuple[int, int]:
         """The first row of the matrix that it has numbers of, and the row after the last."""
         width = self.shape[1]
         return self.start // width, (self.start + self.size - 1) // width + 1
 
 
-def whole(weight: Tensor) -> list[list[Part]]:
+def whole(weight: Tensor, number: int = 0) -> list[list[Part]]:
     """The parts of a weight that is whole: one."""
-    return [[Part(0, tuple(weight.shape), 0, weight.numel(), 0)]]
+    return [[Part(number, tuple(weight.shape), 0, weight.numel(), 0)]]
+
+
+def sums(values: list[Tensor], parts: list[list[list[Part]]], rank: int) -> dict[int, Tensor]:
+    """The sum of the numbers of each weight in flat tensors; a collective, if there are several ranks.
+
+    `parts` lists, for each tensor, the parts of each rank. A sum is a tensor of one number, in fp64.
+    """
+    weights = sorted({part.weight for ranks in parts for held in ranks for part in held})
+    found = torch.zeros(len(weights), dtype=torch.float64, device=values[0].device)
+    places = {weight: place for place, weight in enumerate(weights)}
+    for flat, ranks in zip(values, parts, strict=True):
+        for part in ranks[rank]:
+            found[places[part.weight]] += flat[part.at : part.at + part.size].sum(dtype=torch.float64)
+    if len(parts[0]) > 1:
+        torch.distributed.all_reduce(found)
+    return dict(zip(weights, found, strict=True))
 
 
 # An update of matrices (m, n), whose rows have a number each: the new matrices, and the new numbers of their rows.

@@ -1,5 +1,6 @@
-"""Muon and NorMuon equal a slow loop over matrices, at every stage of ZeRO, across ranks and after a restart."""
+"""Optimizers that need whole weights equal a slow loop, at every stage of ZeRO, across ranks and after a restart."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from pretrain.model.config import ModelConfig
 from pretrain.model.init import initialise
 from pretrain.model.transformer import Transformer
-from pretrain.model.weights import weights_of
+from pretrain.model.weights import Weight, weights_of
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.objectives.learner import Learner
 from pretrain.order.phases import Phase
@@ -21,14 +22,22 @@ from pretrain.training.engine.local import LocalEngine
 from pretrain.training.engine.ranks import World, find_world, join
 from pretrain.training.loader import Batches
 from pretrain.training.optim import parts
+from pretrain.training.optim.adamw import AdamW, AdamWConfig
+from pretrain.training.optim.lamb import Lamb, LambConfig
 from pretrain.training.optim.muon import Muon, MuonConfig
+from pretrain.training.optim.optimizer import Optimizer
 from pretrain.training.optim.orthogonal import POLAR_EXPRESS, orthogonal
 from tests.conftest import DECODER
 from tests.helpers.batches import batches as batches_of
 from tests.helpers.ranks import on_ranks
 
 CLIP, RATES = 0.3, (0.01, 0.02, 0.015)
-PLAIN, NORMUON = MuonConfig(kind="muon", lr=0.02, row_beta=None), MuonConfig(kind="muon", lr=0.02)
+RULES: dict[str, Optimizer] = {  # those that need whole weights
+    "Muon": Muon(MuonConfig(kind="muon", lr=0.02, row_beta=None)),
+    "NorMuon": Muon(MuonConfig(kind="muon", lr=0.02)),
+    "StableAdamW": AdamW(AdamWConfig(lr=0.02, clip_updates=True)),
+    "LAMB": Lamb(LambConfig(kind="lamb", lr=0.02)),
+}
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (40, 12), (12, 40)])
@@ -41,9 +50,10 @@ def test_orthogonal_makes_all_singular_values_about_one_and_keeps_the_directions
     assert torch.equal(orthogonal(torch.zeros(1, *shape)), torch.zeros(1, *shape))
 
 
-@pytest.mark.parametrize("config", [PLAIN, NORMUON], ids=["Muon", "NorMuon"])
-def test_the_step_is_that_of_a_slow_loop(config, prepared):
-    engine, batches = local(prepared, config, micro_batch=8)
+@pytest.mark.parametrize("name", RULES)
+def test_the_step_is_that_of_a_slow_loop(name, prepared):
+    rules, slow = RULES[name], SLOW[name]
+    engine, batches = local(prepared, rules, micro_batch=8)
     model, _ = model_and_batches(prepared, 8)
     learner, roles = Learner(model), weights_of(model)
     for step, rate in enumerate(RATES):  # each from the state that the engine has
@@ -59,22 +69,18 @@ def test_the_step_is_that_of_a_slow_loop(config, prepared):
         norm = torch.stack([g.norm() for g in gradients]).norm()
         assert norm > CLIP
         for (name, p), gradient in zip(model.named_parameters(), gradients, strict=True):
-            slow = of_muon if roles[name].hidden else of_adamw
-            slow(
-                p.data,
-                gradient * CLIP / (norm + 1e-6),
-                state["exp_avg", name],
-                state["exp_avg_sq", name],
-                rate,
-                step,
-                config,
-            )
+            gradient = gradient * CLIP / (norm + 1e-6)
+            moments = state["exp_avg", name], state["exp_avg_sq", name]
+            slow(p.data, gradient, *moments, rate, step, rules.config, roles[name])
             state["weights", name] = p.detach()
         assert different(engine, state) == []
 
 
-def of_muon(p: Tensor, gradient: Tensor, momentum: Tensor, squares: Tensor, rate: float, step: int, config) -> None:
-    """One matrix (m, n), as the papers say."""
+def of_muon(p: Tensor, gradient: Tensor, momentum: Tensor, squares: Tensor, rate: float, step: int, config, role):
+    """One weight, as the papers say. Other weights than matrices are Adam's, without weight decay."""
+    if not role.hidden:
+        p.sub_(rate * config.adam_lr / config.lr * adam(gradient, momentum, squares, step, config))
+        return
     beta = 0.85 + 0.10 * rate / config.lr
     momentum.copy_(beta * momentum + (1 - beta) * gradient)
     x = beta * momentum + (1 - beta) * gradient
@@ -92,58 +98,99 @@ def of_muon(p: Tensor, gradient: Tensor, momentum: Tensor, squares: Tensor, rate
     p.sub_(torch.where(update.sign() == p.sign(), rate * config.weight_decay * p, 0) + rate * update)
 
 
-def of_adamw(p: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float, step: int, config) -> None:
-    """Without weight decay, at the share of `adam_lr` that the rate is of its peak."""
-    mean.copy_(0.9 * mean + 0.1 * gradient)
-    square.copy_(0.95 * square + 0.05 * gradient**2)
-    first, second = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.95 ** (step + 1))
-    p.sub_(rate * config.adam_lr / config.lr * first / (second.sqrt() + config.eps))
+def of_stable_adamw(p: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float, step: int, config, role):
+    update = adam(gradient, mean, square, step, config) + (config.weight_decay * p if role.decays else 0)
+    second = square / (1 - config.betas[1] ** (step + 1))
+    too_large = (gradient**2 / second).mean().sqrt()
+    p.sub_(rate / max(1, too_large) * update)
 
 
-@pytest.mark.parametrize(("config", "chunk"), [(PLAIN, 1), (NORMUON, 1 << 26)], ids=["Muon", "NorMuon"])
-def test_every_stage_on_two_ranks_takes_the_steps_of_one_process(config, chunk, prepared, tmp_path):
+def of_lamb(p: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float, step: int, config, role):
+    update = adam(gradient, mean, square, step, config) + (config.weight_decay * p if role.decays else 0)
+    p.sub_(rate * (p.norm() / update.norm() if p.ndim == 2 else 1) * update)
+
+
+def adam(gradient: Tensor, mean: Tensor, square: Tensor, step: int, config) -> Tensor:
+    beta, beta_sq = config.betas
+    mean.copy_(beta * mean + (1 - beta) * gradient)
+    square.copy_(beta_sq * square + (1 - beta_sq) * gradient**2)
+    first, second = mean / (1 - beta ** (step + 1)), square / (1 - beta_sq ** (step + 1))
+    return first / (second.sqrt() + config.eps)
+
+
+SLOW = {"Muon": of_muon, "NorMuon": of_muon, "StableAdamW": of_stable_adamw, "LAMB": of_lamb}
+
+
+def test_stable_adamw_is_adamw_until_a_gradient_grows():
+    """After ten equal gradients, one is ten times as large: its root mean square is 2.8 times that of the mean."""
+    steps = {}
+    for clip_updates in (False, True):
+        p = torch.nn.Linear(4, 4, bias=False)
+        torch.nn.init.ones_(p.weight)
+        rules = AdamW(AdamWConfig(lr=1, clip_updates=clip_updates, weight_decay=0))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pretrain.model.weights.weights_of", lambda module: {"weight": Weight(decays=True)})
+            built = rules.build(p)
+        built.state[p.weight] = rules.first_state(p.weight)
+        steps[clip_updates] = []
+        for size in [1.0] * 10 + [10.0]:
+            before, p.weight.grad = p.weight.detach().clone(), torch.full((4, 4), size)
+            built.step()
+            steps[clip_updates].append(float((before - p.weight).mean().detach()))
+    assert steps[True][:10] == pytest.approx(steps[False][:10], rel=1e-5)
+    square = (0.95 * (1 - 0.95**10) + 0.05 * 100) / (1 - 0.95**11)
+    ratio = 10 / square**0.5
+    assert ratio > 2.5 and steps[True][10] == pytest.approx(steps[False][10] / ratio, rel=1e-4)
+
+
+def test_every_stage_on_two_ranks_takes_the_steps_of_one_process(prepared, tmp_path):
     """From the first weights and from the state that one process has after two steps. Also after a restart, bit by bit.
 
     Steps are compared from equal states: what rounding changes in one step, an orthogonal update of the next may make
     as large as all the rest.
     """
-    engine, batches = local(prepared, config, micro_batch=2)
-    states = []
-    for step in range(3):
-        taken(engine, batches, step, 1)
-        states.append({key: engine.whole(*key).clone() for key in keys(engine)})
+    states: dict[str, list] = {name: [] for name in RULES}
+    for name, rules in RULES.items():
+        engine, batches = local(prepared, rules, micro_batch=2)
+        for step in range(3):
+            taken(engine, batches, step, 1)
+            states[name].append({key: engine.whole(*key).clone() for key in keys(engine)})
     torch.save(states, tmp_path / "states.pt")
-    for faults, gathered in on_ranks(2, of_ranks, prepared, config, chunk, tmp_path, log=tmp_path / "ranks.log"):
+    for faults, gathered in on_ranks(2, of_ranks, prepared, tmp_path, log=tmp_path / "ranks.log"):
         assert not faults, "\n".join(faults)
-        assert gathered == {0: 0, 1: 1, 2: 1, 3: 7}, "at stages 1 and 2 the ranks share one matrix"
+        assert gathered == [0, 1, 1, 7] * 2 + [0] * 4, "at stages 1 and 2 the ranks share one matrix"
 
 
-def of_ranks(prepared, config: MuonConfig, chunk: int, folder: Path) -> tuple[list[str], dict[int, int]]:
+def of_ranks(prepared, folder: Path) -> tuple[list[str], list[int]]:
     """The tensors that differ from states.pt, those of one process after each step, or after a restart.
 
-    The second value says how many matrices were gathered in a step at each stage.
+    The second value says how many matrices were gathered in a step, for each optimizer and stage.
     """
     world, states = find_world(), torch.load(folder / "states.pt")
     join(world, 60)
-    parts.CHUNK, gather, count = chunk, parts._together, []
+    gather, count = parts._together, []
     parts._together = lambda held, shapes, *others: count.extend(shapes) or gather(held, shapes, *others)
-    faults, gathered = [], {}
-    for stage in range(4):
+    faults, gathered = [], []
+    muons, others = product(("Muon", "NorMuon"), range(4)), product(("StableAdamW", "LAMB"), (1, 3))
+    for name, stage in (*muons, *others):
         count.clear()
-        engine, batches = sharded(prepared, config, stage, world)
+        rules = RULES[name]
+        parts.CHUNK = 1 if name == "Muon" else 1 << 26  # also one matrix after another
+        engine, batches = sharded(prepared, rules, stage, world)
         taken(engine, batches, 0, world.size)
-        gathered[stage] = len(count)
-        faults += [f"{fault}, first step at stage {stage}" for fault in different(engine, states[0])]
+        gathered.append(len(count))
+        where = f"{name} at stage {stage}"
+        faults += [f"{fault}, first step of {where}" for fault in different(engine, states[name][0])]
         taken(engine, batches, 1, world.size)
         saved = {key: engine.whole(*key).clone() for key in keys(engine)}
         taken(engine, batches, 2, world.size)
-        again, _ = sharded(prepared, config, stage, world, saved)
+        again, _ = sharded(prepared, rules, stage, world, saved)
         taken(again, batches, 2, world.size)
         same = all(torch.equal(engine.whole(*key), again.whole(*key)) for key in keys(engine))
-        faults += [] if same else [f"after a restart at stage {stage}"]
-        moved, _ = sharded(prepared, config, stage, world, states[1])
+        faults += [] if same else [f"after a restart, {where}"]
+        moved, _ = sharded(prepared, rules, stage, world, states[name][1])
         taken(moved, batches, 2, world.size)
-        faults += [f"{fault}, moved to stage {stage}" for fault in different(moved, states[2])]
+        faults += [f"{fault}, moved to {where}" for fault in different(moved, states[name][2])]
     return faults, gathered
 
 
@@ -158,7 +205,7 @@ def different(engine, wanted: dict) -> list[str]:
     return [f"{key}: {a:.1e} of {b:.1e}" for key, (a, b) in found.items() if a > limits[key[0]] * b]
 
 
-def sharded(prepared, config: MuonConfig, stage: int, world: World, state: dict | None = None):
+def sharded(prepared, rules: Optimizer, stage: int, world: World, state: dict | None = None):
     """An engine on two ranks with micro-batches of 2: fresh, or restored."""
     model, batches = model_and_batches(prepared, 2)
     if state:
@@ -166,7 +213,7 @@ def sharded(prepared, config: MuonConfig, stage: int, world: World, state: dict 
             for name, p in model.named_parameters():
                 p.copy_(state["weights", name])
     settings = EngineConfig(micro_batch=2, zero_stage=stage)
-    engine = DeepSpeedEngine(Learner(model), Muon(config), settings, CLIP, world)
+    engine = DeepSpeedEngine(Learner(model), rules, settings, CLIP, world)
     if state:
         engine.restore(lambda kind, name: state[kind, name], 2, batches.objectives[0], batches[0].batch)
     return engine, batches
@@ -188,9 +235,9 @@ def keys(engine) -> list[tuple[str, str]]:
     return [(kind, name) for kind in ("weights", "exp_avg", "exp_avg_sq") for name in engine.shapes()]
 
 
-def local(prepared, config: MuonConfig, micro_batch: int) -> tuple[LocalEngine, Batches]:
+def local(prepared, rules: Optimizer, micro_batch: int) -> tuple[LocalEngine, Batches]:
     model, batches = model_and_batches(prepared, micro_batch)
-    return LocalEngine(Learner(model), Muon(config), EngineConfig(micro_batch=micro_batch), CLIP, World()), batches
+    return LocalEngine(Learner(model), rules, EngineConfig(micro_batch=micro_batch), CLIP, World()), batches
 
 
 def model_and_batches(prepared, micro_batch: int) -> tuple[Transformer, Batches]:
