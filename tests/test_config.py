@@ -306,6 +306,8 @@ def test_an_override_that_fits_nowhere_is_refused(tmp_path, override, fragments)
         ("electra", ["model.transform_head=true"], "model.transform_head = false"),
         ("electra", ["model.tie_embeddings=false"], "model.tie_embeddings = true"),
         ("electra", ["model.width_base=64"], "remove model.generator or model.decoder_layers"),
+        ("decoder", ["model.width_base=64", "optim={kind: lamb, lr: 1e-3}"], "with optim.kind = lamb leave it out"),
+        ("decoder", ["optim={kind: muon, lr: 0.02, momentum: 0.5}"], "momentum_floor = 0.85 is above optim.momentum"),
         ("t5", ["model.causal=true"], "model.decoder_layers needs model.causal = false"),
         ("t5", ["model.window=8"], "needs model.decoder_layers, and no model.window"),
         ("t5", ["model.embed_width=64"], "model.embed_width = 64 differs from model.width"),

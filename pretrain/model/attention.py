@@ -137,7 +137,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, 
     Windows that hold one document take the fused kernel without a mask. On CUDA, packed windows and local layers in 16
     bits take the kernel for documents of several lengths. Otherwise a local layer looks at blocks of its window, and a
     long packed window at one document after another, so no mask grows with T². All that remains has a dense mask.
-    Without a mask, prefixes and the tokens after them take their way in turn.
+    A layout with prefixes is computed twice there, for the tokens of prefixes and for the tokens after them.
     """
     T, dtype = q.shape[2], compute_dtype(q)
     if window is not None and window >= T - 1:

@@ -26,8 +26,9 @@ def end_of_script(status):
 
 if __name__ == "__main__":
     os._exit = end_of_script
-    for words in json.loads(sys.argv[-1]):
-        sys.argv = words
+    *given, every = sys.argv[1:]  # a launcher gives --local_rank
+    for words in json.loads(every):
+        sys.argv = [words[0], *given, *words[1:]]
         try:
             runpy.run_path(words[0], run_name="__main__")
         except SystemExit as ended:

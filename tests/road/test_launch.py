@@ -69,7 +69,8 @@ def test_a_rank_does_not_live_to_see_the_interpreters_end(prepared, tmp_path):
     config = written(values, tmp_path / "run.yaml")
     code = "import atexit, sys; from pretrain import cli; atexit.register(print, 'THE END'); cli.main(sys.argv.pop(1))"
     rank, endings = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, []
-    for words, said in ((["clean", "--help"], "clean a corpus"), (["pretrain", str(config)], "held-out at step 12")):
+    shown = ["pretrain", str(config), "--print-config"]  # of a process that connects to no other
+    for words, said in ((shown, "zero_stage: 2"), (["pretrain", str(config)], "held-out at step 12")):
         command = [sys.executable, "-c", code, *words]
         result = subprocess.run(command, cwd=ROOT, env={**os.environ, **rank}, text=True, capture_output=True)
         assert result.returncode == 0 and said in result.stdout, result

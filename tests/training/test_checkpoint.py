@@ -225,6 +225,22 @@ def test_a_phase_is_appended_after_the_end_and_the_old_summary_is_not_its_result
     assert [step for step, *_ in cases.history(tmp_path / "run")] == list(range(1, 19))
 
 
+def test_a_run_with_another_optimizer_continues_nothing_and_a_branch_begins_it_anew(prepared, tmp_path):
+    cases.train(run_values(prepared, tmp_path / "run"))
+    muon = {"optim": {"kind": "muon", "lr": 0.02}}
+    with pytest.raises(ResumeError, match=r"optim\.kind: adamw → muon"):
+        cases.train(run_values(prepared, tmp_path / "run", **muon))
+    further = {
+        **muon,
+        "phases": [phase_of(12, 4), {**phase_of(4, 0), "lr": 0.01}],
+        "branch_from": {"run": str(tmp_path / "run")},
+    }
+    branch = run_values(prepared, tmp_path / "branch", **further)
+    branch["branch_from"] |= {"step": 12, "optimizer": "keep"}
+    with pytest.raises(ResumeError, match=r"cannot keep the state of another optimizer(?s:.*)adamw → muon"):
+        cases.train(branch)
+
+
 def test_a_running_phase_may_become_longer_and_a_finished_decay_may_not(prepared, tmp_path):
     straight = run_values(prepared, tmp_path / "straight", phases=[phase_of(16, 4)])
     cases.train(straight)

@@ -29,8 +29,8 @@ class AdamWConfig(AdamConfig):
     kind: Literal["adamw"] = "adamw"
     """The name of the optimizer."""
     clip_updates: bool = False
-    """StableAdamW (Wortsman et al. 2023, arXiv:2304.13013, section 3.4): a step of a weight whose gradients are larger
-    than their second moment says is as many times smaller. It is slower than PyTorch's fused AdamW."""
+    """StableAdamW (Wortsman et al. 2023, arXiv:2304.13013, section 3.4): the step of a weight is divided by the root
+    mean square of its gradients over the roots of their second moments, where that is above 1. It is slower."""
 
 
 class Adam(Optimizer):

@@ -34,4 +34,6 @@ class Lamb(Adam):
         from pretrain.training.optim import scaled
 
         groups, config = decayed_groups(module, self.config.weight_decay), self.config
+        for group in groups:  # the decay is a part of a step whose length the matrix says, not the rate
+            group["weight_decay"] *= group["rate"]
         return scaled.Lamb(groups, config.lr, config.betas, config.eps)

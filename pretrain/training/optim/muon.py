@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pretrain.training.optim.adamw import Adam, AdamConfig, Beta
 
@@ -21,9 +21,22 @@ class MuonConfig(AdamConfig):
     momentum: Beta = 0.95
     """The share of the momentum that is kept in a step at the peak of the learning rate."""
     momentum_floor: Beta = 0.85
-    """That share at a learning rate of 0. It rises and falls with the rate, so it is warmed up and cooled down."""
+    """The share of the momentum that is kept at a learning rate of 0. Between both rates it changes in proportion, so
+    the momentum is warmed up and cooled down with the rate."""
     row_beta: Beta | None = 0.95
     """The decay rate of the mean square of each row of an update, by which NorMuon divides it; null: plain Muon."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of Muon's matrices, of the numbers that an update makes smaller anyway. AdamW's weights do
+    not decay."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> "MuonConfig":
+        if self.momentum_floor > self.momentum:
+            raise ValueError(
+                f"optim.momentum_floor = {self.momentum_floor} is above optim.momentum = {self.momentum}: the momentum "
+                "would fall as the learning rate rises; set momentum_floor to at most momentum"
+            )
+        return self
 
 
 class Muon(Adam):

@@ -1,14 +1,13 @@
-"""Where the parts of each weight lie that the ranks of ZeRO hold, and rules that need whole weights in spite of it."""
+"""The parts of weights that each rank of ZeRO holds, and what a rule does that needs whole weights."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 26  # the most numbers of matrices that are gathered at once; a larger matrix is gathered alone
+CHUNK = 1 << 26  # about the most numbers of matrices that a rank computes with at once
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,12 @@ class Part:
         width = self.shape[1]
         return self.start // width, (self.start + self.size - 1) // width + 1
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The count of its numbers, and of its rows."""
+        first, last = self.rows
+        return self.size, last - first
+
 
 def whole(weight: Tensor, number: int = 0) -> list[list[Part]]:
     """The parts of a weight that is whole: one."""
@@ -50,7 +55,9 @@ def sums(values: list[Tensor], parts: list[list[list[Part]]], rank: int) -> dict
         for part in ranks[rank]:
             found[places[part.weight]] += flat[part.at : part.at + part.size].sum(dtype=torch.float64)
     if len(parts[0]) > 1:
-        torch.distributed.all_reduce(found)
+        summed = found.to(_wire(found))
+        torch.distributed.all_reduce(summed)
+        found = summed.to(found.device)
     return dict(zip(weights, found, strict=True))
 
 
@@ -70,8 +77,8 @@ class Held:
 def by_matrix(every: list[Held], rank: int, update: Update) -> None:
     """Apply `update` to the whole matrices whose parts lie in the tensors of `every`, in place.
 
-    A matrix that lies on one rank is updated there. The others are gathered, and each is updated by one of the ranks;
-    a collective, if there are any.
+    A matrix that lies on one rank is updated there. The parts of any other are sent to one of the ranks, and come back
+    updated; a collective, if there are such matrices.
     """
     holders = [_holders(held) for held in every]
     alone = [
@@ -80,14 +87,15 @@ def by_matrix(every: list[Held], rank: int, update: Update) -> None:
         for part in held.parts[rank]
         if len(ranks[part.weight]) == 1
     ]
-    matrices = [held.values[part.at : part.at + part.size].view(part.shape) for held, part in alone]
-    rows = [held.of_rows[part.at : part.at + part.size].view(part.shape)[:, 0] for held, part in alone]
-    for (held, part), matrix, row in zip(alone, *update(matrices, rows), strict=True):
-        _set(held, part, matrix, row)
+    for some in _chunks(alone, [part.numbers for _, part in alone], 1):
+        matrices = [held.values[part.at : part.at + part.size].view(part.shape) for held, part in some]
+        rows = [held.of_rows[part.at : part.at + part.size].view(part.shape)[:, 0] for held, part in some]
+        for (held, part), matrix, row in zip(some, *update(matrices, rows), strict=True):
+            _set(held, part, matrix.flatten(), row)
     for held, ranks in zip(every, holders, strict=True):
         split = sorted(weight for weight, found in ranks.items() if len(found) > 1)
         shapes = {part.weight: part.shape for parts in held.parts for part in parts}
-        for weights in _chunks(split, shapes):
+        for weights in _chunks(split, [math.prod(shapes[weight]) for weight in split], len(held.parts)):
             chosen = [[part for part in parts if part.weight in weights] for parts in held.parts]
             _together(
                 Held(held.values, held.of_rows, chosen), {weight: shapes[weight] for weight in weights}, rank, update
@@ -103,48 +111,54 @@ def _holders(held: Held) -> dict[int, set[int]]:
     return found
 
 
-def _set(held: Held, part: Part, matrix: Tensor, row: Tensor) -> None:
-    """Write the numbers of `part` from the whole matrix (m, n) and the numbers (m,) of its rows."""
-    first, last = part.rows
-    begin, place = part.start - first * part.shape[1], slice(part.at, part.at + part.size)
-    held.values[place] = matrix.flatten()[part.start : part.start + part.size]
-    held.of_rows[place] = row[first:last].repeat_interleave(part.shape[1])[begin : begin + part.size]
+def _chunks(matrices: Sequence, sizes: list[int], ranks: int) -> Iterator[list]:
+    """The matrices in groups of at most `ranks` times CHUNK numbers, but at least one matrix for each rank."""
+    group: list = []
+    numbers = 0
+    for matrix, size in zip(matrices, sizes, strict=True):
+        if len(group) >= ranks and numbers + size > ranks * CHUNK:
+            yield group
+            group, numbers = [], 0
+        group.append(matrix)
+        numbers += size
+    if group:
+        yield group
 
 
-def _chunks(weights: Sequence[int], shapes: dict[int, tuple[int, ...]]) -> list[list[int]]:
-    """The weights in groups of about CHUNK numbers, in order."""
-    ends = accumulate(math.prod(shapes[weight]) for weight in weights)
-    numbered = [(end // CHUNK, weight) for end, weight in zip(ends, weights, strict=True)]
-    return [[weight for _, weight in group] for _, group in groupby(numbered, key=lambda pair: pair[0])]
+def _set(held: Held, part: Part, numbers: Tensor, rows: Tensor) -> None:
+    """Write the numbers of `part`, and the number of each of its rows to all places of the row."""
+    width, place = part.shape[1], slice(part.at, part.at + part.size)
+    begin = part.start - part.rows[0] * width
+    held.values[place] = numbers
+    held.of_rows[place] = rows.repeat_interleave(width)[begin : begin + part.size]
 
 
 def _together(held: Held, shapes: dict[int, tuple[int, ...]], rank: int, update: Update) -> None:
-    """Update matrices that lie on several ranks: gather the parts, update on one rank each, and gather the results."""
-    mine, ranks = held.parts[rank], len(held.parts)
-    sizes = [[part.size for part in parts] + [part.rows[1] - part.rows[0] for part in parts] for parts in held.parts]
-    sent = [held.values[part.at : part.at + part.size] for part in mine] + [
-        _of_rows(held.of_rows, part) for part in mine
+    """Update matrices whose parts lie on several ranks: each on one rank, which gets the parts and returns them."""
+    ranks = range(len(held.parts))
+    largest = sorted(shapes, key=lambda weight: (-math.prod(shapes[weight]), weight))
+    doers = {weight: number % len(ranks) for number, weight in enumerate(largest)}
+    mine = [[part for part in held.parts[rank] if doers[part.weight] == other] for other in ranks]  # by who updates it
+    theirs = [[part for part in held.parts[other] if doers[part.weight] == rank] for other in ranks]
+    sent = [
+        tensor
+        for parts in mine
+        for part in parts
+        for tensor in (held.values[part.at : part.at + part.size], _of_rows(held.of_rows, part))
     ]
-    doers = {weight: number % ranks for number, weight in enumerate(shapes)}
-    matrices = {weight: held.values.new_empty(shapes[weight]) for weight, doer in doers.items() if doer == rank}
+    received = _exchanged(sent, mine, theirs, held.values)
+    matrices = {weight: held.values.new_empty(shapes[weight]) for weight in shapes if doers[weight] == rank}
     rows = {weight: held.values.new_empty(shapes[weight][0]) for weight in matrices}
-    for parts, pieces in zip(held.parts, _gathered(sent, sizes, held.values), strict=True):
-        for part, numbers, row in zip(parts, pieces[: len(parts)], pieces[len(parts) :], strict=True):
-            if part.weight in matrices:
-                matrices[part.weight].view(-1)[part.start : part.start + part.size] = numbers
-                rows[part.weight][part.rows[0] : part.rows[1]] = row
-    done, done_rows = update(list(matrices.values()), list(rows.values()))
-
-    doing = [[weight for weight in shapes if doers[weight] == number] for number in range(ranks)]
-    sizes = [
-        [size for weight in weights for size in (math.prod(shapes[weight]), shapes[weight][0])] for weights in doing
-    ]
-    sent = [numbers.flatten() for both in zip(done, done_rows, strict=True) for numbers in both]
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for weights, pieces in zip(doing, _gathered(sent, sizes, held.values), strict=True):
-        found |= dict(zip(weights, zip(pieces[::2], pieces[1::2], strict=True), strict=True))
-    for part in mine:
-        _set(held, part, *found[part.weight])
+    for part, numbers, row in received:
+        matrices[part.weight].view(-1)[part.start : part.start + part.size] = numbers
+        rows[part.weight][slice(*part.rows)] = row
+    done = dict(zip(matrices, zip(*update(list(matrices.values()), list(rows.values())), strict=True), strict=True))
+    returned = []
+    for part, _, _ in received:
+        matrix, row = done[part.weight]
+        returned += [matrix.reshape(-1)[part.start : part.start + part.size], row[slice(*part.rows)]]
+    for part, numbers, row in _exchanged(returned, theirs, mine, held.values):
+        _set(held, part, numbers, row)
 
 
 def _of_rows(of_rows: Tensor, part: Part) -> Tensor:
@@ -154,11 +168,22 @@ def _of_rows(of_rows: Tensor, part: Part) -> Tensor:
     return of_rows[torch.tensor(places, device=of_rows.device)]
 
 
-def _gathered(sent: list[Tensor], sizes: list[list[int]], like: Tensor) -> list[tuple[Tensor, ...]]:
-    """The tensors that each rank sends, in the order of ranks. `sizes` has the numbers of each."""
-    numbers = like.new_zeros(max(map(sum, sizes)))
-    if sent:
-        torch.cat(sent, out=numbers[: sum(map(torch.numel, sent))])
-    received = [torch.empty_like(numbers) for _ in sizes]
-    torch.distributed.all_gather(received, numbers)
-    return [all_[: sum(size)].split(size) for all_, size in zip(received, sizes, strict=True)]
+def _exchanged(
+    sent: list[Tensor], to: list[list[Part]], of: list[list[Part]], like: Tensor
+) -> list[tuple[Part, Tensor, Tensor]]:
+    """Send numbers and rows of the parts `to[r]` to each rank r, and return those of `of[r]`; a collective."""
+    device = _wire(like)
+    out = torch.cat(sent).to(device) if sent else like.new_empty(0, device=device)
+    sizes = [[size for part in parts for size in part.sizes] for parts in of]
+    received = like.new_empty(sum(map(sum, sizes)), device=device)
+    lengths = [sum(size for part in parts for size in part.sizes) for parts in to]
+    torch.distributed.all_to_all_single(received, out, [sum(each) for each in sizes], lengths)
+    pieces = received.to(like.device).split([size for each in sizes for size in each])
+    parts = [part for every in of for part in every]
+    return list(zip(parts, pieces[::2], pieces[1::2], strict=True))
+
+
+def _wire(tensor: Tensor) -> torch.device:
+    """The device that a tensor is sent from: with NCCL the GPU, even if the tensor was offloaded to the CPU."""
+    nccl = torch.distributed.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else tensor.device

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pretrain.training.optim.parts import Part, sums, whole
 
+TINY = torch.finfo(torch.float32).tiny  # the square of a smaller `eps` would be 0
+
 
 class ScaledAdam(torch.optim.Optimizer):
     """Adam with a number for each weight by which its learning rate is multiplied.
@@ -68,7 +70,7 @@ class StableAdamW(ScaledAdam):
         for p in weights:
             state = self.state[p]
             square = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-            ratios.append((p.grad.square() / square.clamp(min=group["eps"] ** 2)).flatten())
+            ratios.append((p.grad.square() / square.clamp(min=max(group["eps"] ** 2, TINY))).flatten())
         sizes = {part.weight: part.numbers for ranks in parts for held in ranks for part in held}
         found = sums(ratios, parts, self._rank)
         return {weight: 1 / (total / sizes[weight]).sqrt().clamp(min=1) for weight, total in found.items()}
@@ -84,6 +86,6 @@ class Lamb(ScaledAdam):
         found = {}
         for weight, length in lengths.items():
             step, one = steps[weight], torch.ones_like(length)
-            usable = len(shapes[weight]) > 1 and bool(length > 0) and bool(step > 0)
-            found[weight] = (length / step).sqrt() if usable else one
+            usable = (length > 0) & (step > 0)
+            found[weight] = torch.where(usable, (length / step).sqrt(), one) if len(shapes[weight]) > 1 else one
         return found
