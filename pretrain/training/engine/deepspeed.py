@@ -161,7 +161,7 @@ class DeepSpeedEngine:
         if self.stage == 3:
             zero = self.engine.optimizer
             held = [
-                (flat, _thirds(weights, numbers, self.world.rank))
+                (flat, _sharded(weights, numbers, self.world.rank))
                 for flat, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
             ]
         else:
@@ -186,7 +186,7 @@ class DeepSpeedEngine:
             safe_set_local_optimizer_state(p, part, kind)
 
 
-def _thirds(weights: list[nn.Parameter], numbers: dict[nn.Parameter, int], rank: int) -> list[Part]:
+def _sharded(weights: list[nn.Parameter], numbers: dict[nn.Parameter, int], rank: int) -> list[Part]:
     """Stage 3: this rank's parts of `weights` in a flat tensor. All ranks have as many numbers; the end is padded."""
     parts, at = [], 0
     for p in weights:

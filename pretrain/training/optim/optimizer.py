@@ -19,7 +19,7 @@ class Optimizer(ABC):
 
     Config: ClassVar[type[OptimConfig]]  # the section `optim` of a run; it defines `kind: Literal[…]`
     states: ClassVar[tuple[str, ...]]  # names of its tensors for each weight; each tensor has the weight's shape
-    whole: bool = False  # whether its rule needs whole weights; then `place` of PyTorch's optimizer is called
+    whole: bool = False  # whether its rule needs whole weights; PyTorch's optimizer is then one of class `Placed`
 
     def __init__(self, config: OptimConfig):
         self.config = config
@@ -29,7 +29,7 @@ class Optimizer(ABC):
         """PyTorch's optimizer over the weights of `module`.
 
         At ZeRO 1 to 3 it updates flat parts of the weights, so its rule must treat every element alone, or `whole` is
-        set and its method `place(parts, rank)` is told which weights these parts are of (parts.py).
+        set and it is told which weights these parts are of (parts.py).
         """
 
     @abstractmethod

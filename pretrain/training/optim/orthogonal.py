@@ -1,13 +1,12 @@
 """The step of Muon and NorMuon: updates of matrices are made orthogonal. Other weights are AdamW's."""
 
-from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pretrain.training.optim.parts import Held, Part, by_matrix, whole
+from pretrain.training.optim.parts import Held, Placed, by_matrix
 
 if TYPE_CHECKING:
     from pretrain.training.optim.muon import MuonConfig
@@ -39,21 +38,12 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).float()
 
 
-class MuonWithAdamW(torch.optim.AdamW):
-    """Muon for groups with `hidden`, and torch's fused AdamW for the others.
-
-    Under ZeRO a tensor of the optimizer is flat and holds parts of many weights. `place` then says which.
-    """
+class MuonWithAdamW(Placed, torch.optim.AdamW):
+    """Muon for groups with `hidden`, and torch's fused AdamW for the others."""
 
     def __init__(self, groups: list[dict[str, Any]], config: "MuonConfig"):
         super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         self._rules = config
-        self._parts: Mapping[Tensor, list[list[Part]]] = {}
-        self._rank = 0
-
-    def place(self, parts: Mapping[Tensor, list[list[Part]]], rank: int) -> None:
-        """Set the parts of weights that each tensor holds, on every rank."""
-        self._parts, self._rank = parts, rank
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -71,11 +61,11 @@ class MuonWithAdamW(torch.optim.AdamW):
         rules = self._rules
         kept = rules.momentum_floor + (rules.momentum - rules.momentum_floor) * min(1.0, lr / rules.lr)
         every = []
-        for p in weights:
+        for number, p in enumerate(weights):
             assert p.grad is not None
             momentum = self.state[p]["exp_avg"].lerp_(p.grad, 1 - kept)
             update = p.grad.lerp(momentum, kept).flatten()  # Nesterov's
-            every.append(Held(update, self.state[p]["exp_avg_sq"].view(-1), self._parts.get(p) or whole(p)))
+            every.append(Held(update, self.state[p]["exp_avg_sq"].view(-1), self.parts_of(p, number)))
         by_matrix(every, self._rank, self._updates)
         for p, held in zip(weights, every, strict=True):
             update = held.values.view_as(p)

@@ -1,7 +1,7 @@
 """The parts of weights that each rank of ZeRO holds, and what a rule does that needs whole weights."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +38,27 @@ class Part:
         return self.size, last - first
 
 
-def whole(weight: Tensor, number: int = 0) -> list[list[Part]]:
+def whole(weight: Tensor, number: int) -> list[list[Part]]:
     """The parts of a weight that is whole: one."""
     return [[Part(number, tuple(weight.shape), 0, weight.numel(), 0)]]
+
+
+class Placed:
+    """An optimizer of PyTorch whose rule needs whole weights derives from this class, too.
+
+    Under ZeRO a tensor of the optimizer is flat and holds parts of many weights. The engine then says which.
+    """
+
+    _parts: Mapping[Tensor, list[list[Part]]] = {}
+    _rank = 0
+
+    def place(self, parts: Mapping[Tensor, list[list[Part]]], rank: int) -> None:
+        """Set the parts of weights that each tensor holds, on every rank."""
+        self._parts, self._rank = parts, rank
+
+    def parts_of(self, tensor: Tensor, number: int) -> list[list[Part]]:
+        """The parts that `tensor` holds, by rank. If it is a whole weight, `number` is the number of the weight."""
+        return self._parts.get(tensor) or whole(tensor, number)
 
 
 def sums(values: list[Tensor], parts: list[list[list[Part]]], rank: int) -> dict[int, Tensor]:

@@ -1,31 +1,21 @@
 """Adam whose step is scaled weight by weight: StableAdamW and LAMB."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pretrain.training.optim.parts import Part, sums, whole
+from pretrain.training.optim.parts import Part, Placed, sums
 
 TINY = torch.finfo(torch.float32).tiny  # the square of a smaller `eps` would be 0
 
 
-class ScaledAdam(torch.optim.Optimizer):
-    """Adam with a number for each weight by which its learning rate is multiplied.
-
-    Under ZeRO a tensor of the optimizer is flat and holds parts of many weights. `place` then says which.
-    """
+class ScaledAdam(Placed, torch.optim.Optimizer):
+    """Adam with a number for each weight by which its learning rate is multiplied."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
-        self._parts: Mapping[Tensor, list[list[Part]]] = {}
-        self._rank = 0
-
-    def place(self, parts: Mapping[Tensor, list[list[Part]]], rank: int) -> None:
-        """Set the parts of weights that each tensor holds, on every rank."""
-        self._parts, self._rank = parts, rank
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -35,7 +25,7 @@ class ScaledAdam(torch.optim.Optimizer):
                 self._step(weights, group)
 
     def _step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        parts = [self._parts.get(p) or whole(p, number) for number, p in enumerate(weights)]
+        parts = [self.parts_of(p, number) for number, p in enumerate(weights)]
         updates = [self._update(p, group) for p in weights]
         scales = self.scales(weights, updates, parts, group)
         for p, update, ranks in zip(weights, updates, parts, strict=True):
