@@ -78,7 +78,7 @@ class _SummedLoss(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         by_rows = torch.empty_like(rows) if wanted else None
-        by_matrix = torch.zeros(matrix.shape, dtype=torch.float32, device=matrix.device) if wanted else None
+        by_matrix: Tensor | None = None
         by_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted and bias is not None else None
         drawn = None if draws is None else torch.empty_like(targets)
         dtype = _dtype(rows)
@@ -87,28 +87,36 @@ class _SummedLoss(torch.autograd.Function):
             for part in _chunks(rows, len(matrix)):
                 some = rows[part].to(dtype)
                 logits = _logits(some, cast, bias, cap, vocab_size)
-                peak = logits.logsumexp(-1)
-                losses = peak - logits.gather(1, targets[part, None])[:, 0]
-                total += ((losses + z_loss * peak.square() if z_loss else losses) * share[part]).sum()
-                if draws is not None and drawn is not None:
-                    reached = (logits - peak[:, None]).exp_().cumsum(-1)
+                score = logits.gather(1, targets[part, None])
+                slope = 1 - (logits / cap).square().clamp_(max=1) if wanted and cap is not None else None  # 0 at -∞
+                logs = logits.log_softmax(-1)
+                del logits
+                losses = -logs.gather(1, targets[part, None])
+                log_z = losses + score  # (N, 1)
+                total += (losses + z_loss * log_z.square() if z_loss else losses)[:, 0] @ share[part]
+                gradient = logs.exp_()  # the probabilities
+                if drawn is not None and draws is not None:
+                    reached = gradient.cumsum(-1)
                     below = (reached <= draws[part, None] * reached[:, -1:]).sum(-1)
                     drawn[part] = below.clamp_(max=vocab_size - 1)
-                if by_rows is None or by_matrix is None:
+                if by_rows is None:
                     continue
-                slope = 1 - (logits / cap).square().clamp_(max=1) if cap is not None else None  # 0 where it is -∞
-                gradient = logits.sub_(peak[:, None]).exp_()  # the probabilities
                 if z_loss:
-                    gradient *= 1 + 2 * z_loss * peak[:, None]
+                    gradient *= 1 + 2 * z_loss * log_z
                 gradient[torch.arange(len(some), device=rows.device), targets[part]] -= 1
-                gradient *= share[part, None]
                 gradient = gradient if slope is None else gradient.mul_(slope)
-                low = gradient.to(dtype)
-                by_rows[part] = low @ cast
-                by_matrix.addmm_(low.t(), some) if dtype == torch.float32 else by_matrix.add_(low.t() @ some)
+                # A weight multiplies a row of width D, which is shorter than a row of logits.
+                low, weighted = gradient.to(dtype), (some * share[part, None]).to(dtype)
+                by_rows[part] = (low @ cast).mul_(share[part, None])
+                if by_matrix is None:
+                    by_matrix = (low.t() @ weighted).float()
+                elif dtype == torch.float32:
+                    by_matrix.addmm_(low.t(), weighted)
+                else:
+                    by_matrix += low.t() @ weighted
                 if by_bias is not None:
-                    by_bias += gradient.sum(0)
-        ctx.save_for_backward(by_rows, by_matrix, by_bias)
+                    by_bias += share[part] @ gradient
+        ctx.slopes = by_rows, by_matrix, by_bias
         ctx.dtypes = matrix.dtype, None if bias is None else bias.dtype
         if drawn is not None:
             ctx.mark_non_differentiable(drawn)
@@ -116,10 +124,11 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_rows, by_matrix, by_bias = ctx.saved_tensors
+        by_rows, by_matrix, by_bias = ctx.slopes
         of_matrix, of_bias = ctx.dtypes
-        by_bias = None if by_bias is None else (by_bias * scale).to(of_bias)
-        return by_rows * scale.to(by_rows.dtype), (by_matrix * scale).to(of_matrix), by_bias, *[None] * 6
+        del ctx.slopes  # they are multiplied in place, once
+        by_bias = None if by_bias is None else by_bias.mul_(scale).to(of_bias)
+        return by_rows.mul_(scale), by_matrix.mul_(scale).to(of_matrix), by_bias, *[None] * 6
 
 
 @torch.no_grad()
@@ -152,7 +161,7 @@ def _capped(logits: Tensor, cap: float | None) -> Tensor:
 
 def _chunks(rows: Tensor, vocab_size: int) -> Iterator[slice]:
     size = max(1, CHUNK // vocab_size)
-    return (slice(begin, begin + size) for begin in range(0, len(rows), size))
+    return (slice(begin, begin + size) for begin in range(0, len(rows) or 1, size))
 
 
 def _dtype(rows: Tensor) -> torch.dtype:
