@@ -71,6 +71,8 @@ ROUNDS = (
     "the tolerance is {tolerance:.1e}."
 )
 
+UNSCORED = "Not known: held-out text was scored with the weights of single steps, not with their mean.\n"
+
 # Facts that may be unknown, in words. Facts that are known together have the same words.
 UNKNOWN = {
     "step_seconds": "the time that the steps took",
@@ -111,7 +113,7 @@ def card(
         sentinel=_first_sentinel(settings),
         local=_local(model),
         lossless=LOSSLESS if tokenizer.lossless else "",
-        quality=quality(scores, facts.step, objective.asked, objective.without_context),
+        quality=UNSCORED if facts.averaged else quality(scores, facts.step, objective.asked, objective.without_context),
         data=data(texts),
         folding=folding(tokenizer),
         made=made(facts),
@@ -163,6 +165,8 @@ def made(facts: Facts) -> str:
         beyond = f"{facts.repeated_tokens:,} of them beyond one pass over their corpus"
         lines[0] += f": {facts.text_tokens:,} of text, {beyond}, and {facts.padding:,} of padding"
     lines[0] += "."
+    if facts.averaged:
+        lines.append(f"The weights are the mean of those after steps {', '.join(f'{n:,}' for n in facts.averaged)}.")
     if facts.resumes is not None:
         times = "in one go" if not facts.resumes else f"with {facts.resumes:,} restart{'s'[: facts.resumes != 1]}"
         lines.append(f"The model was trained {times}.")

@@ -123,6 +123,8 @@ class Facts(Config):
     """The name of the folder whose weights the run began from; absent: it began from fresh weights."""
     step: int
     """The number of optimizer steps."""
+    averaged: list[int] | None = None
+    """The steps of the checkpoints whose weights were averaged; absent: the weights are those of one step."""
     planned_steps: int
     """The number of steps that the run was to do."""
     step_seconds: float | None = None

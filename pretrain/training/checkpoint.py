@@ -386,6 +386,22 @@ def resolve(path: Path | str) -> Path:
     return folder
 
 
+def before(folder: Path, count: int) -> list[Path]:
+    """The `count` newest complete checkpoints of a run up to the checkpoint `folder`, in the order of their steps.
+
+    Raises ResumeError if there are fewer.
+    """
+    run = folder.resolve().parent.parent
+    found = [path for path in _numbered(run) if _fault(path) is None and _step(path) <= _step(folder.resolve())]
+    if len(found) < count:
+        raise ResumeError(
+            f"{run} has too few checkpoints to average {count}",
+            f"complete up to {folder.name}: {', '.join(path.name for path in found) or 'none'}",
+            "average fewer, or train with a larger checkpoint.keep or with checkpoint.keep_every",
+        )
+    return found[-count:]
+
+
 def _read(folder: Path) -> dict:
     """The index of a checkpoint. Raises ResumeError when it is missing, damaged or of another version."""
     return read_index(folder, ResumeError, "launch/pretrain.py CONFIG.yaml", stage="checkpoint")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from pretrain import config, export, huggingface
 from pretrain import tokenizer as tokenizer_stage
 from pretrain.dialects import DIALECTS, Dialect, check_expressible
-from pretrain.errors import ConfigError, ExportError
+from pretrain.errors import ConfigError, ExportError, ResumeError
 from pretrain.export import ExportConfig, card, provenance, reference
 from pretrain.export.facts import Facts
 from pretrain.export.stage import verify
@@ -99,8 +99,10 @@ READ = {"name": "verses", "shards": "5" * 64, "tokens": 30, "padding": 2, "pass_
 HISTORY = {"attempts": [ATTEMPT, {**ATTEMPT, "from_step": 1, "nodes": 1}], "read": [READ]}
 
 
-def trained(run, vocabulary, settings: dict, kind: str = "", history: dict | None = None, sharp: float = 1.0):
-    """A checkpoint of one step. All weights of its model are so large that a wrong weight shows in the logits.
+def trained(
+    run, vocabulary, settings: dict, kind: str = "", history: dict | None = None, sharp: float = 1.0, step: int = 1
+):
+    """A checkpoint after `step`, with weights of its own, which are so large that a wrong one shows in the logits.
 
     Relative to its tokens, attention is `sharp` times as sharp.
     """
@@ -110,7 +112,7 @@ def trained(run, vocabulary, settings: dict, kind: str = "", history: dict | Non
     specials = tokenizer.specials | tokenizer.special_tokens
     objective = OBJECTIVES[kind](config, specials, tokenizer.vocab_size, 16, seed=0)
     transformer = model_of(model, tokenizer.vocab_size)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(step - 1)
     with torch.no_grad():
         for name, weight in transformer.named_parameters():
             weight.copy_(torch.normal(float(weight.ndim == 1), 0.4, weight.shape, generator=generator))
@@ -131,7 +133,7 @@ def trained(run, vocabulary, settings: dict, kind: str = "", history: dict | Non
         "seed": 0,
     }
     identity = {"shards": "5" * 64, "tokenizer": tokenizer.fingerprint, "recorded": history or {}}
-    checkpoint.publish(run, TrainState(1, 1), engine, Peers(World()), yaml.safe_dump(text), identity)
+    checkpoint.publish(run, TrainState(step, step), engine, Peers(World()), yaml.safe_dump(text), identity)
     scores = [*SCORES, {**SCORES[-1], "gain": "0.2"}]  # and damaged lines, which are passed over
     (run / "evaluations.jsonl").write_text("".join(f"{json.dumps(score)}\n" for score in scores) + '{"step": 1, "cor')
     return run
@@ -159,6 +161,30 @@ def encoder_hf(tmp_path_factory, encoder):
 def decoder_hf(tmp_path_factory, decoder):
     out = tmp_path_factory.mktemp("hf") / "decoder"
     return out, export.run(ExportConfig(checkpoint=str(decoder), dialect="qwen3", out=str(out)))
+
+
+def test_the_mean_of_the_newest_checkpoints_is_exported(tmp_path, vocabularies, capsys):
+    run = tmp_path / "run"
+    for step in (1, 2, 3):
+        trained(run, vocabularies["bert"], BERT, step=step)
+    out = tmp_path / "out"
+    export.run(ExportConfig(checkpoint=str(run), dialect="bert", out=str(out), average=2))
+    second, third = (Checkpoint(checkpoint.folder_of(run, step)) for step in (2, 3))
+    mean = (second.weights()["embed.weight"].double() + third.weights()["embed.weight"]).div(2).float()
+    found = load_file(out / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    assert torch.equal(found, mean[: len(found)])
+    index, card = json.loads((out / "index.json").read_text()), (out / "README.md").read_text()
+    assert index["averaged"] == [second.index["fingerprint"], third.index["fingerprint"]]
+    assert "The weights are the mean of those after steps 2, 3." in card
+    assert "Not known: held-out text was scored with the weights of single steps, not with their mean." in card
+    assert json.loads((out / "model_card.json").read_text())["averaged"] == [2, 3]
+    assert "equal to the mean of steps 2, 3 in transformers" in capsys.readouterr().out
+    few = ExportConfig(checkpoint=str(second.folder), dialect="bert", out=str(out), average=3)
+    with pytest.raises(ResumeError, match=r"too few checkpoints to average 3\n.*: step_00000001, step_00000002\n"):
+        export.run(few)
+    trained(run, vocabularies["bert"], BERT | {"layers": 1}, step=4)
+    with pytest.raises(ExportError, match=r"cannot be averaged with step_00000004\n.*model.layers"):
+        export.run(ExportConfig(checkpoint=str(run), dialect="bert", out=str(out), average=2))
 
 
 @pytest.mark.parametrize("exported", ["encoder_hf", "decoder_hf"])
