@@ -32,6 +32,7 @@ from pretrain.training.optim.schedule import schedule_notes
 from pretrain.training.previews import Previews
 from pretrain.training.published import fill
 from pretrain.training.resume import Start, branch_notes
+from pretrain.training.saving import Writer
 from pretrain.training.trainer import Intervals, Job
 from pretrain.training.watch.log import say
 from pretrain.training.watch.observer import Observer
@@ -82,13 +83,14 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
         low_precision=cfg.engine.precision != "fp32",
         identity=_identity(inputs) | start.identity(),
         history=history_of(start, inputs.data, engine.name, cfg.engine.precision, engine.device, peers),
+        writer=Writer(folder, engine, peers, text),
         begun=cfg.begun,
         config_yaml=text,
     )
     if world.speaks:
         _announce(inputs, job, start)
     if start.branches:  # with a checkpoint of its own, the branch no longer needs the files of its parent
-        job.save(start.state)
+        job.writer.save(start.state, job.identity_at(start.state.step) if world.speaks else {})
     return job
 
 

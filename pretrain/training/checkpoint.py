@@ -7,49 +7,41 @@
       config.yaml              the resolved configuration of the run
       index.json               step, tokens, fingerprints of shards and tokenizer, world; written last
 
-A kind of tensors that takes more than PART_BYTES is divided into several files, `weights-00001-of-00003.safetensors`
-and so on. The division follows from the shapes alone, never from the number of ranks.
+A kind of tensors that takes more than 4 GiB is divided into several files, `weights-00001-of-00003.safetensors` and so
+on. The division follows from the shapes alone, never from the number of ranks. saving.py writes a checkpoint.
 
 Every engine saves and restores this one form. From the same files a run continues bit by bit on the same ranks, or on
 another ZeRO stage or number of ranks. The state of random generators and of the loader is not stored, because both are
 functions of the step.
 """
 
-import hashlib
-import json
-import math
-import os
 import re
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import FileIO
-from itertools import zip_longest
 from pathlib import Path
+from typing import Protocol
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain.errors import ResumeError, UserError, refusal
-from pretrain.storage.files import digest, finished
-from pretrain.storage.index import INDEX, check_sizes, intact, listed, read_index, write_index
+from pretrain.storage.files import digest
+from pretrain.storage.index import INDEX, check_sizes, intact, listed, read_index
 from pretrain.tokenizer import Tokenizer
-from pretrain.training.engine.engine import Engine
-from pretrain.training.engine.peers import Peers
 from pretrain.training.watch.log import say
 
 CONFIG = "config.yaml"
 STEP = re.compile(r"step_(\d{8,})")
 TENSORS = re.compile(r"([a-z]\w*?)(-\d{5}-of-\d{5})?\.safetensors")
-PART_BYTES = 4 << 30  # the most bytes of one file; a larger tensor has a file of its own
-CHUNK_BYTES = 8 << 20  # bytes that are written and then hashed, while they are still in the processor's cache
-AHEAD = 2  # tensors that wait in memory for the writing thread of a rank
 
-Shapes = dict[str, tuple[int, ...]]
+
+class Load(Protocol):
+    """Reads tensors of a checkpoint. `kind`: "weights" or an optimizer's state; `name`: that of the weight."""
+
+    def __call__(self, kind: str, name: str, run: slice | None = None) -> Tensor:
+        """The whole fp32 tensor, memory-mapped, or the numbers of a `run` of it when it is flat, as a copy."""
 
 
 @dataclass(frozen=True)
@@ -73,180 +65,6 @@ class TrainState:
 def folder_of(run: Path, step: int) -> Path:
     """The folder of the checkpoint of a step."""
     return run / "checkpoints" / f"step_{step:08d}"
-
-
-def publish(run: Path, state: TrainState, engine: Engine, peers: Peers, config_yaml: str, identity: dict) -> Path:
-    """Write checkpoint `state.step` of `run`; a collective. Whenever a process dies, it is either complete or absent.
-
-    Rank i modulo the number of ranks writes file i, so several files are written at the same time. Rank 0 collects
-    their checksums, writes the index and renames the folder. Raises ResumeError on every rank when one rank cannot
-    write.
-    """
-    folder = folder_of(run, state.step)
-    aside = folder.with_name(f".{folder.name}.tmp")
-    speaks = peers.world.speaks
-    try:
-        with peers.one_fate(), explained(folder):
-            if speaks:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
-        with peers.one_fate(), explained(folder):
-            written = _write(aside, engine, peers)
-        known = {name: entry for found in peers.share(written) for name, entry in found.items()}
-        with peers.one_fate(), explained(folder):
-            if speaks:
-                index = {"stage": "checkpoint", **vars(state), **identity}
-                recorded = identity.get("recorded", {}) | {
-                    "world": peers.world.size,
-                    "engine": engine.name,
-                    "torch": torch.__version__,
-                }
-                _complete(aside, folder, {**index, "recorded": recorded}, config_yaml, known)
-    except BaseException:
-        if speaks:
-            shutil.rmtree(aside, ignore_errors=True)  # an unusable checkpoint must not fill the disk
-        raise
-    return folder
-
-
-def _write(aside: Path, engine: Engine, peers: Peers) -> dict[str, dict]:
-    """Write this rank's files of a checkpoint into `aside`, and return their digests by name; a collective.
-
-    Each tensor is gathered on every rank, and a thread of one rank writes it while the next tensor is gathered. Before
-    each tensor the ranks meet in the group of `peers`. There they wait for a rank with a slow disk; a collective of the
-    engine would end such a wait after the time limit of a step.
-    """
-    files, world = _files(aside, engine.shapes(), engine.kinds), peers.world
-    mine = {key: file for number, (key, file) in enumerate(files.items()) if number % world.size == world.rank}
-    behind: deque[Future] = deque()
-    failure: BaseException | None = None
-    with ThreadPoolExecutor(max_workers=1) as writer:
-        for kind, part, name in _alternating(files):
-            if peers.any(failure is not None):
-                break
-            tensor = engine.whole(kind, name)
-            if (kind, part) in mine:
-                behind.append(writer.submit(mine[kind, part].write, tensor))
-            while len(behind) > AHEAD:
-                failure = failure or behind.popleft().exception()
-    failures = [failure, *(future.exception() for future in behind)]
-    for file in mine.values():
-        file.close()
-    for failure in filter(None, failures):
-        raise failure
-    return {file.path.name: file.digest for file in mine.values() if file.digest}
-
-
-def _files(folder: Path, shapes: Shapes, kinds: tuple[str, ...]) -> dict[tuple[str, int], "_File"]:
-    """The files of a checkpoint by kind and part. Each part has consecutive weights, in the order of the model."""
-    parts: list[Shapes] = [{}]
-    size = 0
-    for name, shape in shapes.items():
-        size += (nbytes := 4 * math.prod(shape))
-        if size > PART_BYTES and parts[-1]:
-            parts.append({})
-            size = nbytes
-        parts[-1][name] = shape
-    return {
-        (kind, part): _File(folder / f"{_name(kind, part, len(parts))}.safetensors", parts[part])
-        for part in range(len(parts))
-        for kind in kinds
-    }
-
-
-def _name(kind: str, part: int, parts: int) -> str:
-    """The name of a file, without its suffix."""
-    return kind if parts == 1 else f"{kind}-{part + 1:05d}-of-{parts:05d}"
-
-
-def _alternating(files: dict[tuple[str, int], "_File"]) -> Iterator[tuple[str, int, str]]:
-    """Every tensor as (kind, part, name): first the first tensor of each file, then the second of each, and so on.
-
-    In this order all files are written at the same time.
-    """
-    for names in zip_longest(*(file.shapes for file in files.values())):
-        for (kind, part), name in zip(files, names, strict=True):
-            if name is not None:
-                yield kind, part, name
-
-
-class _File:
-    """One safetensors file, written and hashed tensor by tensor in the order of `shapes`.
-
-    The writer of safetensors needs all tensors in memory, and its file must be read again to be hashed. It took 3.3 CPU
-    seconds a GB, and this class takes 1.5 (medians of four). The format: the length of the header in eight bytes, the
-    header as JSON, and the tensors one after another.
-    """
-
-    def __init__(self, path: Path, shapes: Shapes):
-        self.path, self.shapes = path, shapes
-        self.digest: dict | None = None  # None until the file is complete
-        self._left = len(shapes)
-        self._file: FileIO | None = None
-        self._hash, self._size = hashlib.sha256(), 0
-
-    def write(self, tensor: Tensor) -> None:
-        """Append the next tensor. After the last one, push the file to disk and close it."""
-        if self._file is None:
-            self._file = open(self.path, "wb", buffering=0)
-            self._append(self._file, memoryview(_header(self.shapes)))
-        self._append(self._file, tensor.contiguous().numpy().data.cast("B"))
-        self._left -= 1
-        if not self._left:
-            os.fsync(self._file.fileno())
-            self.close()
-            self.digest = {"bytes": self._size, "sha256": self._hash.hexdigest()}
-
-    def _append(self, file: FileIO, data: memoryview) -> None:
-        while data:
-            written = file.write(data[:CHUNK_BYTES])
-            self._hash.update(data[:written])
-            self._size, data = self._size + written, data[written:]
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _header(shapes: Shapes) -> bytes:
-    """The beginning of a safetensors file: the length of the header, and the header."""
-    entries, begin = {}, 0
-    for name, shape in shapes.items():
-        end = begin + 4 * math.prod(shape)
-        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
-    return len(text).to_bytes(8, "little") + text
-
-
-def _complete(aside: Path, folder: Path, index: dict, config_yaml: str, known: dict[str, dict]) -> None:
-    """Rank 0: add the configuration and the index to the files of all ranks, and give the folder its name."""
-    for name, entry in known.items():
-        path = aside / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise ResumeError(
-                "another rank wrote a file that rank 0 does not see",
-                f"{path} should have {entry['bytes']:,} bytes",
-                "out must be on a file system that all nodes share",
-            )
-    with finished(aside / CONFIG) as file:
-        file.write(config_yaml.encode())
-    write_index(aside, index, recorded=(CONFIG,), known=known)
-    _sync(aside)
-    if folder.exists():  # it is incomplete: the run would have continued from a complete one
-        old = folder.with_name(f".{folder.name}.old")
-        folder.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
-    aside.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Push the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 @contextmanager
@@ -339,34 +157,41 @@ class Checkpoint:
                 "point tokenizer= at the folder its shards were built with",
             )
 
-    def tensors(self) -> Callable[[str, str], Tensor]:
-        """`load(kind, name)` returns a whole fp32 tensor, memory-mapped. `kind`: "weights" or an optimizer's state."""
-        files = self._files()
+    def tensors(self) -> Load:
+        """The function that reads tensors. Only the pages of a file that hold the wanted numbers are read.
 
-        def load(kind: str, name: str) -> Tensor:
+        A file is open only during a call: pages of an open file would count as memory of this process.
+        """
+        files = {key: path for path, keys in self._names() for key in keys}
+
+        def load(kind: str, name: str, run: slice | None = None) -> Tensor:
             if (kind, name) not in files:
                 raise ResumeError(f"{self.folder} has no {kind} of {name}")
-            return files[kind, name].get_tensor(name)
+            with safe_open(files[kind, name], "pt") as file:
+                tensor = file.get_tensor(name)
+            return tensor if run is None else tensor.view(-1)[run].clone()
 
         return load
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight by name, in fp32."""
-        return {name: file.get_tensor(name) for (kind, name), file in self._files().items() if kind == "weights"}
+        """Every weight by name, in fp32, memory-mapped."""
+        found: dict[str, Tensor] = {}
+        for path, keys in self._names():
+            with safe_open(path, "pt") as file:
+                found |= {name: file.get_tensor(name) for kind, name in keys if kind == "weights"}
+        return found
 
-    def _files(self) -> dict[tuple[str, str], safe_open]:
-        """The open file of each tensor, by its kind and name."""
-        files: dict[tuple[str, str], safe_open] = {}
+    def _names(self) -> Iterator[tuple[Path, list[tuple[str, str]]]]:
+        """Each file of tensors, with the kind and the name of its tensors."""
         for path in self.index["files"]:
             found = TENSORS.fullmatch(path)
             if found is None:
                 continue
             try:
-                file = safe_open(self.folder / path, "pt")
+                with safe_open(self.folder / path, "pt") as file:
+                    yield self.folder / path, [(found[1], name) for name in file.keys()]  # noqa: SIM118 (not a dict)
             except SafetensorError as error:
                 raise ResumeError(f"{self.folder / path} cannot be read", str(error)) from None
-            files |= {(found[1], name): file for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return files
 
 
 def steps_of(run: Path) -> list[int]:

@@ -52,14 +52,18 @@ class EvaluateConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When a run is saved. It is always saved at its end and when it is asked to stop."""
+    """When a run is saved. It is always saved at its end and when it is asked to stop.
+
+    A checkpoint is written while the training goes on.
+    """
 
     every_s: float = free(900, ge=0)
-    """Seconds from one checkpoint to the next, by the clock of rank 0; 0: the clock starts no save."""
+    """Seconds from the beginning of one save to the next, by the clock of rank 0; 0: the clock starts no save."""
     every_steps: int = free(0, ge=0)
     """Optimizer steps from one checkpoint to the next; 0: the count of steps starts no save."""
     keep: int = free(2, gt=0)
-    """How many of the newest checkpoints are kept. A checkpoint counts once a finite step or evaluation follows it."""
+    """How many of the newest checkpoints are kept. A checkpoint counts once it is complete and a finite step or
+    evaluation follows it."""
     keep_every: int = free(0, ge=0)
     """Save a checkpoint at each multiple of this many steps and never remove it, so that runs can branch off there;
     0: remove all old ones."""

@@ -1,6 +1,5 @@
 """Where a run begins: at its newest checkpoint, at a checkpoint of the run that it branches off, or from scratch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from pretrain.order.branch import BranchConfig
 from pretrain.order.phases import done_in, locate
 from pretrain.storage.index import INDEX, RECORDED
 from pretrain.training import checkpoint
-from pretrain.training.checkpoint import Checkpoint, TrainState
+from pretrain.training.checkpoint import Checkpoint, Load, TrainState
 from pretrain.training.config import RunConfig, TrainingPhase
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import check_agreement
@@ -23,8 +22,6 @@ from pretrain.training.optim.schedule import OptimConfig, lr_at
 
 # Keys of `model` that a branch may change if positions are rope: they change the rotations, and no weight.
 ROTATIONS = ("max_positions", "rope_theta", "local_rope_theta", "rope_scaling")
-
-Load = Callable[[str, str], torch.Tensor]  # the kind and the name of a tensor in a checkpoint → the tensor
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,12 @@ class Start:
         load = self.checkpoint.tensors()
         if self.state.adam_began != self.state.step:
             return load
-        return lambda kind, name: (
-            load(kind, name) if kind == "weights" else optimizer.first_state(load("weights", name))[kind]
-        )
+
+        def fresh(kind: str, name: str, run: slice | None = None) -> torch.Tensor:
+            weight = load("weights", name, run)
+            return weight if kind == "weights" else optimizer.first_state(weight)[kind]
+
+        return fresh
 
     def identity(self) -> dict:
         """The entries in the index of checkpoints about the parent of a branch: its fingerprint and its folder."""

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pretrain.errors import PretrainError
 from pretrain.hashing import DROPOUT, hash64
 from pretrain.objectives.objective import Objective
 from pretrain.order.phases import Phase, locate, tokens_after
 from pretrain.processes.signals import Interrupt
 from pretrain.storage.index import RECORDED
-from pretrain.training import checkpoint, loader
+from pretrain.training import loader
 from pretrain.training.checkpoint import TrainState
 from pretrain.training.engine.engine import Engine, seed_everything
 from pretrain.training.engine.peers import Peers
@@ -26,11 +25,11 @@ from pretrain.training.exports import Exports
 from pretrain.training.history import History
 from pretrain.training.loader import MicroBatch
 from pretrain.training.optim.schedule import OptimConfig, lr_at
+from pretrain.training.saves import Saves
+from pretrain.training.saving import Writer
 from pretrain.training.watch.log import Interval, StepReport, log_line, memory_gib, peak_flops, say
 from pretrain.training.watch.metrics import Metrics
 from pretrain.training.watch.observer import Findings, Moment, Observer
-
-RUINED_IN_A_ROW = 20  # after this many steps in a row without a finite loss and gradient a run gives up
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,10 @@ class Intervals:
     checkpoint_s: float  # in seconds since the last checkpoint
     keep: int  # the number of newest checkpoints that are kept
     keep_every: int
+
+    def save_due(self, step: int) -> bool:
+        """Whether `step` is saved whatever the clock says."""
+        return _due(step, self.checkpoint) or _due(step, self.keep_every)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Job:
     low_precision: bool  # whether matrix products are in bf16, as the listed peaks assume
     identity: dict[str, Any]  # the entries about the run in the index of a checkpoint
     history: History  # the entries that depend on the step and the machine
+    writer: Writer  # of checkpoints
     begun: int  # the step of the checkpoint at which a branch began; 0: the run is no branch
     config_yaml: str
 
@@ -75,19 +79,18 @@ class Job:
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
-    def save(self, state: TrainState) -> Path:
-        """Publish the checkpoint of `state`; a collective. Returns its folder."""
-        identity = self.identity
-        if self.world.speaks:
-            identity = identity | {RECORDED: identity.get(RECORDED, {}) | self.history.at(state.step)}
-        return checkpoint.publish(self.folder, state, self.engine, self.peers, self.config_yaml, identity)
+    def identity_at(self, step: int) -> dict[str, Any]:
+        """The entries about the run in the index of the checkpoint of `step`."""
+        return self.identity | {RECORDED: self.identity.get(RECORDED, {}) | self.history.at(step)}
 
 
 def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | None]:
     """Train from `state` to the last step, or until interrupted.
 
     Returns the state of the run, and the findings of its observers at the end; None: it was interrupted before. A
-    checkpoint is saved before observers measure. Raises PretrainError when the weights are ruined.
+    state is copied for its checkpoint before observers measure, and the checkpoint is written meanwhile; that of the
+    last step is complete before. Raises PretrainError when the weights are ruined, and ResumeError when a checkpoint
+    cannot be written.
 
     The loss of a step is the mean over the targets of its global batch: Σ loss / N. N is summed over the ranks before
     the first backward pass, so micro-batches and ranks with fewer filled slots weigh less. An objective whose loss has
@@ -100,12 +103,13 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     records = (job.folder, state.step, tokens, line, scored, job.config_yaml, job.begun)
     metrics = Metrics(*records) if world.speaks else None
     interval = Interval(metrics.before if metrics else [])
-    saves, exports = Saves(job, state), job.exports
+    saves, exports = Saves(job, state, metrics), job.exports
     found = None
     stop = False
     engine.train(True)
     batches = loader.steps(job.batches, state.step, job.workers, job.prefetch, job.read_ahead)
-    with Interrupt(watch_launcher=world.launched) as interrupt, closing(metrics) if metrics else nullcontext():
+    records_open = closing(metrics) if metrics else nullcontext()
+    with Interrupt(watch_launcher=world.launched) as interrupt, records_open, closing(job.writer):
         # A step is saved before observers measure. If the last attempt ended in between, they measure it now.
         due = observers_due(job, state.step) if job.begun < state.step < job.steps else []
         due = due if state.step else job.first
@@ -131,8 +135,8 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
                 engine.backward(losses, scales)
                 sums += torch.stack([losses[part].detach().double() for part in scales])
             grad_norm = engine.step(lr)
-            wishes = torch.tensor([interrupt.asked, saves.overdue], dtype=torch.float64)
-            *totals, asked, overdue = engine.total(torch.cat([sums.cpu(), wishes])).tolist()
+            wishes = torch.tensor([interrupt.asked, *saves.wishes()], dtype=torch.float64)
+            *totals, asked, overdue, busy, failed = engine.total(torch.cat([sums.cpu(), wishes])).tolist()
             parts = {part: total / filled[part] for part, total in zip(scales, totals, strict=True)}
             loss = sum(weight * parts[part] for part, weight in objective.parts.items())
 
@@ -158,25 +162,28 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
                     interval = Interval()
 
             saves.note(report)
+            saves.advance(busy, failed)
             # After a skipped step do one more: if that is finite, it can be saved.
             stop = bool(asked) and (last or saves.ruined != 1)
-            if last or stop or overdue or saves.due_at(state.step):
+            if last or stop or overdue or job.intervals.save_due(state.step):
                 saves.wanted = True
             if exports and exports.due_at(state.step):
                 saves.wanted = exports.wanted = True
             if saves.wanted and report.finite:
-                saves.save(state, metrics)
+                saves.save(state)
             due = observers_due(job, state.step)
             if due and not stop and not last:
                 stop = look(job, due, state, tokens, metrics, interrupt) is None
                 if stop and report.finite and saves.step < state.step:
-                    saves.save(state, metrics)
+                    saves.save(state)
             if exports and exports.wanted and saves.step == state.step and not stop and not last:
+                saves.finish()
                 exports.make(state.step, interrupt)
+        saves.finish()
         if state.step == job.steps:
             found = look(job, job.observers, state, tokens, metrics, interrupt)
             if found is not None:
-                saves.end(state, found, metrics)
+                saves.end(state, found)
                 if exports and (exports.wanted or exports.due_at(state.step)):
                     exports.make(state.step, interrupt)
         if found is None and world.speaks:
@@ -243,91 +250,6 @@ def _log(job: Job, state: TrainState, tokens: int, interval: Interval, metrics: 
     metrics.scalars(values, state.step, tokens)
     eta_s = interval.step_s * (job.steps - state.step)
     say(log_line(state.step, job.steps, values, eta_s, interval.skipped))
-
-
-class Saves:
-    """Decides which steps are saved, and when older checkpoints are removed.
-
-    A step is saved only if its loss and gradient were finite. A step that is far too long ruins the weights and is
-    itself finite; only the next step shows it. So a checkpoint is proven when a finite step or evaluation has followed
-    it. Older checkpoints are removed only then, whatever `keep` says.
-    """
-
-    def __init__(self, job: Job, state: TrainState):
-        self.step = state.step  # the step of the newest checkpoint
-        self.wanted = False  # whether a checkpoint is due, and waits for a finite step
-        self.ruined = 0  # the number of last steps in a row without a finite loss and gradient
-        self._job, self._proven = job, state.step == 0
-        self._at = time.monotonic()  # when the newest checkpoint was saved
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the time between checkpoints is over. The clock of rank 0 decides for all ranks."""
-        every_s = self._job.intervals.checkpoint_s
-        return self._job.world.speaks and every_s > 0 and time.monotonic() - self._at >= every_s
-
-    def due_at(self, step: int) -> bool:
-        return _due(step, self._job.intervals.checkpoint) or _due(step, self._job.intervals.keep_every)
-
-    def note(self, report: StepReport) -> None:
-        """Take note of a step. Raises PretrainError after too many steps in a row that were not finite."""
-        if report.finite:
-            self.ruined = 0
-            self._prove()
-            return
-        self.ruined += 1
-        if self.ruined == RUINED_IN_A_ROW:
-            first = report.step - self.ruined + 1
-            what = f"no finite loss and gradient in {self.ruined} steps in a row, {first} to {report.step}"
-            raise PretrainError("\n  ".join((what, *self._remedy())))
-
-    def save(self, state: TrainState, metrics: Metrics | None) -> None:
-        """Publish a checkpoint; a collective."""
-        if metrics:
-            metrics.sync()
-        job = self._job
-        with job.peers.one_fate():
-            job.batches.data.check_unchanged()
-        job.save(state)
-        self.step, self.wanted, self._proven, self._at = state.step, False, False, time.monotonic()
-
-    def end(self, state: TrainState, found: list[Findings], metrics: Metrics | None) -> None:
-        """Take note of the findings after the last step: they prove the weights, or show that they are ruined.
-
-        If the last step was skipped, the weights did not change, and they are saved now that they are proven.
-        """
-        if faults := [findings.ruined for findings in found if findings.ruined]:
-            raise PretrainError("\n  ".join((faults[0], *self._remedy())))
-        if self.step < state.step:
-            self.save(state, metrics)
-        self._prove()
-
-    def said(self, state: TrainState) -> str:
-        """A text that says whether the step at which a run stops is saved."""
-        if self.step == state.step:
-            return "saved"
-        return f"not saved, {self.ruined} steps in a row had no finite loss and gradient; {self._remedy()[0]}"
-
-    def _prove(self) -> None:
-        """Remove older checkpoints, because the newest one is proven; a collective, as removing may take long."""
-        if self._proven:
-            return
-        self._proven = True
-        with self._job.peers.one_fate():
-            if self._job.world.speaks:
-                checkpoint.prune(self._job.folder, self._job.intervals.keep, self._job.intervals.keep_every)
-
-    def _remedy(self) -> list[str]:
-        """Sentences that say which checkpoint to continue from when steps are no longer finite."""
-        newest = checkpoint.newest(self._job.folder, speak=False)
-        if newest is None:
-            return ["no checkpoint was saved before: begin again with a smaller optim.lr and another out="]
-        if self._proven:
-            again = "if the same steps fail again, begin a new run there: branch_from with skip_steps, or a smaller lr"
-            return [f"the newest checkpoint, {newest}, is from before: start again to continue from it", again]
-        older = checkpoint.newest(self._job.folder, speak=False, before=self.step)
-        doubt = f"the newest checkpoint is {newest}; no finite step has followed it, so its weights may be ruined"
-        return [doubt, f"if so, remove it to continue from {older}" if older else "there is no older one"]
 
 
 def _due(step: int, every: int) -> bool:

@@ -40,6 +40,7 @@ from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import World
 from pretrain.training.optim.adamw import AdamW, AdamWConfig
 from pretrain.training.published import fill, shape_of
+from pretrain.training.saving import Writer
 from tests.conftest import DECODER, ENCODER
 from tests.helpers.entries import entries
 
@@ -133,7 +134,7 @@ def trained(
         "seed": 0,
     }
     identity = {"shards": "5" * 64, "tokenizer": tokenizer.fingerprint, "recorded": history or {}}
-    checkpoint.publish(run, TrainState(step, step), engine, Peers(World()), yaml.safe_dump(text), identity)
+    Writer(run, engine, Peers(World()), yaml.safe_dump(text)).save(TrainState(step, step), identity)
     scores = [*SCORES, {**SCORES[-1], "gain": "0.2"}]  # and damaged lines, which are passed over
     (run / "evaluations.jsonl").write_text("".join(f"{json.dumps(score)}\n" for score in scores) + '{"step": 1, "cor')
     return run

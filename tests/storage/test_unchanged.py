@@ -88,18 +88,17 @@ def test_a_file_that_was_copied_again_is_the_same(prepared, tmp_path):
 
 
 def test_no_checkpoint_is_published_of_steps_that_may_have_read_changed_text(prepared, tmp_path, monkeypatch):
-    from pretrain.training import checkpoint
+    from pretrain.training.saving import Writer
 
     folder = shutil.copytree(prepared.shards["bert"], tmp_path / "shards")
     values = run_values(prepared, tmp_path / "run", data={"shards": str(folder)}, checkpoint={"every_steps": 4})
-    real = checkpoint.publish
+    begin = Writer.begin
 
-    def publish(*arguments):
-        made = real(*arguments)
-        altered(folder / "train-00000.bin")  # after the first checkpoint
-        return made
+    def begun(*arguments):
+        begin(*arguments)
+        altered(folder / "train-00000.bin")  # after the copy for the first checkpoint, while it is written
 
-    monkeypatch.setattr(checkpoint, "publish", publish)
+    monkeypatch.setattr(Writer, "begin", begun)
     with pytest.raises(ShardError, match=r"train-00000\.bin is not what it was when it was opened"):
         pretrain(build(RunConfig, values, "test"))
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004"]

@@ -15,7 +15,7 @@ from pretrain.errors import ConfigError, ResumeError, UserError
 from pretrain.storage.files import write_json
 from pretrain.storage.index import INDEX, checksum, fingerprint
 from pretrain.storage.locks import locked
-from pretrain.training import checkpoint
+from pretrain.training import checkpoint, saving
 from pretrain.training.checkpoint import Checkpoint, TrainState
 from tests.conftest import run_values
 from tests.helpers import cases
@@ -95,7 +95,7 @@ def test_a_run_is_saved_by_the_clock_and_says_when_it_is_saved_only_at_its_end(p
     short = [{**PHASES[0], "steps": 3}]
     often = {"every_s": 1e-9, "keep": 9}
     cases.train(run_values(prepared, tmp_path / "often", checkpoint=often, phases=short))
-    assert steps_saved(tmp_path / "often") == [1, 2, 3] and "saved only at its end" not in capsys.readouterr().out
+    assert {1, 3} <= set(steps_saved(tmp_path / "often")) and "saved only at its end" not in capsys.readouterr().out
     cases.train(run_values(prepared, tmp_path / "end", checkpoint={"every_s": 0}, phases=short))
     assert steps_saved(tmp_path / "end") == [3] and "saved only at its end" in capsys.readouterr().out
 
@@ -168,7 +168,7 @@ def train_in_parts_on_a_slow_disk(values: dict) -> list[str]:
         sync(descriptor)
 
     os.fsync = fsync
-    checkpoint.PART_BYTES = 60_000
+    saving.PART_BYTES = 60_000
     cases.train(values)
     return sorted(set(written))
 

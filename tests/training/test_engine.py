@@ -29,6 +29,7 @@ from tests.conftest import DECODER, ENCODER, run_values
 from tests.helpers import cases
 from tests.helpers.batches import batches as batches_of
 from tests.helpers.ranks import on_ranks
+from tests.helpers.states import loader, state_of
 
 TWELVE = [{"steps": 12, "seq_len": 32, "batch_tokens": 256, "decay_steps": 4}]
 
@@ -121,17 +122,20 @@ def test_the_state_of_bf16_in_plain_torch_goes_to_every_stage_and_precision_and_
     for item in range(2):
         engine.backward(engine(batches.objectives[0], batches[item].batch), {"loss": 0.01})
         engine.step(1e-3)
-    state = {(kind, name): engine.whole(kind, name).clone() for kind in KINDS for name in engine.shapes()}
+    state = state_of(engine)
+    assert {kind for kind, _ in state} == set(KINDS)
     for precision in ("fp32", "bf16"):
         other, _ = local_engine(prepared, 2, precision=precision)
-        other.restore(lambda kind, name: state[kind, name], 2, batches.objectives[0], batches[0].batch)
-        assert all(torch.equal(other.whole(*key), tensor) for key, tensor in state.items())
+        other.restore(loader(state), 2, batches.objectives[0], batches[0].batch)
+        found = state_of(other)
+        assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
         assert all(float(inner["step"]) == 2 for inner in other.optimizer.state.values())
         if precision == "bf16":  # it continues like the engine that was never saved
             engine.backward(engine(batches.objectives[0], batches[2].batch), {"loss": 0.01})
             other.backward(other(batches.objectives[0], batches[2].batch), {"loss": 0.01})
             assert engine.step(1e-3) == other.step(1e-3)
-            assert all(torch.equal(engine.whole(*key), other.whole(*key)) for key in state)
+            one, found = state_of(engine), state_of(other)
+            assert all(torch.equal(one[key], found[key]) for key in state)
     for lost in on_ranks(2, restored_by_deepspeed, prepared, state, log=tmp_path / "restored.log"):
         assert lost == []
 
@@ -152,8 +156,8 @@ def restored_by_deepspeed(prepared, state: dict) -> list[str]:
                 p.copy_(state["weights", name])
         config = EngineConfig(micro_batch=2, zero_stage=stage, precision=precision)
         engine = DeepSpeedEngine(Learner(model), AdamW(AdamWConfig(lr=1)), config, 1.0, world)
-        engine.restore(lambda kind, name: state[kind, name], 2, batches.objectives[0], batches[0].batch)
-        found = {key: engine.whole(*key) for key in state}
+        engine.restore(loader(state), 2, batches.objectives[0], batches[0].batch)
+        found = state_of(engine)
         lost += [f"{key} at stage {stage}, {precision}" for key in state if not torch.equal(found[key], state[key])]
     return lost
 
@@ -247,7 +251,7 @@ def poison_one_rank(prepared, stage: int) -> tuple[list, bool, bool]:
     for factor in (float("nan") if world.rank == 1 else 1.0, 1.0):
         engine.backward(engine(batches.objectives[0], batches[0].batch), {"loss": factor})
         norms.append(engine.step(1e-3))
-        states.append({name: engine.whole("weights", name).clone() for name in engine.shapes()})
+        states.append({name: tensor for (_, name), tensor in state_of(engine, ("weights",)).items()})
     fresh, _ = model_and_batches(prepared, 2)
     first = dict(fresh.named_parameters())
     unchanged = all(torch.equal(t, first[name]) for name, t in states[0].items())
@@ -387,7 +391,7 @@ def test_a_model_takes_as_much_memory_as_is_said(precision, a_weight, prepared):
     model, batches = model_and_batches(prepared, 2)
     parameters = sum(p.numel() for p in model.parameters())
     engine_config = EngineConfig(micro_batch=2, precision=precision)
-    assert state_bytes(parameters, 2, engine_config, World()) == (a_weight * parameters, 0)
+    assert state_bytes(parameters, 2, engine_config, World()) == (a_weight * parameters, 12 * parameters)
     engine = LocalEngine(Learner(model), AdamW(AdamWConfig(lr=1)), engine_config, 1.0, World())
     engine.backward(engine(batches.objectives[0], batches[0].batch), {"loss": 1.0})
     tensors = [*engine.module.parameters(), *engine.masters.parameters()]
@@ -402,7 +406,7 @@ def test_a_model_takes_as_much_memory_as_is_said(precision, a_weight, prepared):
 )
 def test_zero_divides_what_each_of_four_ranks_keeps(precision, stage, a_weight):
     engine_config = EngineConfig(micro_batch=1, precision=precision, zero_stage=stage)
-    assert state_bytes(100, 2, engine_config, World(0, 4)) == (100 * a_weight, 0)
+    assert state_bytes(100, 2, engine_config, World(0, 4)) == (100 * a_weight, 100 * 12 // 4)
 
 
 @pytest.mark.parametrize("changes", [{"width": 4096000}, {"layers": 10**12}, {"mlp_width": 2**62}, {"width": 2**63}])

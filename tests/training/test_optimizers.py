@@ -30,6 +30,7 @@ from pretrain.training.optim.orthogonal import POLAR_EXPRESS, orthogonal
 from tests.conftest import DECODER
 from tests.helpers.batches import batches as batches_of
 from tests.helpers.ranks import on_ranks
+from tests.helpers.states import loader, state_of
 
 CLIP, RATES = 0.3, (0.01, 0.02, 0.015)
 RULES: dict[str, Optimizer] = {  # those that need whole weights
@@ -58,7 +59,7 @@ def test_the_step_is_that_of_a_slow_loop(name, prepared):
     learner, roles = Learner(model), weights_of(model)
     for step, rate in enumerate(RATES):  # each from the state that the engine has
         batch, objective = batches[step].batch, batches.objectives[0]
-        state = {key: engine.whole(*key).clone() for key in keys(engine)}
+        state = state_of(engine)
         for name, p in model.named_parameters():
             p.data.copy_(state["weights", name])
         engine.backward(engine(objective, batch), {"loss": 1 / batch.filled()})
@@ -154,7 +155,7 @@ def test_every_stage_on_two_ranks_takes_the_steps_of_one_process(prepared, tmp_p
         engine, batches = local(prepared, rules, micro_batch=2)
         for step in range(3):
             taken(engine, batches, step, 1)
-            states[name].append({key: engine.whole(*key).clone() for key in keys(engine)})
+            states[name].append(state_of(engine))
     torch.save(states, tmp_path / "states.pt")
     for faults, gathered in on_ranks(2, of_ranks, prepared, tmp_path, log=tmp_path / "ranks.log"):
         assert not faults, "\n".join(faults)
@@ -182,11 +183,12 @@ def of_ranks(prepared, folder: Path) -> tuple[list[str], list[int]]:
         where = f"{name} at stage {stage}"
         faults += [f"{fault}, first step of {where}" for fault in different(engine, states[name][0])]
         taken(engine, batches, 1, world.size)
-        saved = {key: engine.whole(*key).clone() for key in keys(engine)}
+        saved = state_of(engine)
         taken(engine, batches, 2, world.size)
         again, _ = sharded(prepared, rules, stage, world, saved)
         taken(again, batches, 2, world.size)
-        same = all(torch.equal(engine.whole(*key), again.whole(*key)) for key in keys(engine))
+        one, other = state_of(engine), state_of(again)
+        same = all(torch.equal(one[key], other[key]) for key in one)
         faults += [] if same else [f"after a restart, {where}"]
         moved, _ = sharded(prepared, rules, stage, world, states[name][1])
         taken(moved, batches, 2, world.size)
@@ -200,7 +202,8 @@ def different(engine, wanted: dict) -> list[str]:
     Weights may differ by 1e-6 of their length. Moments may differ by more, because torch adds 1e-6 to the norm that a
     clipped gradient is divided by, and DeepSpeed does not.
     """
-    found = {key: (float((engine.whole(*key) - tensor).norm()), float(tensor.norm())) for key, tensor in wanted.items()}
+    got = state_of(engine)
+    found = {key: (float((got[key] - tensor).norm()), float(tensor.norm())) for key, tensor in wanted.items()}
     limits = {"weights": 1e-6, "exp_avg": 5e-6, "exp_avg_sq": 1e-5}
     return [f"{key}: {a:.1e} of {b:.1e}" for key, (a, b) in found.items() if a > limits[key[0]] * b]
 
@@ -215,7 +218,7 @@ def sharded(prepared, rules: Optimizer, stage: int, world: World, state: dict | 
     settings = EngineConfig(micro_batch=2, zero_stage=stage)
     engine = DeepSpeedEngine(Learner(model), rules, settings, CLIP, world)
     if state:
-        engine.restore(lambda kind, name: state[kind, name], 2, batches.objectives[0], batches[0].batch)
+        engine.restore(loader(state), 2, batches.objectives[0], batches[0].batch)
     return engine, batches
 
 
@@ -229,10 +232,6 @@ def taken(engine, batches: Batches, step: int, ranks: int) -> None:
         loss = engine(batches.objectives[0], batches[item].batch)
         engine.backward(loss, {"loss": 1 / (4 * 32) if rank == 0 else 0.0})
     assert engine.step(RATES[step]) > CLIP
-
-
-def keys(engine) -> list[tuple[str, str]]:
-    return [(kind, name) for kind in ("weights", "exp_avg", "exp_avg_sq") for name in engine.shapes()]
 
 
 def local(prepared, rules: Optimizer, micro_batch: int) -> tuple[LocalEngine, Batches]:

@@ -1,6 +1,6 @@
 """The engine for any number of ranks: DeepSpeed. The facts about DeepSpeed 0.19.8 in the comments were measured."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from pretrain.errors import ConfigError
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 from pretrain.training.engine.config import EngineConfig, deepspeed_config, dotted
+from pretrain.training.engine.gather import Key, Wanted, copy_parts, copy_whole
 from pretrain.training.engine.ranks import World, device_of, new_group, on_cuda
-from pretrain.training.engine.weights import clipped, named, set_lr, weighted
+from pretrain.training.engine.weights import Load, clipped, named, set_lr, weighted
 from pretrain.training.optim.optimizer import Optimizer
 from pretrain.training.optim.parts import Part
 
@@ -91,69 +92,73 @@ class DeepSpeedEngine:
         """As LocalEngine.shapes. At ZeRO 3 `p.shape` is only the shape of this rank's part."""
         return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._weights.items()}
 
-    def whole(self, kind: str, name: str) -> Tensor:
-        """As LocalEngine.whole. A collective: every rank must ask for the same tensors in the same order."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        p = self._weights[name]
+    def gather(self, wanted: Sequence[Wanted], into: Mapping[Key, Tensor]) -> None:
+        """As LocalEngine.gather. A collective: every rank must want the same tensors for the same ranks."""
         if self.stage == 0:
-            tensor = p.detach() if kind == "weights" else self.engine.optimizer.state[p][kind]
+            copy_whole(wanted, into, self._held, self.world.rank)
         else:
-            tensor = safe_get_full_fp32_param(p) if kind == "weights" else safe_get_full_optimizer_state(p, kind)
-        return tensor.float().cpu()
+            copy_parts(wanted, into, self._held, self._runs, self.world.rank)
 
-    def restore(
-        self, load: Callable[[str, str], Tensor], steps_applied: int, objective: Objective, batch: Batch
-    ) -> None:
+    def restore(self, load: Load, steps_applied: int, objective: Objective, batch: Batch) -> None:
         """As LocalEngine.restore. The module must have held these weights when the engine was built.
 
         DeepSpeed made its bf16 weights from the module's weights then. This method sets the fp32 masters and the state
-        of the optimizer.
+        of the optimizer. Each rank loads only the numbers that it holds.
         """
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         if self.stage == 3:
             # The first step at stage 3 traces the order of weights and gathers them differently from all later steps:
             # under autocast with several micro-batches in another precision. So the first step changes nothing.
             self.backward(self(objective, batch), dict.fromkeys(objective.parts, 0.0))
             self.step(0.0)
 
-        inner = self._inner
         with torch.no_grad():
-            for name, p in named(self.module):
+            for name in self._weights:
                 for kind in self.kinds:
-                    value = load(kind, name).to(self.device)
-                    if self.stage == 3:
-                        self._set_part(p, value, kind)
-                    elif self.stage == 0:
-                        (p if kind == "weights" else inner.state[p][kind]).copy_(value)
-                    elif kind == "weights":
-                        safe_set_full_fp32_param(p, value)
-                    else:
-                        safe_set_full_optimizer_state(p, value, kind)
-        for state in inner.state.values():
+                    held = self._held(kind, name)
+                    if held.numel():
+                        run = self._runs[name][self.world.rank] if self.stage else slice(0, held.numel())
+                        held.copy_(load(kind, name, run))
+        for state in self._inner.state.values():
             self.rules.count_steps(state, steps_applied)
+
+    def _held(self, kind: str, name: str) -> Tensor:
+        """The numbers that this rank holds of a tensor, flat: of an fp32 weight, or of the optimizer's state for it."""
+        if self.stage == 0:
+            p = self._weights[name]
+            return (p.detach() if kind == "weights" else self._inner.state[p][kind]).view(-1)
+        if name not in self._places:
+            return self._none
+        flat, place = self._places[name]
+        return (flat.detach() if kind == "weights" else self._inner.state[flat][kind])[place]
 
     @property
     def _inner(self) -> torch.optim.Optimizer:
         return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
 
     def _begin(self) -> None:
-        """Give the optimizer its first state now. At stages 1 and 2 also link each state to its weight.
-
-        DeepSpeed 0.19.8 would link them after the first step of the first parameter *group*. The second group has no
-        state at that time, and its state could then never be read.
-        """
+        """Give the optimizer its first state now, so that a checkpoint can be restored before the first step."""
         if self.stage == 3:
             held = self.engine.optimizer.fp32_partitioned_groups_flat
         else:
             held = [p for group in self._inner.param_groups for p in group["params"]]
         for p in held:
             self._inner.state[p] = self.rules.first_state(p)
-        if self.stage in (1, 2):
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
-        if self.stage > 0 and self.rules.whole:
-            self._inner.place(self._parts(), self.world.rank)  # type: ignore[attr-defined]
+        if self.stage > 0:
+            self._place(self._parts())
+
+    def _place(self, parts: dict[Tensor, list[list[Part]]]) -> None:
+        """Note which numbers of each weight every rank holds, and where they lie in the flat tensors of this rank."""
+        if self.rules.whole:
+            self._inner.place(parts, self.world.rank)  # type: ignore[attr-defined]
+        names = list(self._weights)
+        self._places: dict[str, tuple[Tensor, slice]] = {}
+        self._runs = {name: [slice(0, 0)] * self.world.size for name in names}
+        for flat, ranks in parts.items():
+            self._none = flat.detach()[:0]
+            for rank, part in ((rank, part) for rank, held in enumerate(ranks) for part in held):
+                self._runs[names[part.weight]][rank] = slice(part.start, part.start + part.size)
+                if rank == self.world.rank:
+                    self._places[names[part.weight]] = flat, slice(part.at, part.at + part.size)
 
     def _parts(self) -> dict[Tensor, list[list[Part]]]:
         """The parts of weights in each flat tensor of the optimizer, of every rank; a collective."""
@@ -172,18 +177,6 @@ class DeepSpeedEngine:
         every: list = [None] * self.world.size
         torch.distributed.all_gather_object(every, [parts for _, parts in held])
         return {flat: [found[index] for found in every] for index, (flat, _) in enumerate(held)}
-
-    def _set_part(self, p: nn.Parameter, value: Tensor, kind: str) -> None:
-        """Stage 3: set this rank's part of a whole value. The last part is padded; the full-value setter cannot."""
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        size = p.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed adds it to every weight
-        flat = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
-        part = flat[self.world.rank * size :][:size]
-        if kind == "weights":
-            safe_set_local_fp32_param(p, part)
-        else:
-            safe_set_local_optimizer_state(p, part, kind)
 
 
 def _sharded(weights: list[nn.Parameter], numbers: dict[nn.Parameter, int], rank: int) -> list[Part]:

@@ -3,8 +3,8 @@
     sums = engine(objective, batch)  summed loss of a micro-batch, by the name of each part
     engine.backward(sums, scales)  accumulate the gradients of Σ scale · sum, summed over ranks
     engine.step(lr)               clip, update, clear; returns the norm before clipping, or None for a skipped step
-    engine.whole(kind, name)      one whole fp32 tensor of the portable state
-    engine.restore(…)             set the whole portable state
+    engine.gather(wanted, into)   copy whole fp32 tensors of the state, each to the rank that wants it
+    engine.restore(load, …)       set the whole state
 
 A step is skipped when its gradient is not finite. The engines are in local.py and deepspeed.py, their configuration is
 in config.py, and ranks.py connects the ranks.
@@ -37,10 +37,10 @@ def engine_for(config: EngineConfig, world: World) -> type[Engine]:
 
 
 def state_bytes(parameters: int, states: int, config: EngineConfig, world: World) -> tuple[int, int]:
-    """The least bytes that each rank needs on its device and, if that is a GPU, in the memory of its machine.
+    """The least bytes that each rank needs on its device and, besides, in the memory of its machine.
 
     Counted are weights, gradients, fp32 masters and the `states` tensors that the optimizer keeps for each weight, but
-    no activations.
+    no activations. In the memory of the machine is what is offloaded, and the copy of the state that a save writes.
     """
     shared = 1 / world.size
     low = config.precision == "bf16"
@@ -52,7 +52,7 @@ def state_bytes(parameters: int, states: int, config: EngineConfig, world: World
             masters_and_moments = (4.0 + kept) * shared  # each rank has a copy of its part of fp32 weights too
         sums *= shared if config.zero_stage >= 2 else 1
         weights *= shared if config.zero_stage == 3 else 1
-    on_device, on_host = weights + sums + masters_and_moments, 0.0
+    on_device, on_host = weights + sums + masters_and_moments, (4.0 + kept) * shared
     if on_cuda():
         offloaded = config.deepspeed.get("zero_optimization") or {}
         for key, part in (("offload_optimizer", masters_and_moments), ("offload_param", weights)):
@@ -67,19 +67,21 @@ def check_memory(model: ModelConfig, vocab_size: int, states: int, config: Engin
     parameters = parameters_of(model, vocab_size)
     on_device, on_host = state_bytes(parameters, states, config, world)
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)  # ranks on this machine
+    ranks = f", for {here} ranks" if here > 1 else ""
+    state, copy = "weights, gradients, the optimizer's state", "the copy that a save writes"
     if on_cuda():
-        needs = [("the GPU", on_device, torch.cuda.get_device_properties(world.local_rank).total_memory)]
-        needs.append((f"the machine, for {here} ranks" if here > 1 else "the machine", on_host * here, memory.limit()))
+        needs = [("the GPU", on_device, torch.cuda.get_device_properties(world.local_rank).total_memory, state)]
+        needs.append((f"the machine{ranks}", on_host * here, memory.limit(), f"what is offloaded, {copy}"))
     else:
-        ranks = f", for {here} ranks" if here > 1 else ""
-        needs = [(f"this machine or process{ranks}", on_device * here, memory.limit())]
-    for where, wanted, there in needs:
+        wanted = (on_device + on_host) * here
+        needs = [(f"this machine or process{ranks}", wanted, memory.limit(), f"{state}, {copy}")]
+    for where, wanted, there, what in needs:
         if wanted > there:
             stage = f", engine.zero_stage = {config.zero_stage} on {world.size} ranks" if world.size > 1 else ""
             raise ConfigError(
                 f"the model is larger than the memory of {where}",
-                f"{parameters:,} weights take at least {wanted / 1e9:,.1f} GB in {config.precision}{stage} (weights, "
-                f"gradients, the optimizer's state), and there are {there / 1e9:,.1f} GB",
+                f"{parameters:,} weights take at least {wanted / 1e9:,.1f} GB in {config.precision}{stage} ({what}), "
+                f"and there are {there / 1e9:,.1f} GB",
                 "take a smaller model, or more ranks with engine.zero_stage 3; on GPUs engine.precision = bf16, and "
                 "engine.deepspeed.zero_optimization.offload_optimizer",
             )

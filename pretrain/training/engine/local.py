@@ -1,7 +1,7 @@
 """The engine for one rank: plain torch."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,9 @@ from pretrain.errors import ConfigError
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 from pretrain.training.engine.config import EngineConfig, dotted
+from pretrain.training.engine.gather import Key, Wanted, copy_whole
 from pretrain.training.engine.ranks import World, device_of
-from pretrain.training.engine.weights import clipped, named, set_lr, weighted
+from pretrain.training.engine.weights import Load, clipped, named, set_lr, weighted
 from pretrain.training.optim.optimizer import Optimizer
 
 
@@ -81,22 +82,24 @@ class LocalEngine:
         """The shape of each whole weight by name, in the order of the model."""
         return {name: tuple(p.shape) for name, p in self._weights.items()}
 
-    def whole(self, kind: str, name: str) -> Tensor:
-        """A whole fp32 tensor on the CPU: the weight `name` if `kind` is "weights", else its state of that name."""
-        p = self._weights[name]
-        return (p.detach() if kind == "weights" else self.optimizer.state[p][kind]).float().cpu()
+    def gather(self, wanted: Sequence[Wanted], into: Mapping[Key, Tensor]) -> None:
+        """Copy whole tensors into the flat fp32 tensors of `into`, each on the rank that wants it."""
+        copy_whole(wanted, into, self._held, 0)
 
-    def restore(
-        self, load: Callable[[str, str], Tensor], steps_applied: int, objective: Objective, batch: Batch
-    ) -> None:
-        """Set a saved state: `load(kind, name)` returns each whole fp32 tensor. `batch` may be any valid batch."""
+    def restore(self, load: Load, steps_applied: int, objective: Objective, batch: Batch) -> None:
+        """Set a saved state. `batch` may be any valid batch."""
         with torch.no_grad():
             for name, p in self._weights.items():
-                p.copy_(load("weights", name))
-                for kind in self.rules.states:
-                    self.optimizer.state[p][kind].copy_(load(kind, name))
+                for kind in self.kinds:
+                    held = self._held(kind, name)
+                    held.copy_(load(kind, name, slice(0, held.numel())))
                 self.rules.count_steps(self.optimizer.state[p], steps_applied)
         self._copy_masters()
+
+    def _held(self, kind: str, name: str) -> Tensor:
+        """The flat weight `name`, or the state of the optimizer for it."""
+        p = self._weights[name]
+        return (p.detach() if kind == "weights" else self.optimizer.state[p][kind]).view(-1)
 
 
 def _add_gradient(master: nn.Parameter, p: nn.Parameter) -> None:

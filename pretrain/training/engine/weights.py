@@ -1,10 +1,13 @@
 """Functions for weights and gradients that both engines use in a step."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+# The kind and the name of a saved tensor, and the run of its flat numbers that is wanted → these numbers, in fp32.
+Load = Callable[[str, str, slice], Tensor]
 
 
 def named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

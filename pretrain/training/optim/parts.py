@@ -73,7 +73,7 @@ def sums(values: list[Tensor], parts: list[list[list[Part]]], rank: int) -> dict
         for part in ranks[rank]:
             found[places[part.weight]] += flat[part.at : part.at + part.size].sum(dtype=torch.float64)
     if len(parts[0]) > 1:
-        summed = found.to(_wire(found))
+        summed = found.to(wire(found))
         torch.distributed.all_reduce(summed)
         found = summed.to(found.device)
     return dict(zip(weights, found, strict=True))
@@ -190,7 +190,7 @@ def _exchanged(
     sent: list[Tensor], to: list[list[Part]], of: list[list[Part]], like: Tensor
 ) -> list[tuple[Part, Tensor, Tensor]]:
     """Send numbers and rows of the parts `to[r]` to each rank r, and return those of `of[r]`; a collective."""
-    device = _wire(like)
+    device = wire(like)
     out = torch.cat(sent).to(device) if sent else like.new_empty(0, device=device)
     sizes = [[size for part in parts for size in part.sizes] for parts in of]
     received = like.new_empty(sum(map(sum, sizes)), device=device)
@@ -201,7 +201,7 @@ def _exchanged(
     return list(zip(parts, pieces[::2], pieces[1::2], strict=True))
 
 
-def _wire(tensor: Tensor) -> torch.device:
+def wire(tensor: Tensor) -> torch.device:
     """The device that a tensor is sent from: with NCCL the GPU, even if the tensor was offloaded to the CPU."""
     nccl = torch.distributed.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else tensor.device

@@ -119,7 +119,7 @@ class Metrics:
         self._steps.append(event(summary(tag, text), step))
 
     def sync(self) -> None:
-        """Push the lines to disk. Called before a checkpoint is published, so that no power cut loses their steps."""
+        """Push the lines to disk, so that no power cut loses steps of a checkpoint. A thread calls it."""
         self._jsonl.sync()
         self._evaluations.sync()
 
@@ -163,9 +163,10 @@ class _Record:
             self._warn(f"cannot be written: {error.strerror or error}")
 
     def sync(self) -> None:
+        """Push the file to disk. It is opened for this alone, because another thread may close `_file` meanwhile."""
         try:
-            if self._file:
-                os.fsync(self._file.fileno())
+            with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+                os.fsync(file.fileno())
         except OSError as error:
             self._warn(f"cannot be synced: {error.strerror or error}")
 
