@@ -140,13 +140,54 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, 
     A layout with prefixes is computed twice there, for the tokens of prefixes and for the tokens after them.
     """
     T, dtype = q.shape[2], compute_dtype(q)
-    if window is not None and window >= T - 1:
-        window = None
+    window = _shorter(window, T)
     if layout.prefix is None and layout.segments is None and window is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=layout.causal)
-    by_kernel = q.is_cuda and dtype in (torch.bfloat16, torch.float16) and not dropout
-    if not by_kernel and not _in_parts(q, layout, window):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(window, dtype), dropout_p=dropout)
+    by_kernel = _by_kernel(q.is_cuda, dtype, dropout)
+    if by_kernel or _in_parts(layout, window, T, q.is_cuda):
+        return in_parts(q, k, v, layout, window, dropout, by_kernel)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(window, dtype), dropout_p=dropout)
+
+
+def make_mask(layout: Layout, window: int | None, x: Tensor, dropout: float) -> None:
+    """Make the dense mask that `attend` would make in a layer with hidden states `x` (B, T, D), if it needs one.
+
+    A compiled block then only reads it. If the first block made it, that block would be compiled on its own.
+    """
+    T, dtype = x.shape[1], compute_dtype(x)
+    window = _shorter(window, T)
+    if layout.prefix is None and layout.segments is None and window is None:
+        return
+    if not _by_kernel(x.is_cuda, dtype, dropout) and not _in_parts(layout, window, T, x.is_cuda):
+        layout.mask(window, dtype)
+
+
+def _shorter(window: int | None, T: int) -> int | None:
+    """The window of a local layer; None if it leaves nothing out of T tokens."""
+    return None if window is None or window >= T - 1 else window
+
+
+def _by_kernel(cuda: bool, dtype: torch.dtype, dropout: float) -> bool:
+    """Whether torch's kernel for documents of several lengths can be taken."""
+    return cuda and dtype in (torch.bfloat16, torch.float16) and not dropout
+
+
+def _in_parts(layout: Layout, window: int | None, T: int, cuda: bool) -> bool:
+    """Whether `by_document` or, in a local layer, `by_block` is quicker than a dense mask."""
+    if window is not None:
+        shortest = max(4 * window, 2 * DENSE)
+    else:
+        shortest = DENSE if layout.prefix is None else 2 * DENSE
+    return shortest <= T and not (cuda and window is None)
+
+
+# The lengths of documents differ from batch to batch, so a compiled block calls this function as it is: otherwise it
+# would be compiled again for every batch. torch.compiler.disable would import the compiler with this module, in 1 s.
+@torch._disable_dynamo  # type: ignore[attr-defined]  # torch imports it, without export
+def in_parts(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, dropout: float, by_kernel: bool
+) -> Tensor:
+    """Attention without a dense mask, where `attend` finds that quicker."""
     if layout.prefix is not None and (by_kernel or window is not None):
         inside, after = (attend(q, k, v, part, window, dropout) for part in layout.split())
         return torch.where(layout.prefix[:, None, :, None], inside, after)
@@ -155,15 +196,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, 
     if window is not None:
         return by_block(q, k, v, layout, window, dropout)
     return by_document(q, k, v, layout, dropout)
-
-
-def _in_parts(q: Tensor, layout: Layout, window: int | None) -> bool:
-    """Whether `by_document` or, in a local layer, `by_block` is quicker than a dense mask."""
-    if window is not None:
-        shortest = max(4 * window, 2 * DENSE)
-    else:
-        shortest = DENSE if layout.prefix is None else 2 * DENSE
-    return q.shape[2] >= shortest and not (q.is_cuda and window is None)
 
 
 def attend_with(q: Tensor, k: Tensor, v: Tensor, added: Tensor, dropout: float, scale: float | None) -> Tensor:

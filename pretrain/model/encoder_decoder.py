@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from pretrain.model.attention import Crossing, Layout, compute_dtype
 from pretrain.model.config import ModelConfig
-from pretrain.model.transformer import Attention, Block, RelativeBias, Transformer, norm, rotations
+from pretrain.model.transformer import Attention, Block, RelativeBias, Transformer, make_masks, norm, rotations
 
 
 class EncoderDecoder(Transformer):
@@ -47,6 +47,8 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, layout: Layout, states: Tensor, crossing: Crossing) -> Tensor:
         dtype = compute_dtype(x)
         added = self.position_bias(layout, dtype) if self.config.positions == "relative" else None
+        if added is None:
+            make_masks(self.config, layout, x, self.training)
         for block, rotation in zip(self.blocks, rotations(self.config, layout, x.dtype), strict=True):
             x = block(x, layout, rotation, added, states, crossing.mask(dtype))
         return self.final_norm(x)

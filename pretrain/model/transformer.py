@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from pretrain.model.attention import Layout, attend, attend_with, compute_dtype, rope, rotate
+from pretrain.model.attention import Layout, attend, attend_with, compute_dtype, make_mask, rope, rotate
 from pretrain.model.config import ModelConfig, Rope
 from pretrain.model.projection import Projection
 from pretrain.model.weights import Weight, before_projection, embedding, matrix, projection, token_bias
@@ -62,6 +63,8 @@ class Transformer(nn.Module):
         """(B, T) ids → hidden states (B, T, D)."""
         config, x = self.config, self.embedded(inputs, layout)
         added = self.position_bias(layout, compute_dtype(x)) if config.positions == "relative" else None
+        if added is None:
+            make_masks(config, layout, x, self.training)
         for block, rotation in zip(self.blocks, rotations(config, layout, x.dtype), strict=True):
             x = block(x, layout, rotation, added)
         return self.final_norm(x) if config.norm_position == "pre" else x
@@ -123,8 +126,20 @@ def rotations(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> Iterat
         yield None if kind is None else made[kind]
 
 
+def make_masks(config: ModelConfig, layout: Layout, x: Tensor, training: bool) -> None:
+    """Make the dense masks that the layers need for hidden states `x` (B, T, D), before the first of them."""
+    for window in {config.window_of(layer) for layer in range(config.layers)}:
+        make_mask(layout, window, x, config.dropout if training else 0.0)
+
+
 class Block(nn.Module):
-    """Attention and a feed-forward network, each with a norm, dropout and a residual sum."""
+    """Attention and a feed-forward network, each with a norm, dropout and a residual sum.
+
+    With `recomputed` no activation of the block is kept for the backward pass, which computes them once more, with the
+    same dropout (Chen et al. 2016, arXiv:1604.06174).
+    """
+
+    recomputed = False
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -134,6 +149,12 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.mlp_norm = norm(config, config.width)
         self.dropout = nn.Dropout(config.dropout)
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        if self.recomputed and torch.is_grad_enabled():
+            random = self.dropout.p > 0
+            return checkpoint(super().__call__, *inputs, use_reentrant=False, preserve_rng_state=random)
+        return super().__call__(*inputs)
 
     def forward(
         self, x: Tensor, layout: Layout, rotation: tuple[Tensor, Tensor] | None, added: Tensor | None = None

@@ -20,6 +20,9 @@ from pretrain.objectives.learner import Learner
 from pretrain.order.phases import Phase
 from pretrain.storage.files import finished
 from pretrain.training import checkpoint
+from pretrain.training.config import RunConfig
+from pretrain.training.engine.blocks import check_compiler, compile_notes, set_up_blocks
+from pretrain.training.engine.deepspeed import DeepSpeedEngine
 from pretrain.training.engine.engine import Engine, engine_for
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import device_of
@@ -54,6 +57,9 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
         model.flops_per_token(phase.seq_len, objective.targets)
         for phase, objective in zip(cfg.phases, inputs.objectives, strict=True)
     ]
+    with peers.one_fate():
+        if cfg.engine.compile:
+            check_compiler(cfg.engine.compile, device_of(world))
     engine = _engine(inputs, model, batches, start)
     with peers.one_fate():
         if world.speaks:
@@ -82,7 +88,7 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
         flops_per_token=flops,
         low_precision=cfg.engine.precision != "fp32",
         identity=_identity(inputs) | start.identity(),
-        history=history_of(start, inputs.data, engine.name, cfg.engine.precision, engine.device, peers),
+        history=history_of(start, inputs.data, _executed(engine, cfg), cfg.engine.precision, engine.device, peers),
         writer=Writer(folder, engine, peers, text),
         begun=cfg.begun,
         config_yaml=text,
@@ -111,6 +117,7 @@ def _engine(inputs: Inputs, model: Transformer, batches: Batches, start: Start) 
             fresh = fill(model, cfg.model.init_from, inputs.tokenizer)
             if fresh and world.speaks:
                 say(f"note: {cfg.model.init_from} has no {', '.join(fresh)}: drawn from the seed")
+    set_up_blocks(model, cfg.engine)
     kind = engine_for(cfg.engine, world)
     engine = kind(Learner(model), inputs.optimizer, cfg.engine, cfg.optim.clip or math.inf, world)
     if load:
@@ -184,13 +191,18 @@ def _check_shared(path: Path, text: str) -> None:
         time.sleep(0.1)
 
 
+def _executed(engine: Engine, cfg: RunConfig) -> str:
+    """The name of the engine, with the compiler of its blocks."""
+    return f"{engine.name}, compiled by {cfg.engine.compile}" if cfg.engine.compile else engine.name
+
+
 def _announce(inputs: Inputs, job: Job, start: Start) -> None:
     """Print the model, the engine, where the run begins, the table of its data, and notes on unusual settings."""
     cfg = inputs.cfg
     parameters = sum(math.prod(shape) for shape in job.engine.shapes().values())
     kinds = list(dict.fromkeys(cfg.objective_of(number).kind for number in range(len(cfg.phases))))
     model = f"{', then '.join(kinds)}, {parameters:,} parameters, {cfg.steps} steps"
-    where = f"{job.engine.name}, {job.world.size} x {job.engine.device.type}, {cfg.engine.precision}"
+    where = f"{_executed(job.engine, cfg)}, {job.world.size} x {job.engine.device.type}, {cfg.engine.precision}"
     notes = schedule_notes(cfg.optim, cfg.phases)
     begin = f"from the weights of {cfg.model.init_from}" if cfg.model.init_from else "from scratch"
     begin = f"continuing after step {start.state.step}" if start.checkpoint else begin
@@ -198,6 +210,7 @@ def _announce(inputs: Inputs, job: Job, start: Start) -> None:
         parent, kept = start.checkpoint.folder, cfg.branch_from.optimizer
         begin = f"branching after step {start.state.step} of {parent}, state of the optimizer: {kept}"
         notes += branch_notes(cfg, start.checkpoint)
+    notes += compile_notes(cfg.engine, isinstance(job.engine, DeepSpeedEngine))
     for first, last in cfg.skips:
         notes.append(f"the data that steps {first} to {last} of the parent read are skipped")
     every = cfg.checkpoint

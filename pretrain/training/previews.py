@@ -56,7 +56,7 @@ def preview_texts(heldout: list[HeldOut], engine: Engine, world: World, tokenize
         return {name: found.cpu().numpy() for name, found in engine(objective, batch, each=True).items()}
 
     engine.train(False)
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # few passes: compiling for them takes longer
         predicted = torch.from_numpy(objective.preview([windows[n] for n in mine], ask))
     engine.train(True)
     sums = torch.zeros((len(heldout), *predicted.shape[1:]), dtype=torch.int64)

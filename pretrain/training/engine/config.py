@@ -33,6 +33,8 @@ REFUSED = {
     "data_types.grad_accum_dtype": "gradients are summed in fp32",
     "torch_autocast.enabled": "it follows from engine.precision",
     "torch_autocast.dtype": "it follows from engine.precision",
+    "activation_checkpointing": "DeepSpeed reads it for functions of its own only; engine.recompute_every does it",
+    "compile": "DeepSpeed reads it in a call that is never made; engine.compile compiles the blocks",
     **dict.fromkeys(("fp16", "amp"), "engine.precision is fp32, bf16 or autocast"),
     **dict.fromkeys(
         ("tensor_parallel", "sequence_parallel_size", "elasticity", "pipeline"),
@@ -50,7 +52,7 @@ KNOWN = (
     *("zero_optimization", "bf16", "fp16", "data_types", "torch_autocast", "communication_data_type"),
     *("prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "zero_allow_untested_optimizer"),
     *("wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger", "tensorboard"),
-    *("wandb", "csv_monitor", "comet", "aio", "activation_checkpointing", "compile", "checkpoint", "autotuning"),
+    *("wandb", "csv_monitor", "comet", "aio", "checkpoint", "autotuning"),
 )
 
 
@@ -66,6 +68,14 @@ class EngineConfig(Config):
     micro_batch: int = free(gt=0)
     """Windows that a rank computes at once, in the phase with the longest windows. Other phases take about as many
     tokens at once. Lower it when memory runs out: the batch of a step stays the same."""
+    compile: Literal["inductor", "aot_eager"] | None = free(None)
+    """The backend of torch.compile for the blocks of the model; null: nothing is compiled. inductor: faster kernels.
+    The first steps take longer, losses differ by rounding, and dropout draws other numbers. aot_eager: graphs of the
+    same kernels, for looking for an error."""
+    recompute_every: int = free(0, ge=0)
+    """The backward pass recomputes the activations of the first block and every n-th after it, so they are not kept
+    (activation checkpointing, gradient checkpointing); 0: all are kept. 1, every block, takes the least memory. It
+    takes time and changes no result."""
     timeout_s: int = free(600, gt=0)
     """Seconds that a rank waits for another rank before the run ends with an error."""
     deterministic: bool = free(False)

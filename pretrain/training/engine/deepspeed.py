@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pretrain.errors import ConfigError
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
+from pretrain.training.engine.blocks import keep_hooks_out_of_graphs
 from pretrain.training.engine.config import EngineConfig, deepspeed_config, dotted
 from pretrain.training.engine.gather import Key, Wanted, copy_parts, copy_whole
 from pretrain.training.engine.ranks import World, device_of, new_group, on_cuda
@@ -52,6 +53,8 @@ class DeepSpeedEngine:
         self.stage, self.clip = config.zero_stage, clip
         self.name = f"DeepSpeed ZeRO {self.stage}"
         self._weights = dict(named(self.module))
+        if self.stage == 3 and config.compile:
+            keep_hooks_out_of_graphs(self.module)
         if self.stage == 0:
             self.engine.enable_backward_allreduce = False
         self._begin()

@@ -219,8 +219,9 @@ def _out_of_memory(world: World, error: Exception) -> ConfigError | None:
     return ConfigError(
         "memory ran out",
         f"{where}: {wanted}",
-        "lower engine.micro_batch (batch_tokens stays: it is accumulated), shorten seq_len, take a smaller model, more "
-        "ranks or a higher engine.zero_stage, or offload: engine.deepspeed.zero_optimization.offload_optimizer",
+        "set engine.recompute_every = 1, lower engine.micro_batch (batch_tokens stays: it is accumulated), shorten "
+        "seq_len, take a smaller model, more ranks or a higher engine.zero_stage, or offload: "
+        "engine.deepspeed.zero_optimization.offload_optimizer",
     )
 
 
