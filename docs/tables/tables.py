@@ -147,6 +147,22 @@ def _steps(group: str) -> Callable[[str], str]:
     return made
 
 
+def _activations(language: str) -> str:
+    found = read("activations")
+    every = {"0": ("0 (none)", "0（不重算）"), "1": ("1 (every block)", "1（每一层）")}
+    body = [
+        [say(every.get(key, key), language), f"{one['kept'] / 1e6:,.0f}", f"{one['peak'] / 1e6:,.0f}"]
+        for key, one in found["bytes_by_recompute_every"].items()
+    ]
+    size = f"{found['windows']} × {found['tokens_a_window']}"
+    heads = [
+        (f"recompute_every, {size} tokens", f"recompute_every，{size} 个词元"),
+        ("saved by the forward pass, MB", "前向保存，MB"),
+        ("most at once, MB", "同时存在的最大值，MB"),
+    ]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
 DOCUMENT: Words = ("tokens of a document, mean", "文档词元，平均")
 ONE_BY_ONE: Words = ("one document after another", "逐篇文档")
 
@@ -460,6 +476,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "attention-packed": _attention(("packed",), DOCUMENT, ONE_BY_ONE),
     "attention-prefix": _attention(("prefix", "hybrid"), DOCUMENT, ONE_BY_ONE),
     "attention-local": _attention(("local",), ("tokens of the local window", "局部窗宽"), ("by blocks", "分块")),
+    "activations": _activations,
     "launch": _launch,
     "kills": _kills,
     "fuzz": _fuzz,
