@@ -5,8 +5,9 @@
 Vocabularies of 8,064 entries are trained on the first `--megabytes` of the text, and shards are built. Every contestant
 trains 6 layers of width 384 with 6 heads on the same 4 windows of 256 tokens a step: fp32, AdamW (learning rate 1e-4,
 betas 0.9 and 0.95, weight decay 0.1), gradients clipped at 1, one thread a process. `ours` are the commands that a user
-types: launch/pretrain.py in a plain process, and under `deepspeed`. A step is everything from one batch to the next,
-including making the batch, its digest and the metrics. Only ours keeps documents apart, which is more work.
+types: launch/pretrain.py in a plain process, also with `engine.compile=inductor`, and under `deepspeed`. A step is
+everything from one batch to the next, including making the batch, its digest and the metrics. Only ours keeps documents
+apart, which is more work.
 
 All contestants of a group are started. Then they take one step each in turn, round after round, while the others wait.
 A ratio compares two steps of the same round; figures are the median and the quartiles over rounds. CPU seconds count
@@ -57,10 +58,15 @@ FORCED = {"wall_clock_breakdown": False}  # any key of DeepSpeed makes it run a 
 OURS = {
     "decoder": {
         "ours, plain": (0, GPT, {}),
+        "ours, compiled": (0, GPT, {"compile": "inductor"}),
         "ours, one rank": (1, GPT, {}),
         "ours, qwen3's shape, one rank": (1, QWEN, {}),
     },
-    "encoder": {"ours, plain": (0, BERT, {}), "ours, one rank": (1, BERT, {})},
+    "encoder": {
+        "ours, plain": (0, BERT, {}),
+        "ours, compiled": (0, BERT, {"compile": "inductor"}),
+        "ours, one rank": (1, BERT, {}),
+    },
     "zero": {
         **{f"ours, one rank, ZeRO {n}": (1, GPT, {"zero_stage": n, "deepspeed": FORCED}) for n in range(4)},
         **{f"ours, two ranks, ZeRO {n}": (2, GPT, {"zero_stage": n}) for n in range(4)},
@@ -71,9 +77,10 @@ OTHERS = {
     "encoder": ["HF BERT", "HF BERT, fused AdamW", "HF Trainer, BERT"],
     "zero": [],
 }
+COMPILED = ("ours, compiled", "ours, plain")
 RATIOS = {
-    "decoder": [(mine, other) for mine in OURS["decoder"] for other in OTHERS["decoder"]],
-    "encoder": [(mine, other) for mine in OURS["encoder"] for other in OTHERS["encoder"]],
+    "decoder": [COMPILED, *((mine, other) for mine in OURS["decoder"] for other in OTHERS["decoder"])],
+    "encoder": [COMPILED, *((mine, other) for mine in OURS["encoder"] for other in OTHERS["encoder"])],
     "zero": [
         (f"ours, {ranks}, ZeRO {n}", f"ours, {ranks}, ZeRO 0") for ranks in ("one rank", "two ranks") for n in (1, 2, 3)
     ],
