@@ -69,9 +69,9 @@ class EngineConfig(Config):
     """Windows that a rank computes at once, in the phase with the longest windows. Other phases take about as many
     tokens at once. Lower it when memory runs out: the batch of a step stays the same."""
     compile: Literal["inductor", "aot_eager"] | None = free(None)
-    """The backend of torch.compile for the blocks of the model; null: nothing is compiled. inductor: faster kernels.
-    The first steps take longer, losses differ by rounding, and dropout draws other numbers. aot_eager: graphs of the
-    same kernels, for looking for an error."""
+    """The backend of torch.compile for the blocks of the model; null: nothing is compiled. inductor: kernels that
+    are made for these blocks. Measure whether steps are quicker. The first ones take longer, losses differ by rounding,
+    and dropout draws other numbers. aot_eager: graphs of the same kernels, for looking for an error."""
     recompute_every: int = free(0, ge=0)
     """The backward pass recomputes the activations of the first block and every n-th after it, so they are not kept
     (activation checkpointing, gradient checkpointing); 0: all are kept. 1, every block, takes the least memory. It
