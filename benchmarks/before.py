@@ -61,7 +61,7 @@ def main() -> None:
         found[name] = {"ratio": round(statistics.median(ratios), 3), "quartiles": [round(q, 3) for q in quartiles]}
         found[name] |= {"before_ms": milliseconds[0], "after_ms": milliseconds[1]}
         print(f"{name}: {found[name]}", flush=True)
-    commits = {name: _commit(getattr(args, name)) for name in ("before", "after")}
+    commits = {name: commit(getattr(args, name)) for name in ("before", "after")}
     command = f"python benchmarks/before.py BEFORE AFTER --rounds {args.rounds}"
     about = {"date": str(date.today()), "command": command, "commits": commits}
     result = {**about, "machine": machine(), "versions": versions("torch"), "steps": found}
@@ -69,7 +69,7 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _commit(checkout: Path) -> str:
+def commit(checkout: Path) -> str:
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 

@@ -4,13 +4,13 @@
 
 A vocabulary of 8,064 entries is trained on the first `--megabytes` of the text, and shards are built. Decoders of two
 sizes train on them with one thread a rank: as a plain process, and under `deepspeed` on one rank and on two (ZeRO 1).
-Each round starts a run, kills it with kill -9 one step after the checkpoint of step SAVED, and starts it again. The
-figures, in seconds:
+Each round starts a run, kills it with kill -9 as soon as the checkpoint of step SAVED is complete, and starts it again.
+The figures, in seconds:
 
     start       from the command to the end of the first step
     again       from kill -9, followed at once by the same command, to the end of its first step
-    save        from the end of a step with a checkpoint to the beginning of the next step
-    evaluate    the same for a step with an evaluation: EVALUATED held-out tokens, and the preview
+    evaluate    from the end of a step with an evaluation (EVALUATED held-out tokens, and the preview) to the beginning
+                of the next step
     step        one step
 """
 
@@ -76,9 +76,9 @@ def configuration(folder: Path, out: Path, shape: tuple[int, int, int], ranks: i
 class Run:
     """A training command, with the time at which each line of its metrics.jsonl appeared."""
 
-    def __init__(self, config: Path, out: Path, ranks: int, log: Path, kept: int = 0):
-        """Start the command. `kept`: the number of steps that an earlier command recorded."""
-        script = str(ROOT / "launch" / "pretrain.py")
+    def __init__(self, config: Path, out: Path, ranks: int, log: Path, kept: int = 0, checkout: Path = ROOT):
+        """Start the command of a checkout. `kept`: the number of steps that an earlier command recorded."""
+        script = str(checkout / "launch" / "pretrain.py")
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks), script]
         command = [*(launcher if ranks else [sys.executable, script]), str(config)]
         environment = os.environ | ONE_THREAD | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -140,7 +140,8 @@ def measure(folder: Path, shape: tuple[int, int, int], ranks: int) -> dict[str, 
         began = time.perf_counter()
         run = Run(config, out, ranks, log)
         started = run.wait(1) - began
-        run.wait(SAVED + 1)
+        while not (out / f"checkpoints/step_{SAVED:08d}").exists():
+            time.sleep(0.001)
         killed = time.perf_counter()
         run.kill()
         again = Run(config, out, ranks, log, kept=SAVED)
@@ -150,7 +151,6 @@ def measure(folder: Path, shape: tuple[int, int, int], ranks: int) -> dict[str, 
         return {
             "start_s": started,
             "again_s": resumed,
-            "save_s": run.stall(SAVED),
             "evaluate_s": again.stall(EVALUATED_AT),
             "step_s": statistics.median(took for _, took in again.came.values()),
         }

@@ -34,6 +34,8 @@ CHINESE = {
     "one rank": "一个 rank",
     "two ranks": "两个 rank",
     "deepspeed": "DeepSpeed",
+    "before": "之前",
+    "after": "之后",
     "whole words": "整词",
     "qwen3's shape": "qwen3 结构",
     "nanoGPT's way": "nanoGPT 的方式",

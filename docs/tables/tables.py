@@ -226,9 +226,21 @@ def _launch(language: str) -> str:
     names: dict[str, Words] = {
         "start_s": ("to the first step", "到第一步"),
         "again_s": ("to the first step of a resumed run", "续训到第一步"),
-        "save_s": ("a checkpoint", "保存检查点"),
         "evaluate_s": ("an evaluation", "一次评估"),
         "step_s": ("a step", "一步"),
+    }
+    body = [[label(name, language), *(spread(one[key]) for key in names)] for name, one in found["results"].items()]
+    heads = [("seconds of wall time", "实际秒"), *names.values()]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _saves(language: str) -> str:
+    found = read("saves")
+    names: dict[str, Words] = {
+        "stall_s": ("the training waits", "训练等待"),
+        "complete_s": ("until it is complete", "直到检查点完整"),
+        "step_s": ("a step", "一步"),
+        "meanwhile_s": ("a step while it is written", "写入期间的一步"),
     }
     body = [[label(name, language), *(spread(one[key]) for key in names)] for name, one in found["results"].items()]
     heads = [("seconds of wall time", "实际秒"), *names.values()]
@@ -478,6 +490,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "attention-local": _attention(("local",), ("tokens of the local window", "局部窗宽"), ("by blocks", "分块")),
     "activations": _activations,
     "launch": _launch,
+    "saves": _saves,
     "kills": _kills,
     "fuzz": _fuzz,
     "demo-cpu": _demo,

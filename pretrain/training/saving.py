@@ -9,7 +9,7 @@
 A plain process needs no agreement, so its thread completes the checkpoint at once. Threads never talk to other ranks:
 every collective is on the main thread, in `begin` and `advance`. The memory for copies is kept until the process ends,
 because the system clears new memory page by page: copying 1.5 GB took 0.1 s into memory that was used before, and 0.9
-to 4.3 s into new memory (two cores of a Xeon).
+to 4.3 s into new memory (two cores of an EPYC).
 """
 
 import hashlib
