@@ -182,15 +182,18 @@ def theirs(address: str, name: str, folder: str) -> None:
     """Train on the batches of ours in a bare loop, or with the Trainer of Hugging Face."""
     import torch
 
+    from benchmarks import others
+
     torch.set_num_threads(1)
     torch.manual_seed(0)
     kind = "bert" if "BERT" in name else "byte"
     windows = np.load(Path(folder) / f"{kind}.npz")
     inputs, labels = torch.from_numpy(windows["inputs"]), torch.from_numpy(windows["labels"])
     turns = Turns(address, name)
+    made = others.nanogpt if "nanoGPT" in name else others.bert if kind == "bert" else others.gpt2
+    model, forward = made(others.Sizes(LAYERS, WIDTH, HEADS, T, VOCABULARY))
     if "Trainer" in name:
-        return trainer(turns, bert() if kind == "bert" else gpt2(), inputs, labels, folder)
-    model, forward = nanogpt() if "nanoGPT" in name else huggingface(bert() if kind == "bert" else gpt2())
+        return trainer(turns, model, inputs, labels, folder)
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": DECAY},
@@ -208,72 +211,6 @@ def theirs(address: str, name: str, folder: str) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.item()  # as for logging
         step += 1
-
-
-def nanogpt():
-    """GPT-2 as in karpathy/nanoGPT with its defaults, except for the sizes: biases, one matrix product for queries,
-    keys and values, attention by torch, a tied head. Its AdamW is fused on CUDA only.
-    """
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.before_attention, self.before_mlp = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-            self.queries_keys_values, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-        def forward(self, x):
-            parts = self.queries_keys_values(self.before_attention(x)).split(WIDTH, dim=2)
-            q, k, v = (part.view(B, T, HEADS, WIDTH // HEADS).transpose(1, 2) for part in parts)
-            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(seen.transpose(1, 2).contiguous().view(B, T, WIDTH))
-            return x + self.down(F.gelu(self.up(self.before_mlp(x))))
-
-    class GPT(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.tokens, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(T, WIDTH)
-            self.blocks, self.norm = nn.Sequential(*(Block() for _ in range(LAYERS))), nn.LayerNorm(WIDTH)
-            self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
-            self.head.weight = self.tokens.weight
-
-        def forward(self, ids):
-            return self.head(self.norm(self.blocks(self.tokens(ids) + self.positions(torch.arange(T)))))
-
-    model = GPT()
-    for weight in model.parameters():
-        if weight.ndim == 2:
-            nn.init.normal_(weight, std=0.02)
-
-    def forward(inputs, labels):
-        return F.cross_entropy(model(inputs).view(-1, VOCABULARY), labels.view(-1), ignore_index=-1)
-
-    return model, forward
-
-
-def gpt2():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    sizes = {"vocab_size": VOCABULARY, "n_positions": T, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
-    return GPT2LMHeadModel(GPT2Config(**sizes, **none, use_cache=False))
-
-
-def bert():
-    from transformers import BertConfig, BertForMaskedLM
-
-    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    return BertForMaskedLM(BertConfig(**sizes, **none, intermediate_size=4 * WIDTH, max_position_embeddings=T))
-
-
-def huggingface(model):
-    """A causal model shifts its labels itself: it gets the inputs as labels, and so has one target less per window."""
-    causal = model.config.model_type == "gpt2"
-    return model, lambda inputs, labels: model(input_ids=inputs, labels=inputs if causal else labels).loss
 
 
 def trainer(turns: Turns, model, inputs, labels, folder: str) -> None:
