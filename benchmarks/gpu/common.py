@@ -29,6 +29,7 @@ COUNTERS = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
 def environment(toy: bool, **more: str) -> dict[str, str]:
     """The variables of a process that this benchmark starts."""
     found = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    found |= {"TORCHINDUCTOR_COMPILE_THREADS": "4"}  # in every process: a dozen of them share 16 cores
     found |= {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     found["PATH"] = f"{Path(sys.executable).parent}:{found['PATH']}"  # the launcher of DeepSpeed starts `python`
     return found | (TOY if toy else {}) | more

@@ -42,7 +42,8 @@ class Turns:
     def __init__(self, address: str, name: str):
         self.connection = Client(address)
         self.connection.send(name)
-        self.left, self.wait_s = 0, 0.0
+        self.left = 0
+        self.wait_s: float | None = None  # of the steps of this turn; None: the contestant does not measure it
         self.profiler: Any = None
         self.report: dict[str, Any] | None = None
 
@@ -73,18 +74,20 @@ class Turns:
                 activities += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
                 self.profiler = torch.profiler.profile(activities=activities, acc_events=True)
                 self.profiler.__enter__()
-            self.wait_s, self.began = 0.0, time.perf_counter()
+            self.wait_s, self.began = None, time.perf_counter()
         self.left -= 1
 
     def waited(self, seconds: float) -> None:
         """Note the time that a step waited for its batch."""
-        self.wait_s += seconds
+        self.wait_s = seconds + (self.wait_s or 0.0)
 
     def _ended(self, device: Any) -> dict[str, Any]:
         import torch
 
         took = time.perf_counter() - self.began
-        report = {"step_ms": 1e3 * took / self.count, "wait_share": self.wait_s / took}
+        report: dict[str, Any] = {"step_ms": 1e3 * took / self.count}
+        if self.wait_s is not None:
+            report["wait_share"] = self.wait_s / took
         if device.type == "cuda":
             report["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         if self.profiler is not None:
