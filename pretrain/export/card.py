@@ -57,8 +57,8 @@ of several lengths, padded and not, no logit differed from the training code's b
 {texts} made-up texts in many scripts had the same ids and decoded to the same text; those that contain a mark were
 encoded with `split_special_tokens=True` only. Texts of several lengths, padded by the tokenizer to one batch, had the
 logits that each has alone{written}. Saved and opened once more, weights and ids were the same again, to the last bit,
-and the logits again equal within the tolerance. The largest differences of logits and of each layer's hidden states, and
-the versions they were measured with, are in `index.json` under `recorded`.
+and the logits again equal within the tolerance. The largest differences of logits and of each layer's hidden states,
+and the versions they were measured with, are in `index.json` under `recorded`.
 """
 
 ROUNDED = """\
