@@ -221,6 +221,40 @@ def _before(language: str) -> str:
     return rows(heads, body, language) + "\n\n" + source(found, language)
 
 
+def _race(kind: str) -> Callable[[str], str]:
+    """The recipes of a kind of model, at every size: what each share of the reference's tokens reaches."""
+
+    def made(language: str) -> str:
+        found = read("converge")
+        races = {name: race for name, race in found["races"].items() if name.startswith(f"{kind}-")}
+        body = []
+        for name, race in races.items():
+            size = name.split("-")[1].replace("x", " × ")
+            reference = next(iter(race["compared"].values()))["1"]
+            for recipe, shares in race["compared"].items():
+                for one in shares.values():
+                    loss = f"{one['loss']:.3f} ± {one['deviation']:.3f}"
+                    bits = [f"{one['bits_per_byte']:.3f}"] if "bits_per_byte" in one else []
+                    z = "–" if one is reference else f"{one['z']:+.1f}"
+                    share = f"{one['tokens'] / reference['tokens']:.2f}"
+                    seconds = f"{one['cpu_s'] / reference['cpu_s']:.2f}"
+                    body.append([size, recipe, share, seconds, loss, *bits, z, str(one["seeds"])])
+        heads: list[Words] = [
+            ("layers × width", "层数 × 宽度"),
+            ("recipe", "配方"),
+            ("tokens", "词元"),
+            ("CPU seconds", "CPU 秒"),
+            ("held-out loss, nats", "留出损失，nats"),
+            *([("bits per byte", "比特每字节")] if kind == "decoder" else []),
+            ("z", "z"),
+            ("seeds", "种子"),
+        ]
+        commands = [race["command"] for race in races.values()]
+        return rows(heads, body, language) + "\n\n" + source(found | {"commands": commands}, language)
+
+    return made
+
+
 def _launch(language: str) -> str:
     found = read("launch")
     names: dict[str, Words] = {
@@ -489,6 +523,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "attention-prefix": _attention(("prefix", "hybrid"), DOCUMENT, ONE_BY_ONE),
     "attention-local": _attention(("local",), ("tokens of the local window", "局部窗宽"), ("by blocks", "分块")),
     "activations": _activations,
+    "race-decoder": _race("decoder"),
+    "race-encoder": _race("encoder"),
     "launch": _launch,
     "saves": _saves,
     "kills": _kills,
