@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Keys of the section `model` that every dialect can express: sizes, numbers of config.json, where weights come from.
 SIZES = {
     *("layers", "width", "heads", "mlp_width", "max_positions", "norm_eps", "dropout"),
-    *("init_std", "width_base", "vocab_multiple", "init_from"),
+    *("init_std", "width_base", "depth_base", "vocab_multiple", "init_from"),
 }
 # These change nothing without a window, and without rope; a dialect has them if it has these.
 DEPENDENT = {"global_every", "local_rope_theta", "rope_theta"}

@@ -108,6 +108,9 @@ class ModelConfig(Config):
     width_base: int | None = Field(None, gt=0)
     """The width of a smaller model of the same shape, whose `init_std` and learning rate this model takes over (muP);
     null: they are this model's own. Both should have heads of one width."""
+    depth_base: int | None = Field(None, gt=0)
+    """The layers of a shallower model of the same shape, whose `init_std` and learning rate this model takes over
+    (CompleteP); null: they are this model's own."""
     decoder_layers: int | None = Field(None, gt=0)
     """The blocks of a decoder that reads what the model, its encoder, has made of another text; null: there is none."""
     generator: GeneratorConfig | None = None
@@ -141,6 +144,11 @@ class ModelConfig(Config):
             raise ValueError("model.qk_norm_after_rope = true needs model.qk_norm = true and model.positions = rope")
         if self.width_base and self.composition != "one":
             raise ValueError("model.width_base is for one Transformer: remove model.generator or model.decoder_layers")
+        if self.depth_base and (self.composition != "one" or self.norm_position == "post"):
+            raise ValueError(
+                "model.depth_base is for one Transformer with model.norm_position = pre: remove model.generator or "
+                "model.decoder_layers, or leave it out"
+            )
         if self.width_base and self.tie_embeddings and not self.scales_projection:
             raise ValueError(
                 "model.width_base with model.tie_embeddings = true needs a norm with weights before the projection: "
@@ -196,6 +204,11 @@ class ModelConfig(Config):
     def width_ratio(self) -> float:
         """How many times as wide as its base the model is."""
         return self.width / self.width_base if self.width_base else 1.0
+
+    @property
+    def depth_ratio(self) -> float:
+        """How many times as many layers as its base the model has."""
+        return self.layers / self.depth_base if self.depth_base else 1.0
 
     @property
     def scales_projection(self) -> bool:

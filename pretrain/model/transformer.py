@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.model.attention import Layout, attend, attend_with, compute_dtype, make_mask, rope, rotate
 from pretrain.model.config import ModelConfig, Rope
 from pretrain.model.projection import Projection
-from pretrain.model.weights import Weight, before_projection, embedding, matrix, projection, token_bias
+from pretrain.model.weights import Weight, before_projection, embedding, last_bias, matrix, projection, token_bias
 
 
 class Transformer(nn.Module):
@@ -188,7 +188,8 @@ class Attention(nn.Module):
     def weights(self) -> dict[str, Weight]:
         into, last = matrix(self.config), matrix(self.config, last=True)
         first = replace(into, std=into.std / self.E**0.5) if self.scale else into  # what scores are not divided by
-        return {"q.weight": first, "k.weight": into, "v.weight": into, "out.weight": last}
+        matrices = {"q.weight": first, "k.weight": into, "v.weight": into, "out.weight": last}
+        return matrices | {"out.bias": last_bias(self.config)}
 
     def forward(
         self,
@@ -288,7 +289,7 @@ class MLP(nn.Module):
 
     def weights(self) -> dict[str, Weight]:
         into, last = matrix(self.config), matrix(self.config, last=True)
-        return {"up.weight": into, "gate.weight": into, "down.weight": last}
+        return {"up.weight": into, "gate.weight": into, "down.weight": last, "down.bias": last_bias(self.config)}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.gate(x)) * self.up(x) if self.gated else self.act(self.up(x)))

@@ -15,6 +15,11 @@ al. 2022, arXiv:2203.03466, tables 3 and 8, for Adam):
 In place of the last row muP divides the logits by m, which no dialect can say. A norm that is m times smaller divides
 them just so, and its learning rate keeps the same share of it. Dialects divide attention scores by √E, muP by E: both
 are the same for heads of one width, so the heads of the narrow model must be as wide.
+
+With `model.depth_base` it transfers them from a shallow pre-norm model to one with n times as many blocks (CompleteP,
+Dey et al. 2025, arXiv:2505.01618, table 1, with alpha = 1). There each branch is divided by n before it is added to the
+residual stream. No dialect can say that, so the last projection of a branch, with its bias, is n times smaller, and so
+is its learning rate. Muon's steps are alike at every width, but this factor applies to them too.
 """
 
 from dataclasses import dataclass
@@ -34,6 +39,7 @@ class Weight:
     decays: bool = False  # whether weight decay makes it smaller
     hidden: bool = False  # whether it is a matrix from hidden values to hidden values: Muon's
     rate: float = 1.0  # its learning rate, as a multiple of the run's
+    muon_rate: float = 1.0  # the same where Muon updates it
     tokens: int | None = None  # how many of its rows belong to tokens: rows after them are 0; None: it has no such rows
 
 
@@ -67,10 +73,18 @@ def matrix(config: ModelConfig, last: bool = False) -> Weight:
     """A matrix from hidden values to hidden values. `last`: its product is added to the residual stream.
 
     Pre-norm models draw the last matrix of a branch from N(0, (init_std / √(2·layers))²): Radford et al. 2019, 2.3.
+    With `depth_base` its blocks take the place of `layers`.
     """
-    deep, ratio = last and config.norm_position == "pre", config.width_ratio
-    std = config.init_std / (2 * config.layers) ** 0.5 if deep else config.init_std
-    return Weight(std / ratio**0.5, decays=True, hidden=True, rate=1 / ratio)
+    ratio, depth = config.width_ratio, config.depth_ratio if last else 1.0
+    std = config.init_std / ratio**0.5
+    if last and config.norm_position == "pre":
+        std /= (2 * config.layers / depth) ** 0.5
+    return Weight(std / depth, decays=True, hidden=True, rate=1 / ratio / depth, muon_rate=1 / depth)
+
+
+def last_bias(config: ModelConfig) -> Weight:
+    """The bias of a projection whose product is added to the residual stream."""
+    return Weight(rate=1 / config.depth_ratio)
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:

@@ -203,7 +203,7 @@ def _announce(inputs: Inputs, job: Job, start: Start) -> None:
     kinds = list(dict.fromkeys(cfg.objective_of(number).kind for number in range(len(cfg.phases))))
     model = f"{', then '.join(kinds)}, {parameters:,} parameters, {cfg.steps} steps"
     where = f"{_executed(job.engine, cfg)}, {job.world.size} x {job.engine.device.type}, {cfg.engine.precision}"
-    notes = schedule_notes(cfg.optim, cfg.phases)
+    notes = cfg.optim.notes() + schedule_notes(cfg.optim, cfg.phases)
     begin = f"from the weights of {cfg.model.init_from}" if cfg.model.init_from else "from scratch"
     begin = f"continuing after step {start.state.step}" if start.checkpoint else begin
     if start.branches and start.checkpoint and cfg.branch_from:

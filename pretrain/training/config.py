@@ -132,8 +132,9 @@ class RunConfig(Config):
         check_schedule(self.optim, self.phases)
         if self.branch_from:
             branch.check(self.branch_from, self.phases)
-        if self.model.width_base and self.optim.kind == "lamb":
-            raise ValueError("model.width_base is for adamw and muon: with optim.kind = lamb leave it out")
+        for name in ("width_base", "depth_base"):
+            if getattr(self.model, name) and self.optim.kind == "lamb":
+                raise ValueError(f"model.{name} is for adamw and muon: with optim.kind = lamb leave it out")
         last = self.objective_of(len(self.phases) - 1)
         wants_causal = OBJECTIVES[last.kind].causal
         if wants_causal is not None and self.model.causal != wants_causal:

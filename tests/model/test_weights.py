@@ -13,7 +13,9 @@ from pretrain.model.transformer import Transformer
 from pretrain.model.weights import Weight, weights_of
 from pretrain.training.config import RunConfig
 from pretrain.training.engine.weights import set_lr
+from pretrain.training.optim import OPTIMIZERS
 from pretrain.training.optim.adamw import AdamW, AdamWConfig
+from pretrain.training.optim.muon import MuonConfig
 from tests.conftest import DECODER, ENCODER, ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "configs/presets").glob("*.yaml"))
@@ -132,19 +134,23 @@ SHAPES = {
 }
 
 
-def change(shape: dict, width: int, base: int | None) -> dict[str, float]:
-    """How far four steps of Adam move the activations of a model: root mean squares, by the name of the activation."""
+def change(shape: dict, width: int, base: int | None, muon: bool = False) -> dict[str, float]:
+    """How far four steps of Adam or Muon move the activations of a model: root mean squares, by their names."""
     sizes = {"width": width, "heads": width // 16, "kv_heads": width // 16, "mlp_width": 2 * width, "width_base": base}
     model = Transformer(ModelConfig(**{**shape, **sizes}), V)
     initialise(model, 1)
-    optimizer = AdamW(AdamWConfig(lr=1)).build(model)
+    config = MuonConfig(kind="muon", lr=1, adam_lr=0.1) if muon else AdamWConfig(lr=1)
+    kind = OPTIMIZERS[config.kind](config)
+    optimizer = kind.build(model)
+    for weight in model.parameters():
+        optimizer.state[weight].update(kind.first_state(weight))
     ids = torch.randint(V, (8, 33), generator=torch.Generator().manual_seed(1))
     inputs, targets = ids[:, :-1], ids[:, 1:]
     layout = Layout(None, torch.arange(32).expand(8, -1), model.config.causal)
 
     def activations() -> dict[str, torch.Tensor]:
         found = {}
-        parts = {"q": model.blocks[1].attention.q, "attention": model.blocks[1].attention, "block": model.blocks[1]}
+        parts = {"q": model.blocks[1].attention.q, "attention": model.blocks[1].attention, "block": model.blocks[-1]}
         hooks = [
             part.register_forward_hook(lambda _, __, x, name=name: found.update({name: x}))
             for name, part in parts.items()
@@ -157,7 +163,7 @@ def change(shape: dict, width: int, base: int | None) -> dict[str, float]:
     before = activations()
     for _ in range(4):
         (model.loss(model(inputs, layout), targets, None) / targets.numel()).backward()
-        set_lr(optimizer, 3e-3)
+        set_lr(optimizer, 0.02 if muon else 3e-3)
         optimizer.step()
         optimizer.zero_grad()
     return {name: float((x - before[name]).detach().square().mean().sqrt()) for name, x in activations().items()}
@@ -174,6 +180,27 @@ def test_width_base_keeps_the_change_of_activations_the_same_at_every_width(name
     assert change(shape, 64, None) == narrow
     for part in ("q", "attention", "logits"):
         assert without[part] > 2 * narrow[part], part
+
+
+@pytest.mark.parametrize("muon", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_depth_base_keeps_the_change_of_the_hidden_states_the_same_at_every_depth(muon, bias):
+    """Without depth_base the changes of more blocks add up."""
+    shape = {**DECODER, "head_width": 16, "bias": bias, "norm": "layernorm"}
+    shallow, middle, deep = (change({**shape, "layers": n, "depth_base": 2}, 64, None, muon) for n in (2, 6, 16))
+    without = change({**shape, "layers": 16}, 64, None, muon)
+    assert change({**shape, "layers": 2}, 64, None, muon) == shallow
+    assert max(middle["block"], deep["block"]) < 1.25 * shallow["block"]
+    assert without["block"] > 2 * deep["block"]
+
+
+def test_the_last_projections_of_a_deep_model_are_small_and_slow():
+    config = ModelConfig(**{**DECODER, "layers": 6, "depth_base": 2, "width_base": 8, "bias": True, "norm": "layernorm"})
+    roles = weights_of(Transformer(config, V))
+    last = Weight(0.02 / 2 / 2 / 3, decays=True, hidden=True, rate=1 / 12, muon_rate=1 / 3)
+    assert roles["blocks.5.mlp.down.weight"] == roles["blocks.0.attention.out.weight"] == last
+    assert roles["blocks.5.mlp.down.bias"] == Weight(rate=1 / 3) and roles["blocks.5.mlp.up.bias"] == Weight()
+    assert roles["blocks.5.mlp.up.weight"] == Weight(0.01, decays=True, hidden=True, rate=1 / 4)
 
 
 def test_groups_have_their_own_factor_of_the_learning_rate_and_keep_their_decay():

@@ -122,6 +122,12 @@ def adam(gradient: Tensor, mean: Tensor, square: Tensor, step: int, config) -> T
 SLOW = {"Muon": of_muon, "NorMuon": of_muon, "StableAdamW": of_stable_adamw, "LAMB": of_lamb}
 
 
+def test_a_rate_of_adamw_is_small_for_muon():
+    (note,) = MuonConfig(kind="muon", lr=3e-4).notes()
+    assert "optim.lr = 0.0003 is small for muon" in note and "optim.adam_lr = 0.003" in note
+    assert not MuonConfig(kind="muon", lr=0.01).notes() and not AdamWConfig(lr=3e-4).notes()
+
+
 def test_stable_adamw_is_adamw_until_a_gradient_grows():
     """After ten equal gradients, one is ten times as large: its root mean square is 2.8 times that of the mean."""
     steps = {}

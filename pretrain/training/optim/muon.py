@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+SMALL_RATE = 2e-3  # a smaller rate is usual for AdamW, and slow for Muon
 
 class MuonConfig(AdamConfig):
     """Muon for matrices between hidden values, AdamW for everything else, and the learning rate."""
@@ -39,6 +40,15 @@ class MuonConfig(AdamConfig):
         return self
 
 
+    def notes(self) -> list[str]:
+        if self.lr >= SMALL_RATE:
+            return []
+        return [
+            f"note: optim.lr = {self.lr:g} is small for muon, whose matrices usually learn at 0.005 to 0.03; the rate of "
+            f"its other weights is optim.adam_lr = {self.adam_lr:g}"
+        ]
+
+
 class Muon(Adam):
     """Muon or NorMuon for the matrices between hidden values, and AdamW for all other weights.
 
@@ -59,12 +69,12 @@ class Muon(Adam):
         for name, weight in module.named_parameters():
             if weight.requires_grad:
                 role = roles[name]
-                rate = 1.0 if role.hidden else role.rate * config.adam_lr / config.lr
+                rate = role.muon_rate if role.hidden else role.rate * config.adam_lr / config.lr
                 groups.setdefault((role.hidden, rate), []).append(weight)
         return MuonWithAdamW(
             [
                 {"params": groups[hidden, rate], "hidden": hidden, "rate": rate}
-                | {"weight_decay": config.weight_decay if hidden else 0.0}
+                | {"weight_decay": config.weight_decay / rate if hidden else 0.0}
                 for hidden, rate in sorted(groups, reverse=True)
             ],
             config,

@@ -55,11 +55,12 @@ class MuonWithAdamW(Placed, torch.optim.AdamW):
             self.param_groups = groups
         for group in groups:
             if group["hidden"]:
-                self._step([p for p in group["params"] if p.grad is not None], group["lr"], group["weight_decay"])
+                self._step([p for p in group["params"] if p.grad is not None], group)
 
-    def _step(self, weights: list[Tensor], lr: float, decay: float) -> None:
-        rules = self._rules
-        kept = rules.momentum_floor + (rules.momentum - rules.momentum_floor) * min(1.0, lr / rules.lr)
+    def _step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        rules, lr = self._rules, group["lr"]
+        share = min(1.0, lr / group["rate"] / rules.lr)  # of the peak
+        kept = rules.momentum_floor + (rules.momentum - rules.momentum_floor) * share
         every = []
         for number, p in enumerate(weights):
             assert p.grad is not None
@@ -69,7 +70,7 @@ class MuonWithAdamW(Placed, torch.optim.AdamW):
         by_matrix(every, self._rank, self._updates)
         for p, held in zip(weights, every, strict=True):
             update = held.values.view_as(p)
-            p.sub_(p * (update * p > 0), alpha=lr * decay).sub_(update, alpha=lr)
+            p.sub_(p * (update * p > 0), alpha=lr * group["weight_decay"]).sub_(update, alpha=lr)
 
     def _updates(self, matrices: list[Tensor], squares: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Orthogonal updates of `matrices` (m, n), whose rows have the mean squares `squares` (m,).

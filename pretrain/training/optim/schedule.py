@@ -26,6 +26,10 @@ class OptimConfig(Config):
     kind: str
     """The name of the optimizer."""
 
+    def notes(self) -> list[str]:
+        """Lines about settings that are legal, but seldom intended."""
+        return []
+
 
 # The share of the decay that is over → the share of the rate that is left.
 SHAPES: dict[str, Callable[[float], float]] = {
