@@ -216,8 +216,6 @@ def run(folder: Path, race: str, name: str, share: float, seed: int, recipe: Rec
     shutil.rmtree(out)
     found = {"seed": seed, "tokens": summary["tokens"], "loss": round(summary["heldout_loss"], 4)}
     found |= {"parameters": summary["parameters"], "no_context_loss": round(summary["no_context_loss"], 4)}
-    if summary.get("bits_per_byte"):
-        found["bits_per_byte"] = round(summary["bits_per_byte"], 4)
     return found | {"cpu_s": round(cost["cpu_s"], 1)}
 
 
@@ -230,8 +228,6 @@ def compared(runs: dict[str, dict[str, list[dict]]]) -> dict[str, dict[str, dict
             losses = [one["loss"] for one in found]
             entry: dict[str, Any] = {"seeds": len(losses), "tokens": found[0]["tokens"]}
             entry |= {key: round(statistics.mean(one[key] for one in found), 4) for key in ("loss", "cpu_s")}
-            if "bits_per_byte" in found[0]:
-                entry["bits_per_byte"] = round(statistics.mean(one["bits_per_byte"] for one in found), 4)
             if min(len(losses), len(reference)) > 1:
                 entry["deviation"] = round(statistics.stdev(losses), 4)
                 error = math.hypot(*(statistics.stdev(side) / math.sqrt(len(side)) for side in (losses, reference)))

@@ -234,18 +234,16 @@ def _race(kind: str) -> Callable[[str], str]:
             for recipe, shares in race["compared"].items():
                 for one in shares.values():
                     loss = f"{one['loss']:.3f} ± {one['deviation']:.3f}"
-                    bits = [f"{one['bits_per_byte']:.3f}"] if "bits_per_byte" in one else []
                     z = "–" if one is reference else f"{one['z']:+.1f}"
                     share = f"{one['tokens'] / reference['tokens']:.2f}"
                     seconds = f"{one['cpu_s'] / reference['cpu_s']:.2f}"
-                    body.append([size, recipe, share, seconds, loss, *bits, z, str(one["seeds"])])
+                    body.append([size, recipe, share, seconds, loss, z, str(one["seeds"])])
         heads: list[Words] = [
             ("layers × width", "层数 × 宽度"),
             ("recipe", "配方"),
             ("tokens", "词元"),
             ("CPU seconds", "CPU 秒"),
             ("held-out loss, nats", "留出损失，nats"),
-            *([("bits per byte", "比特每字节")] if kind == "decoder" else []),
             ("z", "z"),
             ("seeds", "种子"),
         ]
@@ -253,6 +251,29 @@ def _race(kind: str) -> Callable[[str], str]:
         return rows(heads, body, language) + "\n\n" + source(found | {"commands": commands}, language)
 
     return made
+
+
+def _transfer(language: str) -> str:
+    """The best rate and the loss at it, of models of several sizes, with and without the keys that transfer it."""
+    found = read("transfer")
+    names: dict[str, Words] = {"width": ("width", "宽度"), "depth": ("layers", "层数")}
+    body: list[list] = []
+    for what, runs in found["runs"].items():
+        for size in dict.fromkeys(name.split()[0] for name in runs):
+            row = [f"{say(names[what], language)} {size}"]
+            for how in ("with", "without"):
+                losses = runs[f"{size} {how}"]
+                best = min(losses, key=lambda rate: losses[rate])
+                row += [f"{float(best):g}", f"{losses[best]:.3f}"]
+            body.append(row)
+    heads: list[Words] = [
+        ("model", "模型"),
+        ("best rate, with the key", "最好的学习率，有该键"),
+        ("held-out loss", "留出损失"),
+        ("best rate, without", "最好的学习率，没有"),
+        ("held-out loss", "留出损失"),
+    ]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
 
 
 def _launch(language: str) -> str:
@@ -525,6 +546,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "activations": _activations,
     "race-decoder": _race("decoder"),
     "race-encoder": _race("encoder"),
+    "transfer": _transfer,
     "launch": _launch,
     "saves": _saves,
     "kills": _kills,
