@@ -195,7 +195,8 @@ def test_depth_base_keeps_the_change_of_the_hidden_states_the_same_at_every_dept
 
 
 def test_the_last_projections_of_a_deep_model_are_small_and_slow():
-    config = ModelConfig(**{**DECODER, "layers": 6, "depth_base": 2, "width_base": 8, "bias": True, "norm": "layernorm"})
+    sizes = {"layers": 6, "depth_base": 2, "width_base": 8}
+    config = ModelConfig(**{**DECODER, **sizes, "bias": True, "norm": "layernorm"})
     roles = weights_of(Transformer(config, V))
     last = Weight(0.02 / 2 / 2 / 3, decays=True, hidden=True, rate=1 / 12, muon_rate=1 / 3)
     assert roles["blocks.5.mlp.down.weight"] == roles["blocks.0.attention.out.weight"] == last

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SMALL_RATE = 2e-3  # a smaller rate is usual for AdamW, and slow for Muon
 
+
 class MuonConfig(AdamConfig):
     """Muon for matrices between hidden values, AdamW for everything else, and the learning rate."""
 
@@ -39,13 +40,12 @@ class MuonConfig(AdamConfig):
             )
         return self
 
-
     def notes(self) -> list[str]:
         if self.lr >= SMALL_RATE:
             return []
         return [
-            f"note: optim.lr = {self.lr:g} is small for muon, whose matrices usually learn at 0.005 to 0.03; the rate of "
-            f"its other weights is optim.adam_lr = {self.adam_lr:g}"
+            f"note: optim.lr = {self.lr:g} is small for muon, whose matrices usually learn at 0.005 to 0.03; the rate "
+            f"of its other weights is optim.adam_lr = {self.adam_lr:g}"
         ]
 
 
