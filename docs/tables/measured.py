@@ -31,6 +31,7 @@ CHINESE = {
     "masked spans of words": "掩码整词片段",
     "as trained": "含顺序与摘要",
     "plain": "单进程",
+    "compiled": "已编译",
     "one rank": "一个 rank",
     "two ranks": "两个 rank",
     "deepspeed": "DeepSpeed",
