@@ -212,7 +212,7 @@ def environment(work: Path, opener: Opener) -> Path:
 
 
 def opened(python: Path, name: str, place: Path) -> dict:
-    """What an opener did with the folder of a dialect: `outcome` yes, with the largest difference, or refused."""
+    """The result of an opener for the folder of a dialect: `outcome` yes, with the largest difference, or refused."""
     result = place / f"{name.replace(' ', '-')}.json"
     result.unlink(missing_ok=True)
     program = "transformers" if name.startswith("transformers") else name

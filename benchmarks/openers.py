@@ -359,7 +359,7 @@ def vllm_reads(ours: list[torch.Tensor], answers: Answers, model, task: str) -> 
 
 
 def same_ids(answers: Answers, found: list) -> list:
-    """What vLLM found for the texts; Refused if its tokens of a text are not ours."""
+    """The answers of vLLM for the texts; Refused if its tokens of a text are not ours."""
     for one, ids in zip(found, answers.ids, strict=True):
         if one.prompt_token_ids != ids.tolist():
             raise Refused(f"the ids are {one.prompt_token_ids}, and ours {ids.tolist()}")

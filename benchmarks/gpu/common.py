@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks.measuring import machine, versions  # noqa: E402
 
-# What an H200 was seen to do: FLOP/s of a large bf16 matrix product, and bytes a second that a copy reads and writes.
+# Rates that an H200 reached: FLOP/s of a large bf16 matrix product, and bytes a second that a copy reads and writes.
 FLOPS, BYTES = 790e12, 4.3e12
 TOY = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "numpy")
@@ -36,7 +36,7 @@ def environment(toy: bool, **more: str) -> dict[str, str]:
 
 
 def smi() -> dict[str, str]:
-    """What nvidia-smi says of the first GPU now: its name, driver, clocks, power and temperature; else nothing."""
+    """Name, driver, clocks, power and temperature of the first GPU now, from nvidia-smi; nothing without it."""
     try:
         command = ["nvidia-smi", f"--query-gpu={COUNTERS}", "--format=csv,noheader"]
         line = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
@@ -79,7 +79,7 @@ class Result:
         print(json.dumps({" / ".join(keys): value}), flush=True)
 
 
-# What is predicted
+# Predictions
 
 
 def floors(toy: bool) -> dict[str, dict[str, float]]:

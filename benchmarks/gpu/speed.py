@@ -56,7 +56,7 @@ EXPECTED = {
 
 
 class Setting(NamedTuple):
-    """What all contestants of a family have in common."""
+    """The settings that all contestants of a family have in common."""
 
     shape: dict[str, Any]  # the section `model`
     kind: str  # of the vocabulary
@@ -80,7 +80,7 @@ def setting(family: str, toy: bool) -> Setting:
 
 
 class Ours(NamedTuple):
-    """What a line of ours changes. `micro` is a factor of the micro-batch."""
+    """The settings of one of our contestants beside those of its family. `micro` multiplies the micro-batch."""
 
     model: dict[str, Any] = {}
     engine: dict[str, Any] = {}

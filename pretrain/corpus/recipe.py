@@ -35,7 +35,7 @@ class Source(Config):
     output_field: str | None = Field(None, min_length=1)
     """The key or column with the output of a labelled pair, for span_corruption. The input is then under `field`."""
     bad_records: Literal["stop", "skip"] = "stop"
-    """What to do with a record that gives no text: `stop` the run, or count it and `skip` it."""
+    """The reaction to a record that gives no text: `stop` the run, or count it and `skip` it."""
     max_record_bytes: int = Field(64 << 20, gt=0)
     """Bytes of the longest record (a line, or a document of a .txt file), decompressed. Longer ones are bad records."""
     heldout_fraction: float | None = Field(None, ge=0, le=1)

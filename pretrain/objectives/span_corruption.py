@@ -40,8 +40,8 @@ class SpanCorruptionConfig(ObjectiveConfig):
     without the default has no pairs."""
     target_tokens: int | None = Field(None, gt=0)
     """The most tokens that the decoder writes of a window; null: N + 2S + 2 for N missing tokens in S spans, or as many
-    as a window has if the tokenizer has `pair_mark`. What does not fit is left out: the ends of long outputs, and the
-    last documents of a window."""
+    as a window has if the tokenizer has `pair_mark`. Tokens that do not fit are left out: the ends of long outputs, and
+    the last documents of a window."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class ImportConfig(StageConfig):
     heldout_fraction: float = Field(0.01, gt=0, lt=1)
     """The share of the documents that is held out."""
     inner_marks: Literal["stop", "remove"] = "stop"
-    """What to do about [CLS], [SEP], <eod> or padding in the middle of a sequence. `stop` ends with an error, because
+    """The reaction to [CLS], [SEP], <eod> or padding in the middle of a sequence. `stop` ends with an error, because
     the file may be of another kind. `remove` leaves these tokens out; choose it for texts that spell them."""
     min_returned: float = free(0.95, ge=0, le=1)
     """The share of the tokens of a sample that must come back when it is decoded and encoded again. Lower it if the

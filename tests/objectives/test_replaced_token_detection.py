@@ -147,7 +147,7 @@ def test_a_window_is_filled_in_alike_alone_and_among_others():
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_no_document_reaches_another_through_the_generator(packed):
-    """All tokens of one document change. What is drawn and said in the others stays, to the last bit."""
+    """All tokens of one document change. The draws and the answers in the others stay, to the last bit."""
     made, built = objective(mask_ratio=0.3), model().eval()
     batch = tensors(made.batch(rows(2, packed), np.arange(2)))
 

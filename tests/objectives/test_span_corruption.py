@@ -284,7 +284,7 @@ def model() -> EncoderDecoder:
 
 @pytest.mark.parametrize(("packed", "pairs"), [(False, 0), (True, 0), (True, 0.5)])
 def test_no_document_reaches_another(packed, pairs):
-    """All that is read and written of one document changes. What is said of the others stays, to the last bit."""
+    """All that is read and written of one document changes. The answers for the others stay, to the last bit."""
     made, built = objective(specials=PAIRS), model()
     batch = made.batch(rows(2, packed, 20, pairs), np.arange(2)).to(torch.device("cpu"))
     before, reached = made._rows(built, batch), 0

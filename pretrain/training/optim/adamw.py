@@ -34,7 +34,7 @@ class AdamWConfig(AdamConfig):
 
 
 class Adam(Optimizer):
-    """What all optimizers of Adam's family keep for a weight."""
+    """The state that all optimizers of Adam's family keep for a weight."""
 
     states = ("exp_avg", "exp_avg_sq")
 
