@@ -160,7 +160,7 @@ def prepare(folder: Path, family: str, toy: bool) -> None:
 def configuration(folder: Path, group: str, name: str, asked: Ours, toy: bool) -> tuple[Path, dict[str, Any]]:
     """The file of a run of ours, and its prediction."""
     from pretrain.training.engine.config import EngineConfig
-    from pretrain.training.engine.engine import state_bytes
+    from pretrain.training.engine.footprint import state_bytes
     from pretrain.training.engine.ranks import World
     from pretrain.training.optim import OPTIMIZERS
 
@@ -189,7 +189,7 @@ def configuration(folder: Path, group: str, name: str, asked: Ours, toy: bool) -
     passes = COMPILED if engine["compile"] else EAGER
     forecast = prediction(made, values["model"], share, micro, passes, OUR_LOGIT)
     optimizer = OPTIMIZERS[values["optim"]["kind"]]
-    least, _ = state_bytes(forecast["weights"], len(optimizer.states), EngineConfig(**engine), World())
+    least = state_bytes(forecast["weights"], len(optimizer.states), EngineConfig(**engine), World(), True).device
     return path, forecast | {"gib_without_activations": round(least / 2**30, 2)}
 
 

@@ -13,7 +13,7 @@ from pretrain.storage.publish import check_output
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.training.checkpoint import CONFIG
 from pretrain.training.config import RunConfig
-from pretrain.training.engine.engine import check_memory
+from pretrain.training.engine.footprint import check_memory
 from pretrain.training.engine.ranks import World, find_world
 from pretrain.training.optim import OPTIMIZERS, Optimizer
 

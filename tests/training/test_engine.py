@@ -20,7 +20,8 @@ from pretrain.order.stream import Windows
 from pretrain.shards import Shards
 from pretrain.training.engine.config import EngineConfig, deepspeed_config
 from pretrain.training.engine.deepspeed import DeepSpeedEngine
-from pretrain.training.engine.engine import engine_for, state_bytes
+from pretrain.training.engine.engine import engine_for
+from pretrain.training.engine.footprint import state_bytes
 from pretrain.training.engine.local import LocalEngine
 from pretrain.training.engine.ranks import World, find_world, join
 from pretrain.training.loader import Batches
@@ -391,7 +392,8 @@ def test_a_model_takes_as_much_memory_as_is_said(precision, a_weight, prepared):
     model, batches = model_and_batches(prepared, 2)
     parameters = sum(p.numel() for p in model.parameters())
     engine_config = EngineConfig(micro_batch=2, precision=precision)
-    assert state_bytes(parameters, 2, engine_config, World()) == (a_weight * parameters, 12 * parameters)
+    said = state_bytes(parameters, 2, engine_config, World(), gpu=False)
+    assert (said.device, said.host) == (a_weight * parameters, 12 * parameters)
     engine = LocalEngine(Learner(model), AdamW(AdamWConfig(lr=1)), engine_config, 1.0, World())
     engine.backward(engine(batches.objectives[0], batches[0].batch), {"loss": 1.0})
     tensors = [*engine.module.parameters(), *engine.masters.parameters()]
@@ -406,7 +408,8 @@ def test_a_model_takes_as_much_memory_as_is_said(precision, a_weight, prepared):
 )
 def test_zero_divides_what_each_of_four_ranks_keeps(precision, stage, a_weight):
     engine_config = EngineConfig(micro_batch=1, precision=precision, zero_stage=stage)
-    assert state_bytes(100, 2, engine_config, World(0, 4)) == (100 * a_weight, 100 * 12 // 4)
+    said = state_bytes(100, 2, engine_config, World(0, 4), gpu=False)
+    assert (said.device, said.host) == (100 * a_weight, 100 * 12 // 4)
 
 
 @pytest.mark.parametrize("changes", [{"width": 4096000}, {"layers": 10**12}, {"mlp_width": 2**62}, {"width": 2**63}])
