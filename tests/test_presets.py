@@ -1,7 +1,8 @@
 """Real presets: each is a valid run with the number of parameters that its comment says, and small ones take a step."""
 
 import math
-import re
+import shlex
+import sys
 
 import pytest
 import torch
@@ -14,26 +15,19 @@ from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.learner import Learner
 from pretrain.order.rows import of_stream
 from pretrain.training.config import RunConfig
+from pretrain.training.loader import accumulation, windows_at_once
 from tests.conftest import ROOT
 
-PRESETS = sorted(path.stem for path in (ROOT / "configs/presets").glob("*.yaml"))
-SENTINELS = {f"<extra_id_{n}>": 100 + n for n in range(100)}
-SPECIALS = SENTINELS | {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "eod": 5}
+sys.path.append(str(ROOT / "docs/tables"))
+import presets
+
+SPECIALS = presets.SPECIALS
 STEPPED = 50e6  # the largest model that takes a step here
 
 
-def described(name: str) -> tuple[RunConfig, int, int]:
-    """The run of a preset, and the parameters (in millions) and the entries that its comment speaks of."""
-    text = (ROOT / f"configs/presets/{name}.yaml").read_text(encoding="utf-8")
-    comment = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
-    found = re.findall(r"([\d,]+) M(?: parameters)? with ([\d,]+)(?: entries)?[:\s(]", comment)
-    millions, entries = (int(number.replace(",", "")) for number in found[-1])
-    return load(RunConfig, ROOT / f"configs/presets/{name}.yaml"), millions, entries
-
-
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets.NAMES)
 def test_a_preset_has_the_parameters_of_its_comment_and_a_dialect(name):
-    run, millions, entries = described(name)
+    run, millions, entries = presets.preset(name)[:3]
     assert run.out == f"runs/{name}"
     assert parameters_of(run.model, entries) == pytest.approx(millions * 1e6, rel=0.02)
     check_expressible(run.model, run.export.dialect, SPECIALS)
@@ -43,9 +37,9 @@ def test_a_preset_has_the_parameters_of_its_comment_and_a_dialect(name):
             check_expressible(other, dialect, SPECIALS)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets.NAMES)
 def test_a_small_preset_takes_a_step_that_begins_at_ln_v_and_lowers_the_loss(name):
-    run, _, entries = described(name)
+    run, _, entries = presets.preset(name)[:3]
     if parameters_of(run.model, entries) > STEPPED:
         with torch.device("meta"):
             model_of(run.model, entries)
@@ -70,6 +64,44 @@ def test_a_small_preset_takes_a_step_that_begins_at_ln_v_and_lowers_the_loss(nam
         outcomes = 2 if part == "detection" else entries
         assert first == pytest.approx(math.log(outcomes), abs=0.25)
         assert losses[1][part] < first
+
+
+@pytest.mark.parametrize("name", presets.NAMES)
+def test_the_head_of_a_preset_has_its_command_and_memory(name):
+    text = (ROOT / f"configs/presets/{name}.yaml").read_text(encoding="utf-8")
+    assert presets.head(name) in text, presets.head(name)
+
+
+@pytest.mark.parametrize("name", presets.NAMES)
+def test_a_run_accepts_every_command_on_the_page_of_the_presets(name):
+    """Each command is for a number of GPUs among which the batches of all phases divide."""
+    section = presets.section(name, "en")
+    commands = [line for line in section.splitlines() if "launch/pretrain.py" in line]
+    assert len(commands) == 2
+    for command in commands:
+        before, after = (shlex.split(part) for part in command.split("launch/pretrain.py"))
+        ranks = int(before[-1]) if "--num_gpus" in before else 64 if "--hostfile" in before else 1
+        run = load(RunConfig, ROOT / after[0], after[1:])
+        for phase in run.phases:
+            size = windows_at_once(phase, run.phases, run.engine.micro_batch)
+            assert accumulation(phase, size, ranks) >= 1, command
+
+
+def test_the_page_of_the_presets_counts_bytes_as_zero_divides_them():
+    """18 bytes for each parameter in bf16 with AdamW or Muon."""
+    for name in presets.NAMES:
+        found = presets.preset(name)
+        for ranks, stage, divided, whole in (
+            (1, None, 0, 18),
+            (8, 1, 12, 6),
+            (8, 2, 16, 2),
+            (8, 3, 18, 0),
+            (64, 3, 18, 0),
+        ):
+            if ranks <= 8 or found.parameters > presets.LARGE:
+                memory = found.memory(ranks, stage)
+                state = memory.weights + memory.gradients + memory.optimizer
+                assert state == pytest.approx((whole + divided / ranks) * found.parameters, rel=1e-6)
 
 
 def test_the_presets_of_the_sample_are_valid_runs():

@@ -5,6 +5,7 @@
     <!-- table tokenizer-train --> a table of figures of benchmarks/results (tables.py)
     <!-- text clean-default -->   benchmarks/results/clean-default.txt as it is
     <!-- picture clean-default --> benchmarks/results/clean-default.png
+    <!-- presets summary -->     what the presets need: one table, or `each` of them (presets.py)
 
 A mark that nothing fills ends the build.
 """
@@ -18,10 +19,11 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import measured  # noqa: E402
+import presets  # noqa: E402
 import reference  # noqa: E402
 import tables  # noqa: E402
 
-MARK = re.compile(r"^<!-- (keys|card|table|text|picture) ?(\S*) -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- (keys|card|table|text|picture|presets) ?(\S*) -->$", re.MULTILINE)
 # A line's end between two Chinese characters, or signs of Chinese punctuation.
 BROKEN = re.compile(
     "(?<=[\u3000-\u303f\u4e00-\u9fff\uff01-\uff60“”‘’])\n *(?=[\u3000-\u303f\u4e00-\u9fff\uff01-\uff60“”‘’])"
@@ -32,6 +34,7 @@ FILL = {
     "table": tables.table,
     "text": measured.text,
     "picture": measured.picture,
+    "presets": lambda name, language: {"summary": presets.summary, "each": presets.each}[name](language),
 }
 
 
