@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.activations import Existing, storage
+from benchmarks.gpu import plans
 from pretrain.model.attention import Layout
 from pretrain.model.config import ModelConfig
 from pretrain.model.models import model_of
@@ -22,7 +23,7 @@ from pretrain.training.engine.local import LocalEngine
 from pretrain.training.engine.ranks import World, find_world, join
 from pretrain.training.loader import accumulation, windows_at_once
 from pretrain.training.optim import OPTIMIZERS
-from pretrain.training.plan import activation_bytes, fitting_micro_batch
+from pretrain.training.plan import GPUS, activation_bytes, fitting_micro_batch
 from tests.conftest import DECODER
 from tests.helpers.ranks import on_ranks
 
@@ -139,3 +140,16 @@ def test_the_micro_batch_that_fits_divides_every_phase_among_the_ranks():
         for phase in phases:
             assert accumulation(phase, windows_at_once(phase, phases, size), ranks) >= 1
     assert fitting_micro_batch(phases, 64, 3) is None
+
+
+def test_the_runs_that_are_to_be_measured_on_a_gpu_fit_into_it(tmp_path):
+    """Twelve runs of real sizes, which differ in their plans."""
+    peaks = {}
+    for one in plans.RUNS:
+        planned = plans.plan(plans.values_of(one, tmp_path, toy=False), one.stage is None, toy=False)
+        peaks[one.name] = planned["gb"]["peak"]
+        assert planned["step_ms"]["counted"] < planned["step_ms"]["assumed share of the peak"]
+    assert len(set(peaks.values())) == 12
+    assert max(peaks.values()) < 0.9 * GPUS[plans.GPU].gb
+    assert peaks["gpt2-124m, plain, recomputed"] < peaks["gpt2-124m, plain"] < peaks["gpt2-124m, ZeRO 3"]
+    assert peaks["qwen3-0.6b, ZeRO 2, offloaded"] < peaks["qwen3-0.6b, plain"]
