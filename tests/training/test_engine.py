@@ -326,36 +326,57 @@ def test_a_key_that_follows_from_another_of_ours_is_refused_by_its_full_name(fur
 
 BUCKETS = {"reduce_bucket_size": 5000, "allgather_bucket_size": 5000}
 TO_CPU = {"device": "cpu"}
+GATHERING = {"stage3_prefetch_bucket_size": 3000, "stage3_max_live_parameters": 5000, "stage3_max_reuse_distance": 1000}
+PAIRS = {"zero_hpz_partition_size": 2}  # hpZ: each pair of ranks holds all weights once more
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "keys"),
+    ("world", "stage", "precision", "keys"),
     [
-        (1, "bf16", {"offload_optimizer": TO_CPU, **BUCKETS}),
-        (2, "fp32", {"offload_optimizer": TO_CPU, "overlap_comm": True, "contiguous_gradients": False, **BUCKETS}),
-        (3, "fp32", {"offload_optimizer": TO_CPU, "offload_param": TO_CPU, "stage3_param_persistence_threshold": 0}),
+        (2, 1, "bf16", {"offload_optimizer": TO_CPU, **BUCKETS}),
+        (2, 2, "fp32", {"offload_optimizer": TO_CPU, "overlap_comm": True, "contiguous_gradients": False, **BUCKETS}),
+        (2, 3, "fp32", {"offload_optimizer": TO_CPU, "offload_param": TO_CPU, "stage3_param_persistence_threshold": 0}),
+        (4, 3, "fp32", {**PAIRS, **GATHERING, "sub_group_size": 2000, "stage3_param_persistence_threshold": 10}),
     ],
 )
-def test_a_run_with_offload_overlap_and_buckets_is_the_same_and_continues_bit_by_bit(
-    stage, precision, keys, prepared, tmp_path
+def test_a_run_with_keys_of_zero_is_the_same_and_continues_bit_by_bit(
+    world, stage, precision, keys, prepared, tmp_path
 ):
     """Groups of weights have learning rates of their own, and the vocabulary is padded."""
-    engine, model = {"zero_stage": stage, "precision": precision}, {"width_base": 16, "vocab_multiple": 60}
+    engine = {"zero_stage": stage, "precision": precision, "micro_batch": 2}
+    model = {"width_base": 16, "vocab_multiple": 60}
     plain = run_values(prepared, tmp_path / "plain", phases=TWELVE, model=model, engine=engine)
     values = run_values(
         prepared, tmp_path / "run", phases=TWELVE, model=model, checkpoint={"every_steps": 7, "keep": 9}
     )
     values["engine"] |= {**engine, "deepspeed": {"zero_optimization": keys}}
-    on_ranks(2, cases.train_each, [values, plain] if precision == "fp32" else [values], log=tmp_path / "run.log")
+    on_ranks(world, cases.train_each, [values, plain] if precision == "fp32" else [values], log=tmp_path / "run.log")
     if precision == "fp32":
         assert differences(tmp_path / "plain", tmp_path / "run") == []
     history, state = cases.history(tmp_path / "run"), cases.state(tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000012")
-    on_ranks(2, cases.train, values, log=tmp_path / "again.log")
+    on_ranks(world, cases.train, values, log=tmp_path / "again.log")
     assert "continuing after step 7" in (tmp_path / "again.0.log").read_text()
     assert cases.history(tmp_path / "run") == history
     again = cases.state(tmp_path / "run")
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+
+
+def test_hpz_makes_each_group_of_ranks_hold_all_weights_once_more(prepared, tmp_path):
+    """A run would have the same losses if DeepSpeed ignored the key."""
+    assert all(on_ranks(2, halves, prepared, log=tmp_path / "log"))
+
+
+def halves(prepared) -> bool:
+    """Whether a rank holds a half of every weight once more, after a forward pass at ZeRO 3."""
+    world = find_world()
+    join(world, 60)
+    model, batches = model_and_batches(prepared, 2)
+    config = EngineConfig(micro_batch=2, zero_stage=3, deepspeed={"zero_optimization": PAIRS})
+    engine = DeepSpeedEngine(Learner(model), AdamW(AdamWConfig(lr=1)), config, 1.0, world)
+    engine(batches.objectives[0], batches[0].batch)
+    held = [(p.ds_secondary_tensor, p.ds_numel) for p in engine.module.parameters()]
+    return all(part is not None and part.numel() == -(-numel // 2) for part, numel in held)
 
 
 def test_keys_that_deepspeed_refuses_are_named_with_its_reason(prepared, tmp_path):

@@ -83,8 +83,9 @@ def buffer_bytes(parameters: int, config: EngineConfig, world: World, whole: boo
     if stage == 2:
         return int(staged + (0 if low else 4 * part)), int((0 if low else 4 * part) + rule)
     live = min(parameters, int(zero.get("stage3_max_live_parameters", LIVE_WEIGHTS)))
-    reduced = 2 * size * min(parameters, bucket)
-    return int(staged + size * live + reduced), int(staged + size * live + 4 * part + 1.5 * rule)
+    group = int(zero.get("zero_hpz_partition_size", 1))  # each group of so many ranks has all weights once more
+    kept = staged + size * live + (size * parameters / group if group > 1 else 0)
+    return int(kept + 2 * size * min(parameters, bucket)), int(kept + 4 * part + 1.5 * rule)
 
 
 def _on_cpu(config: EngineConfig, key: str) -> bool:
