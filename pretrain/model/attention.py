@@ -28,6 +28,8 @@ class Layout:
     causal: bool
     # (B, T) bool: the first tokens of a document that all its tokens see; None: there are none. Then `causal` is true.
     prefix: Tensor | None = None
+    # What `offsets` gives, if it is known; None: the host waits until the device has counted the documents.
+    begins: Tensor | None = None
     _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -71,6 +73,8 @@ class Layout:
 
     def offsets(self) -> Tensor:
         """(n + 1,) int32: where each of the n documents begins in the tokens of all windows laid end to end."""
+        if self.begins is not None:
+            return self.begins
         if "offsets" not in self._made:
             assert self.segments is not None
             begins = torch.ones_like(self.segments, dtype=torch.bool)
@@ -89,7 +93,8 @@ class Layout:
             assert self.prefix is not None and self.causal
             numbers = torch.zeros_like(self.position_ids) if self.segments is None else self.segments
             inside = Layout(2 * numbers + ~self.prefix, self.position_ids, causal=False)
-            self._made["split"] = inside, Layout(self.segments, self.position_ids, causal=True)
+            after = Layout(self.segments, self.position_ids, causal=True, begins=self.begins)
+            self._made["split"] = inside, after
         return self._made["split"]
 
     def _added(self, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:

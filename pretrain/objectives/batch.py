@@ -1,7 +1,7 @@
 """A batch: the inputs and the targets of some windows, in a form that all objectives share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,20 +27,36 @@ class Batch:
     weights: Any | None  # (B, K) float32, 0 for an empty slot; None: every slot is filled
     segments: Any | None  # (B, T): the number of each token's document; None: each window holds one document
     position_ids: Any  # (B, T): the position of each token in its document
+    # (n + 1,): where each of the n documents begins in the tokens of all windows laid end to end. `to` makes it, on the
+    # host, which does not wait for a device to count them. None: each window holds one document.
+    offsets: Any | None = field(default=None, kw_only=True)
 
     def to(self, device: "torch.device") -> "Batch":
-        """The same batch as tensors on `device`."""
+        """The same batch as tensors on `device`. The host does not wait until a GPU has them."""
         import torch
 
-        return self._with(lambda x: torch.as_tensor(x).to(device, non_blocking=True))
+        def moved(x: Any) -> torch.Tensor:
+            tensor = torch.as_tensor(x)
+            if device.type == "cuda" and not tensor.is_cuda:
+                tensor = tensor.pin_memory()  # a copy from other memory would wait. Its block is freed after the copy.
+            return tensor.to(device, non_blocking=True)
+
+        found = self._with(moved)
+        if isinstance(self.segments, np.ndarray):
+            found = replace(found, offsets=moved(offsets(self.segments)))
+        return found
 
     def filled(self) -> int:
         """The number of slots that count."""
         return self.targets.size if self.weights is None else int((self.weights > 0).sum())
 
+    def arrays(self) -> list[Any]:
+        """Its arrays or tensors."""
+        return [value for field in fields(self) if (value := getattr(self, field.name)) is not None]
+
     def rows(self, chosen: slice) -> "Batch":
         """The batch of the `chosen` windows."""
-        return self._with(lambda x: x[chosen])
+        return replace(self, offsets=None)._with(lambda x: x[chosen])
 
     def weighted(self, weights: np.ndarray) -> "Batch":
         """The same batch with other weights."""
@@ -50,6 +66,13 @@ class Batch:
         """The same batch with `change` applied to each of its arrays."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{name: None if x is None else change(x) for name, x in values.items()})
+
+
+def offsets(segments: np.ndarray) -> np.ndarray:
+    """(n + 1,) int32: where each of n documents begins in the tokens of all windows (B, T) laid end to end."""
+    begins = np.ones(segments.shape, bool)
+    np.not_equal(segments[:, 1:], segments[:, :-1], out=begins[:, 1:])
+    return np.append(flat(begins), segments.size).astype(np.int32)
 
 
 def joined(batches: list[Batch]) -> Batch:

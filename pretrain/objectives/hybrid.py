@@ -96,7 +96,7 @@ class Hybrid(CausalLM):
         from pretrain.model.attention import Layout
 
         assert isinstance(batch, PrefixBatch)
-        return Layout(batch.segments, batch.position_ids, True, batch.prefix)
+        return Layout(batch.segments, batch.position_ids, True, batch.prefix, batch.offsets)
 
     def preview(self, windows: list[Batch], ask: Ask) -> np.ndarray:
         """The likeliest token at every place, (B, T)."""

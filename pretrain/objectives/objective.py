@@ -80,7 +80,7 @@ class Objective(ABC):
         from pretrain.model.attention import Layout
 
         assert self.causal is not None, "an objective of both directions defines its layout"
-        return Layout(batch.segments, batch.position_ids, self.causal)
+        return Layout(batch.segments, batch.position_ids, self.causal, begins=batch.offsets)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """The number of slots that count in each part of the loss."""

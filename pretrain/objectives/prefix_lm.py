@@ -78,7 +78,7 @@ class PrefixLM(CausalLM):
         from pretrain.model.attention import Layout
 
         assert isinstance(batch, PrefixBatch)
-        return Layout(batch.segments, batch.position_ids, True, batch.prefix)
+        return Layout(batch.segments, batch.position_ids, True, batch.prefix, batch.offsets)
 
     def marked(self, window: Batch, tokenizer: Tokenizer) -> tuple[list[str], str]:
         assert isinstance(window, PrefixBatch)
