@@ -50,7 +50,7 @@ class DataConfig(Config):
     `seq_len`, or 64 times that length with `windows: documents`. Packing needs at least 16 times the longest `seq_len`;
     with fewer than 64 times, the ends of blocks cut documents that would fit into a window."""
     workers: int = free(0, ge=0)
-    """The processes that compute batches ahead. With 0 the training process computes them itself."""
+    """The processes that compute batches ahead; 0: the training process itself, but with a GPU at least one process."""
     prefetch: int = free(4, gt=0)
     """The micro-batches that each worker computes ahead."""
     read_ahead: bool = free(False)

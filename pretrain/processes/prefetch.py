@@ -12,7 +12,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Generic, TypeVar
 
@@ -23,48 +23,81 @@ from pretrain.processes.signals import SIGNALS
 T = TypeVar("T")
 
 
-def ahead(work: Callable[[int], T], items: range, workers: int, depth: int) -> Iterator[T]:
-    """Yield `work(item)` for each of `items`, in order. Each of `workers` processes holds up to `depth` results.
+class Workers(Generic[T]):
+    """Processes that compute `work(item)` ahead. They are forked now, and wait until `results` says for which items.
 
-    Results are pickled. An exception in `work` is raised here. Raises PretrainError if a process dies.
+    Fork them before this process starts threads: another thread may hold a lock at that moment, for which the child
+    would wait without end. Each of `count` processes holds up to `depth` results. With a `count` of 0 this process
+    computes each result when it is asked for. In a `with` block the processes end with the block.
     """
-    crew: list[_Worker[T]] = []
-    try:
-        for number in range(min(workers, len(items))):
-            crew.append(_Worker(work, items[number::workers], depth, crew))
-        for turn in range(len(items)):
-            yield crew[turn % workers].take()
-    finally:
-        for worker in crew:
+
+    def __init__(self, work: Callable[[int], T], count: int, depth: int):
+        self._work = work
+        self._workers: list[_Worker[T]] = []
+        for _ in range(count):
+            self._workers.append(_Worker(work, depth, self._workers))
+
+    def results(self, items: range) -> Iterator[T]:
+        """Yield `work(item)` for each of `items`, in order. The processes serve one call, and end with it.
+
+        Results are pickled. An exception in `work` is raised here. Raises PretrainError if a process dies.
+        """
+        if not self._workers:
+            yield from map(self._work, items)
+            return
+        try:
+            for number, worker in enumerate(self._workers):
+                worker.begin(items[number :: len(self._workers)])
+            for turn in range(len(items)):
+                yield self._workers[turn % len(self._workers)].take()
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
             worker.end()
+
+    def __enter__(self) -> "Workers[T]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
 class _Worker(Generic[T]):
-    """One forked process and the reading end of its pipe."""
+    """One forked process and this end of the pipe to it."""
 
-    def __init__(self, work: Callable[[int], T], items: range, depth: int, earlier: list["_Worker"]):
-        self.results, theirs = Pipe(duplex=False)
+    def __init__(self, work: Callable[[int], T], depth: int, earlier: Sequence["_Worker"]):
+        self.pipe, theirs = Pipe()
         self.pid = os.fork()
         if not self.pid:
             try:
-                # An earlier worker notices that the rank is gone only if no process has the reading end of its pipe.
-                for connection in (self.results, *(worker.results for worker in earlier)):
+                # An earlier worker notices that the rank is gone only if no process has this end of its pipe.
+                for connection in (self.pipe, *(worker.pipe for worker in earlier)):
                     connection.close()
                 # A signal to the process group reaches workers too. A worker that died of it would end the rank before
                 # the rank has saved.
                 for number in SIGNALS:
                     signal.signal(number, signal.SIG_IGN)
-                _compute(theirs, work, items, depth)
+                _compute(theirs, work, depth)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(1)  # never return into the rank's code
         theirs.close()
 
+    def begin(self, items: range) -> None:
+        """Let the process compute the results of `items`. Raises the error for a dead process."""
+        try:
+            self.pipe.send(items)
+        except OSError:
+            raise self._death() from None
+
     def take(self) -> T:
         """The next result. Raises the exception of `work`, or the error for a dead process."""
         try:
-            done, result = pickle.loads(self.results.recv_bytes())
+            done, result = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):  # between two results, or in the middle of one
             raise self._death() from None
         if not done:
@@ -87,7 +120,7 @@ class _Worker(Generic[T]):
 
     def end(self) -> int:
         """Stop the process, which has no state to save. Returns its exit status, or minus the signal that ended it."""
-        self.results.close()
+        self.pipe.close()
         if not self.pid:
             return 0
         pid, self.pid = self.pid, 0
@@ -98,9 +131,13 @@ class _Worker(Generic[T]):
         return os.waitstatus_to_exitcode(status)
 
 
-def _compute(pipe: Connection, work: Callable[[int], T], items: range, depth: int) -> None:
-    """In the forked process: put results into a queue of `depth`. A thread sends them from there."""
+def _compute(pipe: Connection, work: Callable[[int], T], depth: int) -> None:
+    """In the forked process: wait for the items, and put their results into a queue of `depth`. A thread sends them."""
     result: tuple[bool, object]
+    try:
+        items: range = pipe.recv()
+    except (EOFError, OSError):  # the rank is gone, or needs no results
+        os._exit(0)
     finished: queue.Queue[bytes | None] = queue.Queue(depth)
     sender = threading.Thread(target=_send, args=(pipe, finished))
     sender.start()

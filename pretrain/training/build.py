@@ -18,6 +18,7 @@ from pretrain.model.models import model_of
 from pretrain.model.transformer import Transformer
 from pretrain.objectives.learner import Learner
 from pretrain.order.phases import Phase
+from pretrain.processes.prefetch import Workers
 from pretrain.storage.files import finished
 from pretrain.training import checkpoint
 from pretrain.training.config import RunConfig
@@ -30,7 +31,7 @@ from pretrain.training.exports import Exports
 from pretrain.training.heldout import HeldOut, HeldOutLoss, Sides
 from pretrain.training.history import history_of
 from pretrain.training.inputs import Inputs
-from pretrain.training.loader import Batches
+from pretrain.training.loader import Batches, MicroBatch
 from pretrain.training.optim.schedule import schedule_notes
 from pretrain.training.previews import Previews
 from pretrain.training.published import fill
@@ -43,15 +44,15 @@ from pretrain.training.watch.observer import Observer
 SEEN_S = 90  # seconds after which every node must see a file that rank 0 has written
 
 
-def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
+def build_job(inputs: Inputs, batches: Batches, workers: Workers[MicroBatch], peers: Peers, start: Start) -> Job:
     """Build everything that the training loop needs, make the folder of the run, and print both; a collective.
 
-    A branch saves its first checkpoint. Raises ConfigError when a corpus would be read more often than its max_epochs.
+    `workers` compute the `batches` ahead. A branch saves its first checkpoint. Raises ConfigError when a corpus would
+    be read more often than its max_epochs.
     """
     cfg, world, folder, text = inputs.cfg, inputs.world, inputs.folder, config.dump(inputs.cfg)
     inputs.data.check_epochs()
-    begun = _phases_over(cfg.phases, start.state.step)
-    batches = Batches(inputs.data, inputs.objectives, cfg.engine.micro_batch, world.rank, world.size, begun)
+    batches.check(begun=_phases_over(cfg.phases, start.state.step))
     model = model_of(cfg.model, inputs.vocab_size)
     flops = [
         model.flops_per_token(phase.seq_len, objective.targets)
@@ -78,9 +79,7 @@ def build_job(inputs: Inputs, peers: Peers, start: Start) -> Job:
         world=world,
         peers=peers,
         batches=batches,
-        workers=cfg.data.workers,
-        prefetch=cfg.data.prefetch,
-        read_ahead=cfg.data.read_ahead,
+        workers=workers,
         observers=[heldout, *others],
         first=[heldout] if cfg.model.init_from else [],
         exports=Exports(folder, cfg.export.dialect, cfg.export.every_steps, peers) if cfg.export else None,

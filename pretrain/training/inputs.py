@@ -13,7 +13,6 @@ from pretrain.storage.publish import check_output
 from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.training.checkpoint import CONFIG
 from pretrain.training.config import RunConfig
-from pretrain.training.engine.footprint import check_memory
 from pretrain.training.engine.ranks import World, find_world
 from pretrain.training.optim import OPTIMIZERS, Optimizer
 
@@ -44,7 +43,6 @@ def open_inputs(cfg: RunConfig) -> Inputs:
     _check_pair_marks(cfg, data)
     objectives, vocab_size = cfg.objectives(tokenizer), data.corpora[0].train.vocab_size
     optimizer = OPTIMIZERS[cfg.optim.kind](cfg.optim)
-    check_memory(cfg.model, vocab_size, len(optimizer.states), cfg.engine, world)
     return Inputs(cfg, world, folder, tokenizer, objectives, data, vocab_size, optimizer)
 
 

@@ -17,7 +17,7 @@ from pretrain.objectives.objective import Objective
 from pretrain.order.phases import Phase
 from pretrain.order.run_data import RunData
 from pretrain.processes.memory import keep_freed
-from pretrain.processes.prefetch import ahead
+from pretrain.processes.prefetch import Workers
 
 
 def windows_at_once(phase: Phase, phases: Sequence[Phase], micro_batch: int) -> int:
@@ -63,15 +63,20 @@ class Batches:
         micro_batch: int,
         rank: int = 0,
         world: int = 1,
-        begun: int = 0,
     ):
-        """`objectives`: one for each phase. The first `begun` phases are over: they need not divide among the ranks."""
-        self.data, self.objectives, self.phases, self.rank = data, objectives, data.phases, rank
+        """`objectives`: one for each phase."""
+        self.data, self.objectives, self.phases = data, objectives, data.phases
+        self.rank, self.world = rank, world
         self.at_once = [windows_at_once(phase, self.phases, micro_batch) for phase in self.phases]
-        self.rounds = [
-            accumulation(phase, n, world) if number >= begun else 1
-            for number, (phase, n) in enumerate(zip(self.phases, self.at_once, strict=True))
-        ]
+        self.rounds = [max(1, phase.batch // (n * world)) for phase, n in zip(self.phases, self.at_once, strict=True)]
+
+    def check(self, begun: int = 0) -> None:
+        """Raise ConfigError unless the batch of each phase divides among the ranks.
+
+        The first `begun` phases are over: they need not.
+        """
+        for phase, at_once in list(zip(self.phases, self.at_once, strict=True))[begun:]:
+            accumulation(phase, at_once, self.world)
 
     def first_item(self, step: int) -> int:
         """The number of the first micro-batch of a step."""
@@ -138,21 +143,19 @@ def _weights(*lengths: int) -> list[np.ndarray]:
     return [(hash64(DIGEST, which, np.arange(n)) | np.uint64(1)).view(np.int64) for which, n in enumerate(lengths)]
 
 
-def steps(
-    batches: Batches, first_step: int, workers: int, prefetch: int = 4, read_ahead: bool = False
-) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of each step from `first_step` on, in lists.
+def fork(batches: Batches, workers: int, prefetch: int = 4, read_ahead: bool = False) -> Workers[MicroBatch]:
+    """The processes for `steps`, forked now.
 
-    `workers` processes compute them, each up to `prefetch` micro-batches ahead; with 0 workers this process computes
+    `workers` processes compute micro-batches, each up to `prefetch` of them ahead; with 0 workers this process computes
     them. With `read_ahead` the operating system reads the next micro-batch of a process while the process computes one.
-    Raises PretrainError when a worker dies.
     """
-    items = range(batches.first_item(first_step), len(batches))
     apart = max(1, workers) if read_ahead else 0
-    if workers:
-        found = ahead(partial(_of_worker, batches, apart), items, workers, prefetch)
-    else:
-        found = (_item(batches, apart, item) for item in items)
+    return Workers(partial(_of_worker if workers else _item, batches, apart), workers, prefetch)
+
+
+def steps(batches: Batches, first_step: int, workers: Workers[MicroBatch]) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of each step from `first_step` on, in lists. Raises PretrainError when a worker dies."""
+    found = workers.results(range(batches.first_item(first_step), len(batches)))
     for phase, rounds in zip(batches.phases, batches.rounds, strict=True):
         skipped = min(first_step, phase.steps)
         first_step -= skipped

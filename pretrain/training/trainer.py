@@ -14,6 +14,7 @@ import torch
 from pretrain.hashing import DROPOUT, hash64
 from pretrain.objectives.objective import Objective
 from pretrain.order.phases import Phase, locate, tokens_after
+from pretrain.processes.prefetch import Workers
 from pretrain.processes.signals import Interrupt
 from pretrain.storage.index import RECORDED
 from pretrain.training import loader
@@ -60,9 +61,7 @@ class Job:
     world: World
     peers: Peers
     batches: loader.Batches
-    workers: int
-    prefetch: int
-    read_ahead: bool
+    workers: Workers[MicroBatch]
     observers: list[Observer]  # they measure in this order
     first: list[Observer]  # those that also measure the weights before the first step
     exports: Exports | None  # None: training exports nothing
@@ -107,7 +106,7 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     found = None
     stop = False
     engine.train(True)
-    batches = loader.steps(job.batches, state.step, job.workers, job.prefetch, job.read_ahead)
+    batches = loader.steps(job.batches, state.step, job.workers)
     records_open = closing(metrics) if metrics else nullcontext()
     with Interrupt(watch_launcher=world.launched) as interrupt, records_open, closing(job.writer):
         # A step is saved before observers measure. If the last attempt ended in between, they measure it now.

@@ -1,6 +1,6 @@
 """Micro-batches made from windows and phases, without a run folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pretrain.config import Config
 from pretrain.objectives import OBJECTIVES
@@ -9,7 +9,8 @@ from pretrain.order.order import Order
 from pretrain.order.phases import Phase
 from pretrain.order.run_data import RunData
 from pretrain.order.stream import Windows
-from pretrain.training.loader import Batches
+from pretrain.training import loader
+from pretrain.training.loader import Batches, MicroBatch
 
 
 def batches(
@@ -27,4 +28,13 @@ def batches(
     order = Order(dict(corpora), branch.reading(list(phases), skips))
     shards, kind = order.windows[0].shards, OBJECTIVES[objective.kind]
     made = [kind(objective, shards.specials, shards.vocab_size, phase.seq_len, seed) for phase in phases]
-    return Batches(RunData([], order, list(phases), skips), made, micro_batch, rank, world, begun)
+    found = Batches(RunData([], order, list(phases), skips), made, micro_batch, rank, world)
+    found.check(begun)
+    return found
+
+
+def steps_of(
+    batches: Batches, first_step: int, workers: int = 0, *settings: int, **keys: bool
+) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of each step from `first_step` on, computed by `workers` processes."""
+    return loader.steps(batches, first_step, loader.fork(batches, workers, *settings, **keys))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import PretrainError
-from pretrain.processes.prefetch import ahead
+from pretrain.processes.prefetch import Workers
 
 
 def children() -> list[int]:
@@ -16,19 +16,19 @@ def children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("workers", [1, 3, 20])
+@pytest.mark.parametrize("workers", [0, 1, 3, 20])
 def test_results_come_in_order_and_processes_end(workers):
     before = set(children())
-    assert list(ahead(lambda item: item * 2, range(10), workers, depth=1)) == list(range(0, 20, 2))
-    assert list(ahead(lambda item: item, range(0), workers, depth=1)) == []
-    stopped = ahead(lambda item: bytes(1 << 20), range(1000), workers, depth=2)
+    assert list(Workers(lambda item: item * 2, workers, depth=1).results(range(10))) == list(range(0, 20, 2))
+    assert list(Workers(lambda item: item, workers, depth=1).results(range(0))) == []
+    stopped = Workers(lambda item: bytes(1 << 20), workers, depth=2).results(range(1000))
     next(stopped)
     stopped.close()
     assert set(children()) <= before
 
 
 def test_what_a_worker_raises_is_raised_in_the_rank():
-    found = ahead(lambda item: 12 // (3 - item), range(9), workers=2, depth=3)
+    found = Workers(lambda item: 12 // (3 - item), count=2, depth=3).results(range(9))
     assert [next(found) for _ in range(3)] == [4, 6, 12]
     with pytest.raises(ZeroDivisionError) as error:
         next(found)
@@ -37,7 +37,7 @@ def test_what_a_worker_raises_is_raised_in_the_rank():
 
 def test_a_worker_that_is_killed_in_the_middle_of_a_result_is_an_error():
     before = set(children())
-    found = ahead(lambda item: bytes(4 << 20), range(9), workers=1, depth=1)  # a pipe holds 64 kB
+    found = Workers(lambda item: bytes(4 << 20), count=1, depth=1).results(range(9))  # a pipe holds less than 1 MB
     next(found)
     time.sleep(0.2)
     os.kill(*set(children()) - before, signal.SIGKILL)
@@ -48,5 +48,19 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_result_is_an_error():
 def test_a_worker_that_cannot_send_its_result_says_why(capfd):
     """The error asks for a reason above: a result that cannot be pickled is such a reason."""
     with pytest.raises(PretrainError, match="with exit status 1; is a reason printed above"):
-        list(ahead(lambda item: lambda: item, range(3), workers=2, depth=1))
+        list(Workers(lambda item: lambda: item, count=2, depth=1).results(range(3)))
     assert "pickle" in capfd.readouterr().err
+
+
+def test_processes_that_wait_for_their_items_end_with_the_block_or_say_that_they_died():
+    before = set(children())
+    with Workers(lambda item: item, count=3, depth=1):
+        assert len(set(children()) - before) == 3
+    assert set(children()) <= before
+    with Workers(lambda item: item, count=2, depth=1) as workers:
+        for pid in set(children()) - before:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+        with pytest.raises(PretrainError, match=r"a process of data\.workers died: process \d+ by SIGKILL"):
+            next(workers.results(range(4)))
+    assert set(children()) <= before

@@ -23,6 +23,7 @@ from pretrain.training import loader
 from pretrain.training.config import RunConfig
 from pretrain.training.watch.log import StepReport
 from tests.conftest import ROOT, run_values
+from tests.helpers.batches import steps_of
 
 PHASES = [
     {"steps": 9, "seq_len": 16, "batch_tokens": 128},
@@ -86,7 +87,7 @@ def number(text: str) -> int:
 def test_the_documents_of_a_step_are_those_that_training_reads(plan, said):
     _, run = plan
     held, lead = Shards(run.data.shards), int(run.model.causal)
-    for step, micro_batches in enumerate(loader.steps(batches(run), 0, 0), 1):
+    for step, micro_batches in enumerate(steps_of(batches(run), 0, 0), 1):
         rows = [micro.batch.rows(slice(n, n + 1)) for micro in micro_batches for n in range(len(micro.batch.inputs))]
         for window, batch in zip(stretches(said[step]), rows, strict=True):
             parts = [held.document(document)[at : at + b - a] for a, b, document, at, _ in window]
@@ -132,7 +133,7 @@ def test_the_steps_of_a_document_are_all_the_steps_that_read_it(plan, said):
 def test_a_sample_is_shown_as_the_model_sees_it(plan):
     path, run = plan
     tokenizer = open_tokenizer(run.data.tokenizer)
-    *_, micro_batches = loader.steps(batches(run), run.steps - 1, 0)
+    *_, micro_batches = steps_of(batches(run), run.steps - 1, 0)
     for sample in (0, 5):
         text, batch = answered(path, "--step", run.steps, "--sample", sample), micro_batches[sample].batch
         inputs = batch.inputs[0].tolist()

@@ -22,6 +22,7 @@ from pretrain.order.stream import Windows
 from pretrain.shards import Shards
 from pretrain.training import loader
 from tests.helpers.batches import batches as batches_of
+from tests.helpers.batches import steps_of
 from tests.helpers.simulated import simulate
 from tests.processes.test_prefetch import children
 
@@ -54,7 +55,7 @@ def global_batch(prepared, objective, step, micro_batch, world, workers=0, **cha
     """
     parts = []
     for rank in range(world):
-        steps = loader.steps(batches(prepared, objective, micro_batch, rank, world, **changes), step, workers)
+        steps = steps_of(batches(prepared, objective, micro_batch, rank, world, **changes), step, workers)
         for batch in (micro.batch for micro in next(steps)):
             numbers = np.zeros_like(batch.inputs) if batch.segments is None else batch.segments
             parts.append({**vars(batch), "segments": numbers - numbers[:, :1]})
@@ -82,16 +83,16 @@ def test_no_cut_and_no_read_ahead_changes_a_batch(windows, world, micro_batch, a
     found = []
     for rank in range(world):
         items = batches(prepared, OBJECTIVES[0], micro_batch, rank, world, mixed=True, windows=windows)
-        found.append([sum(micro.digest for micro in step) for step in loader.steps(items, 3, *ahead)])
+        found.append([sum(micro.digest for micro in step) for step in steps_of(items, 3, *ahead)])
     together = [sum(ranks) % 2**63 for ranks in zip(*found, strict=True)]
     one = batches(prepared, OBJECTIVES[0], 4, mixed=True, windows=windows)
-    assert together == [sum(micro.digest for micro in step) % 2**63 for step in loader.steps(one, 3, 0)]
+    assert together == [sum(micro.digest for micro in step) % 2**63 for step in steps_of(one, 3, 0)]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
 def test_workers_change_nothing(objective, prepared):
-    plain = list(loader.steps(batches(prepared, objective), 2, workers=0))
-    ahead = list(loader.steps(batches(prepared, objective), 2, workers=2))
+    plain = list(steps_of(batches(prepared, objective), 2, workers=0))
+    ahead = list(steps_of(batches(prepared, objective), 2, workers=2))
     assert len(plain) == len(ahead) == 6
     for step, other in zip(plain, ahead, strict=True):
         for micro, same in zip(step, other, strict=True):
@@ -103,8 +104,8 @@ def test_workers_change_nothing(objective, prepared):
 @pytest.mark.parametrize("windows", [Windows, PackedWindows])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_ahead_changes_nothing(windows, workers, prepared):
-    plain = loader.steps(batches(prepared, OBJECTIVES[0], mixed=True, windows=windows), 1, 0)
-    ahead = loader.steps(batches(prepared, OBJECTIVES[0], mixed=True, windows=windows), 1, workers, read_ahead=True)
+    plain = steps_of(batches(prepared, OBJECTIVES[0], mixed=True, windows=windows), 1, 0)
+    ahead = steps_of(batches(prepared, OBJECTIVES[0], mixed=True, windows=windows), 1, workers, read_ahead=True)
     found = [[[micro.digest for micro in step] for step in steps] for steps in (plain, ahead)]
     assert found[0] == found[1] and len(found[0]) == 7
 
@@ -134,7 +135,7 @@ def test_a_micro_batch_that_was_read_ahead_is_not_asked_for_page_by_page(tmp_pat
 def test_a_killed_worker_is_an_error_not_a_hang(kill, prepared):
     """kill -9 after 0, 2, 4 … steps, of either worker, while the rank waits for it or is busy with something else."""
     before = set(children())
-    steps = loader.steps(long_run(prepared), 0, workers=2)
+    steps = steps_of(long_run(prepared), 0, workers=2)
     next(steps)
     workers = sorted(set(children()) - before)
     assert len(workers) == 2
@@ -171,7 +172,7 @@ def test_workers_end_with_the_rank(prepared, tmp_path):
 
 
 def _rank(prepared, pipe) -> None:
-    steps = loader.steps(long_run(prepared), 0, workers=3)
+    steps = steps_of(long_run(prepared), 0, workers=3)
     next(steps)
     pipe.send(children())
     time.sleep(60)
@@ -209,9 +210,9 @@ def _calls(work) -> list[str]:
 
 
 def test_seeking_to_a_step_gives_what_running_there_gives(prepared):
-    running = list(loader.steps(batches(prepared, OBJECTIVES[0]), 0, workers=0))
+    running = list(steps_of(batches(prepared, OBJECTIVES[0]), 0, workers=0))
     for step in range(8):
-        sought = next(loader.steps(batches(prepared, OBJECTIVES[0]), step, workers=0))
+        sought = next(steps_of(batches(prepared, OBJECTIVES[0]), step, workers=0))
         assert [micro.digest for micro in sought] == [micro.digest for micro in running[step]]
 
 
@@ -219,7 +220,7 @@ def test_seeds_steps_and_epochs_differ(prepared):
     digests = [
         tuple(micro.digest for micro in step)
         for seed in (3, 4)
-        for step in loader.steps(batches(prepared, OBJECTIVES[0], seed=seed), 0, workers=0)
+        for step in steps_of(batches(prepared, OBJECTIVES[0], seed=seed), 0, workers=0)
     ]
     assert len(set(digests)) == len(digests) == 16
 
@@ -230,7 +231,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(prepared):
 
 
 def test_phases_of_shorter_windows_take_as_many_more_at_once(prepared):
-    steps = loader.steps(batches(prepared, OBJECTIVES[0], micro_batch=2), 0, workers=0)
+    steps = steps_of(batches(prepared, OBJECTIVES[0], micro_batch=2), 0, workers=0)
     shapes = [tuple(micro.batch.inputs.shape) for step in steps for micro in step]
     assert shapes == [(4, 32)] * 10 + [(2, 64)] * 24
 

@@ -10,9 +10,10 @@ from pretrain.order.run_data import open_run_data
 from pretrain.tokenizer import open_tokenizer
 from pretrain.tools import explain
 from pretrain.training.config import RunConfig
-from pretrain.training.loader import Batches, steps
+from pretrain.training.loader import Batches
 from tests.conftest import run_values
 from tests.helpers import cases
+from tests.helpers.batches import steps_of
 from tests.helpers.ranks import on_ranks
 from tests.road.test_resume import kill_after_checkpoint
 
@@ -45,7 +46,7 @@ def test_each_phase_has_its_own_number_of_targets_and_its_own_attention(prepared
     data, objectives = open_run_data(built.data, built.phases, built.seed, tokenizer), built.objectives(tokenizer)
     assert [objective.causal for objective in objectives] == [True, False, False, False]
     batches = Batches(data, objectives, micro_batch=8)
-    found = [micro.batch.targets.shape[1] for step in steps(batches, 0, workers=0) for micro in step]
+    found = [micro.batch.targets.shape[1] for step in steps_of(batches, 0) for micro in step]
     assert found == [32] * 7 + [10] * 4 + [5] * 4 + [2] * 4
 
 
