@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from pretrain.hashing import DROPOUT, hash64
-from pretrain.objectives.objective import Objective
 from pretrain.order.phases import Phase, locate, tokens_after
 from pretrain.processes.prefetch import Workers
 from pretrain.processes.signals import Interrupt
@@ -22,7 +21,9 @@ from pretrain.training.checkpoint import TrainState
 from pretrain.training.engine.engine import Engine, seed_everything
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import World
+from pretrain.training.engine.transfers import Download
 from pretrain.training.exports import Exports
+from pretrain.training.feed import Feed
 from pretrain.training.history import History
 from pretrain.training.loader import MicroBatch
 from pretrain.training.optim.schedule import OptimConfig, lr_at
@@ -83,6 +84,18 @@ class Job:
         return self.identity | {RECORDED: self.identity.get(RECORDED, {}) | self.history.at(step)}
 
 
+@dataclass(frozen=True)
+class Launched:
+    """A step that was launched and is not read yet. A GPU may still be computing it."""
+
+    lr: float
+    filled: dict[str, int]  # the slots of each part of the loss, of all ranks
+    digest: str
+    figures: Download  # the sum of each part of the loss on this rank, and the norm of the gradient
+    began: float
+    data_wait_s: float
+
+
 def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | None]:
     """Train from `state` to the last step, or until interrupted.
 
@@ -94,6 +107,10 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     The loss of a step is the mean over the targets of its global batch: Σ loss / N. N is summed over the ranks before
     the first backward pass, so micro-batches and ranks with fewer filled slots weigh less. An objective whose loss has
     several parts has an N for each, and its loss is the weighted sum of their means.
+
+    Nothing waits for a GPU at the boundary of two steps. While it computes a step, the host gets the batch of the next
+    one and launches that, and only then reads the figures of the step. Where the state of a step is saved, measured or
+    exported, the step is read at once, and no other is launched before that is done.
     """
     engine, world = job.engine, job.world
     tokens = tokens_after(state.step, job.phases)
@@ -105,8 +122,9 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
     saves, exports = Saves(job, state, metrics), job.exports
     found = None
     stop = False
+    step, unread, read_at = state.step, list[Launched](), 0.0  # `step` is launched, `state` that of the last step read
     engine.train(True)
-    batches = loader.steps(job.batches, state.step, job.workers)
+    feed = Feed(engine, job.batches, job.workers, state.step)
     records_open = closing(metrics) if metrics else nullcontext()
     with Interrupt(watch_launcher=world.launched) as interrupt, records_open, closing(job.writer):
         # A step is saved before observers measure. If the last attempt ended in between, they measure it now.
@@ -116,61 +134,76 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
             stop = look(job, due, state, tokens, metrics, interrupt) is None
         if exports and state.step < job.steps and not stop:
             exports.catch_up(state.step, job.begun, interrupt)
-        while state.step < job.steps and not stop:
-            started = time.perf_counter()
-            micro_batches = next(batches)
-            data_wait_s = time.perf_counter() - started
-
-            position = locate(state.step, job.phases)
-            phase, objective = position.phase, job.batches.objectives[position.number]
-            lr = lr_at(state.step, job.optim, job.phases, state.adam_began)
-            filled, digest = _agreed(engine, objective, micro_batches)
+        batch, _ = feed.following()
+        while step < job.steps and not stop:
+            # Launch a step. `step` is its number from 0 on.
+            assert batch is not None, "there is a batch for every step"
+            began = time.perf_counter()
+            objective = job.batches.objectives[locate(step, job.phases).number]
+            lr = lr_at(step, job.optim, job.phases, state.adam_began)
+            filled, digest = batch.filled, batch.digest
             scales = {part: weight / filled[part] for part, weight in objective.parts.items()}
             sums = torch.zeros(len(scales), dtype=torch.float64, device=engine.device)
-            for micro in micro_batches:
+            for micro in batch.micro_batches:
                 if job.dropout:
-                    seed_everything(int(hash64(DROPOUT, job.seed, state.step, micro.first_sample) >> np.uint64(1)))
+                    seed_everything(int(hash64(DROPOUT, job.seed, step, micro.first_sample) >> np.uint64(1)))
                 losses = engine(objective, micro.batch)
                 engine.backward(losses, scales)
                 sums += torch.stack([losses[part].detach().double() for part in scales])
+            # The next batch comes before the step of the optimizer, in which DeepSpeed waits for the gradient.
+            batch, (asked, overdue, busy, failed) = feed.following([interrupt.asked, *saves.wishes()])
             grad_norm = engine.step(lr)
-            wishes = torch.tensor([interrupt.asked, *saves.wishes()], dtype=torch.float64)
-            *totals, asked, overdue, busy, failed = engine.total(torch.cat([sums.cpu(), wishes])).tolist()
-            parts = {part: total / filled[part] for part, total in zip(scales, totals, strict=True)}
-            loss = sum(weight * parts[part] for part, weight in objective.parts.items())
+            figures = Download(torch.cat([sums, grad_norm.double().view(1)]))
+            unread.append(Launched(lr, filled, digest, figures, began, data_wait_s=batch.wait_s if batch else 0.0))
+            step += 1  # from here on it is the number of steps that are launched
 
-            state = state.next(applied=grad_norm is not None)
-            tokens += phase.batch_tokens
-            report = StepReport(
-                step=state.step,
-                loss=loss if math.isfinite(loss) else None,
-                lr=lr,
-                grad_norm=grad_norm,
-                digest=digest,
-                tokens=tokens,
-                step_s=time.perf_counter() - started,
-                data_wait_s=data_wait_s,
-                parts=parts if len(parts) > 1 and math.isfinite(loss) else {},
-            )
-            interval.add(report)
-            last = state.step == job.steps
-            if metrics:
-                metrics.record(report)
-                if last or state.step % job.intervals.log == 0:
-                    _log(job, state, tokens, interval, metrics)
-                    interval = Interval()
+            # Read the step before, and this one too if its state may be saved, measured or exported.
+            last, due = step == job.steps, observers_due(job, step)
+            exported = exports is not None and exports.due_at(step)
+            saved = last or asked or overdue or failed or saves.wanted or job.intervals.save_due(step)
+            pauses = bool(saved or due or exported)
+            while len(unread) > (0 if pauses else 1):
+                launched = unread.pop(0)
+                (*totals, norm), at = launched.figures.read()
+                step_s, read_at = at - max(launched.began, read_at), at
+                position = locate(state.step, job.phases)
+                weights = job.batches.objectives[position.number].parts
+                totals = engine.total(torch.tensor(totals, dtype=torch.float64)).tolist()
+                parts = {part: total / launched.filled[part] for part, total in zip(weights, totals, strict=True)}
+                loss = sum(weight * parts[part] for part, weight in weights.items())
 
-            saves.note(report)
+                state = state.next(applied=math.isfinite(norm))
+                tokens += position.phase.batch_tokens
+                report = StepReport(
+                    step=state.step,
+                    loss=loss if math.isfinite(loss) else None,
+                    lr=launched.lr,
+                    grad_norm=norm if math.isfinite(norm) else None,
+                    digest=launched.digest,
+                    tokens=tokens,
+                    step_s=step_s,
+                    data_wait_s=launched.data_wait_s,
+                    parts=parts if len(parts) > 1 and math.isfinite(loss) else {},
+                )
+                interval.add(report)
+                if metrics:
+                    metrics.record(report)
+                    if state.step == job.steps or state.step % job.intervals.log == 0:
+                        _log(job, state, tokens, interval, metrics)
+                        interval = Interval()
+                saves.note(report)
             saves.advance(busy, failed)
+            if not pauses:
+                continue
+
             # After a skipped step do one more: if that is finite, it can be saved.
             stop = bool(asked) and (last or saves.ruined != 1)
-            if last or stop or overdue or job.intervals.save_due(state.step):
+            if last or stop or overdue or job.intervals.save_due(step):
                 saves.wanted = True
-            if exports and exports.due_at(state.step):
+            if exports and exported:
                 saves.wanted = exports.wanted = True
             if saves.wanted and report.finite:
                 saves.save(state)
-            due = observers_due(job, state.step)
             if due and not stop and not last:
                 stop = look(job, due, state, tokens, metrics, interrupt) is None
                 if stop and report.finite and saves.step < state.step:
@@ -190,18 +223,6 @@ def train(job: Job, state: TrainState) -> tuple[TrainState, list[Findings] | Non
             say(f"stopped at step {state.step} ({reason}): {saves.said(state)}")
         job.peers.any(False)  # a launcher ends all ranks when one ends: wait until rank 0 has printed
     return state, found
-
-
-def _agreed(engine: Engine, objective: Objective, micro_batches: list[MicroBatch]) -> tuple[dict[str, int], str]:
-    """The slots of each part of the loss and the digest of the global batch, summed over the ranks; a collective.
-
-    A digest has 62 bits. Its two halves are summed apart, so that the sums over any number of ranks stay below 2^63.
-    """
-    digests = sum(micro.digest for micro in micro_batches) % 2**62
-    slots = [sum(micro.counts[part] for micro in micro_batches) for part in objective.parts]
-    *slots, high, low = engine.total(torch.tensor([*slots, digests >> 31, digests & (2**31 - 1)])).tolist()
-    filled = {part: max(1, count) for part, count in zip(objective.parts, slots, strict=True)}  # a batch may be empty
-    return filled, f"{((high << 31) + low) % 2**62:016x}"
 
 
 def observers_due(job: Job, step: int) -> list[Observer]:

@@ -77,6 +77,24 @@ def test_the_step_is_that_of_a_slow_loop(name, prepared):
         assert different(engine, state) == []
 
 
+@pytest.mark.parametrize("name", ["AdamW", *RULES])
+def test_a_skipped_step_changes_no_weight_and_no_state(name, prepared):
+    """Steps between which others are skipped equal the same steps alone, to the last bit."""
+    rules = RULES.get(name) or AdamW(AdamWConfig(lr=0.02))
+    engine, batches = local(prepared, rules, micro_batch=8)
+    other, _ = local(prepared, rules, micro_batch=8)
+    for step, rate in enumerate(RATES):
+        batch, objective = batches[step].batch, batches.objectives[0]
+        for scale in (1 / batch.filled(), float("nan"), float("inf")):
+            engine.backward(engine(objective, batch), {"loss": scale})
+            assert engine.step(rate).isfinite() == (scale < 1)
+        other.backward(other(objective, batch), {"loss": 1 / batch.filled()})
+        other.step(rate)
+        expected, found = state_of(other), state_of(engine)
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+        assert {float(state["step"]) for state in engine.optimizer.state.values()} <= {0, step + 1}
+
+
 def of_muon(p: Tensor, gradient: Tensor, momentum: Tensor, squares: Tensor, rate: float, step: int, config, role):
     """One weight, as the papers say. Other weights than matrices are Adam's, without weight decay."""
     if not role.hidden:

@@ -1,5 +1,6 @@
 """The engine for any number of ranks: DeepSpeed. The facts about DeepSpeed 0.19.8 in the comments were measured."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from pretrain.training.engine.blocks import keep_hooks_out_of_graphs
 from pretrain.training.engine.config import EngineConfig, deepspeed_config, dotted
 from pretrain.training.engine.gather import Key, Wanted, copy_parts, copy_whole
 from pretrain.training.engine.ranks import World, device_of, new_group, on_cuda
-from pretrain.training.engine.weights import Load, clipped, named, set_lr, weighted
+from pretrain.training.engine.weights import Load, applies, clipped, named, set_lr, weighted
 from pretrain.training.optim.optimizer import Optimizer
 from pretrain.training.optim.parts import Part
 
@@ -71,19 +72,20 @@ class DeepSpeedEngine:
             scales = {name: scale * self.world.size for name, scale in scales.items()}
         self.engine.backward(weighted(sums, scales))
 
-    def step(self, lr: float) -> float | None:
+    def step(self, lr: float) -> Tensor:
         set_lr(self.engine.optimizer, lr)
         if self.stage == 0:
             if self.world.size > 1:
                 _sum_over_ranks([p.grad for p in self.module.parameters() if p.grad is not None])
             norm = clipped(self.module.parameters(), self.clip)
-            if norm is None:
-                self.engine.zero_grad()
-            else:
+            if applies(self._inner, self.rules, norm):
                 self.engine.step()
+            else:
+                self.engine.zero_grad()
             return norm
-        self.engine.step()
-        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
+        self.engine.step()  # DeepSpeed waits for the norm, because it decides on the host whether it skips the step
+        found = self.engine.get_global_grad_norm() if self.engine.was_step_applied() else math.inf
+        return torch.as_tensor(found, dtype=torch.float64, device=self.device)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum a small CPU tensor over the ranks, without waiting for the accelerator's stream."""

@@ -2,12 +2,14 @@
 
     sums = engine(objective, batch)  summed loss of a micro-batch, by the name of each part
     engine.backward(sums, scales)  accumulate the gradients of Σ scale · sum, summed over ranks
-    engine.step(lr)               clip, update, clear; returns the norm before clipping, or None for a skipped step
+    engine.step(lr)               clip, update, clear; returns the norm before clipping, as a tensor on the device
     engine.gather(wanted, into)   copy whole fp32 tensors of the state, each to the rank that wants it
     engine.restore(load, …)       set the whole state
 
-A step is skipped when its gradient is not finite. The engines are in local.py and deepspeed.py, their configuration is
-in config.py, the memory that they need in footprint.py, and ranks.py connects the ranks.
+A step is skipped when its gradient is not finite, and then its norm is not finite either. On a GPU these calls only
+launch work: they do not wait until it is done, except for `step` of ZeRO 1 to 3 and of an optimizer that cannot skip a
+step itself. The engines are in local.py and deepspeed.py, their configuration is in config.py, the memory that they
+need in footprint.py, and ranks.py connects the ranks.
 """
 
 import torch

@@ -14,7 +14,7 @@ from pretrain.objectives.objective import Objective
 from pretrain.training.engine.config import EngineConfig, dotted
 from pretrain.training.engine.gather import Key, Wanted, copy_whole
 from pretrain.training.engine.ranks import World, device_of
-from pretrain.training.engine.weights import Load, clipped, named, set_lr, weighted
+from pretrain.training.engine.weights import Load, applies, clipped, named, set_lr, weighted
 from pretrain.training.optim.optimizer import Optimizer
 
 
@@ -59,10 +59,10 @@ class LocalEngine:
     def backward(self, sums: dict[str, Tensor], scales: dict[str, float]) -> None:
         weighted(sums, scales).backward()
 
-    def step(self, lr: float) -> float | None:
+    def step(self, lr: float) -> Tensor:
         norm = clipped(self._weights.values(), self.clip)
-        if norm is not None:
-            set_lr(self.optimizer, lr)
+        set_lr(self.optimizer, lr)
+        if applies(self.optimizer, self.rules, norm):
             self.optimizer.step()
             self._copy_masters()
         self.optimizer.zero_grad(set_to_none=True)

@@ -41,7 +41,9 @@ class Adam(Optimizer):
     def first_state(self, weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
         import torch
 
-        step = torch.zeros((), device=weight.device)  # a fused AdamW keeps it on the device of the weight
+        # A fused AdamW, which can skip a step itself, counts on the device of the weight. The others read the count in
+        # every step, so they have it on the host.
+        step = torch.zeros((), device=weight.device if self.skips else None)
         return {"step": step, **{name: torch.zeros_like(weight) for name in self.states}}
 
 
@@ -54,6 +56,10 @@ class AdamW(Adam):
     @property
     def whole(self) -> bool:  # type: ignore[override]
         return self.config.clip_updates
+
+    @property
+    def skips(self) -> bool:  # type: ignore[override]
+        return not self.config.clip_updates
 
     def build(self, module: "nn.Module") -> "torch.optim.Optimizer":
         import torch

@@ -58,6 +58,7 @@ class Muon(Adam):
 
     Config = MuonConfig
     config: MuonConfig
+    skips = True
     whole = True
 
     def build(self, module: "nn.Module") -> "torch.optim.Optimizer":

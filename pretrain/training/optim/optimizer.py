@@ -19,6 +19,9 @@ class Optimizer(ABC):
 
     Config: ClassVar[type[OptimConfig]]  # the section `optim` of a run; it defines `kind: Literal[…]`
     states: ClassVar[tuple[str, ...]]  # names of its tensors for each weight; each tensor has the weight's shape
+    # Whether PyTorch's optimizer changes nothing in a step in which its attribute `found_inf` is a tensor with a 1, as
+    # fused optimizers of PyTorch do. With any other the host waits until it knows that the gradient is finite.
+    skips: bool = False
     whole: bool = False  # whether its rule needs whole weights; PyTorch's optimizer is then one of class `Placed`
 
     def __init__(self, config: OptimConfig):

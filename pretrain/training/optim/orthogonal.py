@@ -64,12 +64,15 @@ class MuonWithAdamW(Placed, torch.optim.AdamW):
         every = []
         for number, p in enumerate(weights):
             assert p.grad is not None
-            momentum = self.state[p]["exp_avg"].lerp_(p.grad, 1 - kept)
-            update = p.grad.lerp(momentum, kept).flatten()  # Nesterov's
+            momentum = self.state[p]["exp_avg"]
+            gradient = self._unless_skipped(p.grad, momentum)
+            momentum.lerp_(gradient, 1 - kept)
+            update = gradient.lerp(momentum, kept).flatten()  # Nesterov's
             every.append(Held(update, self.state[p]["exp_avg_sq"].view(-1), self.parts_of(p, number)))
         by_matrix(every, self._rank, self._updates)
         for p, held in zip(weights, every, strict=True):
             update = held.values.view_as(p)
+            update = self._unless_skipped(update, 0.0)
             p.sub_(p * (update * p > 0), alpha=lr * group["weight_decay"]).sub_(update, alpha=lr)
 
     def _updates(self, matrices: list[Tensor], squares: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -92,6 +95,11 @@ class MuonWithAdamW(Placed, torch.optim.AdamW):
         beta = self._rules.row_beta
         if beta is None:
             return x, rows
-        rows = rows.lerp(x.square().mean(-1), 1 - beta)
+        rows = rows.lerp(self._unless_skipped(x.square().mean(-1), rows), 1 - beta)
         even = x / (rows.sqrt() + SMALL)[..., None]
         return even * (x.norm(dim=(-2, -1), keepdim=True) / even.norm(dim=(-2, -1), keepdim=True).clamp(SMALL)), rows
+
+    def _unless_skipped(self, new: Tensor, old: Tensor | float) -> Tensor:
+        """`new`, or `old` in a step that changes nothing, because its gradient is not finite."""
+        found_inf = getattr(self, "found_inf", None)
+        return new if found_inf is None else torch.where(found_inf > 0, old, new)
