@@ -102,6 +102,8 @@ def build_job(inputs: Inputs, batches: Batches, workers: Workers[MicroBatch], pe
 def _engine(inputs: Inputs, model: Transformer, batches: Batches, start: Start) -> Engine:
     """The engine with fresh weights, or with the weights and the optimizer's state of a checkpoint."""
     cfg, world = inputs.cfg, inputs.world
+    if cfg.engine.precision == "fp32" and device_of(world).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32: factors have 10 bits after the point, sums have fp32's 23
     if cfg.engine.deterministic and device_of(world).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -60,8 +60,8 @@ class EngineConfig(Config):
     """How the steps are executed. All of these keys may change when a run resumes."""
 
     precision: Literal["fp32", "bf16", "autocast"] = free("fp32")
-    """fp32; bf16: weights in bf16, with master weights and sums of gradients in fp32; autocast: weights in fp32, matrix
-    products in bf16. bf16 and autocast are faster on GPUs."""
+    """fp32, where GPUs multiply matrices in TF32; bf16: weights in bf16, with master weights and sums of gradients in
+    fp32; autocast: weights in fp32, matrix products in bf16. bf16 and autocast are faster on GPUs."""
     zero_stage: Literal[0, 1, 2, 3] = free(1)
     """The ZeRO stage of DeepSpeed. The ranks share nothing at 0, the optimizer's state from 1 on, the gradients from 2
     on, and the weights at 3. Raise it when the model does not fit into the memory of a rank."""
