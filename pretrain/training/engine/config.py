@@ -52,7 +52,7 @@ KNOWN = (
     *("zero_optimization", "bf16", "fp16", "data_types", "torch_autocast", "communication_data_type"),
     *("prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "zero_allow_untested_optimizer"),
     *("wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger", "tensorboard"),
-    *("wandb", "csv_monitor", "comet", "aio", "checkpoint", "autotuning"),
+    *("wandb", "csv_monitor", "comet", "aio", "checkpoint", "autotuning", "timers"),
 )
 
 
@@ -123,6 +123,8 @@ def deepspeed_config(engine: EngineConfig, clip: float, untested: bool = False) 
         "zero_optimization": {"stage": engine.zero_stage},
         "zero_force_ds_cpu_optimizer": False,  # the optimizer is PyTorch's, which also works on offloaded state
         "steps_per_print": 2**31,
+        # By default DeepSpeed measures samples a second: it then waits for the GPU before every forward pass.
+        "timers": {"throughput": {"enabled": False}},
     }
     if engine.zero_stage in (1, 2):
         # DeepSpeed sums over all ranks either way. With reduce_scatter it also copies all gradients out of its buffer
