@@ -6,7 +6,7 @@ Groups:
 
     decoder  GPT-2 with 124 M weights, windows of 1,024 tokens; ours, nanoGPT (compiled) and the Trainer of Hugging Face
     encoder  BERT-base, windows of 512 tokens, 15 % and 30 % masked; ours and BERT of Hugging Face (compiled)
-    feeding  both, with 0, 2 and 4 processes that make batches, masking tokens and whole words
+    feeding  both, with 1, 2 and 4 processes that make batches, masking tokens and whole words
 
 A step is 65,536 tokens with AdamW (learning rate 1e-4, clipped at 1), micro-batches of 16,384 tokens, in bf16; without
 dropout. The data are made up: documents of log-normal lengths, packed into windows. Only ours keeps them apart.
@@ -117,7 +117,7 @@ OURS: dict[str, dict[str, Ours]] = {
             objective={"unit": unit} if unit else {}, workers=workers
         )
         for family, unit in (("decoder", ""), ("encoder", ""), ("encoder", "word"))
-        for workers in (0, 2, 4)
+        for workers in (1, 2, 4)
     },
 }
 OTHERS = {

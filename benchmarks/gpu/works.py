@@ -12,6 +12,8 @@ Parts, each of which may fail without the others:
     kills      `kill -9` after at least 12 steps and a second start, with and without engine.deterministic, of a decoder
                in a plain process and an encoder at ZeRO 2. All steps must equal those of an unkilled run to the last
                bit; a third run says whether two unkilled runs are equal
+    waits      the lines of the code at which the host waits for the GPU, as PyTorch reports them: in a step there must
+               be none
     tests      the project's own tests of the model, of leaks and of exports, with CUDA
 
 The models have 6 layers of width 384 and train 16 packed windows of 256 tokens a step, of made-up documents. Up to
@@ -22,6 +24,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,12 +43,22 @@ from benchmarks.train import BERT, FORCED, GPT, free_port  # noqa: E402
 
 STEPS, BATCH, T, VOCABULARY = 50, 16, 256, 8064
 SHAPES = {"decoder": GPT, "encoder": BERT}
-PARTS = ("floors", "attention", "training", "kills", "tests")
+PARTS = ("floors", "attention", "training", "kills", "waits", "tests")
 # How far the loss of any step may be from that of the plain process, in nats. Kernels that add in another order differ
 # in the last bits, and the difference grows with every step; a compiled block rounds to bf16 less often.
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "compiled": 5e-2}
+SCRIPT = str(ROOT / "launch/pretrain.py")
 LIMIT_S = {"attention": 60, "run": 150, "tests": 110}
 KILLED_AFTER, SAVED_EVERY, KILL_STEPS = 12, 5, 60
+# A run in which PyTorch warns where an operation waits for the GPU, and the modules that may have no such line.
+WATCHED = """
+import sys, torch
+if torch.cuda.is_available():
+    torch.cuda.set_sync_debug_mode("warn")
+from pretrain.cli import main
+sys.exit(main("pretrain"))
+"""
+IN_STEPS = ("trainer.py", "feed.py", "transfers.py", "local.py", "weights.py", "model/", "objectives/", "optim/")
 TESTS = ["tests/model", "tests/objectives", "tests/road/test_leaks.py", "tests/export"]
 
 
@@ -92,7 +105,7 @@ def training_runs(toy: bool) -> list[Run]:
 class Started:
     """A run that was started as a user starts it."""
 
-    def __init__(self, run: Run, out: Path, folder: Path, toy: bool):
+    def __init__(self, run: Run, out: Path, folder: Path, toy: bool, program: tuple[str, ...] = (SCRIPT,)):
         self.out, self.log = out, out.with_suffix(".log")
         self.patience = 4 if toy else 1
         kind = "byte" if run.family == "decoder" else "bert"
@@ -113,7 +126,7 @@ class Started:
             "log_every": 10,
         }
         out.with_suffix(".yaml").write_text(json.dumps(values))
-        script = [str(ROOT / "launch/pretrain.py"), str(out.with_suffix(".yaml"))]
+        script = [*program, str(out.with_suffix(".yaml"))]
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "1"]
         launcher += ["--master_port", str(free_port())]
         command = [*([sys.executable] if run.stage is None else launcher), *script]
@@ -227,6 +240,26 @@ def kills(folder: Path, result: common.Result, toy: bool, at_once: int) -> None:
         result.put(found, "kills", f"{family}, {how}{', deterministic' if sure else ''}")
 
 
+# Waits
+
+
+def waits(folder: Path, toy: bool) -> dict[str, dict]:
+    """The lines of the package at which a plain process waited for the GPU, with each optimizer."""
+    found = {}
+    for family, optim in (("decoder", {}), ("decoder", {"kind": "muon", "lr": 0.02}), ("encoder", {})):
+        run = Run(family, {"precision": "bf16"}, optim, steps=12)
+        place = folder / "waits" / run.name.replace(", ", "-")
+        place.parent.mkdir(exist_ok=True)
+        started = Started(run, place, folder, toy, ("-c", WATCHED))
+        status, said = started.ended(), started.log.read_text(errors="replace")
+        lines = sorted(set(re.findall(r"pretrain/(\S+\.py:\d+): UserWarning: called a synchronizing", said)))
+        in_steps = [line for line in lines if any(part in line for part in IN_STEPS)]
+        found[run.name] = {"status": status, "predicted": [], "measured": in_steps, "elsewhere": lines}
+        if status:
+            found[run.name]["output"] = common.tail(started.log)
+    return found
+
+
 # Attention
 
 
@@ -338,7 +371,7 @@ def main() -> None:
             command = [sys.executable, str(Path(__file__)), "attention", *(["--toy"] if toy else [])]
             done = subprocess.run(command, env=common.environment(toy), capture_output=True, text=True)
             result.put(json.loads(done.stdout) if not done.returncode else {"failed": done.stderr[-2000:]}, "attention")
-        if {"training", "kills"} & set(args.parts):
+        if {"training", "kills", "waits"} & set(args.parts):
             for kind in ("byte", "bert"):
                 place = common.make_tokenizer(folder, kind, 1100 if toy else VOCABULARY)
                 lengths = common.drawn_lengths((100_000 if toy else 500_000), 20 if toy else 80)
@@ -347,6 +380,8 @@ def main() -> None:
             training(folder, result, toy, args.at_once)
         if "kills" in args.parts:
             kills(folder, result, toy, args.at_once)
+        if "waits" in args.parts:
+            result.put(waits(folder, toy), "waits")
         if "tests" in args.parts:
             result.put(tests(toy), "tests")
         result.put(common.smi(), "gpu_after")
