@@ -2,10 +2,10 @@
 
     python benchmarks/minimal_pairs.py FOLDER FILE... [--pairs 200]
 
-FOLDER is an export, opened by stock transformers. A line of FILE is {"good": ..., "bad": ..., "paradigm": ...}, as BLiMP
-(Warstadt et al. 2020) and SLING (Song et al. 2022) have them. The score of a sentence is the sum of the log-likelihoods
-of its tokens behind the mark that begins a document. The result is the mean over paradigms of the share of right
-pairs, with the standard error of the drawn pairs (the first --pairs of each paradigm; all by default).
+FOLDER is an export, opened by stock transformers. A line of FILE is {"good": ..., "bad": ..., "paradigm": ...}, as
+BLiMP (Warstadt et al. 2020) and SLING (Song et al. 2022) have them. The score of a sentence is the sum of the
+log-likelihoods of its tokens behind the mark that begins a document. The result is the mean over paradigms of the
+share of right pairs, with the standard error of the drawn pairs (the first --pairs of each paradigm; all by default).
 """
 
 import argparse

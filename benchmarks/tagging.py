@@ -2,12 +2,12 @@
 
     python benchmarks/tagging.py TASK FOLDER... [--labels 1000] [--rates 5e-4 1e-3 2e-3] [--epochs 10] [--seeds 3]
 
-TASK is a folder with train.jsonl, dev.jsonl and test.jsonl, whose lines are {"tokens": [...], "tags": [...]}. Each FOLDER
-is opened by stock transformers as a token classifier. Its random twin has the same config.json and fresh weights.
-The learning rate is the best on dev with one seed; the score is of test, the mean over the seeds. It is the F1 of
-entities where tags are BIO (an entity counts if its type and both ends are right; Tjong Kim Sang & De Meulder 2003),
-else the share of right tags. The first piece of a word carries its tag. A word behind the last trained position has
-the tag O, or the first tag.
+TASK is a folder with train.jsonl, dev.jsonl and test.jsonl, whose lines are {"tokens": [...], "tags": [...]}. Each
+FOLDER is opened by stock transformers as a token classifier. Its random twin has the same config.json and fresh
+weights. The learning rate is the best on dev with one seed; the score is of test, the mean over the seeds. It is the
+F1 of entities where tags are BIO (an entity counts if its type and both ends are right; Tjong Kim Sang & De Meulder
+2003), else the share of right tags. The first piece of a word carries its tag. A word behind the last trained position
+has the tag O, or the first tag.
 
 One line of JSON a folder: `pretrained` and `random`, each with rate, scores, mean and the 95 % interval: the error of
 the seeds (Student's t) and that of the test sentences (bootstrap) in quadrature.

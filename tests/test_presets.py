@@ -1,6 +1,7 @@
 """Real presets: each is a valid run with the number of parameters that its comment says, and small ones take a step."""
 
 import math
+import re
 import shlex
 import sys
 
@@ -108,3 +109,18 @@ def test_the_presets_of_the_sample_are_valid_runs():
     for name in ("bert", "encoder", "electra", "t5", "decoder", "prefix-lm", "fill-in-middle", "hybrid"):
         run = load(RunConfig, ROOT / f"configs/sample/{name}.yaml")
         check_expressible(run.model, run.export.dialect, SPECIALS)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/two-cores").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_configuration_for_two_cores_runs_on_one_and_two_ranks(path):
+    """Its comment has the parameters and the tokens, and the dialect can express the model."""
+    run = load(RunConfig, path)
+    head = path.read_text(encoding="utf-8")
+    millions, tokens = (float(re.search(rf"([\d.]+) M {what}", head)[1]) for what in ("parameters", "tokens"))
+    assert round(parameters_of(run.model, 8192) / 1e6, 1) == millions
+    assert round(sum(phase.steps * phase.batch_tokens for phase in run.phases) / 1e6, 1) == tokens
+    check_expressible(run.model, run.export.dialect, SPECIALS)
+    for phase in run.phases:
+        for ranks in (1, 2):
+            at_once = windows_at_once(phase, run.phases, run.engine.micro_batch)
+            assert accumulation(phase, at_once, ranks) * at_once * ranks == phase.batch
