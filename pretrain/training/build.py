@@ -25,6 +25,7 @@ from pretrain.training.config import RunConfig
 from pretrain.training.engine.blocks import check_compiler, compile_notes, set_up_blocks
 from pretrain.training.engine.deepspeed import DeepSpeedEngine
 from pretrain.training.engine.engine import Engine, engine_for
+from pretrain.training.engine.footprint import check_memory
 from pretrain.training.engine.peers import Peers
 from pretrain.training.engine.ranks import device_of
 from pretrain.training.exports import Exports
@@ -48,11 +49,13 @@ def build_job(inputs: Inputs, batches: Batches, workers: Workers[MicroBatch], pe
     """Build everything that the training loop needs, make the folder of the run, and print both; a collective.
 
     `workers` compute the `batches` ahead. A branch saves its first checkpoint. Raises ConfigError when a corpus would
-    be read more often than its max_epochs.
+    be read more often than its max_epochs, or when the run needs more memory than there is.
     """
     cfg, world, folder, text = inputs.cfg, inputs.world, inputs.folder, config.dump(inputs.cfg)
     inputs.data.check_epochs()
     batches.check(begun=_phases_over(cfg.phases, start.state.step))
+    with peers.one_fate():
+        check_memory(cfg.model, inputs.vocab_size, len(inputs.optimizer.states), cfg.engine, world)
     model = model_of(cfg.model, inputs.vocab_size)
     flops = [
         model.flops_per_token(phase.seq_len, objective.targets)

@@ -1,7 +1,8 @@
 """The batch of each step: fetched, copied to the device, and agreed on among the ranks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +11,24 @@ from pretrain.order.phases import locate
 from pretrain.processes.prefetch import Workers
 from pretrain.training import loader
 from pretrain.training.engine.engine import Engine
+from pretrain.training.engine.ranks import on_cuda
 from pretrain.training.engine.transfers import Uploads
+from pretrain.training.inputs import Inputs
 from pretrain.training.loader import Batches, MicroBatch
+
+
+@contextmanager
+def forked(inputs: Inputs) -> Iterator[tuple[Batches, Workers[MicroBatch]]]:
+    """The micro-batches of this rank, and the processes that compute them ahead, which are forked now.
+
+    Fork them before CUDA and the connections to other ranks start threads. On CUDA there is at least one process, so
+    that the GPU does not wait while this process makes a batch.
+    """
+    cfg, data = inputs.cfg, inputs.cfg.data
+    batches = Batches(inputs.data, inputs.objectives, cfg.engine.micro_batch, inputs.world.rank, inputs.world.size)
+    count = max(1, data.workers) if on_cuda() else data.workers
+    with loader.fork(batches, count, data.prefetch, data.read_ahead) as workers:
+        yield batches, workers
 
 
 @dataclass(frozen=True)

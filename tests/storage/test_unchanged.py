@@ -18,7 +18,7 @@ READ = """
 import os, sys
 import numpy as np
 from pretrain import cli
-from pretrain.processes.prefetch import ahead
+from pretrain.processes.prefetch import Workers
 from pretrain.shards import Shards
 
 def read(shards, item):
@@ -29,8 +29,7 @@ def read(shards, item):
 def work():
     shards, workers = Shards(sys.argv[1]), int(sys.argv[2])
     read(shards, 0)  # all is mapped, as it is in the course of a run
-    work = lambda item: read(shards, item)
-    print(list(ahead(work, range(2), workers, 1) if workers else map(work, range(2))))
+    print(list(Workers(lambda item: read(shards, item), workers, 1).results(range(2))))
 
 sys.exit(cli.guarded(work))
 """
