@@ -15,6 +15,7 @@ TOKENS: Words = ("million tokens per CPU second", "百万词元每 CPU 秒")
 
 # Names of contestants and of texts, phrase by phrase. Proper names such as nanoGPT are not listed and stay as they are.
 CHINESE = {
+    "accuracy": "准确率",
     "ours": "本项目",
     "cold": "冷启动",
     "warm": "缓存已热",

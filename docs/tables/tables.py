@@ -430,6 +430,75 @@ def _small(language: str) -> str:
     return rows(MODEL_HEADS, body, language) + "\n\n" + source(found, language)
 
 
+BUDGETED: Words = ("language, configuration", "语言，配置")
+NOT_ASKED: Words = ("–", "–")
+
+
+def _budgets(language: str) -> str:
+    """What each configuration for two cores costs and learns."""
+    found = read("budgets")
+    body = []
+    for text, runs in found["runs"].items():
+        for name, one in runs.items():
+            bits = one["heldout_bits_per_byte"]
+            pairs = [asked["accuracy"] for asked in one["tasks"].values() if "pairs" in asked]
+            errors = [asked["standard_error"] for asked in one["tasks"].values() if "pairs" in asked]
+            body.append(
+                [
+                    f"{label(text, language)}, `{name}`",
+                    f"{one['parameters']:,}",
+                    f"{one['tokens']:,}",
+                    f"{one['wall_s'] / 60:.1f}",
+                    f"{one['cpu_s'] / 60:.1f}",
+                    f"{one['heldout_loss']:.3f}\xa0±\xa0{one['heldout_standard_error']:.3f}",
+                    f"{one['no_context_loss'] - one['heldout_loss']:.3f}",
+                    f"{one['heldout_accuracy']:.1%}" if bits is None else f"{bits:.3f}",
+                    f"{pairs[0]:.1%}\xa0±\xa0{errors[0]:.1%}" if pairs else NOT_ASKED,
+                ]
+            )
+    heads = [
+        BUDGETED,
+        ("parameters", "参数量"),
+        ("tokens", "词元数"),
+        ("minutes", "分钟"),
+        ("CPU minutes", "CPU 分钟"),
+        ("held-out loss", "留出集损失"),
+        ("gain over no context", "相对无上下文的增益"),
+        ("bits per byte or accuracy", "比特每字节或准确率"),
+        ("minimal pairs", "最小对立对"),
+    ]
+    return rows(heads, body, language) + "\n\n" + source(found, language)
+
+
+def _budgets_tasks(language: str) -> str:
+    """Tasks by methods: the score with its interval, beside that of fresh weights."""
+
+    def cell(one: dict | None) -> Words | str:
+        return (
+            NOT_ASKED if one is None else f"{one['mean']:.1%} ({one['interval95'][0]:.1%}–{one['interval95'][1]:.1%})"
+        )
+
+    body = [
+        [
+            f"`{name}`, `{task}`",
+            label(one["metric"], language),
+            *(cell(one.get(how)) for how in ("random", "full", "lora")),
+        ]
+        for runs in read("budgets")["runs"].values()
+        for name, run in runs.items()
+        for task, one in run["tasks"].items()
+        if "pairs" not in one
+    ]
+    heads = [
+        ("configuration, task", "配置，任务"),
+        ("score", "指标"),
+        ("fresh weights", "随机初始化"),
+        ("every weight", "全部权重"),
+        ("LoRA", "LoRA"),
+    ]
+    return rows(heads, body, language)
+
+
 def _handoff(language: str) -> str:
     """Dialects by programs: the largest difference that was measured, or the number of a reason below the table."""
     found = read("handoff")
@@ -554,6 +623,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "demo-cpu": _demo,
     "demo-cpu-tasks": _demo_tasks,
     "small-cpu": _small,
+    "budgets": _budgets,
+    "budgets-tasks": _budgets_tasks,
     "handoff": _handoff,
     "objectives-cpu": _objectives,
 }
