@@ -99,21 +99,26 @@ def classified(folder: Path, name: str, task: Path) -> dict[str, Any]:
 
 def tagged(folder: Path, name: str, task: Path) -> dict[str, Any]:
     """The scores of tagging.py, as `classified` has them."""
-    command = [sys.executable, str(ROOT / "benchmarks/tagging.py"), str(task), f"{folder / name}-hf"]
-    command += ["--labels", str(LABELS), "--epochs", str(EPOCHS), "--rates", str(RATES["full"])]
-    answer = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True, check=True).stdout
-    one = json.loads(answer)
-    sides = {"full": one["pretrained"], "random": one["random"]}
-    return {"metric": one["metric"]} | {
-        method: {"mean": side["mean"], "interval95": side["interval95"]} for method, side in sides.items()
-    }
+    settings = ["--labels", str(LABELS), "--epochs", str(EPOCHS), "--rates", str(RATES["full"])]
+    one = answer("tagging", str(task), f"{folder / name}-hf", *settings)
+    found: dict[str, Any] = {"metric": one["metric"]}
+    for method, side in {"full": one["pretrained"], "random": one["random"]}.items():
+        found[method] = {key: side[key] for key in ("mean", "interval95")}
+    return found
 
 
 def paired(folder: Path, name: str, task: Path) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "benchmarks/minimal_pairs.py"), f"{folder / name}-hf"]
-    command += [*map(str, sorted(task.glob("*.jsonl"))), "--pairs", str(PAIRS_EACH)]
-    answer = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True, check=True).stdout
-    return {key: value for key, value in json.loads(answer).items() if key != "folder"}
+    """The scores of minimal_pairs.py."""
+    files = map(str, sorted(task.glob("*.jsonl")))
+    one = answer("minimal_pairs", f"{folder / name}-hf", *files, "--pairs", str(PAIRS_EACH))
+    return {key: value for key, value in one.items() if key != "folder"}
+
+
+def answer(program: str, *arguments: str) -> dict[str, Any]:
+    """The line of JSON that a program of this folder prints."""
+    command = [sys.executable, str(ROOT / f"benchmarks/{program}.py"), *arguments]
+    done = subprocess.run(command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def main() -> None:
@@ -128,24 +133,27 @@ def main() -> None:
     folder, language = arguments.folder.resolve() / arguments.language, arguments.language
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder, language, arguments.text)
+    result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": {}}
+    result |= {"command": "python benchmarks/budgets.py FOLDER LANGUAGE TASKS CONFIGURATION... --text FILE..."}
+    result |= {"date": str(date.today()), "machine": machine(), "versions": versions("torch", "deepspeed")}
+    result |= {"labels": LABELS, "epochs": EPOCHS, "learning_rates": RATES}
+
+    def write() -> None:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
     for name in arguments.configurations:
-        encoder = name.startswith("encoder")
-        tasks = CLASSIFIED[language] + TAGGED[language] if encoder else (PAIRS[language],)
-        result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": {}}
-        entry = result["runs"].setdefault(language, {}).setdefault(name, {})
-        work = [("trained", ""), *(("tasks", task) for task in tasks)]
-        for part, task in work:
-            if part == "trained":
-                if not entry:
-                    entry |= {"text": [file.name for file in arguments.text], **trained(folder, name), "tasks": {}}
-            elif task not in entry["tasks"]:
-                ask = classified if task in CLASSIFIED[language] else tagged if task in TAGGED[language] else paired
-                entry["tasks"][task] = ask(folder, name, arguments.tasks / task)
-                print(f"{language}, {name}, {task}: {entry['tasks'][task]}", flush=True)
-            result |= {"command": "python benchmarks/budgets.py FOLDER LANGUAGE TASKS CONFIGURATION... --text FILE..."}
-            result |= {"date": str(date.today()), "machine": machine(), "versions": versions("torch", "deepspeed")}
-            result |= {"labels": LABELS, "epochs": EPOCHS, "learning_rates": RATES}
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        runs = result["runs"].setdefault(language, {})
+        if name not in runs:
+            runs[name] = {"text": [file.name for file in arguments.text], **trained(folder, name), "tasks": {}}
+            write()
+        asked = {PAIRS[language]: paired}
+        if name.startswith("encoder"):
+            asked = dict.fromkeys(CLASSIFIED[language], classified) | dict.fromkeys(TAGGED[language], tagged)
+        for task, ask in asked.items():
+            if task not in runs[name]["tasks"]:
+                runs[name]["tasks"][task] = ask(folder, name, arguments.tasks / task)
+                write()
+                print(f"{language}, {name}, {task}: {runs[name]['tasks'][task]}", flush=True)
 
 
 if __name__ == "__main__":

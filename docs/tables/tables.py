@@ -430,19 +430,14 @@ def _small(language: str) -> str:
     return rows(MODEL_HEADS, body, language) + "\n\n" + source(found, language)
 
 
-BUDGETED: Words = ("language, configuration", "语言，配置")
-NOT_ASKED: Words = ("–", "–")
-
-
 def _budgets(language: str) -> str:
-    """What each configuration for two cores costs and learns."""
+    """The cost of each configuration for two cores, and its scores on held-out text and on minimal pairs."""
     found = read("budgets")
     body = []
     for text, runs in found["runs"].items():
         for name, one in runs.items():
             bits = one["heldout_bits_per_byte"]
-            pairs = [asked["accuracy"] for asked in one["tasks"].values() if "pairs" in asked]
-            errors = [asked["standard_error"] for asked in one["tasks"].values() if "pairs" in asked]
+            pairs = next((asked for asked in one["tasks"].values() if "pairs" in asked), None)
             body.append(
                 [
                     f"{label(text, language)}, `{name}`",
@@ -453,11 +448,11 @@ def _budgets(language: str) -> str:
                     f"{one['heldout_loss']:.3f}\xa0±\xa0{one['heldout_standard_error']:.3f}",
                     f"{one['no_context_loss'] - one['heldout_loss']:.3f}",
                     f"{one['heldout_accuracy']:.1%}" if bits is None else f"{bits:.3f}",
-                    f"{pairs[0]:.1%}\xa0±\xa0{errors[0]:.1%}" if pairs else NOT_ASKED,
+                    f"{pairs['accuracy']:.1%}\xa0±\xa0{pairs['standard_error']:.1%}" if pairs else "–",
                 ]
             )
     heads = [
-        BUDGETED,
+        ("language, configuration", "语言，配置"),
         ("parameters", "参数量"),
         ("tokens", "词元数"),
         ("minutes", "分钟"),
@@ -473,10 +468,8 @@ def _budgets(language: str) -> str:
 def _budgets_tasks(language: str) -> str:
     """Tasks by methods: the score with its interval, beside that of fresh weights."""
 
-    def cell(one: dict | None) -> Words | str:
-        return (
-            NOT_ASKED if one is None else f"{one['mean']:.1%} ({one['interval95'][0]:.1%}–{one['interval95'][1]:.1%})"
-        )
+    def cell(one: dict | None) -> str:
+        return f"{one['mean']:.1%} ({one['interval95'][0]:.1%}–{one['interval95'][1]:.1%})" if one else "–"
 
     body = [
         [

@@ -28,7 +28,7 @@ class Layout:
     causal: bool
     # (B, T) bool: the first tokens of a document that all its tokens see; None: there are none. Then `causal` is true.
     prefix: Tensor | None = None
-    # What `offsets` gives, if it is known; None: the host waits until the device has counted the documents.
+    # The result of `offsets`, if it is known; None: the host waits until the device has counted the documents.
     begins: Tensor | None = None
     _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
