@@ -441,7 +441,6 @@ def _budgets(language: str) -> str:
             body.append(
                 [
                     f"{label(text, language)}, `{name}`",
-                    f"{one['parameters']:,}",
                     f"{one['tokens']:,}",
                     f"{one['wall_s'] / 60:.1f}",
                     f"{one['cpu_s'] / 60:.1f}",
@@ -453,7 +452,6 @@ def _budgets(language: str) -> str:
             )
     heads = [
         ("language, configuration", "语言，配置"),
-        ("parameters", "参数量"),
         ("tokens", "词元数"),
         ("minutes", "分钟"),
         ("CPU minutes", "CPU 分钟"),
