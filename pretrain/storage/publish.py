@@ -83,11 +83,25 @@ def _check_replaceable(folder: Path, stage: str, error_type: type[UserError], co
         remedy = f"choose a folder inside of it, such as out={folder / stage}"
         raise error_type("the output folder is a mount point, which cannot be replaced", str(folder), remedy)
     held = stage_of(folder / INDEX)
-    if held not in (stage, "") and folder.exists() and (not os.access(folder, os.R_OK) or is_used(folder)):
+    foreign = held not in (stage, "") and _has_files(folder)
+    if foreign and held is None:  # or another process gave the folder its name between the two looks
+        held = stage_of(folder / INDEX)
+        foreign = held not in (stage, "")
+    if foreign:
         found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
         raise error_type("the output folder holds something else", f"{folder} has {found}", "choose another out=")
     if held is not None and config is not None and not config.replace:
         _check_settings(folder, stage, error_type, config)
+
+
+def _has_files(folder: Path) -> bool:
+    """Whether `folder` has files of a user, or cannot be looked into."""
+    try:
+        return is_used(folder)
+    except FileNotFoundError:  # or it was renamed by another process that replaces it
+        return False
+    except PermissionError:
+        return True
 
 
 def _check_settings(folder: Path, stage: str, error_type: type[UserError], config: "StageConfig") -> None:

@@ -55,20 +55,23 @@ def start(code: str, *arguments: object) -> subprocess.Popen:
 
 def test_of_processes_that_begin_at_once_one_makes_the_folder_and_its_files_alone_are_in_it(tmp_path):
     rounds = 60
-    racers = [start(RACER, tmp_path, rounds, os.getpid()) for _ in range(2)]
-    for number in range(rounds):
-        left = tmp_path / f"{number}.aside" / ".o.tmp"  # by a killed process
-        left.mkdir(parents=True)
-        for name in range(20):
-            (left / str(name)).touch()
-        (tmp_path / f"{number}.aside").rename(tmp_path / str(number))
-        said = sorted(racer.stdout.readline().strip() for racer in racers)
-        assert said in (["done", "refused"], ["done", "done"]), said  # the second may come later
-        out = tmp_path / str(number) / "o"
-        index = read_index(out, UserError, "")
-        assert len(index["files"]) == 4 and not faults(out, index)
-    for racer in racers:
-        racer.communicate(timeout=30)
+    with start(RACER, tmp_path, rounds, os.getpid()) as one, start(RACER, tmp_path, rounds, os.getpid()) as other:
+        racers = one, other
+        try:
+            for number in range(rounds):
+                left = tmp_path / f"{number}.aside" / ".o.tmp"  # by a killed process
+                left.mkdir(parents=True)
+                for name in range(20):
+                    (left / str(name)).touch()
+                (tmp_path / f"{number}.aside").rename(tmp_path / str(number))
+                said = sorted(racer.stdout.readline().strip() for racer in racers)
+                assert said in (["done", "refused"], ["done", "done"]), said  # the second may come later
+                out = tmp_path / str(number) / "o"
+                index = read_index(out, UserError, "")
+                assert len(index["files"]) == 4 and not faults(out, index)
+        finally:
+            for racer in racers:
+                racer.kill()
 
 
 def test_the_owner_is_named_and_its_death_frees_the_folder_though_a_forked_process_lives(tmp_path):

@@ -180,3 +180,19 @@ def test_a_name_that_cannot_be_is_refused_before_any_work(tmp_path, monkeypatch,
     with pytest.raises(UserError, match="the output folder cannot be made"):
         check_output(Path(name))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_publishes_during_the_check_is_replaced(tmp_path, monkeypatch):
+    from pretrain.storage import publish as publishing
+
+    out, real = tmp_path / "o", publishing.stage_of
+
+    def looked(index):
+        found = real(index)
+        if index.parent == out:
+            monkeypatch.setattr(publishing, "stage_of", real)
+            made(out)
+        return found
+
+    monkeypatch.setattr(publishing, "stage_of", looked)
+    assert made(out) == {"size": 1} and not list(tmp_path.glob(".o.*old*"))
