@@ -56,6 +56,14 @@ def path_of(folder: Path) -> Path:
     return folder / LOCK.format("folder") if apart and folder.is_dir() else beside
 
 
+def was_locked(folder: Path) -> bool:
+    """Whether a process has or had the lock of `folder`. If not, no process has published the folder."""
+    try:
+        return path_of(folder).exists()
+    except (OSError, ValueError):  # the name is invalid
+        return False
+
+
 def is_mounted(folder: Path) -> bool:
     """Whether a file system, or a part of one (Docker's -v), is mounted at `folder`.
 

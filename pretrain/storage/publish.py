@@ -20,7 +20,7 @@ from pretrain.errors import PretrainError, UserError, refusal
 from pretrain.storage import schemas
 from pretrain.storage.files import is_used, write_json
 from pretrain.storage.index import CHECKSUM, DERIVED, INDEX, RECORDED, checksum, intact, stage_of
-from pretrain.storage.locks import is_mounted, locked
+from pretrain.storage.locks import is_mounted, locked, was_locked
 
 if TYPE_CHECKING:
     from pretrain.config import StageConfig
@@ -43,16 +43,21 @@ def publish(
 
     The settings are recorded in the index, outside of its identity.
     """
-    folder = Path(folder)
-    check_output(folder, error_type, derived=stage in DERIVED)
-    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays
-    _check_replaceable(folder, stage, error_type, config)
+    folder = Path(folder).resolve() if os.path.islink(folder) else Path(folder)  # the link stays
+    try:
+        check_output(folder, error_type, derived=stage in DERIVED)
+        _check_replaceable(folder, stage, error_type, config)
+    except error_type:
+        if not was_locked(folder):
+            raise
+        # Another process may have renamed the folder between two looks of a check: the checks under the lock decide.
     with locked(folder, stage, error_type):
         aside = folder.with_name(f".{folder.name}.tmp")  # always this name, so the next run finds and deletes it
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _sweep(folder, aside)
-            _check_replaceable(folder, stage, error_type, config)  # again: another process may have ended meanwhile
+            check_output(folder, error_type, derived=stage in DERIVED)
+            _check_replaceable(folder, stage, error_type, config)
             aside.mkdir()
         except OSError as error:
             found = f"{error.filename}: {error.strerror}"
@@ -83,11 +88,7 @@ def _check_replaceable(folder: Path, stage: str, error_type: type[UserError], co
         remedy = f"choose a folder inside of it, such as out={folder / stage}"
         raise error_type("the output folder is a mount point, which cannot be replaced", str(folder), remedy)
     held = stage_of(folder / INDEX)
-    foreign = held not in (stage, "") and _has_files(folder)
-    if foreign and held is None:  # or another process gave the folder its name between the two looks
-        held = stage_of(folder / INDEX)
-        foreign = held not in (stage, "")
-    if foreign:
+    if held not in (stage, "") and _has_files(folder):
         found = f"the result of stage {held}" if held else f"files but no {INDEX} of ours"
         raise error_type("the output folder holds something else", f"{folder} has {found}", "choose another out=")
     if held is not None and config is not None and not config.replace:
@@ -98,7 +99,7 @@ def _has_files(folder: Path) -> bool:
     """Whether `folder` has files of a user, or cannot be looked into."""
     try:
         return is_used(folder)
-    except FileNotFoundError:  # or it was renamed by another process that replaces it
+    except FileNotFoundError:
         return False
     except PermissionError:
         return True

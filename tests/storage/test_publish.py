@@ -196,3 +196,19 @@ def test_a_folder_that_another_process_publishes_during_the_check_is_replaced(tm
 
     monkeypatch.setattr(publishing, "stage_of", looked)
     assert made(out) == {"size": 1} and not list(tmp_path.glob(".o.*old*"))
+
+
+def test_a_folder_that_another_process_renames_during_the_check_is_replaced(tmp_path, monkeypatch):
+    out, real = tmp_path / "o", Path.exists
+    made(out)
+
+    def looked(path):
+        found = real(path)
+        if path == out:
+            monkeypatch.setattr(Path, "exists", real)
+            out.rename(tmp_path / ".o.old")  # as a process that replaces it does before it renames its result
+        return found
+
+    monkeypatch.setattr(Path, "exists", looked)
+    assert made(out, size=1) == {"size": 1}
+    assert Path.exists is real and sorted(path.name for path in tmp_path.iterdir()) == [".o.lock", "o"]
