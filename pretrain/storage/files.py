@@ -19,11 +19,12 @@ STRAY = re.compile(  # files and folders that the system, a file manager or an e
     r"|@eaDir|#recycle|\.~lock\..*#|\..*\.sw[a-p]",  # NAS, editors
     re.IGNORECASE,
 )
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.tmp")  # the temporary names of `finished`
 
 
 def is_used(folder: Path) -> bool:
-    """Whether a folder has anything but locks and files that the system, a file manager or an editor left."""
-    return not all(STRAY.fullmatch(path.name) or LOCKED.fullmatch(path.name) for path in folder.iterdir())
+    """Whether a folder has anything but locks, unfinished files and files that the system or an editor left."""
+    return not all(any(kind.fullmatch(path.name) for kind in (STRAY, LOCKED, UNFINISHED)) for path in folder.iterdir())
 
 
 def lies_in(path: Path | str, folder: Path | str) -> bool:

@@ -149,6 +149,18 @@ def test_the_last_checkpoint_is_there_before_the_last_evaluation(prepared, tmp_p
     assert cases.train(values)["steps"] == 12 and (tmp_path / "run/summary.json").exists()
 
 
+def test_a_run_killed_while_it_writes_its_first_file_begins_again(prepared, tmp_path, monkeypatch):
+    values = run_values(prepared, tmp_path / "run", phases=[{"steps": 2, "seq_len": 32, "batch_tokens": 256}])
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "fsync", lambda _: os._exit(9))
+        pid = os.fork()
+        if pid == 0:
+            cases.train(values)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert [path.suffix for path in (tmp_path / "run").iterdir()] == [".tmp"]
+    assert cases.train(values)["steps"] == 2
+
+
 @pytest.mark.parametrize("at", [6, 12])
 def test_a_run_that_is_asked_to_stop_while_it_evaluates_saves_and_stops(at, prepared, tmp_path, monkeypatch, capsys):
     cases.train(run_values(prepared, tmp_path / "straight"))
