@@ -21,6 +21,9 @@ from benchmarks.measuring import machine, versions  # noqa: E402
 
 # Rates that an H200 reached: FLOP/s of a large bf16 matrix product, and bytes a second that a copy reads and writes.
 FLOPS, BYTES = 790e12, 4.3e12
+# FLOP/s of FlashAttention-2: 35 % of the peak of an H100, which is an H200's (Shah et al. 2024, arXiv:2407.08608,
+# abstract).
+ATTENTION = 0.35 * 989e12
 TOY = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "triton", "numpy")
 COUNTERS = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
@@ -126,14 +129,24 @@ def measured_floors(toy: bool) -> dict:
 
 
 def predicted(
-    shape: dict, vocab_size: int, T: int, targets: int, tokens: tuple[int, int], passes: int, logit_bytes: int
+    shape: dict,
+    vocab_size: int,
+    T: int,
+    targets: int,
+    tokens: tuple[int, int],
+    passes: int,
+    logit_bytes: int,
+    seen: float | None = None,
 ) -> dict[str, Any]:
-    """The time of a token in µs, counted from FLOPs and bytes, and the rates that follow. No launch costs anything.
+    """The time of a token in µs by class of kernel (contest.py), counted from FLOPs and bytes, and the rates that
+    follow. No launch costs anything.
 
     `tokens`: of a step and of a micro-batch. `passes`: how often the kernels of a block that are no matrix product read
     or write a number for each of its D channels (bf16), forward and backward. `logit_bytes`: bytes that are read and
     written for each logit of a target. A step reads and writes 30 bytes for a weight (fp32 master, two moments,
-    gradient and bf16 copy), and a micro-batch 10 (its bf16 gradient is added to an fp32 sum).
+    gradient and bf16 copy), and a micro-batch 10 (its bf16 gradient is added to an fp32 sum). `seen`: the tokens that a
+    token sees, summed over layers, which take the rate of FlashAttention-2; None: attention is counted in full, at the
+    rate of products. A causal window takes about as long either way.
     """
     import torch
 
@@ -144,11 +157,17 @@ def predicted(
     with torch.device("meta"):
         model = model_of(config, vocab_size)
     flops, weights = model.flops_per_token(T, targets), sum(p.numel() for p in model.parameters())
+    windows = [config.window_of(layer) for layer in range(config.layers)]
+    counted = sum(T if window is None else min(T, 2 * window + 1) for window in windows)  # as flops_per_token does
+    one = 12 * config.heads * config.E  # FLOPs for each token that is seen
+    entries = config.rows_of(vocab_size) * targets / T  # logits for a token
+    head = 6 * config.D * entries
     micros = {
-        "products_and_attention": flops / FLOPS,
-        "other_kernels_of_blocks": config.layers * config.width * passes * 2 / BYTES,
-        "logits": config.rows_of(vocab_size) * logit_bytes * targets / T / BYTES,
-        "optimizer_and_sums": weights * (30 / tokens[0] + 10 / tokens[1]) / BYTES,
+        "matrix products": (flops - one * counted - head) / FLOPS,
+        "attention": one * (counted / FLOPS if seen is None else seen / ATTENTION),
+        "norms and element-wise": config.layers * config.width * passes * 2 / BYTES,
+        "head and loss": head / FLOPS + entries * logit_bytes / BYTES,
+        "optimizer": weights * (30 / tokens[0] + 10 / tokens[1]) / BYTES,
     }
     rate = 1 / sum(micros.values())
     return {
@@ -156,6 +175,7 @@ def predicted(
         "tokens_per_s": round(rate),
         "step_ms": round(1e3 * tokens[0] / rate, 2),
         "flops_a_token": flops,
+        "seen_flops_a_token": flops if seen is None else flops - one * (counted - seen),
         "weights": weights,
     }
 
