@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.activations import Existing, storage
 from benchmarks.gpu import plans
+from pretrain.model.attention import Layout
 from pretrain.model.config import ModelConfig
 from pretrain.model.models import model_of
 from pretrain.objectives import OBJECTIVES
@@ -146,13 +147,29 @@ def test_the_micro_batch_that_fits_divides_every_phase_among_the_ranks():
 
 
 def test_the_runs_that_are_to_be_measured_on_a_gpu_fit_into_it(tmp_path):
-    """Twelve runs of real sizes, which differ in their plans."""
-    peaks = {}
-    for one in plans.RUNS:
-        planned = plans.plan(plans.values_of(one, tmp_path, toy=False), one.stage is None, toy=False)
-        peaks[one.name] = planned["gb"]["peak"]
-        assert planned["step_ms"]["counted"] < planned["step_ms"]["assumed share of the peak"]
-    assert len(set(peaks.values())) == 12
-    assert max(peaks.values()) < 0.9 * GPUS[plans.GPU].gb
+    """Runs of real sizes. The twelve of the presets differ in their plans."""
+    peaks, counts = {}, {}
+    for group, runs in plans.RUNS.items():
+        counts[group] = len(runs)
+        for one in runs:
+            planned = plans.plan(one, plans.values_of(one, tmp_path, toy=False), toy=False)
+            assert one.name not in peaks
+            peaks[one.name] = planned["gb"]["peak"]
+            assert planned["step_ms"]["counted"] < planned["step_ms"]["assumed share of the peak"]
+            assert planned["seen_flops_a_token"] <= planned["flops_a_token"]
+    of_presets = list(peaks.values())[: counts["presets"]]
+    assert len(set(of_presets)) == 12
+    assert max(of_presets) < 0.9 * GPUS[plans.GPU].gb
+    assert max(peaks.values()) < GPUS[plans.GPU].gb
     assert peaks["gpt2-124m, plain, recomputed"] < peaks["gpt2-124m, plain"] < peaks["gpt2-124m, ZeRO 3"]
     assert peaks["qwen3-0.6b, ZeRO 2, offloaded"] < peaks["qwen3-0.6b, plain"]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 2])
+def test_the_tokens_that_are_seen_are_those_of_the_mask(causal, window):
+    """Documents of 3, 1 and 12 tokens fill two windows of 8."""
+    segments = torch.tensor([[0] * 3 + [1] + [2] * 4, [0] * 8])
+    mask = Layout(segments, segments, causal).mask(window, torch.float32)
+    found = plans.seen(np.array([3, 1, 12]), 8, causal, window)
+    assert found == pytest.approx((mask == 0).sum().item() / 16)
