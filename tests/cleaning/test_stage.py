@@ -31,6 +31,7 @@ from tests.conftest import ROOT, SAMPLE
 from tests.helpers.cleaning import step as step_alone
 from tests.helpers.corpora import file, recipe
 from tests.helpers.entries import entries
+from tests.helpers.processes import started
 
 OFF = dict.fromkeys(StepsConfig.model_fields, "false")
 FRACTION = 0.2  # held out
@@ -698,7 +699,7 @@ def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_bytes(corpus, refe
     states = []
     for _ in range(2):
         enough = len(done(work)) + 4
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        with started(command, stderr=subprocess.DEVNULL) as process:
             wait_for(partial(has_pieces, work, enough), process)
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL

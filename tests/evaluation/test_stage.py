@@ -74,11 +74,8 @@ def test_ranks_score_what_one_process_scores(runs, tmp_path):
 
 
 def test_a_rank_that_is_killed_while_it_scores_is_said_to_have_ended(runs, tmp_path):
-    ranks = Ranks(2, score_but_die_on_rank_1, str(runs["masked_lm"][0]), log=tmp_path / "log")
-    try:
+    with Ranks(2, score_but_die_on_rank_1, str(runs["masked_lm"][0]), log=tmp_path / "log") as ranks:
         done, value = ranks.result(0, within=60)
-    finally:
-        ranks.kill()
     assert not done and "PretrainError: rank 0 lost the connection to another rank" in value, value
 
 

@@ -23,7 +23,10 @@ _context.set_forkserver_preload(["tests.helpers.preload"])
 
 
 class Ranks:
-    """`world` processes that run `work(*args)`, with the environment variables that a launcher sets."""
+    """`world` processes that run `work(*args)`, with the environment variables that a launcher sets.
+
+    As a context manager, it ends them with kill -9 after the block.
+    """
 
     def __init__(self, world: int, work: Callable, *args: Any, log: Path, launched: bool = True):
         port = free_port()
@@ -42,6 +45,12 @@ class Ranks:
             self._pipes.append(ours)
             self.processes.append(process)
         self._log = log
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
 
     def kill(self) -> None:
         """End all ranks with kill -9."""

@@ -19,6 +19,7 @@ import pytest
 from pretrain.errors import CorpusError, PretrainError
 from pretrain.processes.pool import AHEAD, ordered
 from tests.conftest import ROOT
+from tests.helpers.processes import started
 
 
 def square(number: int) -> int:
@@ -178,19 +179,16 @@ def test_ctrl_c_waits_neither_for_work_nor_for_the_other_half_of_a_large_result(
     config.write_text("{}")
     out, err = tmp_path / "out", tmp_path / "err"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    with open(out, "w") as stdout, open(err, "w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, script], env=environment, cwd=tmp_path, stdout=stdout, stderr=stderr
-        )
-        try:
-            deadline = time.monotonic() + 60
-            while len(workers := set(out.read_text().split())) < 3 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130
-        finally:
-            process.kill()
-            process.wait()
+    with (
+        open(out, "w") as stdout,
+        open(err, "w") as stderr,
+        started([sys.executable, script], env=environment, cwd=tmp_path, stdout=stdout, stderr=stderr) as process,
+    ):
+        deadline = time.monotonic() + 60
+        while len(workers := set(out.read_text().split())) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
     assert len(workers) == 3 and not any(is_running(int(worker)) for worker in workers)
     assert err.read_text() == "interrupted; no incomplete folder was published\n"
 
@@ -206,7 +204,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         f"    for pid in ordered(partial(place, Path({str(met)!r}), 2), range(10**9), 2):\n"
         "        print(pid, flush=True)\n"
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+    with started([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
         workers = {int(parent.stdout.readline()) for _ in range(20)}
         parent.kill()
     assert len(workers) == 2

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 from tests.conftest import ROOT, run_values
 from tests.helpers import cases
+from tests.helpers.processes import started
 from tests.helpers.ranks import Ranks, free_port
 
 BIN = Path(sys.executable).parent
@@ -20,13 +22,11 @@ DEEPSPEED = [str(BIN / "deepspeed"), "--num_accelerators", "2"]
 TIMEOUT_S = 180
 
 
-def start(command: list[str], cwd: Path, **kwargs) -> subprocess.Popen:
+def start(command: list[str], cwd: Path) -> AbstractContextManager[subprocess.Popen]:
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         env.pop(name, None)
-    return subprocess.Popen(
-        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs
-    )
+    return started(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def other_port() -> list[str]:
@@ -37,6 +37,11 @@ def other_port() -> list[str]:
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     output, _ = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, output
+
+
+def ended(command: list[str], cwd: Path) -> tuple[int, str]:
+    with start(command, cwd) as process:
+        return finish(process)
 
 
 def written(values: dict, path: Path) -> Path:
@@ -55,7 +60,7 @@ def test_deepspeed_and_torchrun_train_the_same_run(prepared, tmp_path):
     }
     for name, command in launchers.items():
         config = written(run_values(prepared, tmp_path / name), tmp_path / f"{name}.yaml")
-        code, output = finish(start([*command, str(config), "log_every=6"], cwd=tmp_path))
+        code, output = ended([*command, str(config), "log_every=6"], cwd=tmp_path)
         assert code == 0, output
         assert output.count("step  6/12") == 1, "rank 0 alone talks\n" + output
         assert "DeepSpeed ZeRO 1, 2 x cpu" in output
@@ -82,7 +87,7 @@ def test_a_users_mistake_under_the_launcher_is_said_once_and_exits_2(prepared, t
     values = run_values(prepared, tmp_path / "run", optim={"warmup_step": 3})
     config = written(values, tmp_path / "run.yaml")
     launcher = [*DEEPSPEED, *other_port(), str(ROOT / "launch/pretrain.py"), str(config)]
-    code, output = finish(start(launcher, cwd=tmp_path))
+    code, output = ended(launcher, cwd=tmp_path)
     assert code == 2, output
     assert output.count("did you mean optim.warmup_steps?") == 1 and "Traceback" not in output, output
     assert not (tmp_path / "run").exists()
@@ -97,18 +102,17 @@ def test_ranks_whose_launcher_is_terminated_save_and_end(reaches, prepared, tmp_
     values["data"]["workers"] = 2 if reaches == "process group" else 0
     config = written(values, tmp_path / "run.yaml")
     launcher = [*DEEPSPEED, *other_port(), str(ROOT / "launch/pretrain.py"), str(config)]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(launcher, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    wait_for(lambda: len(cases.history(tmp_path / "run")) > 3, tmp_path / "log")
-    if reaches == "one rank":
-        os.kill(next(pid for pid in alive(str(config)) if "RANK" in variables(pid)), signal.SIGTERM)
-        assert process.wait(TIMEOUT_S) == 75, "the launcher returns the exit status of a rank"
-    else:
-        (os.killpg if reaches == "process group" else os.kill)(process.pid, signal.SIGTERM)
-        process.wait(TIMEOUT_S)
-    wait_for(lambda: "stopped at step" in (tmp_path / "log").read_text(), tmp_path / "log")
-    saved = cases.state(tmp_path / "run")
-    wait_for(lambda: not alive(str(config)), tmp_path / "log")
+    with open(tmp_path / "log", "w") as log, started(launcher, cwd=tmp_path, stdout=log, stderr=log) as process:
+        wait_for(lambda: len(cases.history(tmp_path / "run")) > 3, tmp_path / "log")
+        if reaches == "one rank":
+            os.kill(next(pid for pid in alive(str(config)) if "RANK" in variables(pid)), signal.SIGTERM)
+            assert process.wait(TIMEOUT_S) == 75, "the launcher returns the exit status of a rank"
+        else:
+            (os.killpg if reaches == "process group" else os.kill)(process.pid, signal.SIGTERM)
+            process.wait(TIMEOUT_S)
+        wait_for(lambda: "stopped at step" in (tmp_path / "log").read_text(), tmp_path / "log")
+        saved = cases.state(tmp_path / "run")
+        wait_for(lambda: not alive(str(config)), tmp_path / "log")
     assert saved and len(list((tmp_path / "run/checkpoints").glob("step_*"))) == 1
 
 
@@ -116,17 +120,17 @@ def test_sigterm_to_a_plain_process_saves_ends_cleanly_and_the_run_goes_on(prepa
     steps = [{"steps": 100_000, "seq_len": 32, "batch_tokens": 256}]
     values = run_values(prepared, tmp_path / "run", phases=steps)
     config = written(values, tmp_path / "run.yaml")
-    process = start([sys.executable, str(ROOT / "launch/pretrain.py"), str(config)], cwd=tmp_path)
-    wait_for(lambda: len(cases.history(tmp_path / "run")) > 3)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
+    with start([sys.executable, str(ROOT / "launch/pretrain.py"), str(config)], cwd=tmp_path) as process:
+        wait_for(lambda: len(cases.history(tmp_path / "run")) > 3)
+        process.send_signal(signal.SIGTERM)
+        code, output = finish(process)
     assert code == 75 and "(SIGTERM): saved" in output and "failed" not in output, output
     assert "continuing after step" not in output
     done = len(cases.history(tmp_path / "run"))
-    again = Ranks(1, cases.train, values, log=tmp_path / "again.log", launched=False)
-    wait_for(lambda: len(cases.history(tmp_path / "run")) > done + 3)
-    os.kill(again.processes[0].pid, signal.SIGTERM)
-    assert "Stopped" in again.result(0, within=60)[1]
+    with Ranks(1, cases.train, values, log=tmp_path / "again.log", launched=False) as again:
+        wait_for(lambda: len(cases.history(tmp_path / "run")) > done + 3)
+        os.kill(again.processes[0].pid, signal.SIGTERM)
+        assert "Stopped" in again.result(0, within=60)[1]
     assert f"continuing after step {done}" in again.logs() and "(SIGTERM): saved" in again.logs()
     steps_recorded = [step for step, *_ in cases.history(tmp_path / "run")]
     assert steps_recorded == list(range(1, len(steps_recorded) + 1))
@@ -182,7 +186,7 @@ def test_workers_of_every_start_method_find_the_package_not_the_script(method, t
         print(pool.apply(eval, ("__import__('pretrain.order.stream').__path__",)))
 """
     (checkout / "launch/pretrain.py").write_text(header + body)
-    code, output = finish(start([sys.executable, "launch/pretrain.py"], cwd=checkout))
+    code, output = ended([sys.executable, "launch/pretrain.py"], cwd=checkout)
     assert code == 0 and "checkout/pretrain" in output, output
 
 

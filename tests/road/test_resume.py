@@ -120,12 +120,11 @@ def kill_after_checkpoint(
     saved, aside = (out / f"checkpoints/{name}" for name in (f"step_{step:08d}", f".step_{step:08d}.tmp"))
     for attempt in range(5):
         runs = [first, values] if first else [values]
-        ranks = Ranks(world, cases.train_each, runs, log=tmp_path / f"killed{attempt}.log", launched=launched)
-        deadline = time.monotonic() + 60
-        while not (saved.exists() or (saving and aside.exists())):
-            assert time.monotonic() < deadline and ranks.processes[0].is_alive(), ranks.logs()
-            time.sleep(0.0005)
-        ranks.kill()
+        with Ranks(world, cases.train_each, runs, log=tmp_path / f"killed{attempt}.log", launched=launched) as ranks:
+            deadline = time.monotonic() + 60
+            while not (saved.exists() or (saving and aside.exists())):
+                assert time.monotonic() < deadline and ranks.processes[0].is_alive(), ranks.logs()
+                time.sleep(0.0005)
         if (aside.exists() and not saved.exists()) if saving else checkpoint.newest(out) == saved:
             return
         for file in sorted(out.rglob("*"), reverse=True):  # the kill came too late: try again

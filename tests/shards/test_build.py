@@ -44,6 +44,7 @@ from pretrain.shards.megatron import dtype_of, read_idx, write_idx
 from pretrain.tokenizer import open_tokenizer
 from tests.conftest import ROOT, SAMPLE
 from tests.helpers.entries import entries
+from tests.helpers.processes import started
 
 CALLS = {"open", "write", "flush", "fsync", "close", "rename", "mkdir", "unlink", "rmdir", "chmod"}
 TIMEOUT_S = 60
@@ -333,7 +334,7 @@ def test_a_launcher_that_is_killed_leaves_finished_chunks_which_any_number_of_wo
     states = []
     for workers in (2, 1):
         enough = len(_finished(work)) + 3
-        with subprocess.Popen([*command, f"workers={workers}"], stderr=subprocess.DEVNULL) as process:
+        with started([*command, f"workers={workers}"], stderr=subprocess.DEVNULL) as process:
             deadline = time.monotonic() + TIMEOUT_S
             while len(_finished(work)) < enough:
                 assert process.poll() is None and time.monotonic() < deadline

@@ -1,7 +1,6 @@
 """Beginnings of words: in English, Chinese and mixed text, around unknown tokens, in both kinds of vocabulary."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from pretrain.tokenizer import Tokenizer, open_tokenizer
 from pretrain.tokenizer.report import han_in
 from tests.conftest import ROOT
 from tests.helpers.entries import entries
+from tests.helpers.processes import started
 
 jieba = pytest.importorskip("jieba")
 
@@ -192,11 +192,12 @@ segment.run(segment.WordsConfig(shards={shards!r}, tokenizer={tokenizer!r}))
 def test_a_killed_stage_goes_on_where_it_was(found, prepared, tmp_path, monkeypatch):
     shards = shutil.copytree(prepared.shards["bert"], tmp_path / "shards")
     code = KILLED.format(root=str(ROOT), shards=str(shards), tokenizer=str(prepared.tokenizer["bert"]))
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and len(list(shards.glob(".words.work/stretches-*/*"))) < 20:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with started([sys.executable, "-c", code], **quiet) as process:
+        while process.poll() is None and len(list(shards.glob(".words.work/stretches-*/*"))) < 20:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     made = [path for path in shards.glob(".words.work/stretches-*/*") if path.suffix != ".tmp"]
     Shards(shards)  # unfinished work is not part of the set
     made[0].write_bytes(bytes([made[0].read_bytes()[0] ^ 1]) + made[0].read_bytes()[1:])  # so it is made again

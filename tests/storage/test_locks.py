@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -14,6 +15,7 @@ from pretrain.storage.index import faults, read_index, write_index
 from pretrain.storage.locks import locked
 from pretrain.storage.publish import publish
 from tests.conftest import ROOT
+from tests.helpers.processes import started
 
 OWNER = """
 import os, sys, time
@@ -48,46 +50,40 @@ for number in range(rounds):
 """
 
 
-def start(code: str, *arguments: object) -> subprocess.Popen:
+def start(code: str, *arguments: object) -> AbstractContextManager[subprocess.Popen]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return started(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def test_of_processes_that_begin_at_once_one_makes_the_folder_and_its_files_alone_are_in_it(tmp_path):
     rounds = 60
     with start(RACER, tmp_path, rounds, os.getpid()) as one, start(RACER, tmp_path, rounds, os.getpid()) as other:
-        racers = one, other
-        try:
-            for number in range(rounds):
-                left = tmp_path / f"{number}.aside" / ".o.tmp"  # by a killed process
-                left.mkdir(parents=True)
-                for name in range(20):
-                    (left / str(name)).touch()
-                (tmp_path / f"{number}.aside").rename(tmp_path / str(number))
-                said = sorted(racer.stdout.readline().strip() for racer in racers)
-                assert said in (["done", "refused"], ["done", "done"]), said  # the second may come later
-                out = tmp_path / str(number) / "o"
-                index = read_index(out, UserError, "")
-                assert len(index["files"]) == 4 and not faults(out, index)
-        finally:
-            for racer in racers:
-                racer.kill()
+        for number in range(rounds):
+            left = tmp_path / f"{number}.aside" / ".o.tmp"  # by a killed process
+            left.mkdir(parents=True)
+            for name in range(20):
+                (left / str(name)).touch()
+            (tmp_path / f"{number}.aside").rename(tmp_path / str(number))
+            said = sorted(racer.stdout.readline().strip() for racer in (one, other))
+            assert said in (["done", "refused"], ["done", "done"]), said  # the second may come later
+            out = tmp_path / str(number) / "o"
+            index = read_index(out, UserError, "")
+            assert len(index["files"]) == 4 and not faults(out, index)
 
 
 def test_the_owner_is_named_and_its_death_frees_the_folder_though_a_forked_process_lives(tmp_path):
-    owner = start(OWNER, tmp_path / "run")
-    assert owner.stdout.readline() == "has it\n"
-    with pytest.raises(ConfigError) as refused, locked(tmp_path / "run", "pretrain", ConfigError):
-        pass
-    assert f"run: pretrain, process {owner.pid} on {os.uname().nodename} since 20" in str(refused.value)
-    with locked(tmp_path / "other", "pretrain"):  # the lock of another folder
-        pass
-    os.kill(owner.pid, signal.SIGKILL)
-    owner.wait()
-    with locked(tmp_path / "run", "export"):
-        assert json.loads((tmp_path / ".run.lock").read_text())["command"] == "export"
-    os.killpg(owner.pid, signal.SIGKILL)  # the forked process lived all the time
-    owner.communicate(timeout=30)
+    with start(OWNER, tmp_path / "run") as owner:
+        assert owner.stdout.readline() == "has it\n"
+        with pytest.raises(ConfigError) as refused, locked(tmp_path / "run", "pretrain", ConfigError):
+            pass
+        assert f"run: pretrain, process {owner.pid} on {os.uname().nodename} since 20" in str(refused.value)
+        with locked(tmp_path / "other", "pretrain"):  # the lock of another folder
+            pass
+        os.kill(owner.pid, signal.SIGKILL)
+        owner.wait()
+        with locked(tmp_path / "run", "export"):
+            assert json.loads((tmp_path / ".run.lock").read_text())["command"] == "export"
+        os.killpg(owner.pid, signal.SIGKILL)  # the forked process lived all the time
 
 
 def test_a_forked_process_releases_nothing(tmp_path):

@@ -30,12 +30,11 @@ def test_an_export_changes_no_loss_and_is_made_again_after_a_kill(prepared, tmp_
     }
     on_ranks(2, cases.train, values["without"], log=tmp_path / "without.log")
     exports = tmp_path / "with/exports"
-    ranks = Ranks(2, cases.train, values["with"], log=tmp_path / "killed.log")
-    deadline = time.monotonic() + 120
-    while not list(exports.glob(".step_00000008.tmp/config.json")):
-        assert time.monotonic() < deadline, ranks.logs()
-        time.sleep(0.02)
-    ranks.kill()
+    with Ranks(2, cases.train, values["with"], log=tmp_path / "killed.log") as ranks:
+        deadline = time.monotonic() + 120
+        while not list(exports.glob(".step_00000008.tmp/config.json")):
+            assert time.monotonic() < deadline, ranks.logs()
+            time.sleep(0.02)
     assert not (exports / "step_00000008").exists()
 
     on_ranks(2, cases.train, values["with"], log=tmp_path / "resumed.log")

@@ -124,13 +124,10 @@ def test_a_peer_that_hangs_ends_the_run_within_the_limit(stage, prepared, tmp_pa
     """DeepSpeed reduces over process groups of its own, which wait for 30 minutes by default."""
     engine = {"zero_stage": stage, "timeout_s": 4}
     values = run_values(prepared, tmp_path / "run", "causal_lm", engine=engine, phases=MANY_STEPS)
-    ranks = Ranks(2, train_but_stop_before_a_step, values, log=tmp_path / "log")
-    try:
+    with Ranks(2, train_but_stop_before_a_step, values, log=tmp_path / "log") as ranks:
         while ranks.processes[1].is_alive() and state_of(ranks.processes[1].pid) != "T":
             time.sleep(0.02)
         done, value = ranks.result(0, within=60)  # far below the 30 minutes, far above the 4 s on a busy machine
-    finally:
-        ranks.kill()
     assert not done and "rank 0 waited 4 s for another rank" in value and "PretrainError" in value, value
 
 

@@ -33,10 +33,9 @@ def test_a_checkpoint_written_after_later_steps_holds_the_state_of_its_own(world
         run_values(prepared, tmp_path / name, engine={"zero_stage": stage}, checkpoint={"every_steps": 4})
         for name in ("straight", "killed")
     ]
-    ranks = Ranks(world, train_and_write_late, runs, log=tmp_path / "killed.log", launched=launched)
     saved = tmp_path / "killed/checkpoints/step_00000004"
-    wait_for(saved.exists, ranks)
-    ranks.kill()
+    with Ranks(world, train_and_write_late, runs, log=tmp_path / "killed.log", launched=launched) as ranks:
+        wait_for(saved.exists, ranks)
     assert metrics.last_step(tmp_path / "killed") >= 7 and checkpoint.newest(tmp_path / "killed") == saved
     on_ranks(world, cases.train, runs[1], log=tmp_path / "resumed.log", launched=launched)
     assert "continuing after step 4" in (tmp_path / "resumed.0.log").read_text()
@@ -85,11 +84,10 @@ def test_a_run_that_is_killed_at_any_point_of_a_slow_write_has_whole_checkpoints
     )
     for number, step in enumerate((6, 12, 18)):
         runs = [straight, killed] if number == 0 else [killed]
-        ranks = Ranks(2, train_on_a_slow_disk, runs, log=tmp_path / f"killed{number}.log")
         aside, saved = (tmp_path / f"killed/checkpoints/{name}" for name in (f".step_{step:08}.tmp", f"step_{step:08}"))
-        wait_for(lambda aside=aside, saved=saved: aside.exists() or saved.exists(), ranks)
-        time.sleep(draw.uniform(0, 0.3))
-        ranks.kill()
+        with Ranks(2, train_on_a_slow_disk, runs, log=tmp_path / f"killed{number}.log") as ranks:
+            wait_for(lambda aside=aside, saved=saved: aside.exists() or saved.exists(), ranks)
+            time.sleep(draw.uniform(0, 0.3))
         for folder in (tmp_path / "killed/checkpoints").glob("step_*"):
             Checkpoint(folder)  # raises unless every byte is right
     on_ranks(2, train_on_a_slow_disk, [killed], log=tmp_path / "resumed.log")
