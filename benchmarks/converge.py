@@ -41,7 +41,6 @@ BERT |= {"mlp": "gelu", "bias": True, "transform_head": True}
 MODERNBERT = {"causal": False, "norm": "layernorm", "norm_position": "pre", "embed_norm": True, "first_norm": False}
 MODERNBERT |= {"norm_eps": 1e-5, "positions": "rope", "mlp": "geglu", "bias": False, "transform_head": True}
 GATED = ("swiglu", "geglu")  # with a third matrix: 3 times the width has as many weights as 4 times without it
-HEADS = {"decoder": 32, "encoder": 64}  # the width of a head in the model of width 128; 64 in a wider one
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ class Recipe:
     shares: tuple[float, ...]  # of the tokens of the race that it is given, one run each
     objective: dict[str, Any] = field(default_factory=dict)
 
-    def configuration(self, race: str, size: str, tokens: int) -> dict[str, Any]:
+    def configuration(self, layers: int, width: int, tokens: int) -> dict[str, Any]:
+        """The sections of a run but for `data`. A head is 64 wide, and 32 in the smallest decoder."""
         steps = tokens / self.batch_tokens
-        model = self.model | SIZES[size] | {"max_positions": 128}
-        width = model["width"]
-        model = {"heads": width // (HEADS[race] if width == 128 else 64)} | model
+        model = self.model | {"layers": layers, "width": width, "max_positions": 128}
+        model = {"heads": width // (32 if model["causal"] and width == 128 else 64)} | model
         model["mlp_width"] = width * (3 if model["mlp"] in GATED else 4)
         kind = "causal_lm" if model["causal"] else "masked_lm"
         phases = []
@@ -208,7 +207,7 @@ def run(folder: Path, race: str, name: str, share: float, seed: int, recipe: Rec
     data = {"shards": str(folder / f"shards-{form}"), "tokenizer": str(folder / f"tokenizer-{form}")}
     if kind == "encoder":
         data["block_tokens"] = 64
-    config = recipe.configuration(kind, size, round(TOKENS[kind] * share))
+    config = recipe.configuration(**SIZES[size], tokens=round(TOKENS[kind] * share))
     path = out.with_suffix(".yaml")
     path.write_text(json.dumps({"out": str(out), "seed": seed, "data": data, **config}))
     cost = process([sys.executable, str(ROOT / "launch/pretrain.py"), str(path)], ONE_THREAD)
