@@ -23,6 +23,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 BATCH = 128
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.inference_mode()
@@ -35,8 +36,8 @@ def likelihoods(model: Any, tokenizer: Any, sentences: list[str]) -> list[float]
     for first in range(0, len(order), BATCH):
         part = order[first : first + BATCH]
         longest = len(rows[part[-1]])
-        ids = torch.tensor([rows[i] + [begin] * (longest - len(rows[i])) for i in part])
-        real = torch.tensor([[1] * len(rows[i]) + [0] * (longest - len(rows[i])) for i in part])
+        ids = torch.tensor([rows[i] + [begin] * (longest - len(rows[i])) for i in part], device=DEVICE)
+        real = torch.tensor([[1] * len(rows[i]) + [0] * (longest - len(rows[i])) for i in part], device=DEVICE)
         logits = model(input_ids=ids, attention_mask=real).logits[:, :-1].float()
         target = ids[:, 1:]
         each = logits.gather(-1, target[..., None])[..., 0] - logits.logsumexp(-1)
@@ -48,7 +49,7 @@ def likelihoods(model: Any, tokenizer: Any, sentences: list[str]) -> list[float]
 def scored(folder: str, files: list[Path], pairs: int | None) -> dict[str, Any]:
     """The accuracy of each paradigm, and their mean with its standard error."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE).eval()
     by_paradigm: dict[str, list[dict]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines():

@@ -32,6 +32,7 @@ import transformers  # noqa: E402
 from pretrain.finetune.scores import Z975, t975  # noqa: E402
 
 BATCH, WARMUP, DECAY = 16, 0.1, 0.01
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IGNORED = -100  # the label of pieces that carry no tag
 
 
@@ -94,7 +95,10 @@ def batch(rows: list[tuple], padding: int) -> dict[str, torch.Tensor]:
     ids = [[*ids, *[padding] * (longest - len(ids))] for ids, *_ in rows]
     mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids, *_ in rows]
     labels = [[*labels, *[IGNORED] * (longest - len(labels))] for _, labels, _ in rows]
-    return {k: torch.tensor(v) for k, v in {"input_ids": ids, "attention_mask": mask, "labels": labels}.items()}
+    return {
+        k: torch.tensor(v, device=DEVICE)
+        for k, v in {"input_ids": ids, "attention_mask": mask, "labels": labels}.items()
+    }
 
 
 def trained(folder: str, fresh: bool, task: Task, padding: int, rate: float, epochs: int, seed: int) -> Any:
@@ -111,7 +115,7 @@ def trained(folder: str, fresh: bool, task: Task, padding: int, rate: float, epo
     steps = epochs * math.ceil(len(rows) / BATCH)
     shape = transformers.get_linear_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
     order = random.Random(seed)
-    model.train()
+    model.to(DEVICE).train()
     for _ in range(epochs):
         shuffled = order.sample(rows, len(rows))
         for first in range(0, len(rows), BATCH):
