@@ -3,13 +3,14 @@
     python benchmarks/tagging.py TASK FOLDER... [--labels 1000] [--rates 5e-4 1e-3 2e-3] [--epochs 10] [--seeds 3]
 
 TASK is a folder with train.jsonl, dev.jsonl and test.jsonl, whose lines are {"tokens": [...], "tags": [...]}. Each
-FOLDER is opened by stock transformers as a token classifier. Its random twin has the same config.json and fresh
-weights. The learning rate is the best on dev with one seed; the score is of test, the mean over the seeds. It is the
-F1 of entities where tags are BIO (an entity counts if its type and both ends are right; Tjong Kim Sang & De Meulder
-2003), else the share of right tags. The first piece of a word carries its tag. A word behind the last trained position
-has the tag O, or the first tag.
+FOLDER is opened by stock transformers as a token classifier, and trained in three ways: every weight, LoRA's adapters
+on every linear layer with the head, and every weight of its random twin, which has the same config.json and fresh
+weights. The learning rate is the best on dev with one seed, where there are several; LoRA takes LORA_RATE times each.
+The score is of test, the mean over the seeds. It is the F1 of entities where tags are BIO (an entity counts if its type
+and both ends are right; Tjong Kim Sang & De Meulder 2003), else the share of right tags. The first piece of a word
+carries its tag. A word behind the last trained position has the tag O, or the first tag.
 
-One line of JSON a folder: `pretrained` and `random`, each with rate, scores, mean and the 95 % interval: the error of
+One line of JSON a folder: `full`, `lora` and `random`, each with rate, scores, mean and the 95 % interval: the error of
 the seeds (Student's t) and that of the test sentences (bootstrap) in quadrature.
 """
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # so that no file of this folder shadows a library
 
 import numpy as np  # noqa: E402
+import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -33,6 +35,8 @@ from pretrain.finetune.scores import Z975, t975  # noqa: E402
 
 BATCH, WARMUP, DECAY = 16, 0.1, 0.01
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+METHODS = ("full", "lora", "random")
+LORA_RANK, LORA_RATE = 8, 3
 IGNORED = -100  # the label of pieces that carry no tag
 
 
@@ -101,7 +105,7 @@ def batch(rows: list[tuple], padding: int) -> dict[str, torch.Tensor]:
     }
 
 
-def trained(folder: str, fresh: bool, task: Task, padding: int, rate: float, epochs: int, seed: int) -> Any:
+def trained(folder: str, method: str, task: Task, padding: int, rate: float, epochs: int, seed: int) -> Any:
     """A token classifier, trained with AdamW, linear warm-up and decay. Dropout is 0."""
     transformers.set_seed(seed)
     auto, config = transformers.AutoModelForTokenClassification, transformers.AutoConfig.from_pretrained(folder)
@@ -109,7 +113,9 @@ def trained(folder: str, fresh: bool, task: Task, padding: int, rate: float, epo
     for name in [name for name in config.to_dict() if "dropout" in name]:
         setattr(config, name, 0.0)
     options = {"config": config, "dtype": torch.float32}
-    model = auto.from_config(config) if fresh else auto.from_pretrained(folder, **options)
+    model = auto.from_config(config) if method == "random" else auto.from_pretrained(folder, **options)
+    if method == "lora":
+        model, rate = with_adapters(model), LORA_RATE * rate
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=DECAY)
     rows = task.rows["train"]
     steps = epochs * math.ceil(len(rows) / BATCH)
@@ -127,6 +133,17 @@ def trained(folder: str, fresh: bool, task: Task, padding: int, rate: float, epo
     return model.eval()
 
 
+def with_adapters(model: Any) -> Any:
+    """LoRA on every linear layer of the encoder (Hu et al. 2021, arXiv:2106.09685). The head trains in full."""
+    encoder = model.base_model_prefix
+    modules = model.base_model.named_modules(prefix=encoder)
+    linear = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
+    parts = [(name, list(part.parameters())) for name, part in model.named_children()]
+    after = [name for name, weights in parts if weights and name != encoder]
+    settings = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "target_modules": linear, "modules_to_save": after}
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="TOKEN_CLS", **settings))
+
+
 @torch.inference_mode()
 def answered(model: Any, task: Task, side: str, padding: int) -> np.ndarray:
     """The counts of each sentence of a side."""
@@ -141,18 +158,18 @@ def answered(model: Any, task: Task, side: str, padding: int) -> np.ndarray:
     return task.counts(side, answers)
 
 
-def scored(folder: str, fresh: bool, task: Task, padding: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def scored(folder: str, method: str, task: Task, padding: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """The best rate on dev, and the scores on test with it."""
-    on_dev = {}
-    for rate in arguments.rates:
-        model = trained(folder, fresh, task, padding, rate, arguments.epochs, seed=0)
-        on_dev[rate] = f1(answered(model, task, "dev", padding))
-    rate = max(on_dev, key=lambda rate: on_dev[rate])
+    rate, epochs, on_dev = arguments.rates[0], arguments.epochs, {}
+    if len(arguments.rates) > 1:
+        for rate in arguments.rates:
+            model = trained(folder, method, task, padding, rate, epochs, seed=0)
+            on_dev[rate] = f1(answered(model, task, "dev", padding))
+        rate = max(on_dev, key=lambda rate: on_dev[rate])
     counts = []
     for seed in range(10, 10 + arguments.seeds):
-        counts.append(
-            answered(trained(folder, fresh, task, padding, rate, arguments.epochs, seed), task, "test", padding)
-        )
+        model = trained(folder, method, task, padding, rate, epochs, seed)
+        counts.append(answered(model, task, "test", padding))
     scores = [f1(one) for one in counts]
     draw = np.random.default_rng(0)
     sentences = len(counts[0])
@@ -187,8 +204,8 @@ def main() -> None:
         task = Task(arguments.task, tokenizer, positions, arguments.labels)
         found = {"task": arguments.task.name, "folder": folder, "metric": "F1" if task.spans else "accuracy"}
         found |= {"labels": len(task.rows["train"])}
-        for side, fresh in (("pretrained", False), ("random", True)):
-            found[side] = scored(folder, fresh, task, tokenizer.pad_token_id, arguments)
+        for method in METHODS:
+            found[method] = scored(folder, method, task, tokenizer.pad_token_id, arguments)
         print(json.dumps(found), flush=True)
 
 
