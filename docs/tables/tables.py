@@ -473,6 +473,7 @@ def _budgets_tasks(language: str) -> str:
         [
             f"`{name}`, `{task}`",
             label(one["metric"], language),
+            str(one["epochs"]),
             *(cell(one.get(how)) for how in ("random", "full", "lora")),
         ]
         for runs in read("budgets")["runs"].values()
@@ -483,6 +484,7 @@ def _budgets_tasks(language: str) -> str:
     heads = [
         ("configuration, task", "配置，任务"),
         ("score", "指标"),
+        ("epochs", "轮数"),
         ("fresh weights", "随机初始化"),
         ("every weight", "全部权重"),
         ("LoRA", "LoRA"),
