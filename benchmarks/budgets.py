@@ -7,11 +7,11 @@ folder each. CONFIGURATION is a name in configs/two-cores, such as encoder-10min
 language or a task. `wall_s` are the seconds of the whole `deepspeed` command on two ranks, so nothing else should run
 beside it; `cpu_s_of_others` shows whether something did.
 
-An encoder is fine-tuned on LABELS examples of each task, with every weight, with LoRA, and with every weight from fresh
-ones (the random twin): classifiers by the stage `finetune`, taggers by tagging.py. Every method has one learning rate
-for all tasks; three seeds. Classifiers have 20 epochs, as Mosbach et al. (2021, arXiv:2006.04884) advise for few
-examples. A decoder answers minimal pairs (minimal_pairs.py). What is done is not
-done again.
+An encoder is fine-tuned on LABELS examples of each task in three ways: all weights, LoRA, and all weights of a random
+twin, which has the same shape and was never pre-trained. Classifiers are trained by the stage `finetune`, taggers by
+tagging.py. Every way has one learning rate for all tasks and three seeds. Classifiers have 20 epochs, as Mosbach et al.
+(2021, arXiv:2006.04884) advise for few examples. A decoder answers minimal pairs (minimal_pairs.py). Each score records
+its epochs, and a task whose score is in the file is not run again.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CLASSIFIED = {
     "en": ("en_banking77", "en_clinc150", "en_mr", "en_sick"),
     "zh": ("zh_crosswoz_domain", "zh_law_category"),
 }
-TAGGED = {"en": ("en_ewt_pos", "en_snips_slots"), "zh": ("zh_uner_ner",)}
+TAGGED = {"en": ("en_ewt_pos", "en_snips_slots", "en_wnut17_ner"), "zh": ("zh_uner_ner",)}
 PAIRS, PAIRS_EACH = {"en": "en_blimp", "zh": "zh_sling"}, 200
 FORMS = {"encoder": "bert", "decoder": "byte"}
 
@@ -83,7 +83,7 @@ def classified(folder: Path, name: str, task: Path) -> dict[str, Any]:
     """Fine-tune a classifier with every method; return its baselines, and accuracy and interval of each method."""
     found: dict[str, Any] = {"metric": "accuracy", "epochs": EPOCHS["classifier"]}
     for method, rate in RATES.items():
-        out = folder / f"{name}-tasks" / f"{task.name}-{method}"
+        out = folder / f"{name}-tasks" / f"{task.name}-{method}-{EPOCHS['classifier']}"
         keys = {
             "method": "lora" if method == "lora" else "full",
             "init": "random" if method == "random" else "pretrained",

@@ -115,7 +115,7 @@ def trained(folder: str, method: str, task: Task, padding: int, rate: float, epo
     options = {"config": config, "dtype": torch.float32}
     model = auto.from_config(config) if method == "random" else auto.from_pretrained(folder, **options)
     if method == "lora":
-        model, rate = with_adapters(model), LORA_RATE * rate
+        model = with_adapters(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=DECAY)
     rows = task.rows["train"]
     steps = epochs * math.ceil(len(rows) / BATCH)
@@ -160,9 +160,10 @@ def answered(model: Any, task: Task, side: str, padding: int) -> np.ndarray:
 
 def scored(folder: str, method: str, task: Task, padding: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """The best rate on dev, and the scores on test with it."""
-    rate, epochs, on_dev = arguments.rates[0], arguments.epochs, {}
-    if len(arguments.rates) > 1:
-        for rate in arguments.rates:
+    rates = [LORA_RATE * rate for rate in arguments.rates] if method == "lora" else arguments.rates
+    rate, epochs, on_dev = rates[0], arguments.epochs, {}
+    if len(rates) > 1:
+        for rate in rates:
             model = trained(folder, method, task, padding, rate, epochs, seed=0)
             on_dev[rate] = f1(answered(model, task, "dev", padding))
         rate = max(on_dev, key=lambda rate: on_dev[rate])

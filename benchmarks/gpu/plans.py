@@ -113,7 +113,7 @@ RUNS: dict[str, tuple[Planned, ...]] = {
         Planned("qwen3-0.6b", stage=2, offloaded=True),
         Planned("llama-1b"),
         Planned("llama-1b", stage=3, recompute_every=1),
-        Planned("llama-7b", recompute_every=1),  # about 125 of 150 GB
+        Planned("llama-7b", recompute_every=1),  # about 125 of 141 GB
     ),
     # The most valuable first: a call may end before all are measured.
     "large": (

@@ -57,7 +57,7 @@ def path_of(folder: Path) -> Path:
 
 
 def was_locked(folder: Path) -> bool:
-    """Whether a process has or had the lock of `folder`. If not, no process has published the folder."""
+    """Whether the lock file of `folder` exists: without it no process has replaced `folder` under a lock of its own."""
     try:
         return path_of(folder).exists()
     except (OSError, ValueError):  # the name is invalid

@@ -43,7 +43,11 @@ def publish(
 
     The settings are recorded in the index, outside of its identity.
     """
-    folder = Path(folder).resolve() if os.path.islink(folder) else Path(folder)  # the link stays
+    try:
+        folder = Path(folder).resolve() if os.path.islink(folder) else Path(folder)  # the link stays
+    except (OSError, RuntimeError):  # a loop, by version of Python
+        found = f"{folder} is a link that leads to itself"
+        raise error_type("the output folder cannot be made", found, "choose another out=") from None
     try:
         check_output(folder, error_type, derived=stage in DERIVED)
         _check_replaceable(folder, stage, error_type, config)
@@ -55,9 +59,11 @@ def publish(
         aside = folder.with_name(f".{folder.name}.tmp")  # always this name, so the next run finds and deletes it
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(folder, aside)
+            _restore(folder)
             check_output(folder, error_type, derived=stage in DERIVED)
             _check_replaceable(folder, stage, error_type, config)
+            for left in (aside, *_olds(folder)):  # by killed processes
+                shutil.rmtree(left, ignore_errors=True)
             aside.mkdir()
         except OSError as error:
             found = f"{error.filename}: {error.strerror}"
@@ -133,14 +139,14 @@ def _record_settings(folder: Path, settings: dict) -> None:
     write_json(folder / INDEX, index)
 
 
-def _sweep(folder: Path, aside: Path) -> None:
-    """Clean up after killed processes beside `folder`. This process must hold the lock of `folder`."""
-    shutil.rmtree(aside, ignore_errors=True)
+def _restore(folder: Path) -> None:
+    """Give the earlier result its name back if a process was killed between its two renames.
+
+    This process must hold the lock of `folder`.
+    """
     for old in _olds(folder):
         if not folder.exists() and stage_of(old / INDEX):
-            old.rename(folder)  # killed between the two renames: restore the earlier result
-        else:
-            shutil.rmtree(old, ignore_errors=True)
+            old.rename(folder)
 
 
 def _take_name(aside: Path, folder: Path, error_type: type[UserError]) -> None:

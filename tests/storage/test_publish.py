@@ -212,3 +212,21 @@ def test_a_folder_that_another_process_renames_during_the_check_is_replaced(tmp_
     monkeypatch.setattr(Path, "exists", looked)
     assert made(out, size=1) == {"size": 1}
     assert Path.exists is real and sorted(path.name for path in tmp_path.iterdir()) == [".o.lock", "o"]
+
+
+def test_a_refusal_leaves_the_earlier_result_of_a_killed_process(tmp_path):
+    out = tmp_path / "o"
+    made(out)
+    out.rename(tmp_path / ".o.old")  # killed between the two renames
+    out.mkdir()
+    (out / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="the output folder holds something else"):
+        made(out)
+    assert (tmp_path / ".o.old/result").exists() and (out / "mine.txt").exists()
+
+
+def test_a_link_that_leads_to_itself_is_no_output_folder(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError, match="is a link that leads to itself"):
+        made(tmp_path / "a")
