@@ -25,8 +25,9 @@ V = 50
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_weight_of_a_preset_has_one_role(name):
     """Without width_base the learning rate of each weight is the run's, and the groups are matrices and vectors."""
+    config = load(RunConfig, ROOT / f"configs/presets/{name}.yaml").model
     with torch.device("meta"):
-        model = model_of(load(RunConfig, ROOT / f"configs/presets/{name}.yaml").model, V)
+        model = model_of(config.model_copy(update={"width_base": None, "depth_base": None}), V)
     roles, weights = weights_of(model), dict(model.named_parameters())
     assert list(roles) == list(weights) and len({id(p) for p in weights.values()}) == len(weights)
     for key, role in roles.items():
